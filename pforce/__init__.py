@@ -1,0 +1,1 @@
+"""pforce: Ray-distributed experiments and ablations for Patch Forcing."""

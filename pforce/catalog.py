@@ -1,0 +1,42 @@
+"""Finds the named experiments of the `experiments` package."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+
+from pforce.config import ConfigError, Experiment
+
+PACKAGE = "experiments"
+
+
+def experiments() -> dict[str, Callable[[], Experiment]]:
+    """Every experiment by its name: the functions of the package's modules that take nothing and return one."""
+    package = importlib.import_module(PACKAGE)
+    found: dict[str, Callable[[], Experiment]] = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{PACKAGE}.{info.name}")
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            if function.__module__ != module.__name__ or name.startswith("_"):
+                continue
+            signature = inspect.signature(function, eval_str=True)
+            if signature.return_annotation is Experiment and not signature.parameters:
+                found[name] = function
+    return found
+
+
+def experiment(name: str) -> Experiment:
+    """The experiment of that name, bare or with its module (`openmoji32.openmoji32_micro`).
+
+    ConfigError with the nearest name where there is none.
+    """
+    known = experiments()
+    function = known.get(name.rsplit(".", 1)[-1])
+    if function is None or ("." in name and function.__module__ != f"{PACKAGE}.{name.rsplit('.', 1)[0]}"):
+        near = difflib.get_close_matches(name.rsplit(".", 1)[-1], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "experiments are: " + ", ".join(sorted(known))
+        raise ConfigError(f"{name}: unknown experiment; {hint}")
+    return function()

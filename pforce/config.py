@@ -1,0 +1,246 @@
+"""The whole experiment as one typed, frozen, validated, hashable value.
+
+The parts are the core's own dataclasses, which check their ranges. Here they are put together, checked against
+each other, read from and written to plain data with every name and type checked (pydantic, strict), changed by
+dotted paths, and hashed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from pforce.data.config import DataConfig
+from pforce.flow import FlowConfig
+from pforce.metrics.evaluate import EvaluationConfig
+from pforce.models.config import ModelConfig
+from pforce.sampling import SamplerConfig
+from pforce.timesteps import LTG, SAMPLERS, TimestepSampler
+from pforce.training.config import OptimizerConfig, TrainingConfig
+from pforce.validation import FieldError, require
+
+RESULT_VERSION = 1
+"""Raised when a change of the code changes results: fingerprints of older results no longer match."""
+
+# What does not determine the result beyond rounding: names, places, speed and logging.
+NOT_IN_FINGERPRINT = (
+    "name",
+    "model.attention",
+    "data.path",
+    "training.accumulation",
+    "training.compile",
+    "training.checkpoint_every",
+    "training.log_every",
+    "evaluation.batch",
+)
+
+
+class ConfigError(ValueError):
+    """An experiment or a sweep is not well-formed. The message names the field, the value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A training and its evaluation."""
+
+    name: str
+    """What tables call it; not part of the fingerprint."""
+    model: ModelConfig
+    """The transformer."""
+    timesteps: TimestepSampler = field(default_factory=LTG)
+    """How patch timesteps are drawn in training."""
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    """The training objective."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The images."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """The optimiser."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """The training budget."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """The sampler of the evaluation."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """What is measured."""
+    seed: int = 0
+    """Seed of weights, data order and training noise."""
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", self.seed, "≥ 0")
+        patch = self.model.patch
+        require(
+            self.data.resolution % patch == 0,
+            "data.resolution",
+            self.data.resolution,
+            f"a multiple of model.patch = {patch}",
+        )
+        require(
+            self.model.image_size == (self.data.resolution, self.data.resolution),
+            "model.image_size",
+            self.model.image_size,
+            f"({self.data.resolution}, {self.data.resolution}), as data.resolution is {self.data.resolution}",
+        )
+        require(
+            self.training.batch % self.data.streams == 0,
+            "training.batch",
+            self.training.batch,
+            f"a multiple of data.streams = {self.data.streams}",
+        )
+        require(
+            self.model.difficulty_head or self.timesteps.per_sample,
+            "timesteps",
+            self.timesteps.name,
+            "a sampler with one timestep a sample (parallel_uniform, parallel_logit_normal), as "
+            "model.difficulty_head is False (SiT)",
+        )
+
+
+T = TypeVar("T")
+
+
+def _unknown(name: str, known: list[str], where: str) -> ConfigError:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else "it must be one of: " + ", ".join(known)
+    return ConfigError(f"{where}{name}: unknown field; {hint}")
+
+
+def to_dict(value: Any) -> Any:
+    """An experiment or a part of it as plain data (JSON types); a timestep sampler carries its name."""
+    if isinstance(value, TimestepSampler):
+        return {"name": value.name, **{f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}}
+    if dataclasses.is_dataclass(value):
+        return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [to_dict(item) for item in value]
+    return value
+
+
+def _leaf(hint: Any, value: Any, path: str) -> Any:
+    """A plain value checked strictly against a type; JSON mode lets a list be a tuple and an int a float."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{path} = {value!r}: must be a finite number")
+    try:
+        return TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
+    except (ValidationError, TypeError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise ConfigError(f"{path} = {value!r}: {reason}") from error
+
+
+def _timestep_class(data: Any, path: str) -> type[TimestepSampler]:
+    name = data.get("name") if isinstance(data, Mapping) else data
+    if name not in SAMPLERS:
+        raise ConfigError(f"{path} = {name!r}: must be one of {', '.join(SAMPLERS)}")
+    return SAMPLERS[name]
+
+
+def _construct(cls: type[T], data: Any, path: str) -> T:
+    """Build a dataclass from plain data. ConfigError with the dotted path of what is wrong."""
+    prefix = f"{path}." if path else ""
+    if issubclass(cls, TimestepSampler):
+        cls = cast(type[T], _timestep_class(data, path))
+        data = {k: v for k, v in data.items() if k != "name"} if isinstance(data, Mapping) else {}
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{path} = {data!r}: must be a group of fields")
+    hints = get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    arguments = {}
+    for name, value in data.items():
+        if name not in names:
+            raise _unknown(name, names, prefix)
+        hint = hints[name]
+        nested = dataclasses.is_dataclass(hint) or (isinstance(hint, type) and issubclass(hint, TimestepSampler))
+        arguments[name] = _construct(hint, value, prefix + name) if nested else _leaf(hint, value, prefix + name)
+    try:
+        return cls(**arguments)
+    except FieldError as error:
+        raise ConfigError(f"{prefix}{error}") from error
+    except TypeError as error:
+        raise ConfigError(f"{path or cls.__name__}: {error}") from error
+
+
+def from_dict(data: Mapping[str, Any]) -> Experiment:
+    """The inverse of `to_dict`. ConfigError names the first field that is unknown, of a wrong type or out of range."""
+    return _construct(Experiment, data, "")
+
+
+def field_paths(experiment: Experiment) -> list[str]:
+    """Dotted paths of all fields that can be set, `timesteps` itself included."""
+
+    def walk(value: Any, prefix: str) -> list[str]:
+        paths = []
+        for f in dataclasses.fields(value):
+            inner = getattr(value, f.name)
+            if isinstance(inner, TimestepSampler):
+                paths.append(prefix + f.name)
+            paths += walk(inner, f"{prefix}{f.name}.") if dataclasses.is_dataclass(inner) else [prefix + f.name]
+        return paths
+
+    return walk(experiment, "")
+
+
+def check_path(experiment: Experiment, path: str) -> None:
+    """ConfigError with the nearest right name where `path` is no field of this experiment."""
+    known = field_paths(experiment)
+    if path in known:
+        return
+    # A bare or misspelt last part is best matched among last parts: timesteps.sigm → timesteps.sigma.
+    last = {known_path.rsplit(".", 1)[-1]: known_path for known_path in known}
+    near = difflib.get_close_matches(path, known, n=1, cutoff=0.7) or [
+        last[name] for name in difflib.get_close_matches(path.rsplit(".", 1)[-1], last, n=1, cutoff=0.6)
+    ]
+    hint = f"did you mean {near[0]}?" if near else "fields are: " + ", ".join(known)
+    raise ConfigError(f"{path}: unknown field of experiment {experiment.name}; {hint}")
+
+
+def with_fields(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
+    """A copy with fields at dotted paths changed: `{"timesteps.m": 0.5, "seed": 1}`.
+
+    `timesteps` takes a sampler, or its name for its defaults. ConfigError as in `from_dict`.
+    """
+    data = to_dict(experiment)
+    # Whole parts first, so that {"timesteps": "srm", "timesteps.sharpness": 4} works in any order.
+    for path in sorted(changes, key=lambda p: p.count(".")):
+        if path.startswith("timesteps.") and "timesteps" in changes:
+            pass  # the new sampler's fields are checked when it is built
+        else:
+            check_path(experiment, path)
+        *parents, leaf = path.split(".")
+        target = data
+        for parent in parents:
+            target = target[parent]
+        value = changes[path]
+        if path == "timesteps" and isinstance(value, str):
+            value = {"name": value}
+        target[leaf] = to_dict(value)
+    return from_dict(data)
+
+
+def canonical(experiment: Experiment) -> dict[str, Any]:
+    """What determines the result, as plain data: equal distributions look equal, and speed and names are left out."""
+    data = to_dict(dataclasses.replace(experiment, timesteps=experiment.timesteps.canonical()))
+    for path in NOT_IN_FINGERPRINT:
+        *parents, leaf = path.split(".")
+        target = data
+        for parent in parents:
+            target = target[parent]
+        del target[leaf]
+    return data
+
+
+def fingerprint(experiment: Experiment, data_hash: str) -> str:
+    """Hash of what determines an experiment's result: 32 hexadecimal digits.
+
+    Args:
+        data_hash: content hash of the dataset (its manifest's); paths and worker counts do not enter.
+    """
+    text = json.dumps(
+        {"version": RESULT_VERSION, "data_hash": data_hash, "experiment": canonical(experiment)}, sort_keys=True
+    )
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,19 @@
+"""Datasets: what they are (`config`, `manifest`), how they are made (`openmoji`, `writer`) and read (`reader`)."""
+
+from pforce.data.cache import ensure
+from pforce.data.config import DataConfig
+from pforce.data.manifest import DataError, Manifest, Shard, Split
+from pforce.data.reader import Batch, TrainingStream, merge_states, read_split
+
+__all__ = [
+    "Batch",
+    "DataConfig",
+    "DataError",
+    "Manifest",
+    "Shard",
+    "Split",
+    "TrainingStream",
+    "ensure",
+    "merge_states",
+    "read_split",
+]

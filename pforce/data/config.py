@@ -1,0 +1,30 @@
+"""Which images an experiment sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pforce.validation import require
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The images of an experiment, and the order in which training sees them."""
+
+    name: Literal["openmoji", "shards"] = "openmoji"
+    """openmoji: drawn from the installed package on first use. shards: a folder with a manifest.json."""
+    resolution: int = 32
+    """Height and width of an image, in pixels (of a latent, in latent pixels)."""
+    path: str | None = None
+    """Folder of the shards. Not part of the fingerprint: the manifest's hash is."""
+    streams: int = 16
+    """Virtual streams: each owns its shards, and a global batch takes an equal share from each, so that the
+    order of the data does not depend on the number of workers."""
+    flip: bool = False
+    """Mirror half of the training images, chosen by (seed, step)."""
+
+    def __post_init__(self) -> None:
+        require(self.resolution > 0, "resolution", self.resolution, "> 0 pixels")
+        require(self.streams > 0, "streams", self.streams, "> 0")
+        require(self.name != "shards" or self.path is not None, "path", self.path, 'a folder, as name is "shards"')

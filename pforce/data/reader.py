@@ -1,0 +1,268 @@
+"""Reading a dataset: training batches in an order that does not know the number of workers, and whole splits.
+
+The order is that of V virtual streams. Shard i belongs to stream i mod V. In each of its epochs a stream
+permutes its shards and the samples within each, keyed by (seed, stream, epoch). A global batch takes
+batch / V samples of every stream, streams in order. Rank r of W serves the streams v with v mod W = r, so
+W workers together see what one would see, and a position (epoch, index) per stream is all a resume needs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pforce.data.config import DataConfig
+from pforce.data.manifest import DataError, Manifest, Shard, SplitName
+from pforce.data.shards import DamageCount, DecodedShard, ShardCache, decode_shard
+from pforce.seeding import generator
+from pforce.validation import require
+
+STATE_FORMAT = 1
+GIBIBYTE = 2**30
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples."""
+
+    images: Tensor
+    """(B, C, H, W) uint8."""
+    labels: Tensor
+    """(B,) int64."""
+    captions: list[str]
+    """Empty strings where the shards hold none."""
+    damaged: int
+    """Damaged samples that were skipped to get these."""
+
+
+def _decoding_threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="pforce-decode")
+
+
+class _Stream:
+    """One virtual stream: its shards, and its position."""
+
+    def __init__(self, number: int, shards: dict[int, Shard], seed: int, load: Callable[[Shard], DecodedShard]) -> None:
+        self.epoch = 0
+        self.index = 0
+        """Place in the epoch of the next sample. Counts damaged samples, so it says where the stream is without
+        reading what lies before."""
+        self.samples = sum(shard.samples for shard in shards.values())
+        self._number, self._shards, self._seed, self._load = number, shards, seed, load
+        self._visits: list[tuple[int, int]] = []  # (index in the epoch of its first sample, shard) in visiting order
+        self._visits_epoch = -1
+        # The current shard stays here, whatever the cache drops: else streams would evict each other's.
+        self._current: tuple[int, int] | None = None  # (epoch, shard)
+        self._decoded: DecodedShard
+        self._order: list[int]
+
+    def take(self) -> tuple[DecodedShard, int, int]:
+        """The next intact sample as (shard, place in it), and the number of damaged ones skipped before it."""
+        skipped = 0
+        while True:
+            if self.index == self.samples:
+                self.epoch, self.index = self.epoch + 1, 0
+            first = self._open()
+            place = self._order[self.index - first]
+            self.index += 1
+            if self._decoded.intact[place]:
+                return self._decoded, place, skipped
+            skipped += 1
+
+    def _open(self) -> int:
+        """Make the shard at the position current; returns the index in the epoch of its first sample."""
+        if self._visits_epoch != self.epoch:
+            self._visits, self._visits_epoch = self._plan(), self.epoch
+        first, number = next(visit for visit in reversed(self._visits) if visit[0] <= self.index)
+        if self._current != (self.epoch, number):
+            shard = self._shards[number]
+            self._decoded = self._load(shard)
+            key = generator("data", self._seed, self._number, self.epoch, "samples", number)
+            self._order = torch.randperm(shard.samples, generator=key).tolist()
+            self._current = (self.epoch, number)
+        return first
+
+    def _plan(self) -> list[tuple[int, int]]:
+        numbers = [number for number, shard in self._shards.items() if shard.samples > 0]
+        key = generator("data", self._seed, self._number, self.epoch, "shards")
+        visits, first = [], 0
+        for i in torch.randperm(len(numbers), generator=key).tolist():
+            visits.append((first, numbers[i]))
+            first += self._shards[numbers[i]].samples
+        return visits
+
+
+class TrainingStream:
+    """This rank's share of an endless sequence of global batches.
+
+    Args:
+        folder: the dataset, with its manifest.json.
+        config: `resolution` must be the dataset's; `streams` is V.
+        batch: the global batch size, a multiple of V.
+        seed: the experiment's seed.
+        rank, world_size: which share. V must be a multiple of world_size.
+        cache_bytes: decoded shards kept beyond the one each stream is reading.
+
+    Attributes:
+        manifest: the dataset's.
+        rows: (batch / world_size,) int64, the places of this rank's samples in the global batch: slice globally
+            drawn noise with it.
+
+    Raises:
+        FieldError: sizes that do not divide, or another resolution than the dataset's.
+        DataError: no manifest, missing shards, or fewer shards than streams.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: DataConfig,
+        *,
+        batch: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        cache_bytes: int = GIBIBYTE,
+    ) -> None:
+        count = config.streams
+        require(batch > 0 and batch % count == 0, "batch", batch, f"a positive multiple of streams = {count}")
+        require(world_size > 0 and count % world_size == 0, "streams", count, f"a multiple of the {world_size} workers")
+        require(0 <= rank < world_size, "rank", rank, f"in [0, {world_size})")
+        self.manifest = _open_manifest(folder)
+        here = self.manifest.resolution
+        require(config.resolution == here, "resolution", config.resolution, f"{here}, the resolution of {folder}")
+        shards = self.manifest.train.shards
+        for number in range(count):
+            if sum(shard.samples for shard in shards[number::count]) == 0:
+                raise DataError(
+                    f"{folder} has {len(shards)} training shards for {count} streams: stream {number} would be empty. "
+                    f"Set streams to at most {len(shards)}, or write the data in more shards"
+                )
+        self._folder, self._seed, self._count = folder, seed, count
+        self._cache = ShardCache(cache_bytes)
+        self._damage = DamageCount(folder, self.manifest.train)
+        self._executor = _decoding_threads()
+        self._share = batch // count  # samples of each stream in a batch
+        self._streams = {
+            number: _Stream(number, {i: shards[i] for i in range(number, len(shards), count)}, seed, self._load)
+            for number in range(rank, count, world_size)
+        }
+        self.rows = torch.cat([torch.arange(v * self._share, (v + 1) * self._share) for v in self._streams])
+
+    @property
+    def damaged(self) -> dict[str, int]:
+        """Damaged samples by shard name, of the shards this rank has read."""
+        return dict(self._damage.counts)
+
+    def next_batch(self) -> Batch:
+        """This rank's samples of the next global batch, in the order of `rows`.
+
+        Raises:
+            DataError: a shard has vanished, or more than 1 % of the samples are damaged.
+        """
+        taken = [stream.take() for stream in self._streams.values() for _ in range(self._share)]
+        return Batch(
+            images=torch.stack([shard.images[place] for shard, place, _ in taken]),
+            labels=torch.stack([shard.labels[place] for shard, place, _ in taken]),
+            captions=[shard.captions[place] for shard, place, _ in taken],
+            damaged=sum(skipped for _, _, skipped in taken),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position of every stream this rank serves, as JSON. `merge_states` joins those of all ranks."""
+        return {
+            "format": STATE_FORMAT,
+            "manifest": self.manifest.hash,
+            "seed": self._seed,
+            "streams": self._count,
+            "positions": {str(number): [stream.epoch, stream.index] for number, stream in self._streams.items()},
+            "damaged": self.damaged,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken, on any number of workers. Nothing is read before the next batch.
+
+        Raises:
+            DataError: the state belongs to other data, another seed or number of streams, or lacks a stream.
+        """
+        own = self.state_dict()
+        for field in ("format", "manifest", "seed", "streams"):
+            if state[field] != own[field]:
+                raise DataError(
+                    f"the checkpoint's data position has {field} {state[field]!r}, this run has {own[field]!r}: "
+                    "it cannot be resumed. Resume with the same data configuration and seed, or start a new run"
+                )
+        lacking = sorted(set(own["positions"]) - set(state["positions"]), key=int)
+        if lacking:
+            raise DataError(
+                f"the checkpoint's data position lacks the streams {', '.join(lacking)}: it holds some ranks only. "
+                "Save merge_states(the states of all ranks)"
+            )
+        for number, stream in self._streams.items():
+            stream.epoch, stream.index = (int(value) for value in state["positions"][str(number)])
+        own_shards = {shard.name for v in self._streams for shard in self.manifest.train.shards[v :: self._count]}
+        self._damage.counts = {name: int(n) for name, n in state["damaged"].items() if name in own_shards}
+
+    def _load(self, shard: Shard) -> DecodedShard:
+        decoded = self._cache.get(shard.name)
+        if decoded is None:
+            decoded = decode_shard(self._folder, shard, self.manifest, self._executor)
+            self._damage.add(shard, decoded)
+            self._cache.put(shard.name, decoded)
+        return decoded
+
+
+def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One state with the streams of all ranks, from the `state_dict` of each."""
+    merged = dict(states[0])
+    merged["positions"] = {number: place for state in states for number, place in state["positions"].items()}
+    merged["damaged"] = {name: count for state in states for name, count in state["damaged"].items()}
+    return merged
+
+
+def read_split(folder: Path, split: SplitName, *, limit: int | None = None) -> Batch:
+    """All images of a split in the order of the shards, or `limit` of them spread evenly over it (the same ones
+    each time; shards without any are not read).
+
+    Damaged samples are left out and counted, so fewer than `limit` may come back.
+
+    Raises:
+        FieldError: a limit that is not in [1, samples of the split].
+        DataError: no manifest, missing shards, or more than 1 % of the samples are damaged.
+    """
+    manifest = _open_manifest(folder)
+    shards = manifest.split(split)
+    total = shards.samples
+    require(limit is None or 1 <= limit <= total, "limit", limit, f"1 to {total}, the {split} samples of {folder}")
+    places = torch.arange(total) if limit is None else (2 * torch.arange(limit) + 1) * total // (2 * limit)
+    damage = DamageCount(folder, shards)
+    images, labels, captions, skipped, first = [], [], [], 0, 0
+    with _decoding_threads() as executor:
+        for shard in shards.shards:
+            wanted = places[(places >= first) & (places < first + shard.samples)] - first
+            first += shard.samples
+            if len(wanted) == 0:
+                continue
+            decoded = decode_shard(folder, shard, manifest, executor)
+            damage.add(shard, decoded)
+            kept = wanted[decoded.intact[wanted]]
+            skipped += len(wanted) - len(kept)
+            images.append(decoded.images[kept])
+            labels.append(decoded.labels[kept])
+            captions += [decoded.captions[place] for place in kept.tolist()]
+    return Batch(torch.cat(images), torch.cat(labels), captions, skipped)
+
+
+def _open_manifest(folder: Path) -> Manifest:
+    manifest = Manifest.load(folder)
+    manifest.check(folder)
+    if manifest.channels != 3:
+        raise DataError(f"{folder} has images of {manifest.channels} channels; this reader takes 3. Convert to RGB")
+    return manifest

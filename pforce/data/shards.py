@@ -1,0 +1,197 @@
+"""Decoding one webdataset shard into arrays, and what counts as a damaged sample."""
+
+from __future__ import annotations
+
+import io
+import logging
+import struct
+import zlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from pforce.data.manifest import DataError, Manifest, Shard, Split
+
+logger = logging.getLogger(__name__)
+
+IMAGE_EXTENSIONS = ("png", "jpg", "jpeg")
+MAXIMUM_DAMAGED_SHARE = 0.01
+
+_DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error)
+"""What Pillow raises on broken files (a bad PNG chunk is a SyntaxError)."""
+
+
+class DamagedSample(Exception):
+    """One sample cannot be used; the message says why. Counted by the caller, never fatal alone."""
+
+
+@dataclass(frozen=True)
+class DecodedShard:
+    """The samples of a shard in the order of the tar file. Damaged ones keep their place, with `intact` False."""
+
+    images: Tensor
+    """(n, 3, H, W) uint8."""
+    labels: Tensor
+    """(n,) int64."""
+    captions: list[str]
+    intact: Tensor
+    """(n,) bool."""
+    reason: str
+    """Why the first damaged sample is damaged; empty if none is."""
+
+    @property
+    def damaged(self) -> int:
+        return int((~self.intact).sum())
+
+    @property
+    def bytes(self) -> int:
+        return self.images.numel()
+
+
+def decode_shard(folder: Path, shard: Shard, manifest: Manifest, executor: Executor) -> DecodedShard:
+    """Read and decode a whole shard, images in parallel on the executor's threads (Pillow drops the GIL).
+
+    A sample is damaged if its image cannot be decoded or has another size than the manifest's, if its label is
+    missing or no class, or if the manifest counts it and the tar file ends before it.
+
+    Raises:
+        DataError: the shard cannot be opened, or holds more samples than the manifest says.
+    """
+    path = folder / shard.name
+    try:
+        with open(path, "rb") as file:
+            samples, archive_error = _read_tar(file, path)
+    except OSError as error:
+        raise DataError(f"shard {path} cannot be read: {error}. Copy it there again") from error
+    if len(samples) > shard.samples:
+        raise DataError(
+            f"shard {path} holds {len(samples)} samples, its manifest says {shard.samples}: they do not belong "
+            "together. Build or copy the dataset again"
+        )
+    size = manifest.resolution
+    images = torch.zeros(shard.samples, 3, size, size, dtype=torch.uint8)
+    labels = torch.zeros(shard.samples, dtype=torch.int64)
+    intact = torch.zeros(shard.samples, dtype=torch.bool)
+    captions = [""] * shard.samples
+    reason = ""
+
+    def decode(index: int) -> str:
+        try:
+            labels[index] = _label(samples[index], len(manifest.classes))
+            images[index] = _image(samples[index], size)
+        except DamagedSample as error:
+            return f"{samples[index]['__key__']}: {error}"
+        captions[index] = samples[index].get("txt", b"").decode("utf-8", errors="replace")
+        intact[index] = True
+        return ""
+
+    for complaint in executor.map(decode, range(len(samples))):
+        reason = reason or complaint
+    if len(samples) < shard.samples:
+        reason = reason or f"the file ends after {len(samples)} of {shard.samples} samples {archive_error}".rstrip()
+    return DecodedShard(images, labels, captions, intact, reason)
+
+
+def _read_tar(file: BinaryIO, path: Path) -> tuple[list[dict[str, Any]], str]:
+    """The intact samples at the head of a tar file, undecoded, and the error that ended it early ("" if none)."""
+    errors: list[Exception] = []
+
+    def stop(error: Exception) -> bool:
+        errors.append(error)
+        return False
+
+    members = tar_file_expander([{"url": str(path), "stream": file}], handler=stop)
+    samples: list[dict[str, Any]] = list(group_by_keys(members, handler=stop))
+    if errors and samples:
+        samples.pop()  # cut in its middle, or just after it: its last member may be missing
+    return samples, f"({errors[0]})" if errors else ""
+
+
+def _label(sample: Mapping[str, Any], classes: int) -> int:
+    if "cls" not in sample:
+        raise DamagedSample("it has no .cls")
+    try:
+        label = int(sample["cls"])
+    except ValueError as error:
+        raise DamagedSample(f"its label {sample['cls'][:20]!r} is not a number") from error
+    if not 0 <= label < classes:
+        raise DamagedSample(f"its label {label} is not one of {classes} classes")
+    return label
+
+
+def _image(sample: Mapping[str, Any], size: int) -> Tensor:
+    """(3, H, W) uint8."""
+    encoded = next((sample[extension] for extension in IMAGE_EXTENSIONS if extension in sample), None)
+    if encoded is None:
+        raise DamagedSample(f"it has no image ({', '.join('.' + extension for extension in IMAGE_EXTENSIONS)})")
+    try:
+        with Image.open(io.BytesIO(encoded)) as file:
+            if file.size != (size, size):  # known from the header, before anything is decoded
+                raise DamagedSample(f"its image is {file.width}×{file.height}, not {size}×{size}")
+            pixels = np.array(file.convert("RGB"))  # (H, W, 3)
+    except (*_DECODING_ERRORS, Image.DecompressionBombError) as error:
+        raise DamagedSample(f"its image cannot be decoded: {error}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+class DamageCount:
+    """Damaged samples by shard: each shard is counted and warned about once, and too many end the run."""
+
+    def __init__(self, folder: Path, split: Split) -> None:
+        self.counts: dict[str, int] = {}
+        self._folder = folder
+        self._samples = split.samples
+
+    def add(self, shard: Shard, decoded: DecodedShard) -> None:
+        """Count a shard that was just decoded.
+
+        Raises:
+            DataError: more than 1 % of the split's samples are damaged by now.
+        """
+        if decoded.damaged == 0 or shard.name in self.counts:
+            return
+        self.counts[shard.name] = decoded.damaged
+        logger.warning(
+            "%s: %d of %d samples are damaged and skipped. First: %s",
+            self._folder / shard.name,
+            decoded.damaged,
+            shard.samples,
+            decoded.reason,
+        )
+        total = sum(self.counts.values())
+        if total > MAXIMUM_DAMAGED_SHARE * self._samples:
+            listing = ", ".join(f"{name} ({count})" for name, count in sorted(self.counts.items()))
+            raise DataError(
+                f"{total} of {self._samples} samples in {self._folder} are damaged, more than "
+                f"{MAXIMUM_DAMAGED_SHARE:.0%}: {listing}. First in {shard.name}: {decoded.reason}. "
+                "Copy or build these shards again"
+            )
+
+
+class ShardCache:
+    """Decoded shards, the least recently used dropped first once they exceed the budget."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        self._budget_bytes = budget_bytes
+        self._shards: OrderedDict[str, DecodedShard] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, name: str) -> DecodedShard | None:
+        if name in self._shards:
+            self._shards.move_to_end(name)
+        return self._shards.get(name)
+
+    def put(self, name: str, shard: DecodedShard) -> None:
+        self._shards[name] = shard
+        self._bytes += shard.bytes
+        while self._bytes > self._budget_bytes:
+            self._bytes -= self._shards.popitem(last=False)[1].bytes

@@ -1,0 +1,41 @@
+"""Images as tensors and as bytes: the only uint8 conversion of the project, and the grid of samples."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Values in [−1, 1] to uint8 0…255, rounded to the nearest: round(127.5·x + 127.5).
+
+    Values outside are clipped. `to_uint8(from_uint8(u)) == u` for every u.
+    """
+    return (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """uint8 0…255 to float32 in [−1, 1]."""
+    return images.to(torch.float32) / 127.5 - 1.0
+
+
+def save_grid(images: Tensor, path: Path, *, columns: int | None = None, scale: int = 1, gap: int = 2) -> None:
+    """Write (B, 3, H, W) images in [−1, 1] as one PNG, row-major, each enlarged `scale` times.
+
+    `columns` defaults to the square root of B, rounded up. The gaps are white.
+    """
+    pixels = to_uint8(images).cpu().permute(0, 2, 3, 1)  # (B, H, W, 3)
+    count, height, width, _ = pixels.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    canvas = Image.new("RGB", (columns * (width * scale + gap) + gap, rows * (height * scale + gap) + gap), "white")
+    for index, image in enumerate(pixels.numpy()):
+        tile = Image.fromarray(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        row, column = divmod(index, columns)
+        canvas.paste(tile, (gap + column * (width * scale + gap), gap + row * (height * scale + gap)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.save(path)

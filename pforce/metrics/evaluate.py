@@ -1,0 +1,122 @@
+"""What is measured on a trained model: validation loss, distance of generated images, difficulty correlation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pforce import flow, seeding
+from pforce.images import from_uint8
+from pforce.metrics.detectors import load_detector
+from pforce.metrics.difficulty import difficulty_correlation
+from pforce.metrics.frechet import frechet_distance
+from pforce.models import PatchForcingTransformer
+from pforce.sampling import SamplerConfig, generate
+from pforce.validation import require
+
+GRID_IMAGES = 64
+"""Images of the picture of samples."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured, on how many images."""
+
+    images: int = 1000
+    """Generated images for the distances: the n that is stated beside them."""
+    validation_images: int = 1000
+    """Held-out images for losses, correlation and reference features; all of them where there are fewer."""
+    detector: Literal["openmoji"] = "openmoji"
+    """Feature detector of the Fréchet distance."""
+    difficulty_timesteps: tuple[float, ...] = (0.2, 0.6)
+    """Timesteps of the difficulty correlation R(t), in (0, 1)."""
+    seed: int = 0
+    """Seed of the evaluation's noise: the same for all cells and training seeds, so that they share it."""
+    batch: int = 64
+    """Images a forward pass."""
+
+    def __post_init__(self) -> None:
+        require(self.images >= 2, "images", self.images, "≥ 2")
+        require(self.validation_images >= 2, "validation_images", self.validation_images, "≥ 2")
+        require(
+            all(0 < t < 1 for t in self.difficulty_timesteps),
+            "difficulty_timesteps",
+            self.difficulty_timesteps,
+            "between 0 and 1",
+        )
+        require(self.batch > 0, "batch", self.batch, "> 0")
+
+
+class TrialEvaluation(NamedTuple):
+    """The numbers of a trial under their fixed names, and some of the images."""
+
+    metrics: dict[str, float]
+    samples: Tensor
+    """(≤ 64, C, H, W) the first generated images."""
+
+
+Progress = Callable[[str, float], None]
+"""Told the part of the evaluation and the share of all of it that is done."""
+
+
+@torch.no_grad()
+def _validation(model: PatchForcingTransformer, x1: Tensor, y: Tensor, x0: Tensor, batch: int) -> dict[str, float]:
+    total = torch.zeros(flow.VALIDATION_SEGMENTS, dtype=torch.float64, device=x1.device)
+    for first in range(0, len(x1), batch):
+        rows = slice(first, first + batch)
+        total += flow.validation_loss(model, x1[rows], y[rows], x0[rows]) * len(x1[rows])
+    segments = (total / len(x1)).tolist()
+    named = {f"val/loss_t{t:.4f}": value for t, value in zip(flow.validation_timesteps(), segments, strict=True)}
+    return {"val/loss": sum(segments) / len(segments), **named}
+
+
+def evaluate(
+    model: PatchForcingTransformer,
+    config: EvaluationConfig,
+    sampler: SamplerConfig,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    device: torch.device,
+    progress: Progress = lambda part, share: None,
+) -> TrialEvaluation:
+    """Measure a model (averaged weights, evaluation mode) on held-out images.
+
+    Args:
+        images: (M, C, H, W) uint8. labels: (M,); generated image i is of class labels[i mod M].
+    """
+    x1, y = from_uint8(images.to(device)), labels.to(device)
+    x0 = seeding.noise_for_images(config.seed, 0, len(x1), tuple(x1.shape[1:]), device)
+    progress("validation", 0.0)
+    metrics = _validation(model, x1, y, x0, config.batch)
+    if model.config.difficulty_head:
+        progress("difficulty", 0.1)
+        for r in difficulty_correlation(model, x1, y, x0, timesteps=config.difficulty_timesteps, batch=config.batch):
+            metrics[f"difficulty/pearson_t{r.t:.2f}"] = r.pearson
+            metrics[f"difficulty/spearman_t{r.t:.2f}"] = r.spearman
+    detector = load_detector(config.detector).to(device)
+    classes = labels[torch.arange(config.images) % len(labels)]
+    features: list[Tensor] = []
+    kept: list[Tensor] = []
+    passes, started = 0, time.perf_counter()
+    for generated in generate(model, sampler, classes, seed=config.seed, batch=config.batch, device=device):
+        features.append(detector.features(generated.images.clamp(-1, 1)).cpu())
+        kept.append(generated.images[: max(0, GRID_IMAGES - sum(len(k) for k in kept))].cpu())
+        passes = generated.forward_passes
+        progress("sampling", 0.2 + 0.8 * sum(len(f) for f in features) / config.images)
+    seconds = time.perf_counter() - started
+    reference = torch.cat([detector.features(x1[i : i + config.batch]).cpu() for i in range(0, len(x1), config.batch)])
+    metrics[f"fd/{config.detector}"] = frechet_distance(torch.cat(features), reference)
+    metrics |= {
+        f"fd/{config.detector}_images": float(config.images),
+        f"fd/{config.detector}_reference_images": float(len(x1)),
+        "cost/nfe": float(sampler.num_function_evaluations),
+        "cost/forward_passes": float(passes),
+        "cost/sampling_seconds_per_image": seconds / config.images,
+    }
+    return TrialEvaluation(metrics, torch.cat(kept))

@@ -1,0 +1,143 @@
+"""The parts of a DiT block whose modulations are computed once for each distinct timestep.
+
+Modulations come in two shapes: (B, N, ·), one a token, or (B, 1, ·), one a sample. `gather_levels` makes the
+former from one row a *level*; everything after broadcasts.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pforce.models.attention import AttentionFunction
+
+TIME_FEATURES = 256
+MAX_PERIOD = 10_000.0
+
+
+def sinusoidal_features(t: Tensor) -> Tensor:
+    """(…) times → (…, 256) float32: cos then sin of the raw t, periods up to 10000."""
+    half = TIME_FEATURES // 2
+    frequencies = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = t.float()[..., None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def gather_levels(per_level: Tensor, index: Tensor | None) -> Tensor:
+    """(B, K, M) rows and the level of each token (B, N) → (B, N, M). Without an index: unchanged."""
+    if index is None:
+        return per_level
+    return per_level.gather(1, index[..., None].expand(-1, -1, per_level.shape[-1]))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x·(1 + scale) + shift; x (B, N, D), shift and scale (B, N or 1, D)."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+class TimestepEmbedder(nn.Module):
+    """256 sinusoidal features → Linear → SiLU → Linear: (…) → (…, D)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.mlp(sinusoidal_features(t))
+
+
+class LabelEmbedder(nn.Module):
+    """A table of classes + 1 rows, the last one for "no class": (B,) → (B, D)."""
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(classes + 1, width)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.embedding_table(y)
+
+
+class PatchEmbedder(nn.Module):
+    """p×p convolution with stride p: (B, C, H, W) → (B, N, D)."""
+
+    def __init__(self, patch: int, channels: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with a bias on q, k, v (packed in this order): (B, N, D) → (B, N, D)."""
+
+    def __init__(self, width: int, heads: int, attend: AttentionFunction) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attend = attend
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, d = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(self.attend(q, k, v).transpose(1, 2).reshape(b, n, d))
+
+
+class MLP(nn.Module):
+    """Linear → tanh GELU → Linear."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+def modulation_layers(width: int, parts: int) -> nn.Sequential:
+    """SiLU → Linear, the published `adaLN_modulation`. The model applies the SiLU once for all blocks, so only the
+    Linear runs in them; the SiLU stays for the parameters' names."""
+    return nn.Sequential(nn.SiLU(), nn.Linear(width, parts * width))
+
+
+def modulations(layers: nn.Sequential, activated: Tensor, index: Tensor | None) -> Tensor:
+    """SiLU(c) at each level (B, K, D), and the tokens' levels → (B, N or 1, parts·D)."""
+    return gather_levels(layers[1](activated), index)
+
+
+class Block(nn.Module):
+    """An adaLN-Zero transformer block (Peebles & Xie 2023)."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, attend: AttentionFunction) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attn = Attention(width, heads, attend)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.mlp = MLP(width, int(width * mlp_ratio))
+        self.adaLN_modulation = modulation_layers(width, 6)
+
+    def forward(self, x: Tensor, activated: Tensor, index: Tensor | None) -> Tensor:
+        # Order of the six: shift, scale, gate of the attention, then of the MLP.
+        six = modulations(self.adaLN_modulation, activated, index)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = six.chunk(6, dim=-1)
+        x = torch.addcmul(x, gate_a, self.attn(modulate(self.norm1(x), shift_a, scale_a)))
+        return torch.addcmul(x, gate_m, self.mlp(modulate(self.norm2(x), shift_m, scale_m)))
+
+
+class FinalLayer(nn.Module):
+    """LayerNorm, shift and scale, Linear to the p²·outputs values of a patch, channel fastest."""
+
+    def __init__(self, width: int, patch: int, outputs: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, patch * patch * outputs)
+        self.adaLN_modulation = modulation_layers(width, 2)
+
+    def forward(self, x: Tensor, activated: Tensor, index: Tensor | None) -> Tensor:
+        shift, scale = modulations(self.adaLN_modulation, activated, index).chunk(2, dim=-1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))

@@ -1,0 +1,1 @@
+"""Sweeps under Ray: the only package that imports it."""

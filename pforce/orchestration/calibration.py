@@ -1,0 +1,93 @@
+"""How long a trial will take, from a few real steps."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from pforce import flow, sampling
+from pforce.config import Experiment
+from pforce.models import build
+from pforce.orchestration.placement import Placement, place
+from pforce.training import train
+from pforce.trial import Paths, choose_device, training_state
+
+WARMUP_STEPS, TIMED_STEPS = 1, 4
+TIMED_EVALUATIONS = 3
+FIXED_SECONDS = 6.0
+"""Starting a trial's process and closing its record; measured by tests/benchmarks/fixed_cost.py."""
+
+
+class Estimate(NamedTuple):
+    """Time of a sweep on this machine."""
+
+    training_seconds: float
+    """Of one trial."""
+    evaluation_seconds: float
+    """Of one trial."""
+    placement: Placement
+    seconds: float
+    """Of all missing trials, with this machine's cores and GPUs."""
+
+
+def estimate(experiment: Experiment, data: Path, trials: int, *, cpus: int | None, gpus: float | None) -> Estimate:
+    """Time a few training steps and model evaluations in this process, on a trial's share of the cores.
+
+    The steps are real ones on the real data; trials that run side by side share memory bandwidth, which an
+    estimate from one of them does not see.
+    """
+    placement = place(
+        trials,
+        cluster_cpus=os.cpu_count() or 1,
+        cluster_gpus=float(torch.cuda.device_count()),
+        cpus=cpus,
+        gpus=gpus,
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(placement.cpus)
+    try:
+        training = _training_seconds(experiment, data) * experiment.training.steps
+        evaluation = _evaluation_seconds(experiment)
+    finally:
+        torch.set_num_threads(threads)
+    rounds = -(-trials // placement.concurrent)
+    return Estimate(training, evaluation, placement, rounds * (training + evaluation + FIXED_SECONDS))
+
+
+def _training_seconds(experiment: Experiment, data: Path) -> float:
+    """Seconds of one optimiser step."""
+    config = experiment.training
+
+    def budget(steps: int) -> Experiment:
+        return replace(experiment, training=replace(config, images=steps * config.batch, log_every=1))
+
+    state = training_state(budget(WARMUP_STEPS + TIMED_STEPS), Paths(data, data), "calibration", choose_device())
+    state.spec = replace(state.spec, training=budget(WARMUP_STEPS).training)
+    train(state)
+    state.spec = replace(state.spec, training=budget(WARMUP_STEPS + TIMED_STEPS).training)
+    started = time.perf_counter()
+    train(state)
+    return (time.perf_counter() - started) / TIMED_STEPS
+
+
+@torch.no_grad()
+def _evaluation_seconds(experiment: Experiment) -> float:
+    """Seconds of a trial's evaluation: its forward passes times the seconds of one."""
+    device, evaluation = choose_device(), experiment.evaluation
+    model = build(experiment.model).to(device).eval()
+    batch = min(evaluation.batch, 16)
+    x = torch.randn(batch, experiment.model.channels, *experiment.model.image_size, device=device)
+    y = torch.zeros(batch, dtype=torch.int64, device=device)
+    schedule = sampling.timesteps_for(experiment.sampler.name, TIMED_EVALUATIONS)
+    sampling.euler(model, x, schedule.timesteps[:2], y=y)
+    started = time.perf_counter()
+    sampling.euler(model, x, schedule.timesteps, y=y, guidance=experiment.sampler.guidance)
+    per_image = (time.perf_counter() - started) / TIMED_EVALUATIONS / batch
+    measured = flow.VALIDATION_SEGMENTS + len(evaluation.difficulty_timesteps)
+    passes = evaluation.images * experiment.sampler.num_function_evaluations + evaluation.validation_images * measured
+    return per_image * passes

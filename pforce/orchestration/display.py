@@ -1,0 +1,76 @@
+"""Progress of a sweep: bars on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINE_EVERY_SECONDS = 20.0
+
+
+class SweepDisplay:
+    """One bar for the sweep with time left, one for each running trial. Without a terminal: a line now and then."""
+
+    def __init__(self, console: Console, total: int, done: int) -> None:
+        self.console = console
+        self.total = total
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=console,
+        )
+        self.all = self.progress.add_task("sweep", total=float(total), completed=done, note="")
+        self.finished = float(done)
+        self.tasks: dict[str, TaskID] = {}
+        self.shares: dict[str, float] = {}
+        self.last_line = time.monotonic()
+        self.started = time.monotonic()
+        self.at_start = self.finished
+
+    def __enter__(self) -> SweepDisplay:
+        if self.console.is_terminal:
+            self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def update(self, label: str, share: float, note: str) -> None:
+        """A running trial is `share` done."""
+        if label not in self.tasks:
+            self.tasks[label] = self.progress.add_task(f"  {label}", total=1.0, note=note)
+        self.shares[label] = share
+        self.progress.update(self.tasks[label], completed=share, note=note)
+        self._advance()
+        if not self.console.is_terminal and time.monotonic() - self.last_line > LINE_EVERY_SECONDS:
+            self.last_line = time.monotonic()
+            self.console.print(self._line(f"{label}: {note}"), highlight=False)
+
+    def end(self, label: str, note: str) -> None:
+        """A trial ended, in whatever way."""
+        self.shares.pop(label, None)
+        if label in self.tasks:
+            self.progress.remove_task(self.tasks.pop(label))
+        self.finished += 1
+        self._advance()
+        self.console.print(self._line(f"{label}: {note}"), highlight=False)
+
+    def _advance(self) -> None:
+        done = self.finished + sum(self.shares.values())
+        self.progress.update(self.all, completed=done, note=f"{self.finished:.0f}/{self.total} trials")
+
+    def _line(self, text: str) -> str:
+        done = self.finished + sum(self.shares.values())
+        worked, elapsed = done - self.at_start, time.monotonic() - self.started
+        left = f", about {elapsed / worked * (self.total - done):.0f} s left" if worked > 0 else ""
+        return f"[{self.finished:.0f}/{self.total}{left}] {text}"

@@ -1,0 +1,118 @@
+"""The plan of a sweep: held against the ledger before anything starts. No Ray in here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from pforce.config import ConfigError, to_dict
+from pforce.data import ensure
+from pforce.orchestration.placement import Placement
+from pforce.orchestration.sweep import Sweep, Work, same_distribution_notes
+from pforce.orchestration.worker import Payload
+from pforce.tracking import Tracker, default_uri
+from pforce.trial import check_data
+
+DONE, SOME_FAILED, STOPPED = 0, 3, 4
+"""Exit codes of a sweep."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where and on what a sweep runs. Nothing here changes results."""
+
+    storage: Path = Path("runs")
+    """Folder of the MLflow database, checkpoints, pictures and tables."""
+    tracking_uri: str | None = None
+    """MLflow server or database; by default a sqlite database in the storage folder."""
+    gpus_per_trial: float | None = None
+    """GPUs of a trial; below 1 trials share one. By default 1 where the cluster has any."""
+    cpus_per_trial: int | None = None
+    """CPU cores of a trial. By default the cores are shared among the trials."""
+    max_hours: float | None = None
+    """Wall-clock limit; what is unfinished then goes on with the next call."""
+    ray_address: str | None = None
+    """Cluster to connect to; by default RAY_ADDRESS, else one is started here."""
+
+    @property
+    def uri(self) -> str:
+        """The tracking store."""
+        return self.tracking_uri or default_uri(self.storage)
+
+
+@dataclass
+class Plan:
+    """A sweep held against the ledger."""
+
+    sweep: Sweep
+    options: Options
+    data: Path
+    tracker: Tracker
+    work: list[Work]
+    done: set[str]
+    """Fingerprints of finished cells."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def missing(self) -> list[Work]:
+        """What still has to run."""
+        return [item for item in self.work if item.fingerprint not in self.done]
+
+
+def check_storage(folder: Path) -> Path:
+    """The absolute storage folder, made and written to. ConfigError naming it where that fails."""
+    folder = folder.absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--storage {folder}: cannot be written ({error.strerror}); give another folder") from error
+    return folder
+
+
+def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
+    """Check storage, data and tracking, and look up which cells are done. Starts no worker."""
+    check_storage(options.storage)
+    folder = ensure(sweep.base.data, progress=console.is_terminal)
+    manifest = check_data(sweep.base, folder)
+    for cell in sweep.cells():
+        if cell.experiment.data != sweep.base.data:
+            raise ConfigError("data: a sweep over data fields is not supported; run one sweep for each data set")
+    tracker = Tracker(options.uri, artifacts=options.storage.absolute() / "artifacts")
+    work = sweep.work(manifest.hash)
+    done = set(tracker.finished([item.fingerprint for item in work]))
+    return Plan(sweep, options, folder, tracker, work, done, same_distribution_notes(work))
+
+
+def provenance() -> dict[str, str]:
+    """Tags of every run: versions, and the git commit where there is one."""
+    tags = {f"version.{name}": importlib.metadata.version(name) for name in ("pforce", "torch", "ray", "mlflow")}
+    root = Path(__file__).resolve().parents[2]
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    if git.returncode == 0:
+        tags["mlflow.source.git.commit"] = git.stdout.strip()
+    return tags
+
+
+def trial_folder(options: Options, item: Work) -> Path:
+    """Folder of a trial, named by what determines its result."""
+    return options.storage.absolute() / "trials" / item.fingerprint
+
+
+def payload(plan: Plan, item: Work, placement: Placement) -> Payload:
+    """A cell as its worker gets it."""
+    return Payload(
+        label=item.label,
+        fingerprint=item.fingerprint,
+        experiment=to_dict(item.experiment),
+        data=str(plan.data),
+        folder=str(trial_folder(plan.options, item)),
+        threads=placement.cpus,
+        devices=placement.devices,
+    )

@@ -1,0 +1,88 @@
+"""What trials report goes into MLflow and onto the display. Runs in the driver, for every launcher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pforce.orchestration.display import SweepDisplay
+from pforce.orchestration.plan import Plan, trial_folder
+from pforce.orchestration.sweep import Work, flat_params
+from pforce.tracking import RunSpec, SweepRun, Tags
+from pforce.trial import RESULT, SAMPLES
+
+TRAINING_SHARE = 0.8
+"""Of a trial's progress bar; the rest is evaluation."""
+
+
+class Recorder:
+    """Keeps the runs of the trials under way and closes each as FINISHED, FAILED or KILLED."""
+
+    def __init__(self, plan: Plan, sweep_run: SweepRun, display: SweepDisplay, tags: dict[str, str]) -> None:
+        self.plan, self.sweep_run, self.display, self.tags = plan, sweep_run, display, tags
+        self.open: dict[str, str] = {}
+        """fingerprint → run id of the trials under way."""
+        self.failed: dict[str, str] = {}
+        """fingerprint → reason."""
+
+    def start(self, item: Work) -> None:
+        """A trial starts: its run is made, or an unfinished one is taken up again."""
+        if item.fingerprint in self.open:
+            return
+        tags = {**self.tags, Tags.SEED: str(item.experiment.seed)}
+        spec = RunSpec(item.label, item.fingerprint, flat_params(item.experiment), tags)
+        self.open[item.fingerprint] = self.plan.tracker.open_trial(self.sweep_run, spec)
+        self.display.update(item.label, 0.0, "starting")
+
+    def report(self, item: Work, result: dict[str, Any]) -> None:
+        """One report of a trial (see `pforce.orchestration.worker.run_cell`)."""
+        match result["phase"]:
+            case "training":
+                self._training(item, result["record"])
+            case "done":
+                self._done(item, result)
+            case "failed":
+                self.fail(item, result["reason"], result["error"])
+            case part:
+                self.display.update(item.label, TRAINING_SHARE + (1 - TRAINING_SHARE) * result["share"], part)
+
+    def fail(self, item: Work, reason: str, error: str) -> None:
+        """A trial failed: FAILED with its reason; the next call of the sweep tries it again."""
+        run_id = self.open.pop(item.fingerprint)
+        self.plan.tracker.tag(run_id, {Tags.REASON: reason, Tags.ERROR: error})
+        self.plan.tracker.close(run_id, "FAILED")
+        self.failed[item.fingerprint] = reason
+        self.display.end(item.label, f"FAILED ({reason}): {error}")
+
+    def kill(self, fingerprint: str, reason: str) -> None:
+        """A trial was stopped from outside: KILLED; the same command takes it up at its last checkpoint."""
+        run_id = self.open.pop(fingerprint)
+        self.plan.tracker.tag(run_id, {Tags.REASON: reason})
+        self.plan.tracker.close(run_id, "KILLED")
+
+    def kill_all(self, reason: str) -> None:
+        """`kill` for every trial under way."""
+        for fingerprint in list(self.open):
+            self.kill(fingerprint, reason)
+
+    def _training(self, item: Work, record: dict[str, float]) -> None:
+        images = int(record["images_seen"])
+        names = ("loss", "mse", "nll", "gradient_norm", "learning_rate")
+        metrics = {f"train/{name}": record[name] for name in names}
+        metrics["throughput/images_per_second"] = record["images_per_second"]
+        self.plan.tracker.log(self.open[item.fingerprint], metrics, step=images)
+        note = f"loss {record['loss']:.4f} · {record['images_per_second']:.0f} images/s"
+        self.display.update(item.label, TRAINING_SHARE * images / item.experiment.training.images, note)
+
+    def _done(self, item: Work, result: dict[str, Any]) -> None:
+        tracker, run_id = self.plan.tracker, self.open[item.fingerprint]
+        tracker.log(run_id, result["metrics"], step=item.experiment.training.images)
+        tracker.tag(run_id, {key: str(value) for key, value in result["environment"].items()})
+        folder = trial_folder(self.plan.options, item)
+        for name in (SAMPLES, RESULT):
+            if (folder / name).exists():
+                tracker.artifact(run_id, folder / name)
+        # FINISHED is the ledger's word for done: it comes after the record, never before.
+        tracker.close(run_id, "FINISHED")
+        del self.open[item.fingerprint]
+        distance = result["metrics"][f"fd/{item.experiment.evaluation.detector}"]
+        self.display.end(item.label, f"validation loss {result['metrics']['val/loss']:.4f} · distance {distance:.2f}")

@@ -1,0 +1,156 @@
+"""What every sweep script does: dry run or run, then the table, its files, and how to open MLflow."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.table import Table
+
+from pforce import results
+from pforce.config import ConfigError
+from pforce.data import DataError
+from pforce.orchestration.calibration import TIMED_EVALUATIONS, TIMED_STEPS, estimate
+from pforce.orchestration.launch import Launcher, execute
+from pforce.orchestration.plan import DONE, Options, Plan, plan
+from pforce.orchestration.sweep import Sweep, format_value, parse_axis
+from pforce.results.figures import cell_figure
+from pforce.results.tables import Row
+from pforce.tracking import TrackingError
+from pforce.validation import FieldError
+
+HONEST_IMAGES = 96_000
+HONEST_SEEDS = 3
+USAGE_ERROR = 2
+
+
+def exit_on_errors(main: Callable[[], int]) -> NoReturn:
+    """Run a script's main; errors of the user's input are one line and exit code 2, before anything is started."""
+    try:
+        code = main()
+    except (ConfigError, FieldError, DataError, TrackingError) as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        code = USAGE_ERROR
+    sys.exit(code)
+
+
+def run_sweep(sweep: Sweep, options: Options, *, dry_run: bool = False, launcher: Launcher | None = None) -> int:
+    """Plan, run what is missing, print and write the table. Returns the exit code.
+
+    The launcher is Ray Tune's where none is given; ray is imported only if something has to run.
+    """
+    console = make_console()
+    started = time.perf_counter()
+    planned = plan(sweep, options, console)
+    for note in planned.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    if dry_run:
+        _print_dry_run(planned, console)
+        return DONE
+    console.print(
+        f"{sweep.name}: {len(sweep.cells())} cells, {len(planned.work)} distinct, {len(planned.done)} finished before"
+    )
+    if launcher is None and planned.missing:
+        from pforce.orchestration import tune
+
+        launcher = tune.launch
+    code = execute(planned, console, launcher) if launcher else DONE
+    _report(planned, console)
+    console.print(f"{time.perf_counter() - started:.0f} s in all", highlight=False)
+    return code
+
+
+def make_console() -> Console:
+    """A console; where the output is no terminal (a log, a pipe), wide enough for a table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+def table_rows(planned: Plan) -> list[Row]:
+    """The rows of a sweep's table: cells without their seed, equal distributions together."""
+    grouped: dict[tuple[str, ...], Row] = {}
+    names = [axis.short for axis in planned.sweep.axes]
+    for item in planned.work:
+        values = [[format_value(cell.values[i][1]) for cell in item.cells] for i in range(len(names))]
+        labels = {name: ", ".join(dict.fromkeys(column)) for name, column in zip(names, values, strict=True)}
+        row = grouped.setdefault(tuple(labels.values()), Row(labels, []))
+        grouped[tuple(labels.values())] = Row(labels, [*row.fingerprints, item.fingerprint])
+    return list(grouped.values())
+
+
+def _report(planned: Plan, console: Console) -> None:
+    sweep, options = planned.sweep, planned.options
+    table = results.cell_table(results.runs(options.uri), table_rows(planned))
+    console.print(results.to_terminal(table, f"{sweep.name} · {sweep.base.name}"))
+    caveat = _caveat(sweep)
+    console.print(caveat, soft_wrap=True, highlight=False)
+    folder = options.storage.absolute()
+    table.to_csv(folder / f"{sweep.name}.csv", index=False)
+    (folder / f"{sweep.name}.md").write_text(f"{results.to_markdown(table)}\n\n{caveat}\n")
+    cell_figure(table, [axis.short for axis in sweep.axes], folder / f"{sweep.name}.png")
+    console.print(f"Table and figure: {folder / sweep.name}.{{csv,md,png}}", soft_wrap=True, highlight=False)
+    if options.uri.startswith("sqlite"):
+        console.print(f"Open MLflow: mlflow ui --backend-store-uri {options.uri}", soft_wrap=True, highlight=False)
+    else:
+        console.print(f"Open MLflow: {options.uri}", soft_wrap=True, highlight=False)
+
+
+def _caveat(sweep: Sweep) -> str:
+    images, seeds, e = sweep.base.training.images, len(sweep.seeds), sweep.base.evaluation
+    text = (
+        f"{images:,} images seen a cell, {seeds} seed(s); distances on {e.images:,} generated images, "
+        f"{sweep.base.sampler.name} at {sweep.base.sampler.num_function_evaluations} NFE, averaged weights."
+    )
+    if images < HONEST_IMAGES or seeds < HONEST_SEEDS:
+        text += (
+            f" So short a run ranks nothing: a comparison needs at least {HONEST_IMAGES:,} images a cell and "
+            f"{HONEST_SEEDS} seeds (--preset full)."
+        )
+    return text
+
+
+def _print_dry_run(planned: Plan, console: Console) -> None:
+    table = Table(title=f"{planned.sweep.name}: {len(planned.work)} trials", title_justify="left")
+    for name in ("cell", "fingerprint", "state"):
+        table.add_column(name)
+    for item in planned.work:
+        state = "done" if item.fingerprint in planned.done else "to run"
+        table.add_row(item.label, item.fingerprint, state)
+    console.print(table)
+    if not planned.missing:
+        console.print("Nothing to run.")
+        return
+    options = planned.options
+    e = estimate(
+        planned.missing[0].experiment,
+        planned.data,
+        len(planned.missing),
+        cpus=options.cpus_per_trial,
+        gpus=options.gpus_per_trial,
+    )
+    console.print(
+        f"Estimate for this machine, from {TIMED_STEPS} training steps and {TIMED_EVALUATIONS} evaluations: "
+        f"{e.training_seconds + e.evaluation_seconds:,.0f} s a trial ({e.training_seconds:,.0f} s training), "
+        f"{e.placement.concurrent} at a time on {e.placement.cpus} core(s): about {duration(e.seconds)} for "
+        f"{len(planned.missing)} trials.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def duration(seconds: float) -> str:
+    """`1 h 23 min`, `4 min 10 s`, `12 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
+    """FIELD=VALUE arguments as changes of an experiment; a value with commas is a tuple."""
+    axes = [parse_axis(text) for text in texts]
+    return {axis.path: axis.values[0] if len(axis.values) == 1 else axis.values for axis in axes}

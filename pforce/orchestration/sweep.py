@@ -1,0 +1,162 @@
+"""A sweep as data: axes over the fields of an experiment, checked when it is defined.
+
+A cell is one combination of axis values and a seed. Cells whose experiments have the same fingerprint (an LTG
+with sigma 0.5 and 0.6 under the reference truncation, say) are one piece of work: reported, and run once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+from pforce.config import ConfigError, Experiment, check_path, fingerprint, to_dict, with_fields
+from pforce.timesteps import TimestepSampler
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Values of one field."""
+
+    path: str
+    """Dotted path of the field: `timesteps.m`."""
+    values: tuple[Any, ...]
+
+    @property
+    def short(self) -> str:
+        """The last part of the path, as tables and labels call it."""
+        return self.path.rsplit(".", 1)[-1]
+
+
+def format_value(value: Any) -> str:
+    """An axis value in a label or a table."""
+    if isinstance(value, TimestepSampler):
+        return value.name
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of axis values and a seed."""
+
+    values: tuple[tuple[str, Any], ...]
+    """(path, value) of each axis, the seed left out."""
+    experiment: Experiment
+
+    @property
+    def label(self) -> str:
+        """`m=0.7 s=1 sigma=0.6 seed=0`."""
+        parts = [f"{path.rsplit('.', 1)[-1]}={format_value(value)}" for path, value in self.values]
+        return " ".join([*parts, f"seed={self.experiment.seed}"])
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is run once: a fingerprint and the cells that have it."""
+
+    fingerprint: str
+    cells: tuple[Cell, ...]
+
+    @property
+    def experiment(self) -> Experiment:
+        """The experiment of the first cell; the others give the same result."""
+        return self.cells[0].experiment
+
+    @property
+    def label(self) -> str:
+        """The first cell's label."""
+        return self.cells[0].label
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A grid over fields of `base`, every cell with every seed. ConfigError where an axis does not fit."""
+
+    name: str
+    base: Experiment
+    axes: tuple[Axis, ...]
+    seeds: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ConfigError(f"seeds = {list(self.seeds)}: must be at least one seed, each once")
+        paths = [axis.path for axis in self.axes]
+        for axis in self.axes:
+            if axis.path == "seed":
+                raise ConfigError("seed: is an axis of every sweep; set its values with seeds")
+            if paths.count(axis.path) > 1:
+                raise ConfigError(f"{axis.path}: is an axis twice")
+            if not axis.values:
+                raise ConfigError(f"{axis.path}: an axis needs at least one value")
+            check_path(self.base, axis.path)
+        self.cells()  # every cell must be a valid experiment
+
+    def cells(self) -> list[Cell]:
+        """All cells, seeds outermost: an interrupted sweep has whole tables of fewer seeds."""
+        paths = [axis.path for axis in self.axes]
+        found = []
+        for seed in self.seeds:
+            for values in itertools.product(*(axis.values for axis in self.axes)):
+                chosen = dict(zip(paths, values, strict=True))
+                found.append(Cell(tuple(chosen.items()), with_fields(self.base, {**chosen, "seed": seed})))
+        return found
+
+    def work(self, data_hash: str) -> list[Work]:
+        """The cells by fingerprint, in order."""
+        groups: dict[str, list[Cell]] = {}
+        for cell in self.cells():
+            groups.setdefault(fingerprint(cell.experiment, data_hash), []).append(cell)
+        return [Work(key, tuple(cells)) for key, cells in groups.items()]
+
+    def identity(self, work: list[Work]) -> str:
+        """Hash of the name and of all cells: the same command finds its own parent run again."""
+        text = "\n".join([self.name, *sorted(item.fingerprint for item in work)])
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def same_distribution_notes(work: list[Work]) -> list[str]:
+    """One sentence for every group of axis values that give the same result."""
+    notes = []
+    for item in work:
+        if len(item.cells) > 1:
+            names = " and ".join(cell.label for cell in item.cells)
+            notes.append(f"{names}: the same distribution (fingerprint {item.fingerprint[:12]}); run once")
+    return notes
+
+
+def parse_axis(text: str) -> Axis:
+    """`timesteps.m=0,0.7` → Axis. Values are numbers, true/false, or words. ConfigError where it has no `=`."""
+    path, sign, values = text.partition("=")
+    if not sign or not path or not values:
+        raise ConfigError(f"{text}: an axis is FIELD=VALUE,VALUE,… such as timesteps.m=0,0.7")
+    return Axis(path.strip(), tuple(parse_value(value.strip()) for value in values.split(",")))
+
+
+def parse_value(text: str) -> Any:
+    """A number where it is one, True or False, None, or the word itself."""
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def flat_params(experiment: Experiment) -> dict[str, object]:
+    """Every field by its dotted path, as run parameters; the sampler's name under `timesteps`."""
+    flat: dict[str, object] = {}
+
+    def walk(data: dict[str, Any], prefix: str) -> None:
+        for key, value in data.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
+            else:
+                flat[prefix + key] = value
+
+    walk(to_dict(experiment), "")
+    flat["timesteps"] = flat.pop("timesteps.name")
+    return flat

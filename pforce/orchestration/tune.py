@@ -1,0 +1,122 @@
+"""The launcher on Ray Tune: a grid of one-worker trials, each in a process of its own.
+
+Nothing of Tune's state is needed to go on after a kill (see `launch.execute`), so its own loggers, signal
+handlers and restore are off.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from rich.console import Console
+
+from pforce.orchestration.placement import place
+from pforce.orchestration.plan import Plan, payload
+from pforce.orchestration.recorder import Recorder
+from pforce.orchestration.sweep import Work
+from pforce.orchestration.worker import Payload, run_cell
+
+# Read by ray when it is imported.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+
+
+class _Reports(tune.Callback):
+    """Hands Tune's events to the recorder."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.work = {item.fingerprint: item for item in recorder.plan.work}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray pickles its run configuration for Tuner.restore, which nothing here needs; the connections to the
+        # store and the terminal stay with the driver.
+        return {}
+
+    def _item(self, trial: Trial) -> Work:
+        return self.work[trial.config["trial"]["fingerprint"]]
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.recorder.start(self._item(trial))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        self.recorder.report(self._item(trial), result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        fingerprint = self._item(trial).fingerprint
+        if fingerprint in self.recorder.open:  # ended without "done" or "failed": stopped by the wall-clock limit
+            self.recorder.kill(fingerprint, "time limit")
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        item = self._item(trial)
+        if item.fingerprint in self.recorder.open:
+            self.recorder.fail(item, "worker died", "the worker's process ended before its trial did")
+
+
+def trainable(config: dict[str, Payload]) -> None:
+    """A Tune function trainable: one trial, in this process."""
+    run_cell(config["trial"], tune.report)
+
+
+def start_ray(address: str | None = None) -> dict[str, Any]:
+    """Connect to the cluster at `address` or RAY_ADDRESS, else start one here. Returns its resources.
+
+    The dashboard stays on (loopback only): without it a trial stopped by a scheduler leaks its placement group.
+    """
+    if not ray.is_initialized():
+        ray.init(
+            address=address or os.environ.get("RAY_ADDRESS") or "local",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    return ray.cluster_resources()
+
+
+def launch(plan: Plan, recorder: Recorder, console: Console) -> None:
+    """Run what is missing on the cluster, as many trials at once as fit; ends the cluster if it started it."""
+    options = plan.options
+    ours = not ray.is_initialized()
+    try:
+        resources = start_ray(options.ray_address)
+        placement = place(
+            len(plan.missing),
+            cluster_cpus=int(resources.get("CPU", 0)),
+            cluster_gpus=resources.get("GPU", 0.0),
+            cpus=options.cpus_per_trial,
+            gpus=options.gpus_per_trial,
+        )
+        gpus = f" and {placement.gpus:g} GPU(s)" if placement.gpus else ""
+        console.print(
+            f"{len(plan.missing)} trials, {placement.concurrent} at a time, each on {placement.cpus} core(s){gpus}"
+        )
+        trials = [payload(plan, item, placement) for item in plan.missing]
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, {"cpu": placement.cpus, "gpu": placement.gpus}),
+            param_space={"trial": tune.grid_search(trials)},
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=placement.concurrent,
+                time_budget_s=None if options.max_hours is None else options.max_hours * 3600,
+                reuse_actors=True,  # a finished trial's process, with torch imported, serves the next one
+            ),
+            run_config=tune.RunConfig(
+                name=f"{plan.sweep.name}-{os.getpid()}",
+                storage_path=str(options.storage.absolute() / "ray"),
+                callbacks=[_Reports(recorder)],
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+    finally:
+        if ours:
+            ray.shutdown()

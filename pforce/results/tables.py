@@ -1,0 +1,105 @@
+"""The table of a sweep: a row a cell, means and spread over seeds, never the best of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import pandas as pd
+from rich.table import Table
+
+SPREAD = " sd"
+"""Suffix of the columns that hold a standard deviation over seeds (n − 1)."""
+
+
+class Column(NamedTuple):
+    """A metric as a column."""
+
+    metric: str
+    header: str
+    decimals: int
+    with_spread: bool
+
+
+COLUMNS = (
+    Column("val/loss", "val loss", 4, True),
+    Column("fd/openmoji", "fd/openmoji", 2, True),
+    Column("difficulty/pearson_t0.20", "R(0.2)", 3, True),
+    Column("difficulty/pearson_t0.60", "R(0.6)", 3, True),
+    Column("cost/images_seen", "images seen", 0, False),
+    Column("fd/openmoji_images", "fd images", 0, False),
+    Column("cost/nfe", "NFE", 0, False),
+    Column("cost/seconds", "seconds", 0, False),
+    Column("cost/device_hours", "device-hours", 4, False),
+)
+
+
+class Row(NamedTuple):
+    """A cell of the table and the work it stands for."""
+
+    labels: Mapping[str, str]
+    """Axis → value as shown; values with one distribution are one row, such as sigma "0.5, 0.6"."""
+    fingerprints: Sequence[str]
+    """One a seed."""
+
+
+def cell_table(frame: pd.DataFrame, rows: Sequence[Row]) -> pd.DataFrame:
+    """Means over the finished seeds of each row, standard deviations beside them, and their number n.
+
+    Args:
+        frame: of `pforce.results.runs`. Runs with one fingerprint are one result: the newest is used.
+    """
+    columns = [column for column in COLUMNS if column.metric in frame.columns]
+    finished = pd.DataFrame() if frame.empty else frame[frame["status"] == "FINISHED"].sort_values("start_time")
+    records = []
+    for row in rows:
+        record: dict[str, object] = dict(row.labels)
+        values = pd.DataFrame()
+        if len(finished):
+            values = finished[finished["fingerprint"].isin(row.fingerprints)].drop_duplicates(
+                "fingerprint", keep="last"
+            )
+        record["n"] = len(values)
+        for column in columns:
+            series = values[column.metric].astype(float) if len(values) else pd.Series(dtype=float)
+            record[column.header] = series.mean()
+            if column.with_spread:
+                record[column.header + SPREAD] = series.std(ddof=1)
+        records.append(record)
+    return pd.DataFrame(records)
+
+
+def _display(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as text: `mean ± sd` where n > 1, a dash where nothing was measured."""
+    decimals = {column.header: column.decimals for column in COLUMNS}
+    shown = pd.DataFrame()
+    for name in table.columns:
+        if name.endswith(SPREAD):
+            continue
+        if name not in decimals:
+            shown[name] = table[name].astype(str)
+            continue
+        places = decimals[name]
+        texts = []
+        for index, mean in enumerate(table[name]):
+            spread = table[name + SPREAD].iloc[index] if name + SPREAD in table else float("nan")
+            text = "–" if pd.isna(mean) else f"{mean:,.{places}f}"
+            texts.append(text if pd.isna(spread) else f"{text} ± {spread:.{places}f}")
+        shown[name] = texts
+    return shown
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """A Markdown table, numbers as in the terminal."""
+    return _display(table).to_markdown(index=False, disable_numparse=True, stralign="right")
+
+
+def to_terminal(table: pd.DataFrame, title: str) -> Table:
+    """A rich table."""
+    shown = _display(table)
+    result = Table(title=title, title_justify="left")
+    for name in shown.columns:
+        result.add_column(str(name), justify="right")
+    for _, row in shown.iterrows():
+        result.add_row(*(str(value) for value in row))
+    return result

@@ -1,0 +1,177 @@
+"""Writing to MLflow: a parent run a sweep, a child run a trial, and the ledger of finished cells.
+
+Only a sweep's driver writes. A trial is known by the fingerprint of its experiment, kept as a tag; a run that
+was killed is taken up again, not made twice. The ledger is the store itself: a cell is done when it has a
+FINISHED run with its fingerprint.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+# MLflow reports usage over the network unless told not to before its import.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import mlflow
+from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+
+logging.getLogger("alembic").setLevel(logging.WARNING)
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+
+PARENT = "mlflow.parentRunId"
+METRICS_A_CALL = 1000
+PARAMS_A_CALL = 100
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class TrackingError(RuntimeError):
+    """The tracking store cannot be used. The message names it and the cure."""
+
+
+class Tags:
+    """Names of the tags that pforce sets."""
+
+    FINGERPRINT = "pforce.fingerprint"
+    SWEEP = "pforce.sweep"
+    KIND = "pforce.kind"
+    SEED = "pforce.seed"
+    REASON = "reason"
+    ERROR = "error"
+
+
+class RunSpec(NamedTuple):
+    """What a child run is made from."""
+
+    name: str
+    fingerprint: str
+    params: Mapping[str, object]
+    tags: Mapping[str, str]
+
+
+def default_uri(storage: Path) -> str:
+    """The sqlite database below a storage folder."""
+    return f"sqlite:///{storage.resolve() / 'mlflow.db'}"
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """The parent run of a sweep."""
+
+    experiment_id: str
+    run_id: str
+
+
+class Tracker:
+    """A connection to one MLflow store. TrackingError where it does not answer or cannot be written."""
+
+    def __init__(self, uri: str, *, artifacts: Path) -> None:
+        self.uri = uri
+        if uri.startswith("sqlite:///"):
+            folder = Path(uri.removeprefix("sqlite:///")).parent
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise TrackingError(f"tracking database {uri}: cannot make {folder}: {error}") from error
+        self.artifacts = artifacts
+        self.client = mlflow.MlflowClient(tracking_uri=uri)
+        try:
+            self.client.search_experiments(max_results=1)
+        except Exception as error:  # every kind of store raises its own; all mean that it cannot be used
+            raise TrackingError(
+                f"tracking store {uri} cannot be used: {error}. Check the URI (--tracking-uri) and its permissions."
+            ) from error
+
+    # --- the ledger -------------------------------------------------------------------------------------------
+
+    def finished(self, fingerprints: Sequence[str]) -> dict[str, Run]:
+        """Of these cells, the finished ones: fingerprint → its newest FINISHED run, wherever it was made."""
+        return self._by_fingerprint(fingerprints, "attributes.status = 'FINISHED'")
+
+    def _by_fingerprint(
+        self, fingerprints: Sequence[str], condition: str, experiment_id: str | None = None
+    ) -> dict[str, Run]:
+        wanted = set(fingerprints)
+        ids = [experiment_id] if experiment_id else [e.experiment_id for e in self.client.search_experiments()]
+        found: dict[str, Run] = {}
+        token: str | None = None
+        while ids:
+            page = self.client.search_runs(
+                ids,
+                filter_string=f"tags.`{Tags.KIND}` = 'trial'" + (f" and {condition}" if condition else ""),
+                run_view_type=ViewType.ACTIVE_ONLY,
+                max_results=1000,
+                order_by=["attributes.start_time DESC"],
+                page_token=token,
+            )
+            for run in page:
+                fingerprint = run.data.tags.get(Tags.FINGERPRINT, "")
+                if fingerprint in wanted:
+                    found.setdefault(fingerprint, run)
+            token = page.token
+            if not token:
+                break
+        return found
+
+    # --- a sweep ----------------------------------------------------------------------------------------------
+
+    def open_sweep(self, name: str, identity: str, tags: Mapping[str, str]) -> SweepRun:
+        """The parent run of this sweep: the one that is there, set to RUNNING again, or a new one."""
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
+            location = (self.artifacts / name).resolve().as_uri() if self.uri.startswith("sqlite") else None
+            experiment_id = self.client.create_experiment(name, artifact_location=location)
+        else:
+            experiment_id = experiment.experiment_id
+        there = self.client.search_runs(
+            [experiment_id], filter_string=f"tags.`{Tags.SWEEP}` = '{identity}' and tags.`{Tags.KIND}` = 'sweep'"
+        )
+        if there:
+            run_id = there[0].info.run_id
+            self.client.update_run(run_id, status="RUNNING")
+        else:
+            all_tags = {**tags, Tags.SWEEP: identity, Tags.KIND: "sweep"}
+            run_id = self.client.create_run(experiment_id, run_name=name, tags=all_tags).info.run_id
+        return SweepRun(experiment_id, run_id)
+
+    def open_trial(self, sweep: SweepRun, spec: RunSpec) -> str:
+        """The child run of a cell: the unfinished one that is there, set to RUNNING again, or a new one."""
+        there = self._by_fingerprint([spec.fingerprint], "", sweep.experiment_id).get(spec.fingerprint)
+        if there is not None:
+            run_id = there.info.run_id
+            self.client.update_run(run_id, status="RUNNING")
+            for stale in (Tags.REASON, Tags.ERROR):
+                if stale in there.data.tags:
+                    self.client.delete_tag(run_id, stale)
+            return run_id
+        tags = {**spec.tags, PARENT: sweep.run_id, Tags.FINGERPRINT: spec.fingerprint, Tags.KIND: "trial"}
+        run_id = self.client.create_run(sweep.experiment_id, run_name=spec.name, tags=tags).info.run_id
+        params = [Param(key, str(value)) for key, value in spec.params.items()]
+        for first in range(0, len(params), PARAMS_A_CALL):
+            self.client.log_batch(run_id, params=params[first : first + PARAMS_A_CALL])
+        return run_id
+
+    def log(self, run_id: str, metrics: Mapping[str, float], *, step: int = 0) -> None:
+        """Metrics at a step (images seen, for curves)."""
+        now = int(time.time() * 1000)
+        rows = [Metric(key, float(value), now, step) for key, value in metrics.items()]
+        for first in range(0, len(rows), METRICS_A_CALL):
+            self.client.log_batch(run_id, metrics=rows[first : first + METRICS_A_CALL])
+
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags; values over MLflow's limit are cut."""
+        self.client.log_batch(run_id, tags=[RunTag(key, value[:4000]) for key, value in tags.items()])
+
+    def artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:
+        """Copy a file into the run's artifacts."""
+        self.client.log_artifact(run_id, str(path), artifact_path=folder)
+
+    def close(self, run_id: str, status: Status) -> None:
+        """End a run."""
+        self.client.set_terminated(run_id, status=status)

@@ -1,0 +1,10 @@
+"""Training: configuration, loop, averaged weights, checkpoints, callbacks."""
+
+from pforce.training.callbacks import Checkpoints, OnRecord, ProgressBar
+from pforce.training.config import OptimizerConfig, TrainingConfig
+from pforce.training.loop import Callback, Diverged, Record, TrainingSpec, TrainState, new_state, train
+
+__all__ = [
+    "Callback", "Checkpoints", "Diverged", "OnRecord", "OptimizerConfig", "ProgressBar", "Record", "TrainState",
+    "TrainingConfig", "TrainingSpec", "new_state", "train",
+]  # fmt: skip

@@ -1,0 +1,107 @@
+"""Training checkpoints: safetensors plus JSON, written under a temporary name, checked by hash, renamed.
+
+A folder `step_00000500/` holds `state.safetensors` (weights, averaged weights, optimiser moments) and
+`meta.json` (step, images seen, data position, the identity of the training, the hash of the tensors). It
+appears whole or not at all; the newest one whose hash is right is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+FORMAT = 1
+KEPT = 2
+STATE, META = "state.safetensors", "meta.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be used."""
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
+    """Write one checkpoint below `folder` and remove all but the newest two. Returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step_{step:08d}"
+    scratch = Path(tempfile.mkdtemp(prefix=".tmp_", dir=folder))
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch / STATE)
+        _flush(scratch / STATE)
+        record = {**meta, "format": FORMAT, "step": step, "sha256": _sha256(scratch / STATE)}
+        (scratch / META).write_text(json.dumps(record, indent=1))
+        _flush(scratch / META)
+        if final.exists():
+            shutil.rmtree(final)  # the same step again, after a resume from an older checkpoint
+        scratch.rename(final)
+        _flush(folder)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    for old in checkpoints(folder)[:-KEPT]:
+        shutil.rmtree(old)
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders, oldest first, valid or not."""
+    return sorted(folder.glob("step_*")) if folder.is_dir() else []
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and meta of one checkpoint. CheckpointError where a file is missing, damaged or of another format."""
+    try:
+        meta = json.loads((path / META).read_text())
+        if meta.get("format") != FORMAT:
+            raise CheckpointError(f"{path}: checkpoint format {meta.get('format')}, this version reads {FORMAT}")
+        found = _sha256(path / STATE)
+        if found != meta["sha256"]:
+            raise CheckpointError(f"{path / STATE}: sha256 {found[:12]}…, meta.json says {meta['sha256'][:12]}…")
+        return load_file(path / STATE, device=str(device)), meta
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def load_newest(
+    folder: Path, *, identity: str, device: torch.device | str = "cpu"
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The newest valid checkpoint, or None where there is none; a damaged one is passed over with a warning.
+
+    CheckpointError where a valid one belongs to another training: its folder was given by mistake.
+    """
+    for path in reversed(checkpoints(folder)):
+        try:
+            tensors, meta = load(path, device)
+        except CheckpointError as error:
+            warnings.warn(f"damaged checkpoint passed over: {error}", stacklevel=2)
+            continue
+        if meta["identity"] != identity:
+            raise CheckpointError(
+                f"{path} belongs to experiment {meta['identity'][:12]}, not to {identity[:12]}: give this one a "
+                "folder of its own"
+            )
+        return tensors, meta
+    return None

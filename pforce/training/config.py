@@ -1,0 +1,86 @@
+"""How a model is trained."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pforce.validation import require
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a linear warm-up, then a constant learning rate."""
+
+    learning_rate: float = 1e-4
+    """Step size after the warm-up, > 0."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay, ≥ 0."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and second moment, each in [0, 1)."""
+    warmup_steps: int = 1000
+    """Steps over which the learning rate rises linearly, ≥ 0."""
+    gradient_norm: float = 1.0
+    """The gradient is scaled down to at most this norm, > 0."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "> 0")
+        require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "≥ 0")
+        require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "two numbers in [0, 1)")
+        require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "≥ 0")
+        require(0 < self.gradient_norm < math.inf, "gradient_norm", self.gradient_norm, "> 0")
+
+    def learning_rate_at(self, step: int) -> float:
+        """The rate of step `step` (from 0)."""
+        return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The training budget, in images seen, and how it is worked through."""
+
+    images: int = 102_400_000
+    """Images seen in all; a multiple of the batch. Trainings are compared at equal images seen."""
+    batch: int = 256
+    """Global batch: images an optimiser step, over all workers and accumulation steps."""
+    accumulation: int = 1
+    """Forward and backward passes an optimiser step; must divide a worker's share of the batch. Memory, not result."""
+    ema_decay: float = 0.9999
+    """Decay of the averaged weights, in [0, 1)."""
+    ema_warmup: bool = False
+    """Use min(decay, (1 + k)/(10 + k)) at step k, so that short runs do not average in their start."""
+    precision: Precision = "auto"
+    """auto: bfloat16 autocast on a GPU that has it, else float32."""
+    compile: bool = False
+    """torch.compile the model (needs a C++ compiler; worth it on long runs)."""
+    checkpoint_every: int = 5000
+    """Steps between checkpoints."""
+    log_every: int = 10
+    """Steps between points of the loss curve (and between checks that the loss is finite)."""
+
+    def __post_init__(self) -> None:
+        require(self.batch > 0, "batch", self.batch, "> 0 images")
+        nearest = max(1, round(self.images / self.batch)) * self.batch
+        require(
+            self.images > 0 and self.images % self.batch == 0,
+            "images",
+            self.images,
+            f"a positive multiple of the batch {self.batch}, such as {nearest}",
+        )
+        require(
+            self.accumulation > 0 and self.batch % self.accumulation == 0,
+            "accumulation",
+            self.accumulation,
+            f"a divisor of the batch {self.batch}",
+        )
+        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")
+        require(self.checkpoint_every > 0, "checkpoint_every", self.checkpoint_every, "> 0 steps")
+        require(self.log_every > 0, "log_every", self.log_every, "> 0 steps")
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return self.images // self.batch

@@ -1,0 +1,246 @@
+"""The training loop: one file, no Ray, no MLflow.
+
+Randomness does not know the number of workers: each step has a generator keyed by (seed, step), every worker
+draws the *global* batch's timesteps, noise, label drops and flips, and takes its rows. So k steps, a resume
+and n − k steps are n steps, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from pforce import flow, seeding
+from pforce.flow import FlowConfig
+from pforce.images import from_uint8
+from pforce.models import PatchForcingTransformer
+from pforce.timesteps import TimestepSampler
+from pforce.training.config import OptimizerConfig, Precision, TrainingConfig
+from pforce.training.ema import EMA
+
+
+class Diverged(RuntimeError):
+    """The loss is not finite. The last checkpoint is from before."""
+
+    def __init__(self, step: int, loss: float) -> None:
+        self.step, self.loss = step, loss
+        super().__init__(f"the loss is {loss} at step {step}: the training diverged")
+
+
+class TrainingBatch(Protocol):
+    """A worker's rows of a global batch."""
+
+    @property
+    def images(self) -> Tensor: ...  # (b, C, H, W) uint8
+    @property
+    def labels(self) -> Tensor: ...  # (b,) int64
+
+
+class TrainingStream(Protocol):
+    """Where batches come from, in an order that does not depend on the number of workers."""
+
+    @property
+    def rows(self) -> Tensor: ...  # (b,) int64, this worker's rows in the global batch
+    def next_batch(self) -> TrainingBatch: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Record(NamedTuple):
+    """A point of the loss curve: means over the steps since the last one."""
+
+    step: int
+    """Steps done."""
+    images_seen: int
+    loss: float
+    mse: float
+    nll: float
+    gradient_norm: float
+    learning_rate: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """Everything that determines a training, but for the model and the data."""
+
+    timesteps: TimestepSampler
+    flow: FlowConfig
+    optimizer: OptimizerConfig
+    training: TrainingConfig
+    seed: int
+    identity: str
+    """Content hash of the training; a checkpoint of another one is refused."""
+
+
+@dataclass
+class TrainState:
+    """A training in progress: what a checkpoint holds, and what callbacks see."""
+
+    spec: TrainingSpec
+    model: PatchForcingTransformer
+    ema: EMA[PatchForcingTransformer]
+    optimizer: torch.optim.AdamW
+    stream: TrainingStream
+    device: torch.device
+    step: int = 0
+    """Optimiser steps done."""
+    seconds: float = 0.0
+    """Time spent in those steps, over all resumes."""
+
+    @property
+    def images_seen(self) -> int:
+        """Images of the steps done."""
+        return self.step * self.spec.training.batch
+
+
+class Callback:
+    """Hooks of the loop. Override what is needed."""
+
+    def on_start(self, state: TrainState) -> None:
+        """Before the first step, after a resume."""
+
+    def on_record(self, state: TrainState, record: Record) -> None:
+        """At every `log_every` steps and at the end; the losses up to here are finite."""
+
+    def on_end(self, state: TrainState) -> None:
+        """After the last step."""
+
+    def on_exit(self) -> None:
+        """However the training ended."""
+
+
+def new_state(
+    spec: TrainingSpec, model: PatchForcingTransformer, stream: TrainingStream, device: torch.device
+) -> TrainState:
+    """A training at step 0."""
+    model = model.to(device).train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=spec.optimizer.learning_rate,
+        betas=spec.optimizer.betas,
+        weight_decay=spec.optimizer.weight_decay,
+    )
+    ema = EMA(model, decay=spec.training.ema_decay, warmup=spec.training.ema_warmup)
+    return TrainState(spec, model, ema, optimizer, stream, device)
+
+
+def use_bfloat16(precision: Precision, device: torch.device) -> bool:
+    """Whether to autocast; `auto` does on a GPU that computes in bfloat16."""
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return precision == "bfloat16"
+
+
+class Draws(NamedTuple):
+    """A global batch's random numbers."""
+
+    t: Tensor
+    """(B, N) timesteps."""
+    x0: Tensor
+    """(B, C, H, W) noise."""
+    drop: Tensor
+    """(B,) bool: the label becomes the null class."""
+    flip: Tensor
+    """(B,) bool: the image is mirrored, where the data allow it."""
+
+
+def draw(spec: TrainingSpec, model: PatchForcingTransformer, step: int, device: torch.device) -> Draws:
+    """The random numbers of step `step`, the same on every worker."""
+    config, batch = model.config, spec.training.batch
+    generator = seeding.generator("training", spec.seed, step, device=device)
+    return Draws(
+        t=spec.timesteps(batch, config.patches, generator=generator, device=device),
+        x0=torch.randn(batch, config.channels, *config.image_size, generator=generator, device=device),
+        drop=torch.rand(batch, generator=generator, device=device) < config.class_dropout,
+        flip=torch.rand(batch, generator=generator, device=device) < 0.5,
+    )
+
+
+class _Curve:
+    """Losses since the last record, kept on the device so that a GPU is not made to wait at every step."""
+
+    def __init__(self) -> None:
+        self.rows: list[Tensor] = []
+        self.since = time.perf_counter()
+
+    def record(self, state: TrainState) -> Record:
+        """Means since the last record. Diverged where one of the losses or gradients is not finite."""
+        rows = torch.stack(self.rows).cpu().double()  # (steps, 4): loss, mse, nll, gradient norm
+        for offset, row in enumerate(rows):
+            if not row.isfinite().all():
+                raise Diverged(state.step - len(rows) + offset + 1, row[0].item())
+        seconds = time.perf_counter() - self.since
+        batch, rate = state.spec.training.batch, state.spec.optimizer.learning_rate_at(state.step - 1)
+        loss, mse, nll, norm = rows.mean(dim=0).tolist()
+        result = Record(
+            state.step, state.images_seen, loss, mse, nll, norm, rate, len(rows) * batch / max(seconds, 1e-9)
+        )
+        state.seconds += seconds
+        self.rows, self.since = [], time.perf_counter()
+        return result
+
+
+def train(state: TrainState, *, flip: bool = False, callbacks: Sequence[Callback] = ()) -> None:
+    """Train until the budget is spent; continues at `state.step`. Diverged where the loss is not finite."""
+    try:
+        for callback in callbacks:
+            callback.on_start(state)
+        _run(state, flip, callbacks)
+        for callback in callbacks:
+            callback.on_end(state)
+    finally:
+        for callback in callbacks:
+            callback.on_exit()
+
+
+def _run(state: TrainState, flip: bool, callbacks: Sequence[Callback]) -> None:
+    training = state.spec.training
+    forward = torch.compile(state.model) if training.compile else state.model
+    curve = _Curve()
+    while state.step < training.steps:
+        curve.rows.append(_step(state, forward, flip))
+        state.step += 1
+        if state.step % training.log_every == 0 or state.step == training.steps:
+            record = curve.record(state)
+            for callback in callbacks:
+                callback.on_record(state, record)
+
+
+def _step(state: TrainState, forward: Any, flip: bool) -> Tensor:
+    """One optimiser step; (4,) loss, mse, nll and gradient norm."""
+    spec, device = state.spec, state.device
+    for group in state.optimizer.param_groups:
+        group["lr"] = spec.optimizer.learning_rate_at(state.step)
+    batch = state.stream.next_batch()
+    rows = state.stream.rows.to(device)
+    draws = Draws(*(values[rows] for values in draw(spec, state.model, state.step, device)))
+    x1 = from_uint8(batch.images.to(device, non_blocking=True))
+    if flip:
+        x1 = torch.where(draws.flip[:, None, None, None], x1.flip(-1), x1)
+    y = torch.where(draws.drop, state.model.null_class, batch.labels.to(device, non_blocking=True))
+    t = draws.t[:, 0] if spec.timesteps.per_sample else draws.t
+    state.optimizer.zero_grad(set_to_none=True)
+    parts = []
+    for micro in torch.arange(len(rows), device=device).chunk(spec.training.accumulation):
+        with _autocast(spec.training.precision, device):
+            losses = flow.loss(
+                forward, x1[micro], y[micro], t[micro], draws.x0[micro], difficulty_weight=spec.flow.difficulty_weight
+            )
+        share = len(micro) / len(rows)
+        (losses.total * share).backward()
+        parts.append(torch.stack(losses).detach() * share)
+    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), spec.optimizer.gradient_norm)
+    state.optimizer.step()
+    state.ema.update(state.model, state.step)
+    return torch.cat([torch.stack(parts).sum(dim=0), norm.detach().reshape(1)])
+
+
+def _autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bfloat16(precision, device))

@@ -1,0 +1,31 @@
+"""The one way a configuration value is refused.
+
+The core's configurations are plain frozen dataclasses that check themselves when they are made, so a
+wrong value is refused wherever it comes from: a Python call, the command line, or a stored record.
+`pforce.config` adds types, the path of the field, and hashing on top.
+"""
+
+from __future__ import annotations
+
+
+class FieldError(ValueError):
+    """A field holds a value that is not allowed.
+
+    Attributes:
+        field: name of the field, dotted from the value that was checked (`timesteps.sigma`).
+        value: what it held.
+        allowed: what it may hold, as a phrase that follows "must be".
+    """
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        self.field, self.value, self.allowed = field, value, allowed
+        super().__init__(f"{field} = {value!r}: must be {allowed}")
+
+
+def require(condition: bool, field: str, value: object, allowed: str) -> None:
+    """Raise `FieldError(field, value, allowed)` unless the condition holds.
+
+    Write conditions so that NaN fails them: `x > 0`, not `not x <= 0`.
+    """
+    if not condition:
+        raise FieldError(field, value, allowed)
