@@ -2,8 +2,13 @@
 
 Question: do 64 features of a small convnet tell emoji groups apart, on emojis it has not seen?
 Command:  python -m experiments.train_openmoji_detector
-Cost:     about COST on one CPU core.
-Expected: RESULT
+Cost:     216 s of training on one thread of a 2-core machine that was busy with other work.
+Expected: 69.3 % of 814 held-out images; always guessing the commonest class gives 54.1 %. The goal was 75 %.
+
+The held-out images are few base emojis with many variants each: one misjudged base moves the accuracy by up to 4
+points. Tried on the same images: stronger shifts and a higher rate, 12 epochs, 32-64-64
+channels, 70.1 % (before twin flags were kept together, 815 images); random scale and rotation, 67 %;
+the same with variants drawn less often and averaged weights, 63.5 %.
 """
 
 from __future__ import annotations

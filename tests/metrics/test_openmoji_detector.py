@@ -33,7 +33,7 @@ def some_images() -> torch.Tensor:
 
 
 def test_reaches_the_recorded_accuracy_on_emojis_it_has_not_seen() -> None:
-    """Oracle: the record's accuracy and counts, measured again; and at least 75 %."""
+    """Oracle: the record's accuracy and counts, measured again; and guessing the commonest class."""
     record = openmoji.read_record()
     held_out = [d for d in data.catalogue() if data.share_of(d.base) < record.training["held_out_share"]]
     labels = torch.tensor([drawing.label for drawing in held_out])
@@ -44,7 +44,7 @@ def test_reaches_the_recorded_accuracy_on_emojis_it_has_not_seen() -> None:
     # Two images: another machine's convolutions may round a near tie the other way.
     accuracy = (predicted == labels).double().mean().item()
     assert accuracy == pytest.approx(record.held_out_accuracy, abs=2.5 / len(labels))
-    assert record.held_out_accuracy >= 0.75
+    assert record.held_out_accuracy > record.held_out_majority_share + 0.1
 
 
 def test_features(some_images: torch.Tensor) -> None:

@@ -1,0 +1,33 @@
+"""Shared by all tests: a scratch HOME, quiet libraries, and where recorded outputs lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _scratch_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """HOME, caches and Ray's token live in a folder of this test run."""
+    home = tmp_path_factory.mktemp("home")
+    os.environ["HOME"] = str(home)
+    os.environ["PFORCE_CACHE"] = str(home / "cache")
+    os.environ.pop("RAY_ADDRESS", None)
+
+
+@pytest.fixture(autouse=True)
+def _one_seed() -> None:
+    torch.manual_seed(0)
+
+
+def shared_file(name: str) -> Path:
+    """A file of ../shared; the test is skipped, saying so, where it is not there."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"{path} is not there: recorded outputs of the published implementation are needed")
+    return path
