@@ -234,13 +234,14 @@ def canonical(experiment: Experiment) -> dict[str, Any]:
     return data
 
 
-def fingerprint(experiment: Experiment, data_hash: str) -> str:
+def fingerprint(experiment: Experiment, inputs: Mapping[str, str]) -> str:
     """Hash of what determines an experiment's result: 32 hexadecimal digits.
 
     Args:
-        data_hash: content hash of the dataset (its manifest's); paths and worker counts do not enter.
+        experiment: names, paths, speed and logging do not enter.
+        inputs: content hashes of what the experiment reads: the data set's manifest, the detector's weights.
     """
     text = json.dumps(
-        {"version": RESULT_VERSION, "data_hash": data_hash, "experiment": canonical(experiment)}, sort_keys=True
+        {"version": RESULT_VERSION, "inputs": dict(inputs), "experiment": canonical(experiment)}, sort_keys=True
     )
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

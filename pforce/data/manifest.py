@@ -92,7 +92,7 @@ class Manifest:
             name: {"samples": split.samples, "shards": [asdict(shard) for shard in split.shards]}
             for name, split in (("train", self.train), ("validation", self.validation))
         }
-        with open(folder / FILE_NAME, "w", encoding="utf-8") as file:
+        with (folder / FILE_NAME).open("w", encoding="utf-8") as file:
             json.dump(content, file, indent=1, ensure_ascii=False)
             file.write("\n")
             file.flush()

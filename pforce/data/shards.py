@@ -68,7 +68,7 @@ def decode_shard(folder: Path, shard: Shard, manifest: Manifest, executor: Execu
     """
     path = folder / shard.name
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             samples, archive_error = _read_tar(file, path)
     except OSError as error:
         raise DataError(f"shard {path} cannot be read: {error}. Copy it there again") from error

@@ -44,7 +44,7 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> Shard:
     """Write one tar file and wait until it is on disk. The same samples give the same bytes: time, user, group
     and mode are fixed."""
     count = 0
-    with open(path, "wb") as file:
+    with path.open("wb") as file:
         with TarWriter(file, encoder=False, mtime=0, user="root", group="root") as tar:
             for sample in samples:
                 tar.write(
@@ -58,7 +58,7 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> Shard:
                 count += 1
         file.flush()
         os.fsync(file.fileno())
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return Shard(name=path.name, samples=count, bytes=path.stat().st_size, sha256=sha256)
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from pforce.config import ConfigError, to_dict
 from pforce.data import ensure
+from pforce.metrics.detectors import load_detector
 from pforce.orchestration.placement import Placement
 from pforce.orchestration.sweep import Sweep, Work, same_distribution_notes
 from pforce.orchestration.worker import Payload
@@ -82,10 +83,12 @@ def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
     folder = ensure(sweep.base.data, progress=console.is_terminal)
     manifest = check_data(sweep.base, folder)
     for cell in sweep.cells():
-        if cell.experiment.data != sweep.base.data:
-            raise ConfigError("data: a sweep over data fields is not supported; run one sweep for each data set")
+        same = (cell.experiment.data, cell.experiment.evaluation.detector)
+        if same != (sweep.base.data, sweep.base.evaluation.detector):
+            raise ConfigError("data and evaluation.detector cannot be axes; run one sweep for each of their values")
     tracker = Tracker(options.uri, artifacts=options.storage.absolute() / "artifacts")
-    work = sweep.work(manifest.hash)
+    detector = load_detector(sweep.base.evaluation.detector)
+    work = sweep.work({"data": manifest.hash, "detector": detector.sha256})
     done = set(tracker.finished([item.fingerprint for item in work]))
     return Plan(sweep, options, folder, tracker, work, done, same_distribution_notes(work))
 

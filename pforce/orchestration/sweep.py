@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,11 +103,11 @@ class Sweep:
                 found.append(Cell(tuple(chosen.items()), with_fields(self.base, {**chosen, "seed": seed})))
         return found
 
-    def work(self, data_hash: str) -> list[Work]:
-        """The cells by fingerprint, in order."""
+    def work(self, inputs: Mapping[str, str]) -> list[Work]:
+        """The cells by fingerprint, in order. `inputs` as in `pforce.config.fingerprint`."""
         groups: dict[str, list[Cell]] = {}
         for cell in self.cells():
-            groups.setdefault(fingerprint(cell.experiment, data_hash), []).append(cell)
+            groups.setdefault(fingerprint(cell.experiment, inputs), []).append(cell)
         return [Work(key, tuple(cells)) for key, cells in groups.items()]
 
     def identity(self, work: list[Work]) -> str:

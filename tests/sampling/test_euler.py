@@ -91,7 +91,9 @@ def test_images_do_not_depend_on_the_batch():
     ]  # fmt: skip
     torch.testing.assert_close(runs[0], runs[1], atol=1e-6, rtol=0)
     assert runs[0].shape == (7, 3, 4, 6)
-    other = next(iter(generate(model, SamplerConfig(num_function_evaluations=3), labels, seed=2, batch=7, device="cpu")))
+    other = next(
+        iter(generate(model, SamplerConfig(num_function_evaluations=3), labels, seed=2, batch=7, device="cpu"))
+    )
     assert not torch.allclose(other.images, runs[0])
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, Self
 
+import torch
 from torch import Tensor
 
 
@@ -19,6 +20,10 @@ class Detector(Protocol):
     feature_size: int
     sha256: str
     """Of the weights file: features of different weights are not comparable."""
+
+    def to(self, device: torch.device) -> Self:
+        """The detector on that device."""
+        ...
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) float in [−1, 1] → (B, feature_size) float32. A row depends on its image only."""
