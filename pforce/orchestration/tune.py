@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from pforce.orchestration.launch import stop_on_signals
 from pforce.orchestration.placement import place
 from pforce.orchestration.plan import Plan, payload
 from pforce.orchestration.recorder import Recorder
@@ -116,7 +117,9 @@ def launch(plan: Plan, recorder: Recorder, console: Console) -> None:
                 verbose=0,
             ),
         )
-        tuner.fit()
+        # Once more: ray.init put a handler of its own over SIGTERM, which ends the process without a clean-up.
+        with stop_on_signals():
+            tuner.fit()
     finally:
         if ours:
             ray.shutdown()

@@ -1,0 +1,158 @@
+"""Experiments as values. Oracles: round trips, and the messages that a user must get."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from experiments.imagenet256 import imagenet256_pft_b, imagenet256_sit_b
+from experiments.openmoji32 import openmoji32_micro, openmoji32_s, openmoji32_sit_micro
+from pforce import catalog
+from pforce.config import ConfigError, check_path, field_paths, fingerprint, from_dict, to_dict, with_fields
+from pforce.timesteps import LTG, SAMPLERS, SRM
+
+INPUTS = {"data": "a", "detector": "b"}
+
+
+def all_experiments():
+    return sorted(catalog.experiments())
+
+
+@pytest.mark.parametrize("name", all_experiments())
+def test_every_named_experiment_survives_json(name):
+    experiment = catalog.experiment(name)
+    assert experiment.name == name
+    assert from_dict(json.loads(json.dumps(to_dict(experiment)))) == experiment
+    assert hash(experiment) == hash(catalog.experiment(name))
+
+
+def test_the_catalogue_has_what_the_documents_name():
+    for name in ("openmoji32.openmoji32_micro", "openmoji32_s", "imagenet256.imagenet256_pft_b"):
+        assert catalog.experiment(name)
+    for pft, sit in ((openmoji32_micro(), openmoji32_sit_micro()), (imagenet256_pft_b(), imagenet256_sit_b())):
+        assert not sit.model.difficulty_head
+        assert sit.timesteps.per_sample
+        assert sit.training == pft.training
+
+
+def test_imagenet_recipe_is_the_papers():
+    """DESIGN, training recipe: AdamW 1e-4, batch 256, 400 k steps, warm-up 1000, EMA 0.9999, λ 0.01, LTG(0.7, 1, 0.6)."""
+    e = imagenet256_pft_b()
+    assert (e.optimizer.learning_rate, e.optimizer.warmup_steps, e.optimizer.weight_decay) == (1e-4, 1000, 0.0)
+    assert (e.training.batch, e.training.steps, e.training.ema_decay) == (256, 400_000, 0.9999)
+    assert e.flow.difficulty_weight == 0.01
+    assert e.timesteps == LTG(0.7, 1.0, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"timesteps.sigma": 0.0}, "timesteps.sigma = 0.0: must be > 0"),
+        ({"timesteps.s": -1}, "timesteps.s = -1.0: must be > 0"),
+        ({"timesteps.sigm": 1.0}, "timesteps.sigm: unknown field of experiment openmoji32_micro; did you mean timesteps.sigma"),
+        ({"sigma": 1.0}, "did you mean timesteps.sigma"),
+        ({"traning.batch": 32}, "did you mean training.batch"),
+        ({"training.batch": 32.5}, "training.batch = 32.5"),
+        ({"training.batch": "many"}, "training.batch = 'many'"),
+        ({"training.images": 1000}, "a positive multiple of the batch 64, such as 1024"),
+        ({"training.batch": 24}, "training.batch = 24: must be a multiple of data.streams = 16"),
+        ({"model.heads": 5}, "model.heads = 5: must be a divisor of the width 128"),
+        ({"data.resolution": 30}, "data.resolution = 30: must be a multiple of model.patch = 4"),
+        ({"data.resolution": 64}, "model.image_size"),
+        ({"timesteps": "lgt"}, "timesteps = 'lgt': must be one of parallel_uniform"),
+        ({"model.difficulty_head": False}, "timesteps = 'ltg': must be a sampler with one timestep a sample"),
+        ({"evaluation.difficulty_timesteps": [0.2, 1.2]}, "between 0 and 1"),
+        ({"seed": -1}, "seed = -1: must be ≥ 0"),
+        ({"sampler.guidance.interval": [0.5, 0.2]}, "sampler.guidance.interval"),
+        ({"optimizer.learning_rate": float("nan")}, "finite"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(changes, message):
+    """Field, value and what is allowed, in one sentence."""
+    changes = {"training.images": 64 * 24, **changes}
+    with pytest.raises(ConfigError) as error:
+        with_fields(openmoji32_micro(), changes)
+    assert message in str(error.value)
+
+
+def test_unknown_fields_of_a_record_are_refused():
+    data = to_dict(openmoji32_micro())
+    data["model"]["depht"] = 3
+    with pytest.raises(ConfigError, match=r"model\.depht: unknown field; did you mean depth"):
+        from_dict(data)
+    with pytest.raises(ConfigError, match="must be a group of fields"):
+        from_dict({**to_dict(openmoji32_micro()), "model": 3})
+
+
+def test_an_unknown_experiment_is_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match="openmoji32_mico: unknown experiment; did you mean openmoji32_micro"):
+        catalog.experiment("openmoji32_mico")
+    with pytest.raises(ConfigError, match="unknown experiment"):
+        catalog.experiment("imagenet256.openmoji32_micro")
+
+
+def test_a_sampler_can_be_changed_with_its_fields():
+    changed = with_fields(openmoji32_micro(), {"timesteps.sharpness": 4, "timesteps": "srm"})
+    assert changed.timesteps == SRM(4.0)
+    assert with_fields(openmoji32_micro(), {"timesteps": SRM(2.0)}).timesteps == SRM(2.0)
+    for name in SAMPLERS:
+        assert with_fields(openmoji32_micro(), {"timesteps": name}).timesteps.name == name
+
+
+def test_every_field_can_be_set():
+    experiment = openmoji32_micro()
+    for path in field_paths(experiment):
+        check_path(experiment, path)
+    assert {"timesteps", "timesteps.m", "model.depth", "sampler.guidance.scale", "seed"} <= set(field_paths(experiment))
+
+
+def test_the_fingerprint_is_stable():
+    """A recorded value: a change of it forgets every finished cell of every user."""
+    assert fingerprint(openmoji32_micro(), INPUTS) == "4973cf93dda1ea8148e49d7dbceebdf7"
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("name", "x"), ("data.path", "/x"), ("training.compile", True), ("training.log_every", 3),
+     ("training.checkpoint_every", 7), ("evaluation.batch", 8), ("training.accumulation", 2), ("model.attention", "flash")],
+)  # fmt: skip
+def test_what_does_not_determine_the_result_is_not_hashed(path, value):
+    changed = with_fields(openmoji32_micro(), {path: value})
+    assert changed != openmoji32_micro()
+    assert fingerprint(changed, INPUTS) == fingerprint(openmoji32_micro(), INPUTS)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("seed", 1), ("timesteps.m", 0.1), ("timesteps.truncation", "exact"), ("flow.difficulty_weight", 0.1),
+     ("training.images", 6400), ("training.ema_decay", 0.9), ("evaluation.images", 10), ("sampler.num_function_evaluations", 9),
+     ("model.depth", 3), ("data.streams", 8), ("optimizer.learning_rate", 0.1), ("training.precision", "bfloat16")],
+)  # fmt: skip
+def test_what_determines_the_result_is_hashed(path, value):
+    changed = with_fields(openmoji32_micro(), {path: value})
+    assert fingerprint(changed, INPUTS) != fingerprint(openmoji32_micro(), INPUTS)
+
+
+def test_data_and_detector_are_hashed():
+    base = fingerprint(openmoji32_micro(), INPUTS)
+    assert base != fingerprint(openmoji32_micro(), {**INPUTS, "data": "c"})
+    assert base != fingerprint(openmoji32_micro(), {**INPUTS, "detector": "c"})
+
+
+def test_the_sigma_trap_is_one_fingerprint():
+    """Every sigma ≥ 0.5 with the reference truncation; not with the exact one, not below."""
+    def prints(truncation, *sigmas):
+        base = with_fields(openmoji32_micro(), {"timesteps.truncation": truncation})
+        return {fingerprint(with_fields(base, {"timesteps.sigma": s}), INPUTS) for s in sigmas}
+
+    assert len(prints("reference", 0.5, 0.6, 2.0)) == 1
+    assert len(prints("reference", 0.4, 0.5)) == 2
+    assert len(prints("exact", 0.5, 0.6, 2.0)) == 3
+
+
+def test_experiments_are_frozen():
+    with pytest.raises(AttributeError):
+        openmoji32_s().seed = 3  # type: ignore[misc]
+    assert replace(openmoji32_s(), seed=3).seed == 3
