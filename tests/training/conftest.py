@@ -1,4 +1,4 @@
-"""A tiny experiment on 64 real drawings at 16², kept beside the tests (OpenMoji, CC BY-SA 4.0)."""
+"""A tiny experiment on 64 real drawings at 32², kept beside the tests (OpenMoji, CC BY-SA 4.0)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def tiny(steps: int, **training) -> Experiment:
     fields = {"ema_decay": 0.9, "checkpoint_every": 5, "log_every": 1, **training}
     return Experiment(
         name="tiny",
-        model=ModelConfig(depth=2, width=32, heads=2, patch=4, image_size=(16, 16), channels=3, classes=11),
-        data=DataConfig(name="shards", resolution=16, path=str(DATA), streams=4, flip=True),
+        model=ModelConfig(depth=2, width=32, heads=2, patch=8, image_size=(32, 32), channels=3, classes=11),
+        data=DataConfig(name="shards", resolution=32, path=str(DATA), streams=4, flip=True),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=5),
         training=TrainingConfig(images=16 * steps, batch=16, **fields),
         sampler=SamplerConfig(num_function_evaluations=3),

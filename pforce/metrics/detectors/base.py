@@ -18,6 +18,8 @@ class Detector(Protocol):
     name: str
     """As in the metric's name: `fd/<name>`."""
     feature_size: int
+    minimum_size: int
+    """Smallest height and width of an image, in pixels."""
     sha256: str
     """Of the weights file: features of different weights are not comparable."""
 

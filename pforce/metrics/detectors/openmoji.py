@@ -55,6 +55,7 @@ class OpenMojiDetector(nn.Module):
 
     name = "openmoji"
     feature_size = FEATURE_SIZE
+    minimum_size = INPUT_SIZE
 
     def __init__(self, classes: int, sha256: str = "") -> None:
         super().__init__()

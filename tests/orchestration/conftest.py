@@ -1,0 +1,25 @@
+"""Sweeps small enough for a test, and their parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pforce.orchestration.plan import Options, Plan, plan
+from pforce.orchestration.sweep import Axis, Sweep
+from tests.training.conftest import tiny
+
+
+def small_sweep(*axes: Axis, steps: int = 6, seeds: tuple[int, ...] = (0,), name: str = "small") -> Sweep:
+    return Sweep(name, tiny(steps), axes, seeds)
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(width=200)
+
+
+def make_plan(sweep: Sweep, storage: Path, **options) -> Plan:
+    return plan(sweep, Options(storage=storage, **options), Console(width=200))

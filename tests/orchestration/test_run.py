@@ -1,0 +1,224 @@
+"""Sweeps end to end: a real Ray cluster, a real MLflow database, real trainings on real drawings."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+
+from pforce import results
+from pforce.config import ConfigError, with_fields
+from pforce.data import DataError
+from pforce.orchestration import local, tune
+from pforce.orchestration.launch import execute
+from pforce.orchestration.placement import Placement
+from pforce.orchestration.plan import DONE, SOME_FAILED, STOPPED, Options, payload, trial_folder
+from pforce.orchestration.script import run_sweep, table_rows
+from pforce.orchestration.sweep import Axis, Sweep
+from pforce.training.checkpoint import checkpoints
+from tests.data.helpers import shards, write_samples
+from tests.orchestration.conftest import make_plan, small_sweep
+from tests.training.conftest import DATA, tiny
+
+pytestmark = pytest.mark.timeout(240)
+SIGMAS = Axis("timesteps.sigma", (0.2, 0.5, 0.6))
+
+
+def test_a_sweep_ends_in_runs_and_a_table_and_is_not_run_twice(ray_cluster, tmp_path, console):
+    """Two distinct of three cells and two seeds: four children under one parent, means and spreads over seeds."""
+    sweep = small_sweep(SIGMAS, seeds=(0, 1))
+    first = make_plan(sweep, tmp_path)
+    assert len(first.missing) == 4
+    assert execute(first, console, tune.launch) == DONE
+
+    frame = results.runs(first.options.uri)
+    assert list(frame["status"]) == ["FINISHED"] * 4
+    assert frame["parent"].nunique() == 1
+    assert set(frame["timesteps.sigma"]) == {0.2, 0.5}
+    assert set(frame["seed"]) == {0, 1}
+    assert frame["val/loss"].between(0.1, 3).all()
+    assert {"fd/openmoji", "difficulty/pearson_t0.20", "difficulty/pearson_t0.60", "cost/nfe", "cost/device_hours",
+            "throughput/images_per_second", "val/loss_t0.0625"} <= set(frame.columns)  # fmt: skip
+    segments = [c for c in frame.columns if c.startswith("val/loss_t")]
+    assert len(segments) == 8
+    assert (frame[segments].mean(axis=1) - frame["val/loss"]).abs().max() < 1e-9
+
+    client = mlflow.MlflowClient(first.options.uri)
+    run = client.get_run(frame["run_id"].iloc[0])
+    assert run.data.tags["device"]
+    assert run.data.tags["version.torch"]
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [16 * k for k in range(1, 7)]
+    assert {"samples.png", "result.json"} <= {a.path for a in client.list_artifacts(run.info.run_id)}
+    assert client.get_run(frame["parent"].iloc[0]).info.status == "FINISHED"
+
+    table = results.cell_table(frame, table_rows(first))
+    assert list(table["sigma"]) == ["0.2", "0.5, 0.6"]
+    assert list(table["n"]) == [2, 2]
+    by_hand = frame[frame["timesteps.sigma"] == 0.2]["val/loss"]
+    assert table["val loss"][0] == pytest.approx(by_hand.mean())
+    assert table["val loss sd"][0] == pytest.approx(by_hand.std())
+
+    again = make_plan(sweep, tmp_path)
+    assert again.missing == []
+    assert execute(again, console, tune.launch) == DONE
+    assert len(results.runs(first.options.uri)) == 4
+
+
+def test_a_trial_gives_the_same_result_with_and_without_ray(ray_cluster, tmp_path, console):
+    """One loop, two launchers: every measured number is equal."""
+    frames = []
+    for name, launcher in (("ray", tune.launch), ("local", local.launch)):
+        plan = make_plan(small_sweep(), tmp_path / name, cpus_per_trial=1)
+        assert execute(plan, console, launcher) == DONE
+        frames.append(results.runs(plan.options.uri).iloc[0])
+    for metric in ("val/loss", "fd/openmoji", "difficulty/pearson_t0.60", "train/loss"):
+        assert frames[0][metric] == frames[1][metric], metric
+
+
+def test_a_diverged_cell_fails_with_its_reason_and_the_others_finish(ray_cluster, tmp_path, console):
+    """Learning rate 1e20 is a real divergence. The next call tries it again, in the same run."""
+    sweep = small_sweep(Axis("optimizer.learning_rate", (1e-3, 1e20)), steps=10)
+    plan = make_plan(sweep, tmp_path)
+    assert execute(plan, console, tune.launch) == SOME_FAILED
+    frame = results.runs(plan.options.uri).set_index("optimizer.learning_rate")
+    assert frame["status"].to_dict() == {1e-3: "FINISHED", 1e20: "FAILED"}
+    assert frame["reason"][1e20] == "diverged"
+    client = mlflow.MlflowClient(plan.options.uri)
+    assert "diverged" in client.get_run(frame["run_id"][1e20]).data.tags["error"]
+    again = make_plan(sweep, tmp_path)
+    assert len(again.missing) == 1
+    assert execute(again, console, tune.launch) == SOME_FAILED
+    assert len(results.runs(plan.options.uri)) == 2
+
+
+def test_the_wall_clock_limit_stops_the_sweep(ray_cluster, tmp_path, console):
+    """A training that would take minutes, stopped after seconds: KILLED with its reason, and still to be run.
+
+    That it goes on at its checkpoint is tested in tests/faults/test_stop.py.
+    """
+    sweep = small_sweep(steps=40_000)
+    for seconds in (12, 24, 48, 96):  # on a busy machine the first may pass before the trial's process is up
+        plan = make_plan(sweep, tmp_path, max_hours=seconds / 3600)
+        assert execute(plan, console, tune.launch) == STOPPED
+        frame = results.runs(plan.options.uri)
+        if len(frame):
+            break
+    (run,) = frame.to_dict("records")
+    assert (run["status"], run["reason"]) == ("KILLED", "time limit")
+    assert len(make_plan(sweep, tmp_path).missing) == 1
+
+
+def test_a_killed_worker_is_a_failed_trial_and_the_sweep_ends(ray_cluster, tmp_path, console):
+    """SIGKILL to the trial's own process, found by the file it writes."""
+    plan = make_plan(small_sweep(steps=40_000), tmp_path)
+    folder = trial_folder(plan.options, plan.work[0])
+    killed = []
+
+    def kill():
+        while not checkpoints(folder / "checkpoints"):
+            time.sleep(0.05)
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                name = (process / "cmdline").read_bytes()
+                parent = int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (OSError, ValueError):
+                continue
+            if name.startswith(b"ray::") and b"train" in name and parent in raylets():
+                os.kill(int(process.name), signal.SIGKILL)
+                killed.append(int(process.name))
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    code = execute(plan, console, tune.launch)
+    thread.join()
+    assert killed
+    assert code == SOME_FAILED
+    (run,) = results.runs(plan.options.uri).to_dict("records")
+    assert (run["status"], run["reason"]) == ("FAILED", "worker died")
+
+
+def raylets() -> set[int]:
+    """Raylets that this process started."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes()
+            parent = int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        except (OSError, ValueError):
+            continue
+        if b"raylet/raylet" in command and parent == os.getpid():
+            found.add(int(process.name))
+    return found
+
+
+def test_bad_data_fails_the_trial_naming_the_shard(ray_cluster, tmp_path, console):
+    """A shard truncated after the plan was made: more than 1 % of the samples are gone."""
+    copy = tmp_path / "data"
+    shutil.copytree(DATA, copy)
+    sweep = Sweep("bad", with_fields(tiny(6), {"data.path": str(copy)}), ())
+    plan = make_plan(sweep, tmp_path / "runs")
+    shard = copy / "train-00003.tar"
+    shard.write_bytes(shard.read_bytes()[:9000])
+    assert execute(plan, console, tune.launch) == SOME_FAILED
+    (run,) = results.runs(plan.options.uri).to_dict("records")
+    assert run["reason"] == "bad data"
+    error = mlflow.MlflowClient(plan.options.uri).get_run(run["run_id"]).data.tags["error"]
+    assert "train-00003.tar" in error
+
+
+def test_a_missing_shard_is_said_before_anything_starts(tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(DATA, copy)
+    (copy / "train-00002.tar").unlink()
+    with pytest.raises(DataError, match=r"train-00002\.tar"):
+        make_plan(Sweep("bad", with_fields(tiny(6), {"data.path": str(copy)}), ()), tmp_path / "runs")
+    assert not (tmp_path / "runs" / "mlflow.db").exists()
+
+
+def test_data_that_does_not_fit_the_model_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"model\.classes = 7: must be 11"):
+        make_plan(Sweep("s", with_fields(tiny(6), {"model.classes": 7}), ()), tmp_path)
+
+
+def test_images_too_small_for_the_detector_are_refused(tmp_path):
+    """Before the training, not after it."""
+    write_samples(tmp_path / "data", shards([4] * 4))  # at 16²
+    changes = {"data.path": str(tmp_path / "data"), "data.resolution": 16, "model.image_size": (16, 16)}
+    with pytest.raises(ConfigError, match=r"data\.resolution = 16: must be at least 32"):
+        make_plan(Sweep("s", with_fields(tiny(6), changes), ()), tmp_path / "runs")
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"--storage .*cannot be written"):
+        make_plan(small_sweep(), tmp_path / "file" / "runs")
+
+
+def test_the_payload_is_plain_data(tmp_path):
+    plan = make_plan(small_sweep(), tmp_path)
+    assert json.loads(json.dumps(payload(plan, plan.work[0], Placement(1, 1, 0.0))))["threads"] == 1
+
+
+def test_the_report_writes_its_files(ray_cluster, tmp_path, capsys):
+    """Terminal, CSV, Markdown and figure; the caveat that so short a run ranks nothing; how to open MLflow."""
+    sweep = small_sweep(SIGMAS, name="filed")
+    assert run_sweep(sweep, Options(storage=tmp_path)) == DONE
+    printed = capsys.readouterr().out
+    for text in ("the same distribution", "ranks nothing", "mlflow ui --backend-store-uri sqlite:///", "images seen"):
+        assert text in printed
+    table = pd.read_csv(tmp_path / "filed.csv")
+    assert list(table["sigma"]) == ["0.2", "0.5, 0.6"]
+    assert "| " in (tmp_path / "filed.md").read_text()
+    assert (tmp_path / "filed.png").stat().st_size > 1000
+    assert run_sweep(sweep, Options(storage=tmp_path), dry_run=True) == DONE
+    assert "Nothing to run" in capsys.readouterr().out
+    assert run_sweep(small_sweep(name="other", steps=50), Options(storage=tmp_path), dry_run=True) == DONE
+    assert "Estimate for this machine" in capsys.readouterr().out

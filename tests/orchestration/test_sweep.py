@@ -1,0 +1,113 @@
+"""Sweeps as data. Oracle: written-out grids, and the messages a user must get."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.openmoji32 import openmoji32_micro
+from pforce.config import ConfigError
+from pforce.orchestration.placement import place
+from pforce.orchestration.script import duration, parse_settings
+from pforce.orchestration.sweep import Axis, Sweep, flat_params, parse_axis, same_distribution_notes
+from pforce.timesteps import LTG, SRM
+
+INPUTS = {"data": "d", "detector": "e"}
+
+
+def grid(*axes, seeds=(0,)):
+    return Sweep("s", openmoji32_micro(), axes, seeds)
+
+
+def test_cells_are_the_product_with_seeds_outermost():
+    cells = grid(Axis("timesteps.m", (0.0, 0.7)), Axis("timesteps.sigma", (0.2, 0.4)), seeds=(3, 5)).cells()
+    assert [cell.label for cell in cells] == [
+        f"m={m} sigma={s} seed={seed}" for seed in (3, 5) for m in ("0", "0.7") for s in ("0.2", "0.4")
+    ]
+    assert cells[5].experiment.timesteps == LTG(m=0.0, sigma=0.4)
+    assert cells[5].experiment.seed == 5
+
+
+def test_samplers_can_be_an_axis():
+    cells = grid(Axis("timesteps", (LTG(), SRM(4.0), "independent_uniform"))).cells()
+    assert [cell.experiment.timesteps.name for cell in cells] == ["ltg", "srm", "independent_uniform"]
+    assert cells[1].label == "timesteps=srm seed=0"
+
+
+@pytest.mark.parametrize(
+    ("axes", "seeds", "message"),
+    [
+        ([Axis("timesteps.sigm", (1.0,))], (0,), "did you mean timesteps.sigma"),
+        ([Axis("timesteps.sigma", (0.2, -1.0))], (0,), "timesteps.sigma = -1.0: must be > 0"),
+        ([Axis("timesteps.m", ())], (0,), "at least one value"),
+        ([Axis("timesteps.m", (1.0,)), Axis("timesteps.m", (2.0,))], (0,), "an axis twice"),
+        ([Axis("seed", (1,))], (0,), "axis of every sweep"),
+        ([], (0, 0), "each once"),
+        ([], (), "at least one seed"),
+        ([Axis("timesteps.sharpness", (1.0,))], (0,), "timesteps.sharpness: unknown field"),
+    ],
+)
+def test_what_is_wrong_is_said_when_the_sweep_is_defined(axes, seeds, message):
+    with pytest.raises(ConfigError) as error:
+        grid(*axes, seeds=seeds)
+    assert message in str(error.value)
+
+
+def test_values_of_one_distribution_are_one_piece_of_work():
+    sweep = grid(Axis("timesteps.sigma", (0.2, 0.5, 0.6)))
+    work = sweep.work(INPUTS)
+    assert [len(item.cells) for item in work] == [1, 2]
+    (note,) = same_distribution_notes(work)
+    assert "sigma=0.5 seed=0 and sigma=0.6 seed=0: the same distribution" in note
+    assert sweep.identity(work) == grid(Axis("timesteps.sigma", (0.6, 0.2))).identity(
+        grid(Axis("timesteps.sigma", (0.6, 0.2))).work(INPUTS)
+    )
+
+
+def test_axes_and_settings_from_the_command_line():
+    assert parse_axis("timesteps.m=0,0.7") == Axis("timesteps.m", (0, 0.7))
+    assert parse_axis("training.compile=true,False") == Axis("training.compile", (True, False))
+    assert parse_axis("timesteps=srm,ltg").values == ("srm", "ltg")
+    assert parse_settings(("training.images=640", "model.image_size=32,32", "data.path=none")) == {
+        "training.images": 640,
+        "model.image_size": (32, 32),
+        "data.path": None,
+    }
+    with pytest.raises(ConfigError, match="FIELD=VALUE"):
+        parse_axis("timesteps.m")
+
+
+def test_parameters_are_flat():
+    params = flat_params(openmoji32_micro())
+    assert params["timesteps"] == "ltg"
+    assert params["timesteps.m"] == 0.7
+    assert params["sampler.guidance.scale"] == 1.0
+    assert len(params) < 100  # MLflow's limit for a call
+
+
+@pytest.mark.parametrize(
+    ("cells", "cpus", "gpus", "wanted", "expected"),
+    [
+        (4, 2, 0, {}, (2, 1, 0)),  # a laptop: two at a time
+        (1, 2, 0, {}, (1, 2, 0)),  # one trial takes all cores
+        (8, 16, 4, {}, (4, 4, 1)),  # one GPU each
+        (8, 16, 1, {"gpus": 0.25}, (4, 4, 0.25)),
+        (8, 3, 4, {"cpus": 2}, (1, 2, 1)),  # cores run out before GPUs
+        (8, 5, 0, {"cpus": 2}, (2, 2, 0)),
+    ],
+)
+def test_placement_never_asks_for_more_than_there_is(cells, cpus, gpus, wanted, expected):
+    p = place(cells, cluster_cpus=cpus, cluster_gpus=gpus, cpus=wanted.get("cpus"), gpus=wanted.get("gpus"))
+    assert (p.concurrent, p.cpus, p.gpus) == expected
+    assert p.concurrent * p.cpus <= cpus
+    assert p.concurrent * p.gpus <= gpus
+
+
+def test_a_trial_that_can_never_be_placed_is_refused():
+    with pytest.raises(ConfigError, match="--gpus-per-trial 1: must be between 0 and the cluster's 0"):
+        place(1, cluster_cpus=2, cluster_gpus=0, cpus=None, gpus=1.0)
+    with pytest.raises(ConfigError, match="--cpus-per-trial 4"):
+        place(1, cluster_cpus=2, cluster_gpus=0, cpus=4, gpus=None)
+
+
+def test_durations():
+    assert [duration(s) for s in (12.4, 250, 4980)] == ["12 s", "4 min 10 s", "1 h 23 min"]
