@@ -80,8 +80,8 @@ class Tracker:
             except OSError as error:
                 raise TrackingError(f"tracking database {uri}: cannot make {folder}: {error}") from error
         self.artifacts = artifacts
-        self.client = mlflow.MlflowClient(tracking_uri=uri)
         try:
+            self.client = mlflow.MlflowClient(tracking_uri=uri)
             self.client.search_experiments(max_results=1)
         except Exception as error:  # every kind of store raises its own; all mean that it cannot be used
             raise TrackingError(

@@ -1,0 +1,131 @@
+"""The commands as a user types them, in real processes. Oracle: exit codes and messages."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pforce import cli, results
+from pforce.data import Manifest
+from pforce.orchestration.script import exit_on_errors
+from pforce.tracking import default_uri
+from sweeps import ltg_grid
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = [
+    "--model.depth", "1", "--model.width", "16", "--model.heads", "2", "--training.images", "128",
+    "--evaluation.images", "4", "--evaluation.validation-images", "8", "--sampler.num-function-evaluations", "2",
+]  # fmt: skip
+
+
+def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env={**os.environ, "COLUMNS": "160"}, capture_output=True, text=True,
+        timeout=200, check=False,
+    )  # fmt: skip
+
+
+def pforce(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return run("-c", "from pforce.cli import main; main()", *arguments, cwd=cwd)
+
+
+REFUSED = [
+    (("train", "openmoji32_mico"), "unknown experiment; did you mean openmoji32_micro"),
+    (("train", "openmoji32_micro", "--timesteps.sigma", "-1"), "sigma = -1.0: must be > 0"),
+    (("train", "openmoji32_micro", "--timesteps.s", "0"), "s = 0.0: must be > 0"),
+    (("train", "openmoji32_micro", "--timesteps.sigm", "1"), "--timesteps.sigma"),
+    (("train", "openmoji32_micro", "--model.depth", "two"), "--model.depth"),
+    (("train", "openmoji32_micro", "--model.heads", "5"), "must be a divisor of the width 128"),
+    (("train", "openmoji32_micro", "--data.resolution", "30"), "must be a multiple of model.patch = 4"),
+    (("trian",), "Did you mean `pforce train`"),
+    (("data", "build", "imagenet"), "openmoji"),
+    (("train", "openmoji32_micro", "--storage", "/proc/nothing"), "cannot be written"),
+    (("train", "imagenet256_pft_b"), "imagenet256-latents"),
+]
+REFUSED_SWEEPS = [
+    (("--axis", "timesteps.sigm=1"), "did you mean timesteps.sigma"),
+    (("--sigma", "0"), "timesteps.sigma = 0.0: must be > 0"),
+    (("openmoji32_macro",), "did you mean openmoji32_micro"),
+    (("--set", "data.resolution=30"), "must be a multiple of model.patch = 4"),
+    (("--storage", "/proc/nothing"), "cannot be written"),
+]
+
+
+def words(text: str) -> str:
+    """Text without boxes and line breaks."""
+    return " ".join(text.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED)
+def test_errors_are_one_message_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(sys, "argv", ["pforce", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert message in words(printed.out + printed.err)
+    assert not (tmp_path / "runs" / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED_SWEEPS)
+def test_the_sweep_script_refuses_the_same_way(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(sys, "argv", ["ltg_grid.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        exit_on_errors(ltg_grid.main)
+    assert stopped.value.code == 2
+    assert message in words(capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refusal_in_a_process_of_its_own(tmp_path):
+    done = run(str(ROOT / "sweeps" / "ltg_grid.py"), "--axis", "timesteps.sigm=1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert words(done.stderr).startswith("error: timesteps.sigm: unknown field")
+
+
+def test_help_explains():
+    top = pforce()
+    assert top.returncode == 0
+    for word in ("data build", "train", "experiments"):
+        assert word in top.stdout
+    fields = pforce("train", "openmoji32_micro", "--help").stdout
+    for word in ("--timesteps.sigma FLOAT", "--model.attention {sdpa,flash}", "Global batch", "--storage PATH"):
+        assert word in fields
+    assert "--preset {quick,full}" in run(str(ROOT / "sweeps" / "ltg_grid.py"), "--help").stdout
+    without_a_name = pforce("train").stdout
+    assert "EXPERIMENT" in without_a_name
+    assert "openmoji32_sit_micro" in without_a_name
+
+
+def test_data_build(tmp_path):
+    folder = tmp_path / "openmoji"
+    first = pforce("data", "build", "openmoji", "--resolution", "32", "--destination", str(folder))
+    assert first.returncode == 0, first.stderr
+    manifest = Manifest.load(folder)
+    assert len(manifest.train.shards) >= 16
+    assert f"{manifest.train.samples:,} training" in first.stdout
+
+
+def test_train_without_ray_and_another_sampler(openmoji_folder, tmp_path):
+    """A run in MLflow with its numbers; a second call trains nothing; ray is never imported."""
+    code = (
+        "import sys; from pforce.cli import _run; c = _run(sys.argv[1:]); assert 'ray' not in sys.modules; sys.exit(c)"
+    )
+    arguments = ("train", "openmoji32_micro", "--timesteps", "srm", "--timesteps.sharpness", "2", *TINY)
+    first = run("-c", code, *arguments, cwd=tmp_path)
+    assert first.returncode == 0, first.stdout + first.stderr
+    (row,) = results.runs(default_uri(tmp_path / "runs")).to_dict("records")
+    assert row["timesteps"] == "srm"
+    assert row["timesteps.sharpness"] == 2
+    assert row["status"] == "FINISHED"
+    again = run("-c", code, *arguments, cwd=tmp_path)
+    assert again.returncode == 0
+    assert "1 finished before" in again.stdout

@@ -1,0 +1,118 @@
+"""Tracking on a real sqlite database. Oracle: MLflow's own client reading it back."""
+
+from __future__ import annotations
+
+import multiprocessing
+
+import mlflow
+import pytest
+
+from pforce import results
+from pforce.tracking import PARENT, RunSpec, Tags, Tracker, TrackingError, default_uri
+
+
+@pytest.fixture
+def tracker(tmp_path) -> Tracker:
+    return Tracker(default_uri(tmp_path), artifacts=tmp_path / "artifacts")
+
+
+def spec(fingerprint: str, **params) -> RunSpec:
+    return RunSpec(f"cell {fingerprint}", fingerprint, {"timesteps.m": 0.5, **params}, {"device": "cpu"})
+
+
+def test_parents_and_children(tracker):
+    sweep = tracker.open_sweep("grid", "id", {"version.pforce": "1"})
+    run_id = tracker.open_trial(sweep, spec("f1"))
+    tracker.log(run_id, {"val/loss": 0.25, "fd/openmoji": 3.0}, step=7)
+    client = mlflow.MlflowClient(tracker.uri)
+    run = client.get_run(run_id)
+    assert run.data.tags[PARENT] == sweep.run_id
+    assert run.data.tags["device"] == "cpu"
+    assert run.data.params == {"timesteps.m": "0.5"}
+    assert run.data.metrics == {"val/loss": 0.25, "fd/openmoji": 3.0}
+    assert client.get_metric_history(run_id, "val/loss")[0].step == 7
+    assert run.info.status == "RUNNING"
+
+
+def test_the_ledger_knows_finished_cells_only(tracker):
+    sweep = tracker.open_sweep("grid", "id", {})
+    for fingerprint, status in (("done", "FINISHED"), ("failed", "FAILED"), ("killed", "KILLED")):
+        tracker.close(tracker.open_trial(sweep, spec(fingerprint)), status)
+    tracker.open_trial(sweep, spec("running"))
+    found = tracker.finished(["done", "failed", "killed", "running", "unknown"])
+    assert set(found) == {"done"}
+    other = tracker.open_sweep("another", "id2", {})
+    tracker.close(tracker.open_trial(other, spec("elsewhere")), "FINISHED")
+    assert set(tracker.finished(["done", "elsewhere"])) == {"done", "elsewhere"}
+
+
+def test_an_unfinished_run_is_taken_up_again_not_made_twice(tracker):
+    sweep = tracker.open_sweep("grid", "id", {})
+    run_id = tracker.open_trial(sweep, spec("a"))
+    tracker.tag(run_id, {Tags.REASON: "diverged", Tags.ERROR: "x" * 9000})
+    tracker.close(run_id, "FAILED")
+    tracker.close(sweep.run_id, "KILLED")
+    again = tracker.open_sweep("grid", "id", {})
+    assert again == sweep
+    assert tracker.open_trial(again, spec("a")) == run_id
+    run = mlflow.MlflowClient(tracker.uri).get_run(run_id)
+    assert run.info.status == "RUNNING"
+    assert Tags.REASON not in run.data.tags
+    assert tracker.open_sweep("grid", "other", {}) != sweep
+
+
+def test_a_frame_has_a_row_a_trial_with_numbers_as_numbers(tracker):
+    assert len(results.runs(tracker.uri)) == 0
+    sweep = tracker.open_sweep("grid", "id", {})
+    for index, truncation in enumerate(("reference", "exact")):
+        run_id = tracker.open_trial(sweep, spec(str(index), seed=index, **{"timesteps.truncation": truncation}))
+        for step in (1, 2):
+            tracker.log(run_id, {"val/loss": 10.0 * index + step}, step=step)
+        tracker.close(run_id, "FINISHED" if index else "FAILED")
+    frame = results.runs(tracker.uri, "grid").sort_values("seed")
+    assert list(frame["seed"]) == [0, 1]
+    assert list(frame["timesteps.truncation"]) == ["reference", "exact"]
+    assert list(frame["val/loss"]) == [2.0, 12.0]
+    assert list(frame["status"]) == ["FAILED", "FINISHED"]
+    assert len(results.runs(tracker.uri, "no such sweep")) == 0
+
+
+def test_more_parameters_and_metrics_than_a_call_takes(tracker):
+    """MLflow's limits are 100 parameters and 1,000 metrics a call."""
+    sweep = tracker.open_sweep("grid", "id", {})
+    run_id = tracker.open_trial(sweep, spec("a", **{f"p{i}": i for i in range(150)}))
+    tracker.log(run_id, {f"m{i}": float(i) for i in range(1200)})
+    data = mlflow.MlflowClient(tracker.uri).get_run(run_id).data
+    assert len(data.params) == 151
+    assert len(data.metrics) == 1200
+
+
+def test_a_store_that_cannot_be_used_says_so(tmp_path):
+    (tmp_path / "file").write_text("not a database")
+    with pytest.raises(TrackingError, match="cannot make"):
+        Tracker(f"sqlite:///{tmp_path}/file/x/mlflow.db", artifacts=tmp_path)
+    with pytest.raises(TrackingError, match="cannot be used"):
+        Tracker(f"sqlite:///{tmp_path}/file", artifacts=tmp_path)
+
+
+def _write(uri: str, artifacts, fingerprint: str) -> None:
+    tracker = Tracker(uri, artifacts=artifacts)
+    sweep = tracker.open_sweep("grid", "id", {})
+    run_id = tracker.open_trial(sweep, spec(fingerprint))
+    for step in range(5):
+        tracker.log(run_id, {"train/loss": float(step)}, step=step)
+    tracker.close(run_id, "FINISHED")
+
+
+def test_several_processes_write_one_database(tracker, tmp_path):
+    """Two drivers of different cells at once, in real processes: nothing is lost."""
+    tracker.open_sweep("grid", "id", {})
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_write, args=(tracker.uri, tmp_path / "artifacts", name)) for name in ("a", "b")]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=120)
+        assert worker.exitcode == 0
+    assert set(tracker.finished(["a", "b"])) == {"a", "b"}
+    assert results.runs(tracker.uri)["parent"].nunique() == 1
