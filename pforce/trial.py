@@ -97,10 +97,12 @@ def run_trial(
         identity: the experiment's fingerprint; its checkpoints carry it.
         device_count: devices the trial occupies, for device-hours (CPU: cores).
     """
+    # What the evaluation reads is read first: a missing file is found before hours of training, not after.
+    wanted = min(experiment.evaluation.validation_images, data.Manifest.load(paths.data).validation.samples)
+    held_out = data.read_split(paths.data, "validation", limit=wanted)
     state = training_state(experiment, paths, identity, device)
     checkpoints = Checkpoints(paths.folder / "checkpoints")
     train(state, flip=experiment.data.flip, callbacks=(checkpoints, *callbacks))
-    held_out = data.read_split(paths.data, "validation", limit=experiment.evaluation.validation_images)
     started = time.perf_counter()
     evaluation = evaluate(
         state.ema.model,
