@@ -46,6 +46,7 @@ class RandomStream:
         labels = torch.randint(0, config.classes, (batch,), generator=generator)
         self.batch = Images(images.to(device), labels.to(device))
         self.rows = torch.arange(batch)
+        self.damaged: dict[str, int] = {}
 
     def next_batch(self) -> Images:
         """The batch."""
@@ -139,6 +140,8 @@ def throughput(
     )
     spec = TrainingSpec(LTG(), FlowConfig(), OptimizerConfig(warmup_steps=10), training, seed=0, identity="gpu_check")
     model = build(config, generator=seeding.generator("weights", 0))
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     records: list[Record] = []
     state = new_state(spec, model, RandomStream(config, batch, device), device)
     train(state, callbacks=[OnRecord(records.append)])

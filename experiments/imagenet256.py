@@ -8,14 +8,13 @@ Here: not measured. The reader of latent shards is still missing; these are comp
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+from experiments.variants import as_sit
 from pforce.config import Experiment
 from pforce.data.config import DataConfig
 from pforce.metrics.evaluate import EvaluationConfig
 from pforce.models import sized
 from pforce.sampling import SamplerConfig
-from pforce.timesteps import LTG, ParallelUniform
+from pforce.timesteps import LTG
 from pforce.training.config import OptimizerConfig, TrainingConfig
 
 
@@ -31,12 +30,12 @@ def imagenet256_pft_xl() -> Experiment:
 
 def imagenet256_sit_b() -> Experiment:
     """The baseline of `imagenet256_pft_b`: SiT-B/2, one uniform timestep a sample."""
-    return _as_sit(imagenet256_pft_b(), "imagenet256_sit_b")
+    return as_sit(imagenet256_pft_b(), "imagenet256_sit_b")
 
 
 def imagenet256_sit_xl() -> Experiment:
     """The baseline of `imagenet256_pft_xl`: SiT-XL/2."""
-    return _as_sit(imagenet256_pft_xl(), "imagenet256_sit_xl")
+    return as_sit(imagenet256_pft_xl(), "imagenet256_sit_xl")
 
 
 def _pft(size: str, name: str) -> Experiment:
@@ -49,10 +48,4 @@ def _pft(size: str, name: str) -> Experiment:
         training=TrainingConfig(images=400_000 * 256, batch=256, ema_decay=0.9999, precision="auto"),
         sampler=SamplerConfig(num_function_evaluations=100),
         evaluation=EvaluationConfig(images=50_000, validation_images=5000),
-    )
-
-
-def _as_sit(experiment: Experiment, name: str) -> Experiment:
-    return replace(
-        experiment, name=name, model=replace(experiment.model, difficulty_head=False), timesteps=ParallelUniform()
     )

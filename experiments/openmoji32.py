@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from experiments.variants import as_sit
 from pforce.config import Experiment
 from pforce.data.config import DataConfig
 from pforce.metrics.evaluate import EvaluationConfig
 from pforce.models import sized
 from pforce.sampling import SamplerConfig
-from pforce.timesteps import LTG, ParallelUniform
+from pforce.timesteps import LTG
 from pforce.training.config import OptimizerConfig, TrainingConfig
 
 CLASSES = 11
@@ -42,7 +43,7 @@ def openmoji32_micro() -> Experiment:
 
 def openmoji32_sit_micro() -> Experiment:
     """The baseline of `openmoji32_micro`: SiT, one uniform timestep a sample, no difficulty head."""
-    return _as_sit(openmoji32_micro(), "openmoji32_sit_micro")
+    return as_sit(openmoji32_micro(), "openmoji32_sit_micro")
 
 
 def openmoji32_s() -> Experiment:
@@ -61,13 +62,4 @@ def openmoji32_s() -> Experiment:
 
 def openmoji32_sit_s() -> Experiment:
     """The baseline of `openmoji32_s`: SiT-S."""
-    return _as_sit(openmoji32_s(), "openmoji32_sit_s")
-
-
-def _as_sit(experiment: Experiment, name: str) -> Experiment:
-    return replace(
-        experiment,
-        name=name,
-        model=replace(experiment.model, difficulty_head=False),
-        timesteps=ParallelUniform(),
-    )
+    return as_sit(openmoji32_s(), "openmoji32_sit_s")

@@ -24,12 +24,19 @@ def experiments() -> dict[str, Callable[[], Experiment]]:
                 continue
             signature = inspect.signature(function, eval_str=True)
             if signature.return_annotation is Experiment and not signature.parameters:
+                if name in found:
+                    raise ConfigError(f"{name}: is an experiment of {found[name].__module__} and of {module.__name__}")
                 found[name] = function
     return found
 
 
 def experiment(name: str) -> Experiment:
-    """The experiment of that name, bare or with its module (`openmoji32.openmoji32_micro`).
+    """The experiment of that name; ConfigError as in `find`."""
+    return find(name)()
+
+
+def find(name: str) -> Callable[[], Experiment]:
+    """The function of that name, bare or with its module (`openmoji32.openmoji32_micro`).
 
     ConfigError with the nearest name where there is none.
     """
@@ -39,4 +46,4 @@ def experiment(name: str) -> Experiment:
         near = difflib.get_close_matches(name.rsplit(".", 1)[-1], known, n=1)
         hint = f"did you mean {near[0]}?" if near else "experiments are: " + ", ".join(sorted(known))
         raise ConfigError(f"{name}: unknown experiment; {hint}")
-    return function()
+    return function

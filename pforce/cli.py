@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pforce import catalog
-from pforce.config import Experiment, with_fields
-from pforce.data import DataConfig, Manifest, ensure, openmoji
+from pforce.config import ConfigError, Experiment, with_fields
+from pforce.data import DataConfig, Manifest, ensure
 from pforce.orchestration import local
 from pforce.orchestration.plan import DONE, Options
 from pforce.orchestration.script import USAGE_ERROR, exit_on_errors, run_sweep
@@ -52,12 +52,8 @@ def build_data(
         resolution: height and width of the images, in pixels.
         destination: folder to write; by default the cache folder ($PFORCE_CACHE or ~/.cache/pforce).
     """
-    config = DataConfig(name=name, resolution=resolution)
-    if destination is None:
-        folder = ensure(config)
-        manifest = Manifest.load(folder)
-    else:
-        manifest, folder = openmoji.build(destination, resolution), destination
+    folder = ensure(DataConfig(name=name, resolution=resolution, path=str(destination) if destination else None))
+    manifest = Manifest.load(folder)
     sizes = f"{manifest.train.samples:,} training and {manifest.validation.samples:,} validation"
     Console().print(f"{folder}: {sizes} images, {len(manifest.classes)} classes", highlight=False, soft_wrap=True)
     return DONE
@@ -88,16 +84,19 @@ def train(arguments: list[str]) -> int:
         )
         return experiments()
     known, rest = first.parse_known_args(arguments)
-    experiment = catalog.experiment(known.name)
+    function = catalog.find(known.name)
+    experiment = function()
     if known.timesteps:
         experiment = with_fields(experiment, {"timesteps": known.timesteps})
     parsed = tyro.cli(
         _Train,
         prog=f"pforce train {known.name}",
-        description=f"{_summary(catalog.experiments()[experiment.name])} Every field of the experiment is an option.",
+        description=f"{_summary(function)} Every field of the experiment is an option.",
         default=_Train(experiment),
         args=rest,
     )
+    if parsed.options.max_hours is not None or parsed.options.ray_address is not None:
+        raise ConfigError("--max-hours and --ray-address: pforce train runs in this process, without Ray")
     sweep = Sweep("train", parsed.experiment, axes=(), seeds=(parsed.experiment.seed,))
     return run_sweep(sweep, parsed.options, launcher=local.launch)
 

@@ -94,6 +94,12 @@ class Experiment:
             f"a multiple of data.streams = {self.data.streams}",
         )
         require(
+            self.sampler.guidance.scale == 1 or self.model.class_dropout > 0,
+            "sampler.guidance.scale",
+            self.sampler.guidance.scale,
+            "1, as model.class_dropout is 0 and the model never learns the null class",
+        )
+        require(
             self.model.difficulty_head or self.timesteps.per_sample,
             "timesteps",
             self.timesteps.name,
@@ -135,7 +141,7 @@ def _leaf(hint: Any, value: Any, path: str) -> Any:
 
 def _timestep_class(data: Any, path: str) -> type[TimestepSampler]:
     name = data.get("name") if isinstance(data, Mapping) else data
-    if name not in SAMPLERS:
+    if not isinstance(name, str) or name not in SAMPLERS:
         raise ConfigError(f"{path} = {name!r}: must be one of {', '.join(SAMPLERS)}")
     return SAMPLERS[name]
 
@@ -231,6 +237,9 @@ def canonical(experiment: Experiment) -> dict[str, Any]:
         for parent in parents:
             target = target[parent]
         del target[leaf]
+    if experiment.model.attention != "sdpa":
+        # flash-attn computes in bfloat16: another result. sdpa is left out, so that it is the same as ever.
+        data["model"]["attention"] = experiment.model.attention
     return data
 
 

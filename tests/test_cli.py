@@ -45,11 +45,16 @@ REFUSED = [
     (("data", "build", "imagenet"), "openmoji"),
     (("train", "openmoji32_micro", "--storage", "/proc/nothing"), "cannot be written"),
     (("train", "imagenet256_pft_b"), "imagenet256-latents"),
+    (("train", "openmoji32_micro", "--max-hours", "1"), "without Ray"),
+    (("data", "build", "openmoji", "--destination", "/proc/nothing"), "cannot write the dataset to /proc/nothing"),
 ]
 REFUSED_SWEEPS = [
     (("--axis", "timesteps.sigm=1"), "did you mean timesteps.sigma"),
     (("--sigma", "0"), "timesteps.sigma = 0.0: must be > 0"),
     (("openmoji32_macro",), "did you mean openmoji32_micro"),
+    (("--set", "seed=4"), "set with --seeds"),
+    (("--name", "ltg/v2"), "name = 'ltg/v2'"),
+    (("--set", "timesteps=ltg,srm"), "must be one of"),
     (("--set", "data.resolution=30"), "must be a multiple of model.patch = 4"),
     (("--storage", "/proc/nothing"), "cannot be written"),
 ]

@@ -61,6 +61,8 @@ def test_imagenet_recipe_is_the_papers():
         ({"model.heads": 5}, "model.heads = 5: must be a divisor of the width 128"),
         ({"data.resolution": 30}, "data.resolution = 30: must be a multiple of model.patch = 4"),
         ({"data.resolution": 64}, "model.image_size"),
+        ({"timesteps": ["ltg", "srm"]}, "timesteps = ['ltg', 'srm']: must be one of parallel_uniform"),
+        ({"sampler.guidance.scale": 2.0, "model.class_dropout": 0.0}, "sampler.guidance.scale = 2.0: must be 1"),
         ({"timesteps": "lgt"}, "timesteps = 'lgt': must be one of parallel_uniform"),
         ({"model.difficulty_head": False}, "timesteps = 'ltg': must be a sampler with one timestep a sample"),
         ({"evaluation.difficulty_timesteps": [0.2, 1.2]}, "between 0 and 1"),
@@ -123,7 +125,6 @@ def test_the_fingerprint_is_stable():
         ("training.checkpoint_every", 7),
         ("evaluation.batch", 8),
         ("training.accumulation", 2),
-        ("model.attention", "flash"),
     ],
 )
 def test_what_does_not_determine_the_result_is_not_hashed(path, value):
@@ -147,6 +148,7 @@ def test_what_does_not_determine_the_result_is_not_hashed(path, value):
         ("data.streams", 8),
         ("optimizer.learning_rate", 0.1),
         ("training.precision", "bfloat16"),
+        ("model.attention", "flash"),
     ],
 )
 def test_what_determines_the_result_is_hashed(path, value):

@@ -75,6 +75,8 @@ class _Stream:
             if self._decoded.intact[place]:
                 return self._decoded, place, skipped
             skipped += 1
+            if skipped > self.samples:
+                raise DataError(f"stream {self._number}: all of its {self.samples} samples are damaged")
 
     def _open(self) -> int:
         """Make the shard at the position current; returns the index in the epoch of its first sample."""

@@ -103,11 +103,11 @@ def evaluate(
     classes = labels[torch.arange(config.images) % len(labels)]
     features: list[Tensor] = []
     kept: list[Tensor] = []
-    passes, started = 0, time.perf_counter()
+    nfe, passes, started = 0, 0, time.perf_counter()
     for generated in generate(model, sampler, classes, seed=config.seed, batch=config.batch, device=device):
         features.append(detector.features(generated.images.clamp(-1, 1)).cpu())
         kept.append(generated.images[: max(0, GRID_IMAGES - sum(len(k) for k in kept))].cpu())
-        passes = generated.forward_passes
+        nfe, passes = generated.num_function_evaluations, generated.forward_passes
         progress("sampling", 0.2 + 0.8 * sum(len(f) for f in features) / config.images)
     seconds = time.perf_counter() - started
     reference = torch.cat([detector.features(x1[i : i + config.batch]).cpu() for i in range(0, len(x1), config.batch)])
@@ -115,7 +115,7 @@ def evaluate(
     metrics |= {
         f"fd/{config.detector}_images": float(config.images),
         f"fd/{config.detector}_reference_images": float(len(x1)),
-        "cost/nfe": float(sampler.num_function_evaluations),
+        "cost/nfe": float(nfe),
         "cost/forward_passes": float(passes),
         "cost/sampling_seconds_per_image": seconds / config.images,
     }

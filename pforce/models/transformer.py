@@ -62,8 +62,11 @@ class PatchForcingTransformer(nn.Module):
     def _levels(self, t: Tensor | TimestepLevels) -> tuple[Tensor, Tensor | None]:
         """Timesteps as (B, K) values and the index that spreads them over the tokens (None: they broadcast)."""
         if isinstance(t, TimestepLevels):
-            # One level broadcasts over the tokens: nothing to gather.
-            return (t.values, None) if t.values.shape[1] == 1 else (t.values, t.index)
+            if t.values.shape[1] == 1:
+                return t.values, None  # one level broadcasts over the tokens: nothing to gather
+            if not self.config.difficulty_head:
+                raise ValueError(f"{t.values.shape[1]} timestep levels: a SiT takes one timestep a sample, (B,)")
+            return t.values, t.index
         if t.ndim == 1:
             return t[:, None], None
         if not self.config.difficulty_head:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from pforce import flow, sampling
 from pforce.config import Experiment
 from pforce.models import build
-from pforce.orchestration.placement import Placement, place
+from pforce.orchestration.placement import Placement, place, this_machine
 from pforce.training import train
 from pforce.trial import Paths, choose_device, training_state
 
@@ -43,8 +42,7 @@ def estimate(experiment: Experiment, data: Path, trials: int, *, cpus: int | Non
     """
     placement = place(
         trials,
-        cluster_cpus=os.cpu_count() or 1,
-        cluster_gpus=float(torch.cuda.device_count()),
+        nodes=[this_machine()],
         cpus=cpus,
         gpus=gpus,
     )
@@ -84,9 +82,9 @@ def _evaluation_seconds(experiment: Experiment) -> float:
     x = torch.randn(batch, experiment.model.channels, *experiment.model.image_size, device=device)
     y = torch.zeros(batch, dtype=torch.int64, device=device)
     schedule = sampling.timesteps_for(experiment.sampler.name, TIMED_EVALUATIONS)
-    sampling.euler(model, x, schedule.timesteps[:2], y=y)
+    sampling.euler(model, x, schedule.timesteps[:2], y=y).sum().item()  # .item() waits for the device
     started = time.perf_counter()
-    sampling.euler(model, x, schedule.timesteps, y=y, guidance=experiment.sampler.guidance)
+    sampling.euler(model, x, schedule.timesteps, y=y, guidance=experiment.sampler.guidance).sum().item()
     per_image = (time.perf_counter() - started) / TIMED_EVALUATIONS / batch
     measured = flow.VALIDATION_SEGMENTS + len(evaluation.difficulty_timesteps)
     passes = evaluation.images * experiment.sampler.num_function_evaluations + evaluation.validation_images * measured

@@ -18,10 +18,10 @@ class SweepDisplay:
         self.console = console
         self.total = total
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f} %"),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=True),
@@ -49,12 +49,15 @@ class SweepDisplay:
         """A running trial is `share` done."""
         if label not in self.tasks:
             self.tasks[label] = self.progress.add_task(f"  {label}", total=1.0, note=note)
+        if share > 0 and not self.shares.get(label):
+            # Where a resumed trial starts is not work of this run: counting it would promise too early an end.
+            self.at_start += share
         self.shares[label] = share
         self.progress.update(self.tasks[label], completed=share, note=note)
         self._advance()
         if not self.console.is_terminal and time.monotonic() - self.last_line > LINE_EVERY_SECONDS:
             self.last_line = time.monotonic()
-            self.console.print(self._line(f"{label}: {note}"), highlight=False)
+            self.console.print(self._line(f"{label}: {note}"), highlight=False, markup=False)
 
     def end(self, label: str, note: str) -> None:
         """A trial ended, in whatever way."""
@@ -63,7 +66,11 @@ class SweepDisplay:
             self.progress.remove_task(self.tasks.pop(label))
         self.finished += 1
         self._advance()
-        self.console.print(self._line(f"{label}: {note}"), highlight=False)
+        self.console.print(self._line(f"{label}: {note}"), highlight=False, markup=False)
+
+    def line(self, text: str) -> None:
+        """Something to be read now."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _advance(self) -> None:
         done = self.finished + sum(self.shares.values())

@@ -18,8 +18,13 @@ Launcher = Callable[[Plan, Recorder, Console], None]
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[None]:
-    """SIGTERM and SIGINT both raise KeyboardInterrupt here, once; a second one does not break the clean-up."""
+def stop_on_signals(*, restore: bool = True) -> Iterator[None]:
+    """SIGTERM and SIGINT both raise KeyboardInterrupt here, once; further ones are ignored during the clean-up.
+
+    Args:
+        restore: put the handlers back that were there before. An inner use within another one does not: the
+            clean-up that follows must not be interrupted either.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in (signal.SIGTERM, signal.SIGINT):
@@ -30,8 +35,9 @@ def stop_on_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        if restore:
+            for each, handler in before.items():
+                signal.signal(each, handler)
 
 
 def execute(plan: Plan, console: Console, launcher: Launcher) -> int:
@@ -51,8 +57,8 @@ def execute(plan: Plan, console: Console, launcher: Launcher) -> int:
         try:
             with display:
                 launcher(plan, recorder, console)
-        except KeyboardInterrupt as stopped:
-            console.print(f"Stopped by {stopped}; the same command goes on from here.")
+        except (KeyboardInterrupt, SystemExit) as stopped:  # Ray's own SIGTERM handler, while it starts, exits
+            console.print(f"Stopped by {stopped}; the same command goes on from here.", markup=False)
             recorder.kill_all("stopped")
             tracker.close(sweep_run.run_id, "KILLED")
             return STOPPED
@@ -64,6 +70,7 @@ def execute(plan: Plan, console: Console, launcher: Launcher) -> int:
         done = tracker.finished([item.fingerprint for item in plan.work])
         if any(item.fingerprint not in {*done, *recorder.failed} for item in plan.work):
             tracker.close(sweep_run.run_id, "KILLED")
+            console.print("Stopped by the wall-clock limit; the same command goes on from here.")
             return STOPPED
         tracker.close(sweep_run.run_id, "FAILED" if recorder.failed else "FINISHED")
         return SOME_FAILED if recorder.failed else DONE

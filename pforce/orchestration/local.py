@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 
-import torch
 from rich.console import Console
 
-from pforce.orchestration.placement import place
+from pforce.orchestration.placement import place, this_machine
 from pforce.orchestration.plan import Plan, payload
 from pforce.orchestration.recorder import Recorder
 from pforce.orchestration.worker import run_cell
@@ -19,8 +17,7 @@ def launch(plan: Plan, recorder: Recorder, console: Console) -> None:
     """Run what is missing here, on all cores or the first GPU."""
     placement = place(
         1,
-        cluster_cpus=os.cpu_count() or 1,
-        cluster_gpus=float(torch.cuda.is_available()),
+        nodes=[this_machine()],
         cpus=plan.options.cpus_per_trial,
         gpus=plan.options.gpus_per_trial,
     )

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
 
 from pforce.config import ConfigError
 
@@ -24,24 +30,48 @@ class Placement:
         return self.gpus or self.cpus
 
 
-def place(cells: int, *, cluster_cpus: int, cluster_gpus: float, cpus: int | None, gpus: float | None) -> Placement:
-    """Fit `cells` trials into a cluster.
+class Node(NamedTuple):
+    """What one machine of a cluster has."""
+
+    cpus: int
+    gpus: float
+
+
+def this_machine() -> Node:
+    """The machine that this process runs on."""
+    return Node(os.cpu_count() or 1, float(torch.cuda.device_count()))
+
+
+def _fitting(nodes: Sequence[Node], cpus: int, gpus: float) -> int:
+    """How many trials fit; a trial lies on one node, and shares of a GPU on one GPU."""
+    slots = 0
+    for node in nodes:
+        by_gpu = math.inf if gpus == 0 else node.gpus // gpus if gpus >= 1 else int(node.gpus) * int(1 / gpus + 1e-9)
+        slots += int(min(node.cpus // cpus, by_gpu))
+    return slots
+
+
+def place(cells: int, *, nodes: Sequence[Node], cpus: int | None, gpus: float | None) -> Placement:
+    """Fit `cells` trials onto the nodes of a cluster.
 
     Args:
         cells: trials that are to run.
-        cluster_cpus: cores of the cluster.
-        cluster_gpus: GPUs of the cluster.
+        nodes: the machines.
         cpus: cores of a trial; None shares the cores among as many trials as there are cells or cores.
         gpus: GPUs of a trial; None gives one where there are any.
 
-    ConfigError where one trial alone does not fit: it would wait for ever.
+    ConfigError where one trial alone does not fit on any node: it would wait for ever.
     """
-    gpus = (1.0 if cluster_gpus >= 1 else 0.0) if gpus is None else gpus
-    if not 0 <= gpus <= cluster_gpus:
-        raise ConfigError(f"--gpus-per-trial {gpus:g}: must be between 0 and the cluster's {cluster_gpus:g}")
-    if cpus is not None and not 0 < cpus <= cluster_cpus:
-        raise ConfigError(f"--cpus-per-trial {cpus}: must be between 1 and the cluster's {cluster_cpus}")
-    by_gpu = int(cluster_gpus / gpus) if gpus else cluster_cpus
-    by_cpu = cluster_cpus // (cpus or 1)
-    concurrent = max(1, min(cells, by_gpu, by_cpu))
-    return Placement(concurrent, cpus or max(1, cluster_cpus // concurrent), gpus)
+    most_cpus, most_gpus = max(node.cpus for node in nodes), max(node.gpus for node in nodes)
+    gpus = (1.0 if most_gpus >= 1 else 0.0) if gpus is None else gpus
+    if not 0 <= gpus <= most_gpus:
+        raise ConfigError(f"--gpus-per-trial {gpus:g}: must be between 0 and {most_gpus:g}, what the largest node has")
+    if cpus is not None and not 0 < cpus <= most_cpus:
+        raise ConfigError(f"--cpus-per-trial {cpus}: must be between 1 and {most_cpus}, what the largest node has")
+    if _fitting(nodes, cpus or 1, gpus) == 0:
+        raise ConfigError(f"no node has {cpus or 1} cores and {gpus:g} GPUs together")
+    wanted = min(cells, _fitting(nodes, cpus or 1, gpus))
+    if cpus is None:
+        # The most cores with which as many trials still fit at once.
+        cpus = max(c for c in range(1, most_cpus + 1) if c == 1 or _fitting(nodes, c, gpus) >= wanted)
+    return Placement(wanted, cpus, gpus)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from pforce.orchestration.sweep import Sweep, Work, same_distribution_notes
 from pforce.orchestration.worker import Payload
 from pforce.tracking import Tracker, default_uri
 from pforce.trial import check_data
+from pforce.validation import require
 
 DONE, SOME_FAILED, STOPPED = 0, 3, 4
 """Exit codes of a sweep."""
@@ -40,6 +42,10 @@ class Options:
     ray_address: str | None = None
     """Cluster to connect to; by default RAY_ADDRESS, else one is started here."""
 
+    def __post_init__(self) -> None:
+        limit = self.max_hours
+        require(limit is None or limit > 0, "max_hours", limit, "> 0")
+
     @property
     def uri(self) -> str:
         """The tracking store."""
@@ -54,6 +60,8 @@ class Plan:
     options: Options
     data: Path
     tracker: Tracker
+    inputs: dict[str, str]
+    """Content hashes of what the experiments read: data set, detector."""
     work: list[Work]
     done: set[str]
     """Fingerprints of finished cells."""
@@ -78,33 +86,31 @@ def check_storage(folder: Path) -> Path:
 
 
 def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
-    """Check storage, data and tracking, and look up which cells are done. Starts no worker."""
+    """Check storage, every cell against the data, and tracking, and look up which cells are done. Starts no worker."""
     check_storage(options.storage)
-    folder = ensure(sweep.base.data, progress=console.is_terminal)
-    manifest = check_data(sweep.base, folder)
+    folder = ensure(sweep.base.data, progress=console.is_terminal).absolute()  # workers have another directory
     for cell in sweep.cells():
         same = (cell.experiment.data, cell.experiment.evaluation.detector)
         if same != (sweep.base.data, sweep.base.evaluation.detector):
             raise ConfigError("data and evaluation.detector cannot be axes; run one sweep for each of their values")
+        manifest = check_data(cell.experiment, folder)
+    inputs = {"data": manifest.hash, "detector": load_detector(sweep.base.evaluation.detector).sha256}
     tracker = Tracker(options.uri, artifacts=options.storage.absolute() / "artifacts")
-    detector = load_detector(sweep.base.evaluation.detector)
-    if manifest.resolution < detector.minimum_size:
-        raise ConfigError(
-            f"data.resolution = {manifest.resolution}: must be at least {detector.minimum_size}, the smallest image "
-            f"that the detector {detector.name} takes"
-        )
-    work = sweep.work({"data": manifest.hash, "detector": detector.sha256})
+    work = sweep.work(inputs)
     done = set(tracker.finished([item.fingerprint for item in work]))
-    return Plan(sweep, options, folder, tracker, work, done, same_distribution_notes(work))
+    return Plan(sweep, options, folder, tracker, inputs, work, done, same_distribution_notes(work))
 
 
 def provenance() -> dict[str, str]:
-    """Tags of every run: versions, and the git commit where there is one."""
+    """Tags of every run: versions, and the git commit of this code where it is a checkout."""
     tags = {f"version.{name}": importlib.metadata.version(name) for name in ("pforce", "torch", "ray", "mlflow")}
     root = Path(__file__).resolve().parents[2]
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-    if git.returncode == 0:
-        tags["mlflow.source.git.commit"] = git.stdout.strip()
+    if (root / ".git").exists() and shutil.which("git"):
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+        changed = subprocess.run(["git", "status", "-s", "-uno"], cwd=root, capture_output=True, text=True, check=False)
+        tags["mlflow.source.git.commit"] = commit.stdout.strip()
+        # A fingerprint cannot see edited code; at least the record does.
+        tags["git.uncommitted_changes"] = str(bool(changed.stdout.strip()))
     return tags
 
 
@@ -116,11 +122,12 @@ def trial_folder(options: Options, item: Work) -> Path:
 def payload(plan: Plan, item: Work, placement: Placement) -> Payload:
     """A cell as its worker gets it."""
     return Payload(
-        label=item.label,
         fingerprint=item.fingerprint,
         experiment=to_dict(item.experiment),
         data=str(plan.data),
+        data_hash=plan.inputs["data"],
         folder=str(trial_folder(plan.options, item)),
+        device="cuda" if placement.gpus else "cpu",
         threads=placement.cpus,
         devices=placement.devices,
     )

@@ -28,7 +28,8 @@ class Recorder:
         """A trial starts: its run is made, or an unfinished one is taken up again."""
         if item.fingerprint in self.open:
             return
-        tags = {**self.tags, Tags.SEED: str(item.experiment.seed)}
+        inputs = {f"input.{name}": value for name, value in self.plan.inputs.items()}
+        tags = {**self.tags, **inputs, "weights": "ema", Tags.SEED: str(item.experiment.seed)}
         spec = RunSpec(item.label, item.fingerprint, flat_params(item.experiment), tags)
         self.open[item.fingerprint] = self.plan.tracker.open_trial(self.sweep_run, spec)
         self.display.update(item.label, 0.0, "starting")
@@ -42,6 +43,9 @@ class Recorder:
                 self._done(item, result)
             case "failed":
                 self.fail(item, result["reason"], result["error"])
+            case "warning":
+                self.display.line(f"{item.label}: warning: {result['message']}")
+                self.plan.tracker.tag(self.open[item.fingerprint], {Tags.WARNING: result["message"]})
             case part:
                 self.display.update(item.label, TRAINING_SHARE + (1 - TRAINING_SHARE) * result["share"], part)
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pforce import results
 from pforce.config import ConfigError
@@ -32,7 +33,7 @@ def exit_on_errors(main: Callable[[], int]) -> NoReturn:
     try:
         code = main()
     except (ConfigError, FieldError, DataError, TrackingError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         code = USAGE_ERROR
     sys.exit(code)
 
@@ -46,7 +47,7 @@ def run_sweep(sweep: Sweep, options: Options, *, dry_run: bool = False, launcher
     started = time.perf_counter()
     planned = plan(sweep, options, console)
     for note in planned.notes:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
     if dry_run:
         _print_dry_run(planned, console)
         return DONE
@@ -70,15 +71,16 @@ def make_console() -> Console:
 
 
 def table_rows(planned: Plan) -> list[Row]:
-    """The rows of a sweep's table: cells without their seed, equal distributions together."""
-    grouped: dict[tuple[str, ...], Row] = {}
-    names = [axis.short for axis in planned.sweep.axes]
+    """The rows of a sweep's table: cells without their seed; values of one distribution are one row."""
+    headers = planned.sweep.headers
+    rows: dict[tuple[tuple[str, ...], ...], Row] = {}
     for item in planned.work:
-        values = [[format_value(cell.values[i][1]) for cell in item.cells] for i in range(len(names))]
-        labels = {name: ", ".join(dict.fromkeys(column)) for name, column in zip(names, values, strict=True)}
-        row = grouped.setdefault(tuple(labels.values()), Row(labels, []))
-        grouped[tuple(labels.values())] = Row(labels, [*row.fingerprints, item.fingerprint])
-    return list(grouped.values())
+        key = tuple(tuple(format_value(value) for _, value in cell.values) for cell in item.cells)
+        columns = zip(*key, strict=True)
+        labels = {name: ", ".join(dict.fromkeys(column)) for name, column in zip(headers, columns, strict=True)}
+        row = rows.setdefault(key, Row(labels, []))
+        rows[key] = Row(labels, [*row.fingerprints, item.fingerprint])
+    return list(rows.values())
 
 
 def _report(planned: Plan, console: Console) -> None:
@@ -90,7 +92,7 @@ def _report(planned: Plan, console: Console) -> None:
     folder = options.storage.absolute()
     table.to_csv(folder / f"{sweep.name}.csv", index=False)
     (folder / f"{sweep.name}.md").write_text(f"{results.to_markdown(table)}\n\n{caveat}\n")
-    cell_figure(table, [axis.short for axis in sweep.axes], folder / f"{sweep.name}.png")
+    cell_figure(table, sweep.headers, folder / f"{sweep.name}.png")
     console.print(f"Table and figure: {folder / sweep.name}.{{csv,md,png}}", soft_wrap=True, highlight=False)
     if options.uri.startswith("sqlite"):
         console.print(f"Open MLflow: mlflow ui --backend-store-uri {options.uri}", soft_wrap=True, highlight=False)
@@ -99,12 +101,18 @@ def _report(planned: Plan, console: Console) -> None:
 
 
 def _caveat(sweep: Sweep) -> str:
-    images, seeds, e = sweep.base.training.images, len(sweep.seeds), sweep.base.evaluation
+    cells = [cell.experiment for cell in sweep.cells()]
+
+    def told(values: set[int]) -> str:
+        return " or ".join(f"{value:,}" for value in sorted(values))
+
+    images, seeds = {e.training.images for e in cells}, len(sweep.seeds)
+    generated, nfe = {e.evaluation.images for e in cells}, {e.sampler.num_function_evaluations for e in cells}
     text = (
-        f"{images:,} images seen a cell, {seeds} seed(s); distances on {e.images:,} generated images, "
-        f"{sweep.base.sampler.name} at {sweep.base.sampler.num_function_evaluations} NFE, averaged weights."
+        f"{told(images)} images seen a cell, {seeds} seed(s); distances on {told(generated)} generated images, "
+        f"{told(nfe)} NFE, averaged weights."
     )
-    if images < HONEST_IMAGES or seeds < HONEST_SEEDS:
+    if min(images) < HONEST_IMAGES or seeds < HONEST_SEEDS:
         text += (
             f" So short a run ranks nothing: a comparison needs at least {HONEST_IMAGES:,} images a cell and "
             f"{HONEST_SEEDS} seeds (--preset full)."
@@ -153,4 +161,6 @@ def duration(seconds: float) -> str:
 def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
     """FIELD=VALUE arguments as changes of an experiment; a value with commas is a tuple."""
     axes = [parse_axis(text) for text in texts]
+    if any(axis.path == "seed" for axis in axes):
+        raise ConfigError("seed: the seeds of a sweep are set with --seeds")
     return {axis.path: axis.values[0] if len(axis.values) == 1 else axis.values for axis in axes}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,17 +25,15 @@ class Axis:
     """Dotted path of the field: `timesteps.m`."""
     values: tuple[Any, ...]
 
-    @property
-    def short(self) -> str:
-        """The last part of the path, as tables and labels call it."""
-        return self.path.rsplit(".", 1)[-1]
-
 
 def format_value(value: Any) -> str:
     """An axis value in a label or a table."""
     if isinstance(value, TimestepSampler):
         return value.name
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        # Short where it is exact: two values must never look like one.
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return str(value)
 
 
 @dataclass(frozen=True)
@@ -42,13 +41,13 @@ class Cell:
     """One combination of axis values and a seed."""
 
     values: tuple[tuple[str, Any], ...]
-    """(path, value) of each axis, the seed left out."""
+    """(header, value) of each axis, the seed left out."""
     experiment: Experiment
 
     @property
     def label(self) -> str:
         """`m=0.7 s=1 sigma=0.6 seed=0`."""
-        parts = [f"{path.rsplit('.', 1)[-1]}={format_value(value)}" for path, value in self.values]
+        parts = [f"{header}={format_value(value)}" for header, value in self.values]
         return " ".join([*parts, f"seed={self.experiment.seed}"])
 
 
@@ -80,6 +79,8 @@ class Sweep:
     seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise ConfigError(f"name = {self.name!r}: must be letters, digits, '.', '_' and '-' (it names files)")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds = {list(self.seeds)}: must be at least one seed, each once")
         paths = [axis.path for axis in self.axes]
@@ -93,6 +94,12 @@ class Sweep:
             check_path(self.base, axis.path)
         self.cells()  # every cell must be a valid experiment
 
+    @property
+    def headers(self) -> list[str]:
+        """What tables call the axes: the last part of the path (`m`), or all of it where two end alike."""
+        last = [axis.path.rsplit(".", 1)[-1] for axis in self.axes]
+        return [name if last.count(name) == 1 else axis.path for name, axis in zip(last, self.axes, strict=True)]
+
     def cells(self) -> list[Cell]:
         """All cells, seeds outermost: an interrupted sweep has whole tables of fewer seeds."""
         paths = [axis.path for axis in self.axes]
@@ -100,7 +107,8 @@ class Sweep:
         for seed in self.seeds:
             for values in itertools.product(*(axis.values for axis in self.axes)):
                 chosen = dict(zip(paths, values, strict=True))
-                found.append(Cell(tuple(chosen.items()), with_fields(self.base, {**chosen, "seed": seed})))
+                named = tuple(zip(self.headers, values, strict=True))
+                found.append(Cell(named, with_fields(self.base, {**chosen, "seed": seed})))
         return found
 
     def work(self, inputs: Mapping[str, str]) -> list[Work]:

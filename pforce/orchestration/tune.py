@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from pforce.orchestration.launch import stop_on_signals
-from pforce.orchestration.placement import place
+from pforce.orchestration.placement import Node, place
 from pforce.orchestration.plan import Plan, payload
 from pforce.orchestration.recorder import Recorder
 from pforce.orchestration.sweep import Work
@@ -70,8 +70,8 @@ def trainable(config: dict[str, Payload]) -> None:
     run_cell(config["trial"], tune.report)
 
 
-def start_ray(address: str | None = None) -> dict[str, Any]:
-    """Connect to the cluster at `address` or RAY_ADDRESS, else start one here. Returns its resources.
+def start_ray(address: str | None = None) -> list[Node]:
+    """Connect to the cluster at `address` or RAY_ADDRESS, else start one here. Returns its nodes.
 
     The dashboard stays on (loopback only): without it a trial stopped by a scheduler leaks its placement group.
     """
@@ -81,7 +81,8 @@ def start_ray(address: str | None = None) -> dict[str, Any]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    return ray.cluster_resources()
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(int(resources.get("CPU", 0)), resources.get("GPU", 0.0)) for resources in alive]
 
 
 def launch(plan: Plan, recorder: Recorder, console: Console) -> None:
@@ -89,11 +90,10 @@ def launch(plan: Plan, recorder: Recorder, console: Console) -> None:
     options = plan.options
     ours = not ray.is_initialized()
     try:
-        resources = start_ray(options.ray_address)
+        nodes = start_ray(options.ray_address)
         placement = place(
             len(plan.missing),
-            cluster_cpus=int(resources.get("CPU", 0)),
-            cluster_gpus=resources.get("GPU", 0.0),
+            nodes=nodes,
             cpus=options.cpus_per_trial,
             gpus=options.gpus_per_trial,
         )
@@ -118,7 +118,7 @@ def launch(plan: Plan, recorder: Recorder, console: Console) -> None:
             ),
         )
         # Once more: ray.init put a handler of its own over SIGTERM, which ends the process without a clean-up.
-        with stop_on_signals():
+        with stop_on_signals(restore=False):
             tuner.fit()
     finally:
         if ours:

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
 
-from pforce.config import from_dict
-from pforce.data import DataError
+from pforce.config import Experiment, from_dict
+from pforce.data import DataError, Manifest, ensure
 from pforce.training import Callback, Diverged, OnRecord, Record
 from pforce.training.checkpoint import CheckpointError
-from pforce.trial import Paths, choose_device, run_trial
+from pforce.training.loop import use_bfloat16
+from pforce.trial import Paths, TrialLocked, run_trial
 
 PROGRESS_EVERY_SECONDS = 2.0
+
+Report = Callable[[dict[str, Any]], None]
 
 
 class Payload(TypedDict):
     """A cell as it travels to its worker: plain data."""
 
-    label: str
     fingerprint: str
     experiment: dict[str, Any]
     data: str
+    data_hash: str
     folder: str
+    device: str
     threads: int
     devices: float
 
@@ -38,22 +44,54 @@ def failure_reason(error: Exception) -> str:
         return "bad data"
     if isinstance(error, CheckpointError):
         return "checkpoint"
+    if isinstance(error, TrialLocked):
+        return "in use"
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return "out of memory"
     return type(error).__name__
 
 
-def run_cell(
-    payload: Payload, report: Callable[[dict[str, Any]], None], *, callbacks: tuple[Callback, ...] = ()
-) -> None:
+def find_data(experiment: Experiment, payload: Payload) -> Path:
+    """The data set on this machine: built here if it can be. DataError where it is not the one that was planned."""
+    folder = Path(payload["data"])
+    if experiment.data.name == "openmoji" and not folder.exists():
+        folder = ensure(experiment.data, progress=False)
+    found = Manifest.load(folder).hash
+    if found != payload["data_hash"]:
+        raise DataError(
+            f"{folder} on this machine holds other data (hash {found[:12]}) than was planned with "
+            f"({payload['data_hash'][:12]}): the same versions of the packages, or a shared folder, are needed"
+        )
+    return folder
+
+
+@contextmanager
+def _warnings_to(report: Report) -> Iterator[None]:
+    """Report what pforce warns of (a damaged checkpoint or sample): a worker's own output is seen by nobody."""
+    show = warnings.showwarning
+
+    def tell(message: Any, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+        if issubclass(category, UserWarning) and "pforce" in filename:
+            report({"phase": "warning", "message": str(message)})
+        else:
+            show(message, category, filename, lineno, *rest)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = tell  # type: ignore[assignment]  # the documented way to redirect warnings
+        yield
+
+
+def run_cell(payload: Payload, report: Report, *, callbacks: tuple[Callback, ...] = ()) -> None:
     """Train and measure one cell.
 
     Reports {"phase": "training", "record": …} at each point of the curve, {"phase": PART, "share": 0…1} during
-    the evaluation, and last {"phase": "done", "metrics": …, "environment": …} or {"phase": "failed", "reason": …,
-    "error": …}.
+    the evaluation, {"phase": "warning", "message": …}, and last {"phase": "done", "metrics": …, "environment": …}
+    or {"phase": "failed", "reason": …, "error": …}.
     """
     torch.set_num_threads(payload["threads"])
-    device = choose_device()
+    device = torch.device(payload["device"])
+    experiment = from_dict(payload["experiment"])
     last = 0.0
 
     def on_record(record: Record) -> None:
@@ -66,21 +104,24 @@ def run_cell(
             report({"phase": part, "share": share})
 
     try:
-        result = run_trial(
-            from_dict(payload["experiment"]),
-            Paths(Path(payload["data"]), Path(payload["folder"])),
-            identity=payload["fingerprint"],
-            device=device,
-            callbacks=[OnRecord(on_record), *callbacks],
-            progress=on_progress,
-            device_count=payload["devices"],
-        )
+        with _warnings_to(report):
+            metrics = run_trial(
+                experiment,
+                Paths(find_data(experiment, payload), Path(payload["folder"])),
+                identity=payload["fingerprint"],
+                device=device,
+                callbacks=[OnRecord(on_record), *callbacks],
+                progress=on_progress,
+                device_count=payload["devices"],
+            )
     except Exception as error:  # reported with its reason; the sweep goes on with the other cells
         report({"phase": "failed", "reason": failure_reason(error), "error": f"{type(error).__name__}: {error}"})
+        if device.type == "cuda" and not isinstance(error, Diverged | DataError | CheckpointError):
+            raise  # the process's CUDA state may be broken: end it, so that it serves no other cell
         return
     environment = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "torch": torch.__version__,
+        "precision": "bfloat16" if use_bfloat16(experiment.training.precision, device) else "float32",
         "threads": str(payload["threads"]),
     }
-    report({"phase": "done", "metrics": result.metrics, "environment": environment})
+    report({"phase": "done", "metrics": metrics, "environment": environment})

@@ -59,6 +59,8 @@ class Generated(NamedTuple):
 
     images: Tensor
     """(B, C, H, W)."""
+    num_function_evaluations: int
+    """NFE spent an image."""
     forward_passes: int
     """Forward passes of the model an image (guidance makes two of one evaluation)."""
 
@@ -78,4 +80,4 @@ def generate(
             passes.append(step.forward_passes)
 
         images = SOLVERS[config.name](model, x0, schedule.timesteps, y=y, guidance=config.guidance, callback=count)
-        yield Generated(images, sum(passes))
+        yield Generated(images, schedule.num_function_evaluations, sum(passes))

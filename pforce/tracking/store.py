@@ -20,6 +20,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import mlflow
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -44,6 +45,7 @@ class Tags:
     SEED = "pforce.seed"
     REASON = "reason"
     ERROR = "error"
+    WARNING = "warning"
 
 
 class RunSpec(NamedTuple):
@@ -123,7 +125,19 @@ class Tracker:
 
     def open_sweep(self, name: str, identity: str, tags: Mapping[str, str]) -> SweepRun:
         """The parent run of this sweep: the one that is there, set to RUNNING again, or a new one."""
+        try:
+            return self._open_sweep(name, identity, tags)
+        except MlflowException as error:
+            raise TrackingError(
+                f"tracking store {self.uri} cannot be written: {error}. Check its permissions."
+            ) from error
+
+    def _open_sweep(self, name: str, identity: str, tags: Mapping[str, str]) -> SweepRun:
         experiment = self.client.get_experiment_by_name(name)
+        if experiment is not None and experiment.lifecycle_stage == "deleted":
+            raise TrackingError(
+                f"the MLflow experiment {name} was deleted in {self.uri}: restore it there, or choose another --name"
+            )
         if experiment is None:
             location = (self.artifacts / name).resolve().as_uri() if self.uri.startswith("sqlite") else None
             experiment_id = self.client.create_experiment(name, artifact_location=location)
@@ -142,17 +156,21 @@ class Tracker:
 
     def open_trial(self, sweep: SweepRun, spec: RunSpec) -> str:
         """The child run of a cell: the unfinished one that is there, set to RUNNING again, or a new one."""
-        there = self._by_fingerprint([spec.fingerprint], "", sweep.experiment_id).get(spec.fingerprint)
-        if there is not None:
+        condition = f"tags.`{Tags.FINGERPRINT}` = '{spec.fingerprint}'"
+        there = self._by_fingerprint([spec.fingerprint], condition, sweep.experiment_id).get(spec.fingerprint)
+        tags = {**spec.tags, PARENT: sweep.run_id, Tags.FINGERPRINT: spec.fingerprint, Tags.KIND: "trial"}
+        if there is None:
+            run_id = self.client.create_run(sweep.experiment_id, run_name=spec.name, tags=tags).info.run_id
+        else:
             run_id = there.info.run_id
             self.client.update_run(run_id, status="RUNNING")
             for stale in (Tags.REASON, Tags.ERROR):
                 if stale in there.data.tags:
                     self.client.delete_tag(run_id, stale)
-            return run_id
-        tags = {**spec.tags, PARENT: sweep.run_id, Tags.FINGERPRINT: spec.fingerprint, Tags.KIND: "trial"}
-        run_id = self.client.create_run(sweep.experiment_id, run_name=spec.name, tags=tags).info.run_id
-        params = [Param(key, str(value)) for key, value in spec.params.items()]
+            self.tag(run_id, tags)  # the versions and the commit that continue it
+        # A run whose driver died between these calls lacks its parameters; one that has them is not changed.
+        has = {} if there is None else there.data.params
+        params = [Param(key, str(value)) for key, value in spec.params.items() if key not in has]
         for first in range(0, len(params), PARAMS_A_CALL):
             self.client.log_batch(run_id, params=params[first : first + PARAMS_A_CALL])
         return run_id
@@ -168,9 +186,9 @@ class Tracker:
         """Set tags; values over MLflow's limit are cut."""
         self.client.log_batch(run_id, tags=[RunTag(key, value[:4000]) for key, value in tags.items()])
 
-    def artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:
+    def artifact(self, run_id: str, path: Path) -> None:
         """Copy a file into the run's artifacts."""
-        self.client.log_artifact(run_id, str(path), artifact_path=folder)
+        self.client.log_artifact(run_id, str(path))
 
     def close(self, run_id: str, status: Status) -> None:
         """End a run."""

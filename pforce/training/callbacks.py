@@ -56,6 +56,7 @@ class Checkpoints(Callback):
         self.saved_step = -1
 
     def on_start(self, state: TrainState) -> None:
+        checkpoint.remove_partial(self.folder)
         if restore(state, self.folder):
             self.saved_step = state.step
 

@@ -16,7 +16,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -66,12 +65,18 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, An
     return final
 
 
+def remove_partial(folder: Path) -> None:
+    """Remove what a killed writer left. The caller must be the folder's only writer."""
+    for scratch in folder.glob(".tmp_*"):
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, oldest first, valid or not."""
     return sorted(folder.glob("step_*")) if folder.is_dir() else []
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and meta of one checkpoint. CheckpointError where a file is missing, damaged or of another format."""
     try:
         meta = json.loads((path / META).read_text())
@@ -80,21 +85,19 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tens
         found = _sha256(path / STATE)
         if found != meta["sha256"]:
             raise CheckpointError(f"{path / STATE}: sha256 {found[:12]}…, meta.json says {meta['sha256'][:12]}…")
-        return load_file(path / STATE, device=str(device)), meta
+        return load_file(path / STATE), meta
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def load_newest(
-    folder: Path, *, identity: str, device: torch.device | str = "cpu"
-) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def load_newest(folder: Path, *, identity: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The newest valid checkpoint, or None where there is none; a damaged one is passed over with a warning.
 
     CheckpointError where a valid one belongs to another training: its folder was given by mistake.
     """
     for path in reversed(checkpoints(folder)):
         try:
-            tensors, meta = load(path, device)
+            tensors, meta = load(path)
         except CheckpointError as error:
             warnings.warn(f"damaged checkpoint passed over: {error}", stacklevel=2)
             continue

@@ -26,11 +26,13 @@ from pforce.training.ema import EMA
 
 
 class Diverged(RuntimeError):
-    """The loss is not finite. The last checkpoint is from before."""
+    """The loss or its gradient is not finite. The last checkpoint is from before."""
 
-    def __init__(self, step: int, loss: float) -> None:
-        self.step, self.loss = step, loss
-        super().__init__(f"the loss is {loss} at step {step}: the training diverged")
+    def __init__(self, step: int, loss: float, gradient_norm: float) -> None:
+        self.step = step
+        super().__init__(
+            f"the training diverged: at step {step} the loss is {loss} and the gradient's norm {gradient_norm}"
+        )
 
 
 class TrainingBatch(Protocol):
@@ -47,6 +49,8 @@ class TrainingStream(Protocol):
 
     @property
     def rows(self) -> Tensor: ...  # (b,) int64, this worker's rows in the global batch
+    @property
+    def damaged(self) -> dict[str, int]: ...  # damaged samples that were skipped, by shard
     def next_batch(self) -> TrainingBatch: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -134,7 +138,7 @@ def new_state(
 def use_bfloat16(precision: Precision, device: torch.device) -> bool:
     """Whether to autocast; `auto` does on a GPU that computes in bfloat16."""
     if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return precision == "bfloat16"
 
 
@@ -175,7 +179,7 @@ class _Curve:
         rows = torch.stack(self.rows).cpu().double()  # (steps, 4): loss, mse, nll, gradient norm
         for offset, row in enumerate(rows):
             if not row.isfinite().all():
-                raise Diverged(state.step - len(rows) + offset + 1, row[0].item())
+                raise Diverged(state.step - len(rows) + offset + 1, row[0].item(), row[3].item())
         seconds = time.perf_counter() - self.since
         batch, rate = state.spec.training.batch, state.spec.optimizer.learning_rate_at(state.step - 1)
         loss, mse, nll, norm = rows.mean(dim=0).tolist()

@@ -13,6 +13,7 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from pforce import results
 from pforce.config import ConfigError, with_fields
@@ -24,6 +25,7 @@ from pforce.orchestration.plan import DONE, SOME_FAILED, STOPPED, Options, paylo
 from pforce.orchestration.script import run_sweep, table_rows
 from pforce.orchestration.sweep import Axis, Sweep
 from pforce.training.checkpoint import checkpoints
+from pforce.trial import only_one
 from tests.data.helpers import shards, write_samples
 from tests.orchestration.conftest import make_plan, small_sweep
 from tests.training.conftest import DATA, tiny
@@ -55,6 +57,9 @@ def test_a_sweep_ends_in_runs_and_a_table_and_is_not_run_twice(ray_cluster, tmp_
     run = client.get_run(frame["run_id"].iloc[0])
     assert run.data.tags["device"]
     assert run.data.tags["version.torch"]
+    assert run.data.tags["weights"] == "ema"
+    assert run.data.tags["precision"] == "float32"
+    assert {run.data.tags["input.data"], run.data.tags["input.detector"]} == set(first.inputs.values())
     assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [16 * k for k in range(1, 7)]
     assert {"samples.png", "result.json"} <= {a.path for a in client.list_artifacts(run.info.run_id)}
     assert client.get_run(frame["parent"].iloc[0]).info.status == "FINISHED"
@@ -188,11 +193,50 @@ def test_data_that_does_not_fit_the_model_is_refused(tmp_path):
         make_plan(Sweep("s", with_fields(tiny(6), {"model.classes": 7}), ()), tmp_path)
 
 
+def test_every_cell_is_held_against_the_data(tmp_path):
+    """Not the first alone: an axis may break the fit, and a worker would find out much later."""
+    with pytest.raises(ConfigError, match=r"model\.classes = 5: must be 11"):
+        make_plan(small_sweep(Axis("model.classes", (11, 5))), tmp_path)
+    with pytest.raises(DataError, match="8 training shards for 16 streams"):
+        make_plan(small_sweep(Axis("data.streams", (16,))), tmp_path)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_said(ray_cluster, tmp_path, capsys):
+    """Two checkpoints, the newer one damaged: resumed from the older; the warning reaches driver and record."""
+    console = Console(width=200)
+    whole = make_plan(small_sweep(steps=12), tmp_path / "whole", cpus_per_trial=1)
+    assert execute(whole, console, tune.launch) == DONE
+    plan = make_plan(small_sweep(steps=12), tmp_path / "damaged", cpus_per_trial=1)
+    (item,) = plan.work
+    mine, theirs = (trial_folder(p.options, item) / "checkpoints" for p in (plan, whole))
+    shutil.copytree(theirs, mine)
+    assert [path.name for path in checkpoints(mine)] == ["step_00000010", "step_00000012"]
+    state = mine / "step_00000012" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-3])
+    capsys.readouterr()
+    assert execute(plan, console, tune.launch) == DONE
+    assert "damaged checkpoint passed over" in capsys.readouterr().out
+    (row,), (reference,) = (results.runs(p.options.uri).to_dict("records") for p in (plan, whole))
+    assert row["val/loss"] == reference["val/loss"]
+    tags = mlflow.MlflowClient(plan.options.uri).get_run(row["run_id"]).data.tags
+    assert "step_00000012" in tags["warning"]
+
+
+def test_the_same_cell_is_not_run_twice_at_once(tmp_path, console):
+    """Another process holds the trial's folder: FAILED with the reason, and the files are left alone."""
+    plan = make_plan(small_sweep(), tmp_path)
+    with only_one(trial_folder(plan.options, plan.work[0])):
+        assert execute(plan, console, local.launch) == SOME_FAILED
+    (run,) = results.runs(plan.options.uri).to_dict("records")
+    assert run["reason"] == "in use"
+    assert execute(make_plan(small_sweep(), tmp_path), console, local.launch) == DONE
+
+
 def test_images_too_small_for_the_detector_are_refused(tmp_path):
     """Before the training, not after it."""
     write_samples(tmp_path / "data", shards([4] * 4))  # at 16²
     changes = {"data.path": str(tmp_path / "data"), "data.resolution": 16, "model.image_size": (16, 16)}
-    with pytest.raises(ConfigError, match=r"data\.resolution = 16: must be at least 32"):
+    with pytest.raises(ConfigError, match=r"data\.resolution = 16 with 3 channels: .*at least 32²"):
         make_plan(Sweep("s", with_fields(tiny(6), changes), ()), tmp_path / "runs")
 
 
@@ -204,7 +248,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
 
 def test_the_payload_is_plain_data(tmp_path):
     plan = make_plan(small_sweep(), tmp_path)
-    assert json.loads(json.dumps(payload(plan, plan.work[0], Placement(1, 1, 0.0))))["threads"] == 1
+    assert json.loads(json.dumps(payload(plan, plan.work[0], Placement(1, 1, 0.0))))["device"] == "cpu"
 
 
 def test_the_report_writes_its_files(ray_cluster, tmp_path, capsys):

@@ -6,9 +6,9 @@ import pytest
 
 from experiments.openmoji32 import openmoji32_micro
 from pforce.config import ConfigError
-from pforce.orchestration.placement import place
+from pforce.orchestration.placement import Node, place
 from pforce.orchestration.script import duration, parse_settings
-from pforce.orchestration.sweep import Axis, Sweep, flat_params, parse_axis, same_distribution_notes
+from pforce.orchestration.sweep import Axis, Sweep, flat_params, format_value, parse_axis, same_distribution_notes
 from pforce.timesteps import LTG, SRM
 
 INPUTS = {"data": "d", "detector": "e"}
@@ -52,6 +52,13 @@ def test_what_is_wrong_is_said_when_the_sweep_is_defined(axes, seeds, message):
     assert message in str(error.value)
 
 
+def test_a_name_that_is_no_file_name_is_refused():
+    with pytest.raises(ConfigError, match="name = 'ltg/v2'"):
+        Sweep("ltg/v2", openmoji32_micro(), ())
+    with pytest.raises(ConfigError, match="set with --seeds"):
+        parse_settings(("seed=3",))
+
+
 def test_values_of_one_distribution_are_one_piece_of_work():
     sweep = grid(Axis("timesteps.sigma", (0.2, 0.5, 0.6)))
     work = sweep.work(INPUTS)
@@ -84,29 +91,59 @@ def test_parameters_are_flat():
     assert len(params) < 100  # MLflow's limit for a call
 
 
+LAPTOP, BOX, NODE = Node(2, 0), Node(16, 4), Node(8, 2)
+
+
 @pytest.mark.parametrize(
-    ("cells", "cpus", "gpus", "wanted", "expected"),
+    ("cells", "nodes", "wanted", "expected"),
     [
-        (4, 2, 0, {}, (2, 1, 0)),  # a laptop: two at a time
-        (1, 2, 0, {}, (1, 2, 0)),  # one trial takes all cores
-        (8, 16, 4, {}, (4, 4, 1)),  # one GPU each
-        (8, 16, 1, {"gpus": 0.25}, (4, 4, 0.25)),
-        (8, 3, 4, {"cpus": 2}, (1, 2, 1)),  # cores run out before GPUs
-        (8, 5, 0, {"cpus": 2}, (2, 2, 0)),
+        (4, [LAPTOP], {}, (2, 1, 0)),  # a laptop: two at a time
+        (1, [LAPTOP], {}, (1, 2, 0)),  # one trial takes all cores
+        (8, [BOX], {}, (4, 4, 1)),  # one GPU each
+        (8, [Node(16, 1)], {"gpus": 0.25}, (4, 4, 0.25)),
+        (
+            9,
+            [Node(16, 2)],
+            {"gpus": 0.4},
+            (4, 4, 0.4),
+        ),  # two shares on each GPU
+        (8, [Node(3, 4)], {"cpus": 2}, (1, 2, 1)),  # cores run out before GPUs
+        (8, [Node(5, 0)], {"cpus": 2}, (2, 2, 0)),
+        (1, [NODE, NODE], {}, (1, 8, 1)),  # a trial lies on one node, never on two
+        (3, [Node(8, 0), Node(8, 0)], {}, (3, 4, 0)),
+        (8, [Node(1, 0), NODE], {}, (2, 4, 1)),  # a head without GPUs takes no trial
+        (8, [BOX], {"gpus": 0.0}, (8, 2, 0)),
     ],
 )
-def test_placement_never_asks_for_more_than_there_is(cells, cpus, gpus, wanted, expected):
-    p = place(cells, cluster_cpus=cpus, cluster_gpus=gpus, cpus=wanted.get("cpus"), gpus=wanted.get("gpus"))
+def test_placement_never_asks_for_more_than_there_is(cells, nodes, wanted, expected):
+    p = place(cells, nodes=nodes, cpus=wanted.get("cpus"), gpus=wanted.get("gpus"))
     assert (p.concurrent, p.cpus, p.gpus) == expected
-    assert p.concurrent * p.cpus <= cpus
-    assert p.concurrent * p.gpus <= gpus
+    assert p.concurrent * p.cpus <= sum(node.cpus for node in nodes)
+    assert p.concurrent * p.gpus <= sum(node.gpus for node in nodes)
 
 
 def test_a_trial_that_can_never_be_placed_is_refused():
-    with pytest.raises(ConfigError, match="--gpus-per-trial 1: must be between 0 and the cluster's 0"):
-        place(1, cluster_cpus=2, cluster_gpus=0, cpus=None, gpus=1.0)
-    with pytest.raises(ConfigError, match="--cpus-per-trial 4"):
-        place(1, cluster_cpus=2, cluster_gpus=0, cpus=4, gpus=None)
+    with pytest.raises(ConfigError, match="--gpus-per-trial 1: must be between 0 and 0"):
+        place(1, nodes=[LAPTOP], cpus=None, gpus=1.0)
+    with pytest.raises(ConfigError, match="--cpus-per-trial 9: must be between 1 and 8"):
+        place(1, nodes=[NODE, NODE], cpus=9, gpus=None)
+    with pytest.raises(ConfigError, match="no node has 8 cores and 1 GPUs together"):
+        place(1, nodes=[Node(8, 0), Node(2, 1)], cpus=8, gpus=1.0)
+
+
+def test_axes_that_end_alike_keep_their_whole_name():
+    """Two axes named `images` must not become one column: different trainings would be averaged as seeds."""
+    sweep = grid(
+        Axis("training.images", (6400, 12800)), Axis("evaluation.images", (100, 200)), Axis("timesteps.m", (0.5,))
+    )
+    assert sweep.headers == ["training.images", "evaluation.images", "m"]
+    assert len({cell.label for cell in sweep.cells()}) == 4
+
+
+def test_values_that_differ_never_look_alike():
+    assert format_value(0.1) == "0.1"
+    assert format_value(1e-4) == "0.0001"
+    assert format_value(1000000.5) != format_value(1000000.25)
 
 
 def test_durations():

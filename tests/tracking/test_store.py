@@ -61,6 +61,25 @@ def test_an_unfinished_run_is_taken_up_again_not_made_twice(tracker):
     assert tracker.open_sweep("grid", "other", {}) != sweep
 
 
+def test_a_run_taken_up_again_gets_its_new_provenance_and_lost_parameters(tracker):
+    """Continued by another commit, after a driver that died before it wrote the parameters."""
+    sweep = tracker.open_sweep("grid", "id", {})
+    bare = RunSpec("cell", "a", {}, {"mlflow.source.git.commit": "old"})
+    run_id = tracker.open_trial(sweep, bare)
+    again = tracker.open_trial(sweep, RunSpec("cell", "a", {"timesteps.m": 0.5}, {"mlflow.source.git.commit": "new"}))
+    assert again == run_id
+    data = mlflow.MlflowClient(tracker.uri).get_run(run_id).data
+    assert data.tags["mlflow.source.git.commit"] == "new"
+    assert data.params == {"timesteps.m": "0.5"}
+
+
+def test_a_deleted_experiment_is_an_error_with_its_cure(tracker):
+    sweep = tracker.open_sweep("grid", "id", {})
+    mlflow.MlflowClient(tracker.uri).delete_experiment(sweep.experiment_id)
+    with pytest.raises(TrackingError, match=r"was deleted .* choose another --name"):
+        tracker.open_sweep("grid", "id", {})
+
+
 def test_a_frame_has_a_row_a_trial_with_numbers_as_numbers(tracker):
     assert len(results.runs(tracker.uri)) == 0
     sweep = tracker.open_sweep("grid", "id", {})
