@@ -198,7 +198,7 @@ def test_every_cell_is_held_against_the_data(tmp_path):
     with pytest.raises(ConfigError, match=r"model\.classes = 5: must be 11"):
         make_plan(small_sweep(Axis("model.classes", (11, 5))), tmp_path)
     with pytest.raises(DataError, match="8 training shards for 16 streams"):
-        make_plan(small_sweep(Axis("data.streams", (16,))), tmp_path)
+        make_plan(Sweep("s", with_fields(tiny(6), {"data.streams": 16}), ()), tmp_path)
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_and_said(ray_cluster, tmp_path, capsys):
