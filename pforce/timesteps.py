@@ -162,6 +162,11 @@ def _below_maximum(
 REFERENCE_SIGMA_CEILING = 0.5
 
 
+def _effective_sigma(sigma: float, truncation: Truncation) -> float:
+    """The smallest sigma with the same distribution."""
+    return min(sigma, REFERENCE_SIGMA_CEILING) if truncation == "reference" else sigma
+
+
 @dataclass(frozen=True)
 class TruncatedGaussian(TimestepSampler):
     """The *largest* timestep is bounded by t_max ~ U(0, 1); the patches lie below it."""
@@ -181,9 +186,7 @@ class TruncatedGaussian(TimestepSampler):
         return _below_maximum(t_max, patches, self.sigma, self.truncation, generator)
 
     def canonical(self) -> TruncatedGaussian:
-        if self.truncation == "reference" and self.sigma > REFERENCE_SIGMA_CEILING:
-            return replace(self, sigma=REFERENCE_SIGMA_CEILING)
-        return self
+        return replace(self, sigma=_effective_sigma(self.sigma, self.truncation))
 
 
 @dataclass(frozen=True)
@@ -217,9 +220,7 @@ class LTG(TimestepSampler):
         return _below_maximum(t_max, patches, self.sigma, self.truncation, generator)
 
     def canonical(self) -> LTG:
-        if self.truncation == "reference" and self.sigma > REFERENCE_SIGMA_CEILING:
-            return replace(self, sigma=REFERENCE_SIGMA_CEILING)
-        return self
+        return replace(self, sigma=_effective_sigma(self.sigma, self.truncation))
 
 
 SAMPLERS: dict[str, type[TimestepSampler]] = {
