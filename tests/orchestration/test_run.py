@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -125,22 +126,19 @@ def test_a_killed_worker_is_a_failed_trial_and_the_sweep_ends(ray_cluster, tmp_p
     """SIGKILL to the trial's own process, found by the file it writes."""
     plan = make_plan(small_sweep(steps=40_000), tmp_path)
     folder = trial_folder(plan.options, plan.work[0])
-    killed = []
+    killed: list[int] = []
 
     def kill():
         while not checkpoints(folder / "checkpoints"):
             time.sleep(0.05)
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                name = (process / "cmdline").read_bytes()
-                parent = int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except (OSError, ValueError):
-                continue
-            if name.startswith(b"ray::") and b"train" in name and parent in raylets():
-                os.kill(int(process.name), signal.SIGKILL)
-                killed.append(int(process.name))
+        while not killed:
+            for process, command, parent in processes():
+                # The title is ray::ImplicitFunc, with .train behind it while a report is awaited.
+                if command.startswith(b"ray::ImplicitFunc") and parent in raylets():
+                    os.kill(process, signal.SIGKILL)
+                    killed.append(process)
 
-    thread = threading.Thread(target=kill)
+    thread = threading.Thread(target=kill, daemon=True)
     thread.start()
     code = execute(plan, console, tune.launch)
     thread.join()
@@ -150,18 +148,22 @@ def test_a_killed_worker_is_a_failed_trial_and_the_sweep_ends(ray_cluster, tmp_p
     assert (run["status"], run["reason"]) == ("FAILED", "worker died")
 
 
-def raylets() -> set[int]:
-    """Raylets that this process started."""
-    found = set()
+def processes() -> Iterator[tuple[int, bytes, int]]:
+    """(process, command, parent) of everything that runs."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes()
             parent = int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
-        except (OSError, ValueError):
-            continue
-        if b"raylet/raylet" in command and parent == os.getpid():
-            found.add(int(process.name))
-    return found
+        except OSError:
+            continue  # it ended while we looked
+        yield int(process.name), command, parent
+
+
+def raylets() -> set[int]:
+    """Raylets that this process started."""
+    return {
+        process for process, command, parent in processes() if b"raylet/raylet" in command and parent == os.getpid()
+    }
 
 
 def test_bad_data_fails_the_trial_naming_the_shard(ray_cluster, tmp_path, console):
