@@ -17,7 +17,6 @@ from pforce.orchestration.placement import Node, place
 from pforce.orchestration.plan import Plan, payload
 from pforce.orchestration.recorder import Recorder
 from pforce.orchestration.sweep import Work
-from pforce.orchestration.worker import Payload, run_cell
 
 # Read by ray when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -29,6 +28,8 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 import ray
 from ray import tune
 from ray.tune.experiment import Trial
+
+from pforce.orchestration.tune_worker import trainable
 
 
 class _Reports(tune.Callback):
@@ -63,11 +64,6 @@ class _Reports(tune.Callback):
         item = self._item(trial)
         if item.fingerprint in self.recorder.open:
             self.recorder.fail(item, "worker died", "the worker's process ended before its trial did")
-
-
-def trainable(config: dict[str, Payload]) -> None:
-    """A Tune function trainable: one trial, in this process."""
-    run_cell(config["trial"], tune.report)
 
 
 def start_ray(address: str | None = None) -> list[Node]:

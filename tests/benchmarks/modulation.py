@@ -21,6 +21,9 @@ def main() -> None:
     parser.add_argument("--size", default="B")
     a = parser.parse_args()
     pft, sit = (build(sized(a.size, difficulty_head=head)).eval() for head in (True, False))
+    for model in (pft, sit):  # a fresh model answers zero: wake it, so that the comparison below means something
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape), alpha=0.02)
     n = pft.config.patches
     x, y, t = torch.randn(a.batch, 4, 32, 32), torch.arange(a.batch), torch.rand(a.batch)
     two = TimestepLevels(torch.rand(a.batch, 2), torch.randint(0, 2, (a.batch, n)))
