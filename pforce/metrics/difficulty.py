@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from pforce import flow, grid
@@ -31,6 +30,8 @@ def difficulty_correlation(
     Held-out images x1 (M, C, H, W) with labels y (M,), noise x0 like x1, one timestep for all patches.
     ValueError for a model without a difficulty head.
     """
+    from scipy import stats  # 0.8 s to import: here it is paid by an evaluation, not by every command and process
+
     results = []
     for time in timesteps:
         sigma, error = [], []
