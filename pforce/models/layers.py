@@ -1,7 +1,8 @@
 """The parts of a DiT block whose modulations are computed once for each distinct timestep.
 
-Modulations come in two shapes: (B, N, ·), one a token, or (B, 1, ·), one a sample. `gather_levels` makes the
-former from one row a *level*; everything after broadcasts.
+Modulations come in three shapes, told apart by `rows`: (B, N, D), one a token, and (B, 1, D), one a sample, need
+no rows and broadcast; (B, K, D), one a *level*, is spread over the tokens by the row of each. After that the
+arithmetic is the same.
 """
 
 from __future__ import annotations
@@ -26,16 +27,21 @@ def sinusoidal_features(t: Tensor) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def gather_levels(per_level: Tensor, index: Tensor | None) -> Tensor:
-    """(B, K, M) rows and the level of each token (B, N) → (B, N, M). Without an index: unchanged."""
-    if index is None:
+def at_tokens(per_level: Tensor, rows: Tensor | None) -> Tensor:
+    """(B, K, D) and the flat row of each token (B·N,), b·K + level → (B, N, D). Without rows: unchanged.
+
+    Whole rows are copied, for one part of the modulation at a time just before its use, so that on a CPU they are
+    still in the cache: gathering all six parts element by element costs a tenth of a forward pass.
+    """
+    if rows is None:
         return per_level
-    return per_level.gather(1, index[..., None].expand(-1, -1, per_level.shape[-1]))
+    b, _, d = per_level.shape
+    return per_level.reshape(-1, d).index_select(0, rows).view(b, -1, d)
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x·(1 + scale) + shift; x (B, N, D), shift and scale (B, N or 1, D)."""
-    return torch.addcmul(shift, x, 1 + scale)
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, rows: Tensor | None) -> Tensor:
+    """x·(1 + scale) + shift; x (B, N, D), shift and scale a token, a sample or a level."""
+    return torch.addcmul(at_tokens(shift, rows), x, at_tokens(1 + scale, rows))
 
 
 class TimestepEmbedder(nn.Module):
@@ -71,6 +77,26 @@ class PatchEmbedder(nn.Module):
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
+class KeyValues:
+    """Keys and values of one attention layer, kept from an evaluation of all tokens for evaluations of some."""
+
+    def __init__(self) -> None:
+        self.kept = torch.empty(0)
+        self.rows: Tensor | None = None
+
+    def exchange(self, kv: Tensor) -> Tensor:
+        """Keys and values (B, N or M, 2D) of the tokens that are evaluated → of all tokens (B, N, 2D).
+
+        Without rows (the first evaluation) all are kept; with the flat rows (B·M,) of the tokens, theirs replace
+        the kept ones, the others stay as they were.
+        """
+        if self.rows is None:
+            self.kept = kv.contiguous()
+        else:
+            self.kept.view(-1, kv.shape[-1]).index_copy_(0, self.rows, kv.flatten(0, 1))
+        return self.kept
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with a bias on q, k, v (packed in this order): (B, N, D) → (B, N, D)."""
 
@@ -81,9 +107,14 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, memory: KeyValues | None = None) -> Tensor:
         b, n, d = x.shape
-        q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        if memory is None:
+            q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            q, kv = self.qkv(x).split((d, 2 * d), dim=-1)
+            q = q.view(b, n, self.heads, d // self.heads).transpose(1, 2)
+            k, v = memory.exchange(kv).view(b, -1, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         return self.proj(self.attend(q, k, v).transpose(1, 2).reshape(b, n, d))
 
 
@@ -105,11 +136,6 @@ def modulation_layers(width: int, parts: int) -> nn.Sequential:
     return nn.Sequential(nn.SiLU(), nn.Linear(width, parts * width))
 
 
-def modulations(layers: nn.Sequential, activated: Tensor, index: Tensor | None) -> Tensor:
-    """SiLU(c) at each level (B, K, D), and the tokens' levels → (B, N or 1, parts·D)."""
-    return gather_levels(layers[1](activated), index)
-
-
 class Block(nn.Module):
     """An adaLN-Zero transformer block (Peebles & Xie 2023)."""
 
@@ -121,12 +147,14 @@ class Block(nn.Module):
         self.mlp = MLP(width, int(width * mlp_ratio))
         self.adaLN_modulation = modulation_layers(width, 6)
 
-    def forward(self, x: Tensor, activated: Tensor, index: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, activated: Tensor, rows: Tensor | None, memory: KeyValues | None = None) -> Tensor:
+        """x (B, N, D); activated SiLU(c), a token, a sample or a level; rows as in `at_tokens`."""
         # Order of the six: shift, scale, gate of the attention, then of the MLP.
-        six = modulations(self.adaLN_modulation, activated, index)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = six.chunk(6, dim=-1)
-        x = torch.addcmul(x, gate_a, self.attn(modulate(self.norm1(x), shift_a, scale_a)))
-        return torch.addcmul(x, gate_m, self.mlp(modulate(self.norm2(x), shift_m, scale_m)))
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation[1](activated).chunk(6, dim=-1)
+        attended = self.attn(modulate(self.norm1(x), shift_a, scale_a, rows), memory)
+        x = torch.addcmul(x, at_tokens(gate_a, rows), attended)
+        mixed = self.mlp(modulate(self.norm2(x), shift_m, scale_m, rows))
+        return torch.addcmul(x, at_tokens(gate_m, rows), mixed)
 
 
 class FinalLayer(nn.Module):
@@ -138,6 +166,6 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(width, patch * patch * outputs)
         self.adaLN_modulation = modulation_layers(width, 2)
 
-    def forward(self, x: Tensor, activated: Tensor, index: Tensor | None) -> Tensor:
-        shift, scale = modulations(self.adaLN_modulation, activated, index).chunk(2, dim=-1)
-        return self.linear(modulate(self.norm_final(x), shift, scale))
+    def forward(self, x: Tensor, activated: Tensor, rows: Tensor | None) -> Tensor:
+        shift, scale = self.adaLN_modulation[1](activated).chunk(2, dim=-1)
+        return self.linear(modulate(self.norm_final(x), shift, scale, rows))
