@@ -100,6 +100,12 @@ class Experiment:
             "1, as model.class_dropout is 0 and the model never learns the null class",
         )
         require(
+            self.model.difficulty_head or self.sampler.name == "euler",
+            "sampler.name",
+            self.sampler.name,
+            "euler, as model.difficulty_head is False (SiT) and predicts no uncertainty",
+        )
+        require(
             self.model.difficulty_head or self.timesteps.per_sample,
             "timesteps",
             self.timesteps.name,
@@ -237,6 +243,7 @@ def canonical(experiment: Experiment) -> dict[str, Any]:
         for parent in parents:
             target = target[parent]
         del target[leaf]
+    data["sampler"] = experiment.sampler.canonical()
     if experiment.model.attention != "sdpa":
         # flash-attn computes in bfloat16: another result. sdpa is left out, so that it is the same as ever.
         data["model"]["attention"] = experiment.model.attention

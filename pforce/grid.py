@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 Pooling = Literal["mean", "max", "min"]
+POOLINGS: tuple[Pooling, ...] = ("mean", "max", "min")
 
 
 def grid_size(height: int, width: int, patch: int) -> tuple[int, int]:

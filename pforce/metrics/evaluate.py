@@ -16,7 +16,7 @@ from pforce.metrics.detectors import load_detector
 from pforce.metrics.difficulty import difficulty_correlation
 from pforce.metrics.frechet import frechet_distance
 from pforce.models import PatchForcingTransformer
-from pforce.sampling import SamplerConfig, generate
+from pforce.sampling import SamplerConfig, count_flops, generate
 from pforce.validation import require
 
 GRID_IMAGES = 64
@@ -117,6 +117,7 @@ def evaluate(
         f"fd/{config.detector}_reference_images": float(len(x1)),
         "cost/nfe": float(nfe),
         "cost/forward_passes": float(passes),
+        "cost/flops_per_image": float(count_flops(model.config, sampler)),
         "cost/sampling_seconds_per_image": seconds / config.images,
     }
     return TrialEvaluation(metrics, torch.cat(kept))

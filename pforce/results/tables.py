@@ -19,6 +19,8 @@ class Column(NamedTuple):
     header: str
     decimals: int
     with_spread: bool
+    unit: float = 1.0
+    """What the column shows one of."""
 
 
 COLUMNS = (
@@ -29,6 +31,9 @@ COLUMNS = (
     Column("cost/images_seen", "images seen", 0, False),
     Column("fd/openmoji_images", "fd images", 0, False),
     Column("cost/nfe", "NFE", 0, False),
+    Column("cost/forward_passes", "passes", 0, False),
+    Column("cost/flops_per_image", "GFLOPs/image", 2, False, 1e9),
+    Column("cost/sampling_seconds_per_image", "s/image", 4, False),
     Column("cost/seconds", "seconds", 0, False),
     Column("cost/device_hours", "device-hours", 4, False),
 )
@@ -61,7 +66,7 @@ def cell_table(frame: pd.DataFrame, rows: Sequence[Row]) -> pd.DataFrame:
             )
         record["n"] = len(values)
         for column in columns:
-            series = values[column.metric].astype(float) if len(values) else pd.Series(dtype=float)
+            series = values[column.metric].astype(float) / column.unit if len(values) else pd.Series(dtype=float)
             record[column.header] = series.mean()
             if column.with_spread:
                 record[column.header + SPREAD] = series.std(ddof=1)

@@ -1,0 +1,124 @@
+"""Budgets, timestep grids, configured samplers. Oracles: hand-counted evaluations, closed forms, counted FLOPs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pforce.sampling import SamplerConfig, spaced, timesteps_for
+from pforce.sampling.cost import count_flops
+from pforce.validation import FieldError
+from tests.sampling.test_adaptive import awake
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("euler", {}, 24, 24, 24),
+        ("dual_loop", {}, 24, 6, 24),
+        ("dual_loop", {"inner_steps": 5}, 24, 4, 20),
+        ("random_order", {"inner_steps": 2}, 9, 4, 8),
+        # 0 ≤ 0.05 is one step of one evaluation; at 20 steps and more a second one starts at 1/S ≤ 0.05.
+        ("look_ahead", {}, 23, 12, 23),
+        ("look_ahead", {}, 24, 12, 23),
+        ("look_ahead", {}, 38, 20, 38),
+        ("look_ahead", {}, 1, 1, 1),
+        ("look_ahead", {"start_after": 1.0}, 7, 7, 7),
+    ],
+)
+def test_steps_for_a_budget(case, recwarn):
+    """(solver, settings, NFE asked for, steps, NFE spent)."""
+    name, own, nfe, steps, spent = case
+    schedule = timesteps_for(name, nfe, **own)
+    assert (len(schedule.timesteps) - 1, schedule.num_function_evaluations) == (steps, spent)
+    assert bool(recwarn.list) == (spent < nfe)
+    config = SamplerConfig(name, nfe, **own)
+    assert config.schedule().num_function_evaluations == spent
+    assert (config.unspent is not None) == (spent < nfe)
+
+
+@pytest.mark.parametrize("spacing", ["cosine", "shifted"])
+def test_the_grid_counts_for_look_ahead(spacing):
+    """These grids have more steps before start_after, so the same NFE buys more steps than on the linear one."""
+    schedule = timesteps_for("look_ahead", 24, spacing=spacing)
+    times = schedule.timesteps[:-1]
+    assert schedule.num_function_evaluations == len(times) + int((times > 0.05).sum()) in (23, 24)
+    assert len(times) > 12
+
+
+def test_an_nfe_below_the_minimum_is_refused_with_it():
+    with pytest.raises(FieldError, match=r"num_function_evaluations = 3: must be ≥ 4 for dual_loop with inner_steps"):
+        timesteps_for("dual_loop", 3)
+    with pytest.raises(FieldError, match=r"num_function_evaluations = 3: must be ≥ 4"):
+        SamplerConfig("dual_loop", num_function_evaluations=3)
+
+
+def test_spacings():
+    """Closed forms: 1 − cos(π/4) at the middle; the shifted grid is the SD3 shift of the noise level."""
+    assert spaced(2, "cosine")[1].item() == pytest.approx(1 - math.cos(math.pi / 4))
+    noise = 1 - torch.linspace(0, 1, 9, dtype=torch.float64)
+    torch.testing.assert_close(1 - spaced(8, "shifted", shift=3.0), 3 * noise / (1 + 2 * noise))
+    for spacing in ("linear", "cosine", "shifted"):
+        times = spaced(7, spacing)
+        assert (times.diff() > 0).all()
+        assert times[0] == 0
+        assert times[-1] == 1
+    torch.testing.assert_close(spaced(5, "shifted", shift=1.0), spaced(5))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "euler", "quantile": 0.3}, "quantile = 0.3: must be left out"),
+        ({"name": "random_order", "threshold": 0.3}, "threshold = 0.3: must be left out"),
+        ({"name": "dual_loop", "quantile": 0.0}, "quantile = 0.0"),
+        ({"name": "dual_loop", "quantile": 1.0}, "quantile = 1.0"),
+        ({"name": "dual_loop", "quantile": 0.3, "threshold": 0.1}, "quantile = 0.3"),
+        ({"name": "dual_loop", "pooling": "median"}, "pooling = 'median'"),
+        ({"name": "look_ahead", "context_ratio": 0.5}, "context_ratio = 0.5"),
+        ({"name": "look_ahead", "start_after": 1.5}, "start_after = 1.5"),
+        ({"name": "euler", "shift": 2.0}, "shift = 2.0"),
+        ({"name": "euler", "spacing": "log"}, "spacing = 'log'"),
+    ],
+)
+def test_configured_samplers_refuse(fields, message):
+    with pytest.raises(FieldError, match=message):
+        SamplerConfig(**fields)
+
+
+def test_equal_samplers_have_one_canonical_form():
+    """Defaults written out, and an NFE that cannot be spent, change nothing; the solver's other settings do."""
+    assert SamplerConfig("dual_loop").canonical() == SamplerConfig("dual_loop", quantile=0.4, inner_steps=4).canonical()
+    assert SamplerConfig("dual_loop", 25).canonical() == SamplerConfig("dual_loop", 24).canonical()
+    assert SamplerConfig("dual_loop", threshold=0.1).canonical() != SamplerConfig("dual_loop").canonical()
+    assert SamplerConfig("dual_loop", sparse=True).canonical() != SamplerConfig("dual_loop").canonical()
+    assert SamplerConfig("euler", spacing="cosine").canonical() != SamplerConfig().canonical()
+    # What experiments recorded before there were other solvers must stay what it was.
+    assert SamplerConfig().canonical() == {
+        "name": "euler", "num_function_evaluations": 24, "guidance": {"scale": 1.0, "interval": None},
+    }  # fmt: skip
+
+
+def linear_flops(config, tokens, levels, keys=None):
+    """By hand: 2·in·out for each row of each matrix product of one forward pass of one image."""
+    d, p, c, n = config.width, config.patch, config.channels, config.patches
+    keys = keys or tokens
+    outputs = p * p * (c + 1)
+    embed = 2 * n * p * p * c * d + 2 * levels * (256 * d + d * d)
+    block = 2 * tokens * d * (3 * d + d + 8 * d) + 2 * 2 * tokens * keys * d + 2 * levels * d * 6 * d
+    return embed + config.depth * block + 2 * tokens * d * outputs + 2 * levels * d * 2 * d
+
+
+def test_flops_are_counted():
+    """Oracle: the products counted by hand, for one level, two levels, and some tokens with the keys of all."""
+    config = awake(patch=2, height=8, width=4).config
+    n = config.patches
+    euler = linear_flops(config, n, 1)
+    assert count_flops(config, SamplerConfig("euler", 8)) == 8 * euler
+    two = linear_flops(config, n, 2)
+    assert count_flops(config, SamplerConfig("dual_loop", 8)) == 2 * (euler + 3 * two)
+    some = linear_flops(config, n - 3, 1, keys=n)  # 3 of 8 are confident at 0.4
+    assert count_flops(config, SamplerConfig("dual_loop", 8, sparse=True)) == 2 * (euler + 3 * some)
+    assert count_flops(config, SamplerConfig("look_ahead", 7)) == 4 * euler + 3 * two
