@@ -8,27 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from pforce.models import ModelConfig, PatchForcingTransformer, build
+from pforce.models import PatchForcingTransformer, load_published
 from tests.conftest import shared_file
 
 
 def load_model(name: str) -> PatchForcingTransformer:
-    """A recorded checkpoint in our model, every key matched."""
-    checkpoint = torch.load(shared_file(f"parity/{name}.ckpt"), weights_only=True)
-    p = checkpoint["config"]["params"]
-    config = ModelConfig(
-        depth=p["depth"],
-        width=p["hidden_size"],
-        heads=p["num_heads"],
-        patch=p["patch_size"],
-        image_size=(p["input_size"], p["input_size"]),
-        channels=p["in_channels"],
-        classes=p["num_classes"],
-        difficulty_head=p.get("predict_uncertainty", False),
-    )
-    model = build(config)
-    model.load_state_dict(checkpoint["state_dict"], strict=True)
-    return model.eval()
+    """A recorded checkpoint in our model."""
+    return load_published(shared_file(f"parity/{name}.ckpt"))
 
 
 def load_arrays(name: str) -> dict[str, Any]:

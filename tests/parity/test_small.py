@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pforce import flow
-from pforce.sampling import Guidance, euler
+from pforce.sampling import Guidance, dual_loop, euler, look_ahead
 
 TOLERANCE = 1e-4
 
@@ -50,3 +50,19 @@ def test_validation_segments(small_pft, small):
 def test_euler(small_pft, small, scale):
     x1 = euler(small_pft, small["x0"], small["timesteps"], y=small["y"], guidance=Guidance(scale))
     close(x1, small[f"euler_cfg{scale}"])
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+@pytest.mark.parametrize(("quantile", "inner"), [(0.4, 4), (0.7, 2)])
+def test_dual_loop(small_pft, small, quantile, inner, scale):
+    x1 = dual_loop(small_pft, small["x0"], small["timesteps"], y=small["y"], guidance=Guidance(scale),
+                   quantile=quantile, inner_steps=inner)  # fmt: skip
+    close(x1, small[f"dual_p{quantile}_inner{inner}_cfg{scale}"])
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+@pytest.mark.parametrize(("quantile", "ratio"), [(0.4, 1.4), (0.7, 2.0)])
+def test_look_ahead(small_pft, small, quantile, ratio, scale):
+    x1 = look_ahead(small_pft, small["x0"], small["timesteps"], y=small["y"], guidance=Guidance(scale),
+                    quantile=quantile, context_ratio=ratio)  # fmt: skip
+    close(x1, small[f"look_p{quantile}_ratio{ratio}_cfg{scale}"])

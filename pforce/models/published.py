@@ -1,0 +1,318 @@
+"""Checkpoints of the published implementation and of the original SiT, read safely, and the former written.
+
+A published file is `{state_dict, config: {target, params}}`; the original SiT is a bare state dict. Both are
+pickles, which can carry code. Here nothing of a file is ever run: torch's weights-only reader makes tensors and
+plain containers, OmegaConf's objects become inert stand-ins that only keep their state, and all else is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pforce.models.config import SIZES, ModelConfig
+from pforce.models.transformer import PatchForcingTransformer
+from pforce.models.weights import WeightsError, filled, float_weights, listed, named_tensors, write_whole
+from pforce.validation import FieldError, require
+
+PFT = "patch_flow.models.pf_transformer.PatchForcingDiT"
+SIT = "patch_flow.models.dit.DiT"
+REPA = "patch_flow.models.pf_transformer_repa.REPAPatchForcingDiT"
+TEXT = "patch_flow.models.pf_transformer_t2i.PatchForcingTransformerT2I"
+
+SIZE_PARAMS = ("in_channels", "input_size", "depth", "hidden_size", "patch_size", "num_heads", "num_classes")
+REPA_PARAMS = ("z_dim", "encoder_depth", "projector_dim")
+HEAD = "final_layer.linear.weight"
+SIT_SHAPES = {
+    "x_embedder.proj.weight": 4,
+    "y_embedder.embedding_table.weight": 2,
+    "pos_embed": 3,
+    "blocks.0.mlp.fc1.weight": 2,
+    HEAD: 2,
+}
+"""The tensors a SiT's configuration is inferred from, and their dimensions."""
+
+
+class PublishedError(ValueError):
+    """A checkpoint cannot be read as a published model, or a model not written as one: the file, why, the cure."""
+
+
+class _StandIn:
+    """Takes the place of a foreign class: accepts anything, does nothing, keeps its state."""
+
+    state: dict[str, Any]
+
+    def __new__(cls, *_arguments: object) -> _StandIn:
+        made = super().__new__(cls)
+        made.state = {}
+        return made
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state if isinstance(state, dict) else {}
+
+
+class _Container(_StandIn):
+    """OmegaConf's containers, and the node of a union: what they hold is `_content`."""
+
+
+class _Node(_StandIn):
+    """OmegaConf's leaves: what they hold is `_val`."""
+
+
+def _empty_dict(*_arguments: object) -> dict[Any, Any]:
+    """For `collections.defaultdict`, which the weights-only reader cannot fill."""
+    return {}
+
+
+_CONTAINERS = ("dictconfig.DictConfig", "listconfig.ListConfig", "tupleconfig.TupleConfig", "base.UnionNode")
+_NODES = ("Any", "String", "Integer", "Float", "Boolean", "Bytes", "Path", "Enum", "None", "Literal")
+# Types that OmegaConf's metadata name, and the arguments beside the weights in SiT's training checkpoints.
+_KEPT_UNREAD = (
+    "omegaconf.base.Metadata",
+    "omegaconf.base.ContainerMetadata",
+    *(f"typing.{name}" for name in ("Any", "Dict", "List", "Tuple", "Union", "Optional", "Literal")),
+    *(f"builtins.{name}" for name in ("dict", "list", "tuple", "int", "float", "bool", "str", "bytes", "Ellipsis")),
+    "_operator.getitem",  # List[int] and the like
+    "argparse.Namespace",
+)
+_ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    *((_Container, f"omegaconf.{name}") for name in _CONTAINERS),
+    *((_Node, f"omegaconf.nodes.{name}Node") for name in _NODES),
+    *((_StandIn, name) for name in _KEPT_UNREAD),
+    (_empty_dict, "collections.defaultdict"),
+]
+_REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+) (?:was not an allowed|whose module)")
+
+
+def _read(path: Path) -> object:
+    """What a file holds, by torch's weights-only reader. PublishedError where it cannot be read or is refused."""
+    if path.suffix == ".safetensors":
+        raise PublishedError(f"{path}: a safetensors file, not a published checkpoint: load_model reads pforce's own")
+    try:
+        with path.open("rb"):
+            pass  # errors of the file system, apart from those that a damaged file brings torch to
+    except OSError as error:
+        raise PublishedError(f"{path}: cannot be opened ({error.strerror}): check the path") from error
+    try:
+        with torch.serialization.safe_globals(_ALLOWED):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's own message recommends loading without protection; it is not passed on.
+        if refused := _REFUSED_GLOBAL.search(str(error)):
+            raise PublishedError(
+                f"{path}: carries code or unknown objects ({refused[1]}) and was not loaded: "
+                "save its weights and a plain configuration only"
+            ) from None
+        raise PublishedError(
+            f"{path}: not a checkpoint of tensors and plain values, or damaged: get it again"
+        ) from None
+    except Exception as error:  # a damaged pickle fails in whatever way its bytes happen to ask for
+        raise PublishedError(
+            f"{path}: truncated, damaged or not a checkpoint ({type(error).__name__}): get it again"
+        ) from error
+
+
+def _plain(key: str, value: object) -> Any:
+    """A configuration's value, out of its OmegaConf stand-in. WeightsError naming the key of an interpolation."""
+    if isinstance(value, _Container):
+        value = value.state.get("_content")
+    if isinstance(value, _Node):
+        value = value.state.get("_val")
+    if isinstance(value, str) and "${" in value:
+        raise WeightsError(f"{key} = {value!r} refers to another configuration: save the resolved one")
+    return value
+
+
+def _params(target: str, params: Mapping[str, object]) -> dict[str, Any]:
+    """The parameters, checked. WeightsError naming those unknown, missing or of a wrong type."""
+    required = SIZE_PARAMS if target == SIT else (*SIZE_PARAMS, "predict_uncertainty")
+    known = (*required, "compile", *(REPA_PARAMS if target == REPA else ()))
+    unknown, missing = [str(key) for key in params if key not in known], [key for key in required if key not in params]
+    problems = [f"unknown {listed(unknown)}"] * bool(unknown) + [f"missing {listed(missing)}"] * bool(missing)
+    if problems:
+        raise WeightsError(f"config.params: {'; '.join(problems)} (it takes {', '.join(known)})")
+    for key in SIZE_PARAMS:
+        if type(params[key]) is not int:
+            raise WeightsError(f"config.params.{key} = {params[key]!r}: must be an integer")
+    if target != SIT and params["predict_uncertainty"] is not True:
+        raise WeightsError(
+            f"config.params.predict_uncertainty = {params['predict_uncertainty']!r}: must be true; "
+            "a PFT without its difficulty head is not supported"
+        )
+    return dict(params)
+
+
+def _from_published(
+    state: object, config: object, heads: int | None
+) -> tuple[ModelConfig, dict[str, Tensor], list[str]]:
+    """Configuration, weights, and the names of those that were dropped, of a published file."""
+    config = _plain("config", config)
+    if not isinstance(config, dict) or not {"target", "params"} <= config.keys():
+        raise WeightsError("config is not {target, params}: without it the architecture of state_dict is unknown")
+    target, params = _plain("config.target", config["target"]), _plain("config.params", config["params"])
+    if target == TEXT:
+        raise WeightsError(f"config.target = {target!r}: text-conditioned models are not supported yet")
+    if target not in (PFT, SIT, REPA):
+        raise WeightsError(f"config.target = {target!r}: must be one of {', '.join((PFT, SIT, REPA))}")
+    if not isinstance(params, dict) or not isinstance(state, dict):
+        raise WeightsError("state_dict and config.params must be dicts")
+    p = _params(target, {key: _plain(f"config.params.{key}", value) for key, value in params.items()})
+    if heads not in (None, p["num_heads"]):
+        raise WeightsError(f"heads = {heads}, but config.params.num_heads = {p['num_heads']}: leave heads out")
+    model_config = ModelConfig(
+        depth=p["depth"],
+        width=p["hidden_size"],
+        heads=p["num_heads"],
+        patch=p["patch_size"],
+        image_size=(p["input_size"], p["input_size"]),
+        channels=p["in_channels"],
+        classes=p["num_classes"],
+        difficulty_head=target != SIT,
+    )
+    tensors = named_tensors(state)
+    dropped = [name for name in tensors if target == REPA and name.startswith("projector.")]
+    return model_config, {name: tensor for name, tensor in tensors.items() if name not in dropped}, dropped
+
+
+def _sit_config(tensors: Mapping[str, Tensor], heads: int | None) -> ModelConfig:
+    """The configuration of an original SiT, from the shapes of its weights."""
+    wrong = [
+        name
+        for name, dimensions in SIT_SHAPES.items()
+        if name not in tensors or tensors[name].ndim != dimensions or 0 in tensors[name].shape
+    ]
+    if wrong:
+        raise WeightsError(
+            f"neither a published file {{state_dict, config}} nor an original SiT: {listed(wrong)} missing or of "
+            "another number of dimensions"
+        )
+    embedder, table, positions, fc1, head = (tensors[name].shape for name in SIT_SHAPES)
+    width, channels, patch, across = embedder
+    side = math.isqrt(positions[1])
+    if patch != across or side**2 != positions[1]:
+        raise WeightsError(
+            f"patches of {patch}×{across} pixels and {positions[1]} positions: only square patches and images are read"
+        )
+    outputs = patch**2 * channels
+    if head[0] not in (outputs, 2 * outputs):
+        raise WeightsError(
+            f"{HEAD} has {head[0]} rows, where a SiT of {channels} channels and patch {patch} has {outputs} or "
+            f"{2 * outputs}; a PFT needs its config beside its state_dict"
+        )
+    # Numbers are counted, not read: the file cannot ask for more blocks than it has.
+    depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
+    if heads is None:
+        heads = next((size.heads for size in SIZES.values() if (size.depth, size.width) == (depth, width)), None)
+    if heads is None:
+        raise WeightsError(
+            f"depth {depth} and width {width} are none of the named sizes, so the number of attention heads is "
+            "unknown: pass heads="
+        )
+    return ModelConfig(
+        depth=depth,
+        width=width,
+        heads=heads,
+        patch=patch,
+        image_size=(side * patch, side * patch),
+        channels=channels,
+        classes=table[0] - 1,
+        difficulty_head=False,
+        mlp_ratio=fc1[0] / width,
+    )
+
+
+def _without_variance(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Drop, of 2C outputs a pixel, those from C on: the original SiT has them and does not use them.
+
+    The rows of the final layer are ordered (row in patch, column in patch, channel), channel fastest. A layer of
+    C outputs stays as it is.
+    """
+    pixels, channels = config.patch**2, config.channels
+    kept = dict(tensors)
+    for name in (HEAD, "final_layer.linear.bias"):
+        values = tensors.get(name)
+        if values is not None and values.shape[:1] == (pixels * 2 * channels,):
+            kept[name] = values.unflatten(0, (pixels, 2 * channels))[:, :channels].flatten(0, 1)
+    return kept
+
+
+def load_published(path: str | Path, *, heads: int | None = None) -> PatchForcingTransformer:
+    """The model of a published checkpoint: a PFT or SiT, float32 on the CPU in eval mode.
+
+    Read are the published `{state_dict, config: {target, params}}`, the configuration plain or OmegaConf's, of a
+    PFT, a SiT, or a PFT trained with REPA (whose projector serves training only and is dropped with a warning);
+    and the original SiT (Ma et al. 2024), a flat state dict or a training checkpoint that has one as `ema`, whose
+    second C outputs a pixel are dropped. `pos_embed` is the file's. `class_dropout` is in none of the files and
+    gets its default, 0.1; `compile` is ignored.
+
+    Args:
+        heads: attention heads of an original SiT that is none of the named sizes: no shape tells it.
+
+    Raises:
+        PublishedError: the file is missing or damaged, needs code to be read, is of another architecture, or
+            holds weights that do not fit or are not finite. It says which.
+    """
+    path = Path(path)
+    checkpoint = _read(path)
+    dropped: list[str] = []
+    try:
+        if not isinstance(checkpoint, dict):
+            raise WeightsError(f"holds a {type(checkpoint).__name__}, not a state dict")  # noqa: TRY301
+        if "state_dict" in checkpoint:
+            config, tensors, dropped = _from_published(checkpoint["state_dict"], checkpoint.get("config"), heads)
+        else:
+            flat = checkpoint.get("ema")
+            tensors = named_tensors(flat if isinstance(flat, dict) else checkpoint)
+            config = _sit_config(tensors, heads)
+        if not config.difficulty_head:
+            tensors = _without_variance(config, tensors)
+        model = filled(config, tensors)
+    except (WeightsError, FieldError) as error:
+        raise PublishedError(f"{path}: {error}") from error
+    if dropped:
+        warnings.warn(
+            f"{path}: the projector ({len(dropped)} tensors) serves training only and is dropped", stacklevel=2
+        )
+    return model
+
+
+def save_published(model: PatchForcingTransformer, path: str | Path) -> None:
+    """Write a model as the published implementation reads it, float32, whole or not at all.
+
+    `class_dropout` and `attention` are not part of the format: a model loaded from the file has their defaults.
+
+    Raises:
+        FieldError: the format cannot express the model: a non-square `image_size`, or an `mlp_ratio` other than 4.
+        PublishedError: weights that are not finite.
+    """
+    config = model.config
+    side = config.image_size[0]
+    require(config.image_size[1] == side, "image_size", config.image_size, "square for the published format")
+    require(config.mlp_ratio == 4, "mlp_ratio", config.mlp_ratio, "4 for the published format, which has no field")
+    params: dict[str, int | bool] = {
+        "in_channels": config.channels,
+        "input_size": side,
+        "depth": config.depth,
+        "hidden_size": config.width,
+        "patch_size": config.patch,
+        "num_heads": config.heads,
+        "num_classes": config.classes,
+        "compile": False,
+    }
+    if config.difficulty_head:
+        params["predict_uncertainty"] = True
+    try:
+        state = OrderedDict(float_weights(model))
+    except WeightsError as error:
+        raise PublishedError(f"{path}: not written: {error}") from error
+    checkpoint = {"state_dict": state, "config": {"target": PFT if config.difficulty_head else SIT, "params": params}}
+    write_whole(Path(path), lambda scratch: torch.save(checkpoint, scratch))

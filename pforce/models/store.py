@@ -1,0 +1,116 @@
+"""Our own model file: one safetensors file that holds the weights, the configuration, and where they came from.
+
+Its metadata are three strings: `format`, `config` (JSON of the `ModelConfig`'s fields) and `about` (JSON of a
+flat dict). Nothing in it is code, so a file from anywhere can be opened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from pforce.models.config import Attention, ModelConfig
+from pforce.models.transformer import PatchForcingTransformer
+from pforce.models.weights import WeightsError, filled, float_weights, named_tensors, write_whole
+from pforce.validation import FieldError, require
+
+FORMAT = "pforce-model-1"
+
+
+class ModelFileError(ValueError):
+    """A file is not a model file of ours, is damaged, or its weights do not fit its configuration."""
+
+
+def save_model(model: PatchForcingTransformer, path: str | Path, *, about: Mapping[str, object] = {}) -> None:
+    """Write a model to one file, float32, whole or not at all.
+
+    Args:
+        about: what a reader should know of the weights (source, images seen); kept as it is.
+
+    Raises:
+        FieldError: a value of `about` is not a string, a finite number, a truth value or None.
+        ModelFileError: weights that are not finite.
+    """
+    for key, value in about.items():
+        require(isinstance(key, str), "about", key, "a dict with strings for keys")
+        plain = value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+        require(plain, f"about.{key}", value, "a string, a finite number, true, false or None")
+    try:
+        weights = float_weights(model)
+    except WeightsError as error:
+        raise ModelFileError(f"{path}: not written: {error}") from error
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(dataclasses.asdict(model.config)),
+        "about": json.dumps(dict(about)),
+    }
+    write_whole(Path(path), lambda scratch: save_file(weights, scratch, metadata))
+
+
+def _fields(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
+    """One of the metadata's JSON objects. WeightsError where it is not one."""
+    fields = json.loads(metadata.get(name, "null"))
+    if not isinstance(fields, dict):
+        raise WeightsError(f"{name} is a {type(fields).__name__}, not an object of fields")
+    return fields
+
+
+def _config(record: dict[str, Any]) -> ModelConfig:
+    """The configuration of a record. WeightsError naming fields unknown, missing or of a wrong type."""
+    defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+    unknown, missing = sorted(record.keys() - defaults.keys()), sorted(defaults.keys() - record.keys())
+    if unknown:
+        raise WeightsError(f"config has fields that this version does not know: {', '.join(unknown)}")
+    if missing:  # a default in its place could be another model than the one that was saved
+        raise WeightsError(f"config lacks {', '.join(missing)}")
+    values = dict(record)
+    if isinstance(values["image_size"], list):
+        values["image_size"] = tuple(values["image_size"])
+    for name, default in defaults.items():
+        kinds = (int, float) if isinstance(default, float) else (type(default),)
+        if type(values[name]) not in kinds:
+            raise WeightsError(f"config.{name} = {values[name]!r}: must be of type {type(default).__name__}")
+    sides = values["image_size"]
+    if len(sides) != 2 or any(type(side) is not int for side in sides):
+        raise WeightsError(f"config.image_size = {list(sides)!r}: must be two integers, height and width")
+    return ModelConfig(**values)
+
+
+def load_model(
+    path: str | Path, *, attention: Attention | None = None
+) -> tuple[PatchForcingTransformer, dict[str, object]]:
+    """The model of a file, float32 on the CPU in eval mode, and what `save_model` was told about it.
+
+    Args:
+        attention: replaces the backend the file names, as where flash-attn is not installed.
+
+    Raises:
+        ModelFileError: the file is missing, damaged or foreign, or its weights do not fit its configuration.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not iterable
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{path}: no such file: check the path") from error
+    except (OSError, SafetensorError) as error:
+        raise ModelFileError(f"{path}: damaged or not a safetensors file ({error}): copy it again") from error
+    if metadata.get("format") != FORMAT:
+        raise ModelFileError(
+            f"{path}: its format is {metadata.get('format')!r}, this version reads {FORMAT!r}: write it with save_model"
+        )
+    try:
+        config = _config(_fields(metadata, "config"))
+        about = _fields(metadata, "about")
+        if attention is not None:
+            config = dataclasses.replace(config, attention=attention)
+        return filled(config, named_tensors(tensors)), about
+    except (WeightsError, FieldError, json.JSONDecodeError) as error:
+        raise ModelFileError(f"{path}: {error}") from error

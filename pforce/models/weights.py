@@ -1,0 +1,105 @@
+"""What our model file and the published one share: a state dict checked against a configuration, whole files."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pforce.models.config import ModelConfig
+from pforce.models.transformer import PatchForcingTransformer
+
+WRAPPERS = ("module.", "_orig_mod.")
+"""Prefixes that DistributedDataParallel and torch.compile put before parameter names."""
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+NAMES_SHOWN = 10
+
+
+class WeightsError(ValueError):
+    """Weights, or the configuration beside them, do not make a model of ours. The caller adds the file's name."""
+
+
+def listed(names: list[str]) -> str:
+    """At most ten names, then how many more there are."""
+    more = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def named_tensors(state: Mapping[Any, object]) -> dict[str, Tensor]:
+    """A state dict under its bare names: wrappers' prefixes removed, in any order and number.
+
+    WeightsError for an entry that is not a dense floating-point tensor, and for two of the same bare name.
+    """
+    tensors: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise WeightsError(f"the entry {key!r} is a {type(value).__name__}, where a state dict has named tensors")
+        if value.layout != torch.strided or value.dtype not in FLOATS or value.is_meta:
+            raise WeightsError(f"{key} is not a dense floating-point tensor ({value.dtype}, {value.layout})")
+        name = key
+        while prefix := next((wrapper for wrapper in WRAPPERS if name.startswith(wrapper)), ""):
+            name = name.removeprefix(prefix)
+        if name in tensors:
+            raise WeightsError(f"{name} is there twice, with and without a wrapper's prefix: keep one of them")
+        tensors[name] = value
+    return tensors
+
+
+def _as_float32(name: str, tensor: Tensor) -> Tensor:
+    """A contiguous copy on the CPU. WeightsError where a value is not finite."""
+    copy = tensor.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
+    if not copy.isfinite().all():
+        raise WeightsError(f"{name} holds values that are not finite: the training diverged, or the file is damaged")
+    return copy
+
+
+def float_weights(model: PatchForcingTransformer) -> dict[str, Tensor]:
+    """Copies of parameters and positions, float32 on the CPU, in the order of the model's state dict.
+
+    WeightsError naming the first that holds a value that is not finite.
+    """
+    return {name: _as_float32(name, tensor) for name, tensor in named_tensors(model.state_dict()).items()}
+
+
+def filled(config: ModelConfig, tensors: Mapping[str, Tensor]) -> PatchForcingTransformer:
+    """The model of a configuration with these weights: float32, on the CPU, in eval mode. Copies them.
+
+    WeightsError listing unknown and missing names, or naming a wrong shape or the first values not finite.
+    """
+    with torch.device("meta"):  # neither time nor random numbers go into weights that are replaced at once
+        model = PatchForcingTransformer(config)
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in tensors]
+    unknown = [name for name in tensors if name not in expected]
+    problems = [f"missing {listed(missing)}"] * bool(missing) + [f"unknown {listed(unknown)}"] * bool(unknown)
+    if problems:
+        raise WeightsError(f"the weights do not fit the configuration: {'; '.join(problems)}")
+    for name, place in expected.items():
+        if tensors[name].shape != place.shape:
+            raise WeightsError(
+                f"{name} has shape {tuple(tensors[name].shape)}, the configuration wants {tuple(place.shape)}"
+            )
+    model.load_state_dict({name: _as_float32(name, tensors[name]) for name in expected}, assign=True)
+    return model.eval()
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """`write` a file in a scratch folder beside `path`, flush it, rename it: it appears whole or not at all.
+
+    Missing folders are made. OSError as the file system raises it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".tmp_", dir=path.parent) as folder:
+        scratch = Path(folder) / path.name
+        write(scratch)
+        descriptor = os.open(scratch, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        scratch.replace(path)
