@@ -12,11 +12,11 @@ from torch import Tensor
 
 from pforce import flow, seeding
 from pforce.images import from_uint8
-from pforce.metrics.detectors import load_detector
+from pforce.metrics.detectors import Detector, load_detector
 from pforce.metrics.difficulty import difficulty_correlation
-from pforce.metrics.frechet import frechet_distance
+from pforce.metrics.frechet import Moments, distance_of_moments, moments
 from pforce.models import PatchForcingTransformer
-from pforce.sampling import SamplerConfig, count_flops, generate
+from pforce.sampling import Denoiser, SamplerConfig, count_flops, generate
 from pforce.validation import require
 
 GRID_IMAGES = 64
@@ -75,6 +75,49 @@ def _validation(model: PatchForcingTransformer, x1: Tensor, y: Tensor, x0: Tenso
     return {"val/loss": sum(segments) / len(segments), **named}
 
 
+def reference_moments(detector: Detector, images: Tensor, batch: int) -> Moments:
+    """Moments of a detector's features of real images (M, C, H, W) in [−1, 1]."""
+    return moments(torch.cat([detector.features(images[i : i + batch]).cpu() for i in range(0, len(images), batch)]))
+
+
+def measure_sampler(
+    model: Denoiser,
+    sampler: SamplerConfig,
+    classes: Tensor,
+    reference: Moments,
+    detector: Detector,
+    *,
+    seed: int,
+    batch: int,
+    device: torch.device,
+    progress: Callable[[float], None] = lambda share: None,
+) -> TrialEvaluation:
+    """Generate an image for each class (M,), and measure their distance and their cost.
+
+    The noise of image i belongs to (seed, i): samplers that are measured with one seed share it.
+    """
+    features: list[Tensor] = []
+    kept: list[Tensor] = []
+    nfe, passes, started = 0, 0, time.perf_counter()
+    for generated in generate(model, sampler, classes, seed=seed, batch=batch, device=device):
+        features.append(detector.features(generated.images.clamp(-1, 1)).cpu())
+        kept.append(generated.images[: max(0, GRID_IMAGES - sum(len(k) for k in kept))].cpu())
+        nfe, passes = generated.num_function_evaluations, generated.forward_passes
+        progress(sum(len(f) for f in features) / len(classes))
+    seconds = time.perf_counter() - started
+    name = f"fd/{detector.name}"
+    metrics = {
+        name: distance_of_moments(moments(torch.cat(features)), reference),
+        f"{name}_images": float(len(classes)),
+        f"{name}_reference_images": float(reference.n),
+        "cost/nfe": float(nfe),
+        "cost/forward_passes": float(passes),
+        "cost/flops_per_image": float(count_flops(model.config, sampler)),
+        "cost/sampling_seconds_per_image": seconds / len(classes),
+    }
+    return TrialEvaluation(metrics, torch.cat(kept))
+
+
 def evaluate(
     model: PatchForcingTransformer,
     config: EvaluationConfig,
@@ -100,24 +143,20 @@ def evaluate(
             metrics[f"difficulty/pearson_t{r.t:.2f}"] = r.pearson
             metrics[f"difficulty/spearman_t{r.t:.2f}"] = r.spearman
     detector = load_detector(config.detector).to(device)
-    classes = labels[torch.arange(config.images) % len(labels)]
-    features: list[Tensor] = []
-    kept: list[Tensor] = []
-    nfe, passes, started = 0, 0, time.perf_counter()
-    for generated in generate(model, sampler, classes, seed=config.seed, batch=config.batch, device=device):
-        features.append(detector.features(generated.images.clamp(-1, 1)).cpu())
-        kept.append(generated.images[: max(0, GRID_IMAGES - sum(len(k) for k in kept))].cpu())
-        nfe, passes = generated.num_function_evaluations, generated.forward_passes
-        progress("sampling", 0.2 + 0.8 * sum(len(f) for f in features) / config.images)
-    seconds = time.perf_counter() - started
-    reference = torch.cat([detector.features(x1[i : i + config.batch]).cpu() for i in range(0, len(x1), config.batch)])
-    metrics[f"fd/{config.detector}"] = frechet_distance(torch.cat(features), reference)
-    metrics |= {
-        f"fd/{config.detector}_images": float(config.images),
-        f"fd/{config.detector}_reference_images": float(len(x1)),
-        "cost/nfe": float(nfe),
-        "cost/forward_passes": float(passes),
-        "cost/flops_per_image": float(count_flops(model.config, sampler)),
-        "cost/sampling_seconds_per_image": seconds / config.images,
-    }
-    return TrialEvaluation(metrics, torch.cat(kept))
+    sampled = measure_sampler(
+        model,
+        sampler,
+        classes_of(labels, config.images),
+        reference_moments(detector, x1, config.batch),
+        detector,
+        seed=config.seed,
+        batch=config.batch,
+        device=device,
+        progress=lambda share: progress("sampling", 0.2 + 0.8 * share),
+    )
+    return TrialEvaluation({**metrics, **sampled.metrics}, sampled.samples)
+
+
+def classes_of(labels: Tensor, images: int) -> Tensor:
+    """Classes of generated images: the held-out ones' (M,), over and over."""
+    return labels[torch.arange(images) % len(labels)]
