@@ -15,6 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pforce import catalog
+from pforce.commands.checkpoint import export_checkpoint, import_checkpoint, verify_checkpoint
+from pforce.commands.sample import Arguments as SampleArguments
+from pforce.commands.sample import sample
 from pforce.config import ConfigError, Experiment, with_fields
 from pforce.data import DataConfig, Manifest, ensure
 from pforce.orchestration import local
@@ -105,6 +108,10 @@ COMMANDS: dict[tuple[str, ...], Callable[..., int]] = {
     ("data", "build"): build_data,
     ("experiments",): experiments,
     ("train",): train,
+    ("sample",): sample,
+    ("checkpoint", "import"): import_checkpoint,
+    ("checkpoint", "export"): export_checkpoint,
+    ("checkpoint", "verify"): verify_checkpoint,
 }
 
 
@@ -114,6 +121,8 @@ def _run(arguments: list[str]) -> int:
             rest = arguments[len(words) :]
             if command is train:
                 return train(rest)
+            if command is sample:
+                return sample(tyro.cli(SampleArguments, prog="pforce sample", args=rest))
             return tyro.cli(command, prog=f"pforce {' '.join(words)}", args=rest)
     asked = not arguments or arguments[0] in ("-h", "--help")
     console = Console(stderr=not asked)

@@ -1,6 +1,6 @@
 """A trial: train a model, measure it, leave its record. The same for every launcher, Ray or not.
 
-Folder of a trial: `checkpoints/` (see `pforce.training.checkpoint`), `samples.png`, and at the end
+Folder of a trial: `experiment.json`, `checkpoints/` (see `pforce.training.checkpoint`), `samples.png`, and at the end
 `result.json`, which is written last and makes the folder complete.
 """
 
@@ -22,6 +22,7 @@ from pforce.images import save_grid
 from pforce.metrics.detectors import load_detector
 from pforce.metrics.evaluate import GRID_IMAGES, Progress, evaluate
 from pforce.models import build
+from pforce.sources import write_experiment
 from pforce.training import Callback, Checkpoints, TrainingSpec, TrainState, new_state, train
 
 RESULT = "result.json"
@@ -118,6 +119,7 @@ def run_trial(
         device_count: devices the trial occupies, for device-hours (CPU: cores).
     """
     with only_one(paths.folder):
+        write_experiment(paths.folder, experiment)
         # What the evaluation reads is read first: a missing file is found before hours of training, not after.
         wanted = min(experiment.evaluation.validation_images, data.Manifest.load(paths.data).validation.samples)
         held_out = data.read_split(paths.data, "validation", limit=wanted)

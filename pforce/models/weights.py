@@ -1,11 +1,8 @@
-"""What our model file and the published one share: a state dict checked against a configuration, whole files."""
+"""What our model file and the published one share: a state dict checked against a configuration."""
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -86,20 +83,3 @@ def filled(config: ModelConfig, tensors: Mapping[str, Tensor]) -> PatchForcingTr
             )
     model.load_state_dict({name: _as_float32(name, tensors[name]) for name in expected}, assign=True)
     return model.eval()
-
-
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """`write` a file in a scratch folder beside `path`, flush it, rename it: it appears whole or not at all.
-
-    Missing folders are made. OSError as the file system raises it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tmp_", dir=path.parent) as folder:
-        scratch = Path(folder) / path.name
-        write(scratch)
-        descriptor = os.open(scratch, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        scratch.replace(path)

@@ -51,7 +51,9 @@ def _fitting(nodes: Sequence[Node], cpus: int, gpus: float) -> int:
     return slots
 
 
-def place(cells: int, *, nodes: Sequence[Node], cpus: int | None, gpus: float | None) -> Placement:
+def place(
+    cells: int, *, nodes: Sequence[Node], cpus: int | None, gpus: float | None, exactly: bool = False
+) -> Placement:
     """Fit `cells` trials onto the nodes of a cluster.
 
     Args:
@@ -59,8 +61,9 @@ def place(cells: int, *, nodes: Sequence[Node], cpus: int | None, gpus: float | 
         nodes: the machines.
         cpus: cores of a trial; None shares the cores among as many trials as there are cells or cores.
         gpus: GPUs of a trial; None gives one where there are any.
+        exactly: all at once, or not at all.
 
-    ConfigError where one trial alone does not fit on any node: it would wait for ever.
+    ConfigError where one trial alone, or with `exactly` one of them, does not fit: it would wait for ever.
     """
     most_cpus, most_gpus = max(node.cpus for node in nodes), max(node.gpus for node in nodes)
     gpus = (1.0 if most_gpus >= 1 else 0.0) if gpus is None else gpus
@@ -71,6 +74,8 @@ def place(cells: int, *, nodes: Sequence[Node], cpus: int | None, gpus: float | 
     if _fitting(nodes, cpus or 1, gpus) == 0:
         raise ConfigError(f"no node has {cpus or 1} cores and {gpus:g} GPUs together")
     wanted = min(cells, _fitting(nodes, cpus or 1, gpus))
+    if exactly and wanted < cells:
+        raise ConfigError(f"{cells} workers at once: the cluster has room for {wanted} ({gpus:g} GPU(s) each)")
     if cpus is None:
         # The most cores with which as many trials still fit at once.
         cpus = max(c for c in range(1, most_cpus + 1) if c == 1 or _fitting(nodes, c, gpus) >= wanted)

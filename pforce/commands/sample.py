@@ -1,0 +1,271 @@
+"""`pforce sample`: images, maps and animations of a trained model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from rich.console import Console
+
+from pforce import seeding
+from pforce.config import ConfigError
+from pforce.data import Manifest, ensure
+from pforce.files import write_whole
+from pforce.generation import Job, decoder_for
+from pforce.grid import Pooling
+from pforce.orchestration.find import find_source
+from pforce.orchestration.plan import DONE, STOPPED, check_storage
+from pforce.orchestration.sample import Spent, run_job
+from pforce.orchestration.script import duration, make_console
+from pforce.results import drawn
+from pforce.sampling import Guidance, SamplerConfig, count_flops
+from pforce.sampling.budget import Solver
+from pforce.sampling.schedule import Spacing
+from pforce.sampling.trace import Trace
+from pforce.sources import Source, load_source
+from pforce.validation import require
+
+Output = Literal["grid", "images", "npz"]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Draw images of a trained model. A stopped call goes on where it was; the same seed gives the same images."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """A trial's folder or checkpoint, a .safetensors or published .ckpt file, an MLflow run id, an experiment that was
+    trained, or best:SWEEP (the run of a sweep with the smallest distance) such as best:ltg_grid."""
+    out: Path = Path("samples")
+    """Folder of the images; one folder holds one request."""
+    count: int = 64
+    """Images."""
+    classes: tuple[str, ...] = ()
+    """Classes in turn: numbers, or names where the model's data set is known. Default: all of them."""
+    captions: tuple[str, ...] = ()
+    """Captions, for text-conditioned models."""
+    sampler: Solver | None = None
+    """Solver. Default: what the model's experiment is evaluated with, or euler."""
+    nfe: int | None = None
+    """Function evaluations an image. Default: the experiment's, or 24."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance; 1 is none. Default: the experiment's, or 1."""
+    guidance_interval: tuple[float, float] | None = None
+    """Guide only steps that start between these times."""
+    quantile: float | None = None
+    """Adaptive solvers: patches below this quantile of their image's uncertainty are confident. Default 0.4."""
+    threshold: float | None = None
+    """dual_loop, look_ahead: patches below this predicted variance are confident, instead of the quantile."""
+    pooling: Pooling | None = None
+    """dual_loop, look_ahead: how uncertainty is pooled over a patch. Default mean."""
+    inner_steps: int | None = None
+    """dual_loop, random_order: evaluations a step. Default 4."""
+    context_ratio: float | None = None
+    """look_ahead: at t the confident patches are shown at ratio·t. Default 1.4."""
+    start_after: float | None = None
+    """look_ahead: up to this time a step makes one evaluation. Default 0.05."""
+    sparse: bool = False
+    """dual_loop: approximate, cheaper inner evaluations of the uncertain patches only."""
+    spacing: Spacing | None = None
+    """Spacing of the timesteps. Default linear."""
+    shift: float | None = None
+    """Shift of the shifted spacing. Default 3."""
+    seed: int = 0
+    """Image i starts from the noise of (seed, i), whatever the batch and the number of workers."""
+    save: tuple[Output, ...] = ("grid",)
+    """grid: the first 64 as one PNG. images: each as a PNG. npz: all, as ADM's evaluator reads them (uint8 NHWC)."""
+    save_maps: bool = False
+    """Keep each patch's timestep and uncertainty at every evaluation (maps.npz), and show those of the first images."""
+    animate: bool = False
+    """A GIF of the first images with their timestep maps and their uncertainty side by side."""
+    show: int = 4
+    """Images in the picture of maps and in the animation."""
+    decoder: Path | None = None
+    """For models of latents: folder of the autoencoder, in diffusers' format (extra `latents`). Without it the latents
+    themselves are written."""
+    weights: Literal["ema", "raw"] = "ema"
+    """Averaged or raw weights, of a checkpoint of pforce."""
+    heads: int | None = None
+    """Attention heads of an original SiT of unusual size."""
+    batch: int = 64
+    """Images a forward pass. Rounding apart, it does not change the images."""
+    workers: int = 1
+    """1 draws in this process; more are Ray workers, which share the cores or have a GPU each."""
+    ray_address: str | None = None
+    """Ray cluster; by default RAY_ADDRESS, else one is started here when workers > 1."""
+    storage: Path = Path("runs")
+    """Where sweeps leave their files, for models given by run, experiment or sweep."""
+    tracking_uri: str | None = None
+    """MLflow store; by default the database in the storage folder."""
+
+
+def sampler_config(a: Arguments, source: Source) -> SamplerConfig:
+    """The sampler asked for; what is not given is as the model's experiment has it, if the solver is the same."""
+    base = source.experiment.sampler if source.experiment else SamplerConfig()
+    if a.sampler is not None and a.sampler != base.name:
+        base = SamplerConfig(a.sampler, base.num_function_evaluations, base.guidance)
+    given = {
+        "quantile": a.quantile, "threshold": a.threshold, "pooling": a.pooling, "inner_steps": a.inner_steps,
+        "context_ratio": a.context_ratio, "start_after": a.start_after, "sparse": a.sparse or None,
+        "spacing": a.spacing, "shift": a.shift, "num_function_evaluations": a.nfe,
+    }  # fmt: skip
+    fields = {name: getattr(base, name) for name in base.__dataclass_fields__}
+    scale = base.guidance.scale if a.guidance is None else a.guidance
+    interval = base.guidance.interval if a.guidance_interval is None else a.guidance_interval
+    fields |= {name: value for name, value in given.items() if value is not None}
+    return SamplerConfig(**{**fields, "guidance": Guidance(scale, interval)})
+
+
+def check_model(sampler: SamplerConfig, source: Source) -> None:
+    """What the sampler asks of the model. FieldError, before any image is drawn."""
+    config = source.model.config
+    require(
+        config.difficulty_head or sampler.name == "euler",
+        "sampler",
+        sampler.name,
+        "euler, as this model has no difficulty head (SiT)",
+    )
+    require(
+        sampler.guidance.scale == 1 or config.class_dropout > 0,
+        "guidance",
+        sampler.guidance.scale,
+        "1, as this model was trained without label dropout and never learned the null class",
+    )
+
+
+def class_numbers(names: tuple[str, ...], source: Source) -> tuple[int, ...]:
+    """Classes as numbers. ConfigError naming the first that the model does not have."""
+    classes = source.model.config.classes
+    if not names:
+        return tuple(range(classes))
+    known: dict[str, int] = {}
+    if not all(name.lstrip("-").isdigit() for name in names) and source.experiment is not None:
+        found = Manifest.load(ensure(source.experiment.data)).classes
+        known = {name.lower(): number for number, name in enumerate(found)}
+    numbers = []
+    for name in names:
+        number = int(name) if name.lstrip("-").isdigit() else known.get(name.lower(), -1)
+        if not 0 <= number < classes:
+            told = f", or one of {', '.join(known)}" if known else ""
+            raise ConfigError(f"classes: {name}: must be a number from 0 to {classes - 1}{told}")
+        numbers.append(number)
+    return tuple(numbers)
+
+
+def _show_first(a: Arguments, job: Job, source: Source, folder: Path, console: Console) -> None:
+    """Pictures of the first images' maps: they are drawn again, which gives the same images, with every state kept."""
+    config = source.model.config
+    images = min(a.show, job.count)
+    y = torch.tensor([job.classes[i % len(job.classes)] for i in range(images)])
+    x0 = seeding.noise_for_images(job.seed, 0, images, (config.channels, *config.image_size))
+    trace = Trace(config.image_size, config.patch, images=True)
+    x1 = job.sampler.sample(source.model, x0, y, seed=job.seed, first=0, callback=trace)
+    assert trace.sigma is not None  # checked before anything was drawn
+    decode = decoder_for(source, job.decoder, torch.device("cpu")) if job.decoder else lambda pixels: pixels
+    if a.save_maps:
+        drawn.maps_figure(decode(x1), trace.timesteps, trace.sigma, folder / "maps.png")
+        console.print(f"{folder / 'maps.png'}: image, σ and timesteps of the first {images}", highlight=False)
+    if a.animate:
+        states = torch.stack([decode(state) for state in trace.images], dim=0)
+        drawn.animation(states, trace.timesteps, trace.sigma, folder / "sampling.gif")
+        console.print(f"{folder / 'sampling.gif'}: image, timesteps and σ of the first {images}", highlight=False)
+
+
+def _write(a: Arguments, job: Job, folder: Path, console: Console, *, pixels: bool) -> None:
+    """The outputs asked for. Latents have no pictures: they are written as npz."""
+    if "npz" in a.save or not pixels:
+        drawn.write_npz(folder, job, folder / "samples.npz")
+        what = "images (uint8 NHWC arr_0)" if pixels else "latents (float32 NCHW); --decoder makes images of them"
+        console.print(f"{folder / 'samples.npz'}: {job.count:,} {what}", highlight=False)
+    if a.save_maps:
+        drawn.write_maps(folder, job, folder / "maps.npz")
+        console.print(f"{folder / 'maps.npz'}: timesteps and σ of every patch at every evaluation", highlight=False)
+    if "images" in a.save and pixels:
+        drawn.write_images(folder, job, folder / "images")
+        console.print(f"{folder / 'images'}: {job.count:,} PNG files", highlight=False)
+    if "grid" in a.save and pixels:
+        drawn.write_grid(folder, job, folder / "grid.png")
+        console.print(f"{folder / 'grid.png'}: the first {min(job.count, drawn.GRID_IMAGES)}", highlight=False)
+
+
+def _tell(job: Job, source: Source, spent: Spent, folder: Path, console: Console) -> None:
+    """What the images cost, on the terminal and as a record beside them."""
+    flops = count_flops(source.model.config, job.sampler)
+    record: dict[str, object] = {
+        **source.about(), "sampler": job.sampler.canonical(), "seed": job.seed, "images": job.count,
+        "cost/nfe": job.sampler.schedule().num_function_evaluations, "cost/flops_per_image": flops,
+    }  # fmt: skip
+    if spent.images:
+        record |= {
+            "cost/forward_passes": spent.forward_passes,
+            "cost/sampling_seconds_per_image": spent.seconds_per_image,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        }
+        console.print(
+            f"{spent.images:,} images in {duration(spent.seconds)}: {spent.num_function_evaluations} NFE, "
+            f"{spent.forward_passes} forward passes, {flops / 1e9:.2f} GFLOPs and {spent.seconds_per_image:.4f} s of a "
+            "worker an image",
+            highlight=False,
+            soft_wrap=True,
+        )
+        write_whole(folder / "cost.json", lambda scratch: _dump(scratch, record))
+    else:
+        console.print("All images were there already.")
+
+
+def _dump(path: Path, record: dict[str, object]) -> None:
+    path.write_text(json.dumps(record, indent=1))
+
+
+def sample(a: Arguments) -> int:
+    """Draw images of a trained model: grids, files for evaluators, maps and animations."""
+    console = make_console()
+    if a.captions:
+        raise ConfigError(
+            "captions: this version has no text-conditioned models; give --classes (numbers, or names such as 'Animals "
+            "& Nature')"
+        )
+    require(a.workers >= 1, "workers", a.workers, "≥ 1")
+    require(a.show >= 1, "show", a.show, "≥ 1 image")
+    path = find_source(a.model, storage=a.storage, tracking_uri=a.tracking_uri)
+    source = load_source(path, weights=a.weights, heads=a.heads)
+    sampler = sampler_config(a, source)
+    check_model(sampler, source)
+    maps = a.save_maps or a.animate
+    require(
+        not maps or source.model.config.difficulty_head,
+        "save_maps, animate",
+        True,
+        "left out for a SiT: it predicts no uncertainty",
+    )
+    if a.decoder is not None:
+        decoder_for(source, str(a.decoder), torch.device("cpu"))  # refused here, before anything is drawn
+    pixels = source.model.config.channels == 3 or a.decoder is not None
+    require(pixels or not a.animate, "animate", True, "left out for latents without a --decoder")
+    job = Job(
+        source=str(source.path), sha256=source.sha256, sampler=sampler, classes=class_numbers(a.classes, source),
+        count=a.count, seed=a.seed, batch=min(a.batch, a.count), maps=a.save_maps, weights=a.weights, heads=a.heads,
+        decoder=str(a.decoder.absolute()) if a.decoder else None,
+    )  # fmt: skip
+    folder = check_storage(a.out)
+    seen = f", {source.images_seen:,} images seen" if source.images_seen is not None else ""
+    console.print(
+        f"{source.path} ({source.kind}, {source.weights} weights{seen}): {job.count:,} images, {sampler.name}, "
+        f"{sampler.schedule().num_function_evaluations} NFE",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    if sampler.unspent:
+        console.print(f"warning: {sampler.unspent}", highlight=False)
+    try:
+        spent = run_job(job, folder, console, workers=a.workers, address=a.ray_address)
+    except KeyboardInterrupt as stopped:
+        console.print(f"Stopped by {stopped}; the same command goes on from here.", markup=False)
+        return STOPPED
+    _tell(job, source, spent, folder, console)
+    _write(a, job, folder, console, pixels=pixels)
+    if maps and pixels:
+        _show_first(a, job, source, folder, console)
+    return DONE

@@ -1,0 +1,78 @@
+"""Finds a trained model by what a user calls it: a path, a run, an experiment, the best run of a sweep."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pforce import catalog
+from pforce.config import fingerprint
+from pforce.data import Manifest, ensure
+from pforce.metrics.detectors import load_detector
+from pforce.sources import SourceError
+from pforce.tracking import Tracker, default_uri, runs_frame
+
+BEST = "best:"
+FORMS = (
+    "a trial's folder or checkpoint, a .safetensors or published .ckpt file, an MLflow run id, an experiment that "
+    f"was trained (pforce experiments), or {BEST}SWEEP such as {BEST}ltg_grid"
+)
+
+
+def find_source(text: str, *, storage: Path, tracking_uri: str | None = None) -> Path:
+    """The path of a model, for `pforce.sources.load_source`. SourceError says what was looked for, and where.
+
+    Args:
+        text: one of `FORMS`.
+        storage: where sweeps leave their files. tracking_uri: by default its database.
+    """
+    if Path(text).exists():
+        return Path(text)
+    if "/" in text or Path(text).suffix:
+        raise SourceError(f"{text}: does not exist. A model is {FORMS}")
+    uri = tracking_uri or default_uri(storage)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise SourceError(
+            f"{text}: no such file, and {storage} holds no runs (set --storage or --tracking-uri). A model is {FORMS}"
+        )
+    tracker = Tracker(uri, artifacts=storage.absolute() / "artifacts")
+    if text.startswith(BEST):
+        return _folder(storage, _best(tracker, text.removeprefix(BEST)), text)
+    if re.fullmatch(r"[0-9a-f]{32}", text):
+        frame = runs_frame(tracker)
+        found = frame[(frame["run_id"] == text) | (frame["fingerprint"] == text)] if len(frame) else frame
+        if found.empty:
+            raise SourceError(f"{text}: no run of {uri} has this id or fingerprint")
+        return _folder(storage, str(found.iloc[0]["fingerprint"]), text)
+    if text not in catalog.experiments():
+        raise SourceError(f"{text}: no such file, experiment or run. A model is {FORMS}")
+    experiment = catalog.experiment(text)
+    inputs = {
+        "data": Manifest.load(ensure(experiment.data)).hash,
+        "detector": load_detector(experiment.evaluation.detector).sha256,
+    }
+    wanted = fingerprint(experiment, inputs)
+    if wanted not in tracker.finished([wanted]):
+        raise SourceError(f"{text}: no finished run of this experiment in {uri}. Train it: pforce train {text}")
+    return _folder(storage, wanted, text)
+
+
+def _best(tracker: Tracker, sweep: str) -> str:
+    """Fingerprint of the sweep's finished run with the smallest distance."""
+    frame = runs_frame(tracker, sweep)
+    finished = frame[frame["status"] == "FINISHED"] if len(frame) else frame
+    if finished.empty or "fd/openmoji" not in finished:
+        raise SourceError(f"{BEST}{sweep}: {tracker.uri} has no finished run of a sweep {sweep}")
+    trained = finished.dropna(subset=["fd/openmoji", "cost/images_seen"])  # a sampler sweep's runs train nothing
+    if trained.empty:
+        raise SourceError(f"{BEST}{sweep}: its runs trained nothing; give the sweep that did")
+    return str(trained.sort_values("fd/openmoji").iloc[0]["fingerprint"])
+
+
+def _folder(storage: Path, fingerprint: str, text: str) -> Path:
+    folder = storage.absolute() / "trials" / fingerprint
+    if not folder.is_dir():
+        raise SourceError(
+            f"{text}: its run is recorded, but its files are not in {folder}: give the --storage of its sweep"
+        )
+    return folder

@@ -1,0 +1,140 @@
+"""Where a trained model comes from: a trial's folder, a checkpoint, a model file of ours, a published checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from pforce.config import Experiment, from_dict, to_dict
+from pforce.models import PatchForcingTransformer, load_model, load_published
+from pforce.models.weights import WeightsError, filled
+from pforce.training import checkpoint
+from pforce.training.checkpoint import CheckpointError
+
+EXPERIMENT = "experiment.json"
+"""In a trial's folder: the experiment, so that its checkpoints can be read without a tracking store."""
+PUBLISHED_SUFFIXES = (".ckpt", ".pt", ".pth")
+
+Weights = Literal["ema", "raw"]
+
+
+class SourceError(ValueError):
+    """No model can be had from a path. The message names it, what is wrong, and the cure."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained model and what is known of it."""
+
+    path: Path
+    """What it was read from: a file, or a checkpoint's folder."""
+    kind: str
+    """checkpoint, model file or published."""
+    model: PatchForcingTransformer
+    """On the CPU, in eval mode, float32."""
+    sha256: str
+    """Of configuration and weights: two sources with one hash draw the same images."""
+    weights: str
+    """ema, raw, or unknown (a foreign file does not say)."""
+    images_seen: int | None = None
+    """In training; None where the file does not say."""
+    experiment: Experiment | None = None
+    """What trained it; None for files that do not carry it."""
+
+    def about(self) -> dict[str, str | int | None]:
+        """The same as a flat record."""
+        return {
+            "source": str(self.path),
+            "kind": self.kind,
+            "weights": self.weights,
+            "images_seen": self.images_seen,
+            "experiment": self.experiment.name if self.experiment else None,
+            "sha256": self.sha256,
+        }
+
+
+def content_hash(model: PatchForcingTransformer) -> str:
+    """sha256 of a model's configuration and weights, wherever it was read from."""
+    config = {key: value for key, value in asdict(model.config).items() if key != "attention"}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    tensors: Mapping[str, Tensor] = model.state_dict()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_experiment(folder: Path, experiment: Experiment) -> None:
+    """Leave the experiment in a trial's folder."""
+    (folder / EXPERIMENT).write_text(json.dumps(to_dict(experiment), indent=1))
+
+
+def _from_checkpoint(folder: Path, weights: Weights) -> Source:
+    """A checkpoint's folder `step_…`, whose trial's folder holds the experiment."""
+    record = folder.parent.parent / EXPERIMENT
+    try:
+        experiment = from_dict(json.loads(record.read_text()))
+    except OSError as error:
+        raise SourceError(f"{folder}: {record} cannot be read ({error.strerror}), so its model is unknown") from error
+    try:
+        tensors, meta = checkpoint.load(folder)
+        prefix = "ema/" if weights == "ema" else "model/"
+        named = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        model = filled(experiment.model, named)
+    except (CheckpointError, WeightsError) as error:
+        raise SourceError(f"{folder}: {error}") from error
+    return Source(folder, "checkpoint", model, content_hash(model), weights, meta["images_seen"], experiment)
+
+
+def _newest(folder: Path, weights: Weights) -> Source:
+    """The newest checkpoint of a trial's folder that can be read."""
+    problems = []
+    for path in reversed(checkpoint.checkpoints(folder)):
+        try:
+            return _from_checkpoint(path, weights)
+        except SourceError as error:
+            problems.append(str(error))
+    raise SourceError("; ".join(problems) or f"{folder}: holds no checkpoint (step_…) yet")
+
+
+def _optional(value: Any, kind: type) -> Any:
+    return value if isinstance(value, kind) else None
+
+
+def load_source(path: str | Path, *, weights: Weights = "ema", heads: int | None = None) -> Source:
+    """Read a model.
+
+    Args:
+        path: a trial's folder or its `checkpoints` (the newest one is taken), one checkpoint's folder `step_…`, a
+            model file of ours (`.safetensors`), or a published checkpoint (`.ckpt`, `.pt`, `.pth`).
+        weights: averaged or raw, of a checkpoint of ours; other files hold one set.
+        heads: attention heads of an original SiT of unusual size.
+
+    Raises:
+        SourceError: nothing there is a model.
+        PublishedError, ModelFileError: the file is refused or damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if path.name.startswith("step_"):
+            return _from_checkpoint(path.absolute(), weights)
+        inner = path / "checkpoints"
+        return _newest((inner if inner.is_dir() else path).absolute(), weights)
+    if path.suffix == ".safetensors":
+        model, about = load_model(path)
+        told = _optional(about.get("weights"), str) or "unknown"
+        images = _optional(about.get("images_seen"), int)
+        text = _optional(about.get("experiment_json"), str)
+        experiment = from_dict(json.loads(text)) if text else None
+        return Source(path.absolute(), "model file", model, content_hash(model), told, images, experiment)
+    if path.suffix in PUBLISHED_SUFFIXES:
+        model = load_published(path, heads=heads)
+        return Source(path.absolute(), "published", model, content_hash(model), "unknown")
+    found = "does not exist" if not path.exists() else "is not a folder, .safetensors, .ckpt, .pt or .pth file"
+    raise SourceError(f"{path}: {found}")
