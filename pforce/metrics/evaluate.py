@@ -1,4 +1,4 @@
-"""What is measured on a trained model: validation loss, distance of generated images, difficulty correlation."""
+"""What is measured on a trained model: validation loss, distance of generated images, what its uncertainty is worth."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pforce import flow, seeding
 from pforce.images import from_uint8
+from pforce.metrics.calibration import DECILES, calibration_of
 from pforce.metrics.detectors import Detector, load_detector
-from pforce.metrics.difficulty import difficulty_correlation
+from pforce.metrics.difficulty import correlation_of, patch_errors
 from pforce.metrics.frechet import Moments, distance_of_moments, moments
 from pforce.models import PatchForcingTransformer
 from pforce.sampling import Denoiser, SamplerConfig, count_flops, generate
@@ -34,7 +35,7 @@ class EvaluationConfig:
     detector: Literal["openmoji"] = "openmoji"
     """Feature detector of the Fréchet distance."""
     difficulty_timesteps: tuple[float, ...] = (0.2, 0.6)
-    """Timesteps of the difficulty correlation R(t), in (0, 1)."""
+    """Timesteps of the difficulty correlation R(t) and of the calibration of σ, in (0, 1)."""
     seed: int = 0
     """Seed of the evaluation's noise: the same for all cells and training seeds, so that they share it."""
     batch: int = 64
@@ -73,6 +74,26 @@ def _validation(model: PatchForcingTransformer, x1: Tensor, y: Tensor, x0: Tenso
     segments = (total / len(x1)).tolist()
     named = {f"val/loss_t{t:.4f}": value for t, value in zip(flow.validation_timesteps(), segments, strict=True)}
     return {"val/loss": sum(segments) / len(segments), **named}
+
+
+def _difficulty(
+    model: PatchForcingTransformer, x1: Tensor, y: Tensor, x0: Tensor, config: EvaluationConfig
+) -> dict[str, float]:
+    """Correlation and calibration of the predicted uncertainty, from the same forward passes."""
+    metrics: dict[str, float] = {}
+    for t in config.difficulty_timesteps:
+        errors = patch_errors(model, x1, y, x0, t=t, batch=config.batch)
+        r = correlation_of(errors)
+        metrics[f"difficulty/pearson_t{t:.2f}"] = r.pearson
+        metrics[f"difficulty/spearman_t{t:.2f}"] = r.spearman
+        if r.patches < DECILES:
+            continue  # a few images of a few patches have no deciles, and a finished training must not fail on that
+        c = calibration_of(errors)
+        metrics[f"calibration/error_t{t:.2f}"] = c.error
+        for decile, (expected, observed) in enumerate(zip(c.expected, c.observed, strict=True), start=1):
+            metrics[f"calibration/expected_t{t:.2f}_d{decile}"] = float(expected)
+            metrics[f"calibration/observed_t{t:.2f}_d{decile}"] = float(observed)
+    return metrics
 
 
 def reference_moments(detector: Detector, images: Tensor, batch: int) -> Moments:
@@ -139,9 +160,7 @@ def evaluate(
     metrics = _validation(model, x1, y, x0, config.batch)
     if model.config.difficulty_head:
         progress("difficulty", 0.1)
-        for r in difficulty_correlation(model, x1, y, x0, timesteps=config.difficulty_timesteps, batch=config.batch):
-            metrics[f"difficulty/pearson_t{r.t:.2f}"] = r.pearson
-            metrics[f"difficulty/spearman_t{r.t:.2f}"] = r.spearman
+        metrics |= _difficulty(model, x1, y, x0, config)
     detector = load_detector(config.detector).to(device)
     sampled = measure_sampler(
         model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -14,34 +14,51 @@ from rich.text import Text
 from pforce import results
 from pforce.config import ConfigError
 from pforce.data import DataError
+from pforce.generation import JobError
+from pforce.models import ModelFileError, PublishedError
+from pforce.models.autoencoder import AutoencoderError
 from pforce.orchestration.calibration import TIMED_EVALUATIONS, TIMED_STEPS, estimate
 from pforce.orchestration.launch import Launcher, execute
 from pforce.orchestration.plan import DONE, Options, Plan, plan
 from pforce.orchestration.sweep import Sweep, format_value, parse_axis
 from pforce.results.figures import cell_figure
-from pforce.results.tables import Row
+from pforce.results.tables import COLUMNS, Column, Row
+from pforce.sources import SourceError
 from pforce.tracking import TrackingError
 from pforce.validation import FieldError
 
 HONEST_IMAGES = 96_000
 HONEST_SEEDS = 3
 USAGE_ERROR = 2
+USAGE_ERRORS = (
+    ConfigError, FieldError, DataError, TrackingError, SourceError, PublishedError, ModelFileError, AutoencoderError,
+    JobError,
+)  # fmt: skip
+"""What a user's input can be wrong in; each message names it, what is wrong, and the cure."""
 
 
 def exit_on_errors(main: Callable[[], int]) -> NoReturn:
     """Run a script's main; errors of the user's input are one line and exit code 2, before anything is started."""
     try:
         code = main()
-    except (ConfigError, FieldError, DataError, TrackingError) as error:
+    except USAGE_ERRORS as error:
         Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         code = USAGE_ERROR
     sys.exit(code)
 
 
-def run_sweep(sweep: Sweep, options: Options, *, dry_run: bool = False, launcher: Launcher | None = None) -> int:
+def run_sweep(
+    sweep: Sweep,
+    options: Options,
+    *,
+    dry_run: bool = False,
+    launcher: Launcher | None = None,
+    report: Callable[[Plan, Console], None] | None = None,
+) -> int:
     """Plan, run what is missing, print and write the table. Returns the exit code.
 
-    The launcher is Ray Tune's where none is given; ray is imported only if something has to run.
+    The launcher is Ray Tune's where none is given; ray is imported only if something has to run. The report is
+    `print_report` where none is given.
     """
     console = make_console()
     started = time.perf_counter()
@@ -59,7 +76,7 @@ def run_sweep(sweep: Sweep, options: Options, *, dry_run: bool = False, launcher
 
         launcher = tune.launch
     code = execute(planned, console, launcher) if launcher else DONE
-    _report(planned, console)
+    (report or print_report)(planned, console)
     console.print(f"{time.perf_counter() - started:.0f} s in all", highlight=False)
     return code
 
@@ -83,9 +100,10 @@ def table_rows(planned: Plan) -> list[Row]:
     return list(rows.values())
 
 
-def _report(planned: Plan, console: Console) -> None:
+def print_report(planned: Plan, console: Console, columns: Sequence[Column] = COLUMNS) -> None:
+    """The table on the console and in files, its figure, and how to open MLflow."""
     sweep, options = planned.sweep, planned.options
-    table = results.cell_table(results.runs(options.uri), table_rows(planned))
+    table = results.cell_table(results.runs(options.uri), table_rows(planned), columns)
     console.print(results.to_terminal(table, f"{sweep.name} · {sweep.base.name}"))
     caveat = _caveat(sweep)
     console.print(caveat, soft_wrap=True, highlight=False)

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import matplotlib as mpl
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from pforce.results.tables import SPREAD
 
-PANELS = ("fd/openmoji", "val loss", "R(0.2)", "R(0.6)")
+PANELS = ("fd/openmoji", "val loss", "R(0.2)", "R(0.6)", "calib(0.2)", "calib(0.6)")
+PANELS_A_ROW = 4
 BLUE = "#2b6cb0"
+SEQUENCE = "viridis"
+"""Rising in lightness and safe for colour-blind readers; its yellow end is too pale for lines on white."""
+FEW_DECADES = 100
+MARKERS = "osD^v<>PX*"
+
+
+def _style() -> AbstractContextManager[None]:
+    return mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 
 
 def cell_figure(table: pd.DataFrame, axes: list[str], path: Path) -> None:
@@ -19,15 +32,82 @@ def cell_figure(table: pd.DataFrame, axes: list[str], path: Path) -> None:
     panels = [name for name in PANELS if name in table and table[name].notna().any()]
     if not panels:
         return
-    labels = ["\n".join(f"{axis} {row[axis]}" for axis in axes) for _, row in table.iterrows()]
-    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(max(2.4, 0.62 * len(table) + 1.0) * len(panels), 3.0), layout="constrained")
-        for axis, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    if len(axes) == 1:  # its name once below, not at each value
+        labels = [str(value) for value in table[axes[0]]]
+    else:
+        labels = ["\n".join(f"{axis} {row[axis]}" for axis in axes) for _, row in table.iterrows()]
+    rows = math.ceil(len(panels) / PANELS_A_ROW)
+    columns = math.ceil(len(panels) / rows)
+    with _style():
+        figure = Figure(figsize=(max(2.4, 0.62 * len(table) + 1.0) * columns, 3.0 * rows), layout="constrained")
+        places = figure.subplots(rows, columns, squeeze=False).flatten()
+        for place in places[len(panels) :]:
+            place.remove()
+        for axis, name in zip(places[: len(panels)], panels, strict=True):
             spread = table[name + SPREAD].fillna(0.0)
             axis.errorbar(range(len(table)), table[name], yerr=spread, fmt="o", color=BLUE, capsize=3)
             axis.set_title(name, loc="left")
             axis.set_xticks(range(len(table)), labels)
-            axis.margins(x=0.15, y=0.2)
+            axis.set_xlabel(axes[0] if len(axes) == 1 else "")
+            axis.set_xlim(-0.5, len(table) - 0.5)  # all cells, also where one has no value
+            axis.margins(y=0.2)
             axis.grid(axis="y", alpha=0.25)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=160)
+
+
+def calibration_figure(curves: pd.DataFrame, axes: list[str], path: Path, *, symbol: str) -> None:
+    """Observed against expected squared error by decile: a panel a timestep, a line a row, the diagonal dashed.
+
+    Below the diagonal a model expects more error than it makes, above it less. Colour tells the value of the first
+    axis, in the order of the rows; the marker tells those of all further axes.
+
+    Args:
+        curves: of `pforce.results.calibration_curves`; nothing is drawn where it is empty.
+        symbol: what the legend calls the first axis.
+    """
+    if curves.empty:
+        return
+    first, *others = axes
+    values = list(curves[first].unique())
+    shades = mpl.colormaps[SEQUENCE]([0.82 * k / max(1, len(values) - 1) for k in range(len(values))])
+    colour = dict(zip(values, shades, strict=True))
+    marker: dict[tuple[str, ...], str] = {}
+    legend: dict[str, Artist] = {}
+    timesteps = sorted(curves["t"].unique())
+    with _style():
+        figure = Figure(figsize=(3.2 * len(timesteps) + 1.4, 3.4), layout="constrained")
+        panels = figure.subplots(1, len(timesteps), squeeze=False)[0]
+        for panel, t in zip(panels, timesteps, strict=True):
+            here = curves[curves["t"] == t]
+            errors = here[["expected", "observed"]].to_numpy()
+            low, high = errors[errors > 0].min() / 1.5, errors.max() * 1.5
+            panel.plot([low, high], [low, high], color="0.45", linestyle="--", linewidth=1, label="calibrated")
+            for _, line in here.groupby("row"):
+                rest = tuple(line[name].iloc[0] for name in others)
+                value = line[first].iloc[0]
+                label = ", ".join([f"{symbol} = {value}", *(f"{n} {v}" for n, v in zip(others, rest, strict=True))])
+                panel.plot(
+                    line["expected"],
+                    line["observed"],
+                    color=colour[value],
+                    marker=marker.setdefault(rest, MARKERS[len(marker) % len(MARKERS)]),
+                    markersize=4,
+                    linewidth=1.4,
+                    label=label,
+                )
+            panel.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
+            for side in (panel.xaxis, panel.yaxis):
+                # 0.1, 0.2, 0.5, 1 rather than powers of ten, of which a panel may hold only one.
+                side.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < FEW_DECADES else (1,)))
+                side.set_major_formatter("{x:g}")
+                side.set_minor_formatter(NullFormatter())
+            panel.set_title(f"t = {t:g}", loc="left")
+            panel.set_xlabel("expected squared error")
+            panel.grid(alpha=0.25)
+            for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+                legend.setdefault(label, handle)
+        panels[0].set_ylabel("observed squared error")
+        figure.legend(list(legend.values()), list(legend), loc="outside right center", frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=160)

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from pforce.results import Row, cell_table, to_markdown, to_terminal
-from pforce.results.figures import cell_figure
+from pforce.results import Row, calibration_curves, cell_table, to_markdown, to_terminal
+from pforce.results.figures import calibration_figure, cell_figure
+from pforce.results.tables import CALIBRATION_COLUMNS, COLUMNS, COST_COLUMNS, QUALITY_COLUMNS
 
 
 @pytest.fixture
@@ -65,3 +66,57 @@ def test_the_figure_is_written(frame, tmp_path):
     assert (tmp_path / "f.png").stat().st_size > 2000
     cell_figure(cell_table(pd.DataFrame(), ROWS), ["m"], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+@pytest.fixture
+def calibrated(frame) -> pd.DataFrame:
+    """Deciles 2 and 10 at one timestep; the run of b0 is from before calibration was measured."""
+    metrics = {
+        "calibration/error_t0.20": [0.2, 0.4, 0.3, None, 9.0],
+        "calibration/expected_t0.20_d10": [8.0, 6.0, 4.0, None, 99.0],
+        "calibration/observed_t0.20_d10": [1.0, 3.0, 2.0, None, 99.0],
+        "calibration/expected_t0.20_d2": [0.5, 0.2, 0.4, None, 99.0],
+        "calibration/observed_t0.20_d2": [0.5, 0.3, 0.1, None, 99.0],
+    }
+    return frame.assign(**metrics)
+
+
+def test_calibration_is_shown_only_where_it_is_asked_for(calibrated):
+    """The table of every other sweep is what it was, whatever was measured."""
+    plain = [c.header for c in COLUMNS]
+    assert not any("calib" in name for name in [*plain, *cell_table(calibrated, ROWS).columns])
+    assert plain[:5] == ["val loss", "fd/openmoji", "R(0.2)", "R(0.6)", "images seen"]
+    table = cell_table(calibrated, ROWS, (*QUALITY_COLUMNS, *CALIBRATION_COLUMNS, *COST_COLUMNS))
+    assert [name for name in table.columns if not name.endswith(" sd")] == [
+        "m", "n", "val loss", "fd/openmoji", "calib(0.2)", "images seen",
+    ]  # fmt: skip
+    assert table["calib(0.2)"][0] == pytest.approx((0.3 + 0.4) / 2)
+    assert table["calib(0.2) sd"][0] == pytest.approx(0.1 / math.sqrt(2))
+    assert "0.350 ± 0.071" in to_markdown(table)
+
+
+def test_curves_are_means_over_finished_seeds_that_have_them(calibrated):
+    """Decile 10 after decile 2; of two runs with one fingerprint the newest; a row without calibration is left out."""
+    curves = calibration_curves(calibrated, ROWS)
+    assert list(curves.columns) == ["row", "m", "t", "decile", "expected", "observed", "n"]
+    assert curves.drop(columns=["expected", "observed"]).to_numpy().tolist() == [
+        [0, "0", 0.2, 2, 2],
+        [0, "0", 0.2, 10, 2],
+    ]
+    assert list(curves["expected"]) == pytest.approx([0.3, 5.0])
+    assert list(curves["observed"]) == pytest.approx([0.2, 2.5])
+    assert calibration_curves(pd.DataFrame(), ROWS).empty
+
+
+def test_the_calibration_figure_is_written(calibrated, tmp_path):
+    rows = [Row({"λ": value, "m": "0"}, ["a0", "a1"]) for value in ("0", "0.01", "0.1")]
+    calibration_figure(calibration_curves(calibrated, rows), ["λ", "m"], tmp_path / "f.png", symbol="λ")
+    assert (tmp_path / "f.png").stat().st_size > 2000
+    calibration_figure(pd.DataFrame(), ["λ"], tmp_path / "none.png", symbol="λ")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_a_narrow_terminal_cuts_no_number_and_no_name(frame):
+    console = Console(width=60, record=True)
+    console.print(to_terminal(cell_table(frame, ROWS), "title"))
+    assert "…" not in console.export_text()

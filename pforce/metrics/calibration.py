@@ -1,0 +1,72 @@
+"""Is the predicted variance the error that is made? Calibration of the difficulty head, by deciles.
+
+R(t) asks whether harder patches get a larger σ; it does not change if every σ is doubled. This asks whether the
+numbers are right: of the patches from which the model expects a squared error of 0.1, is the mean error 0.1?
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pforce import flow
+from pforce.metrics.difficulty import PatchErrors, patch_errors
+
+DECILES = 10
+# The smallest variance the loss tells from zero. An error below it counts as this, so that no ratio is 0 or infinite.
+SMALLEST = math.exp(flow.LOG_VARIANCE_RANGE[0])
+
+
+class Calibration(NamedTuple):
+    """Expected and observed squared velocity error at one timestep, by deciles of the expected one."""
+
+    t: float
+    expected: NDArray[np.float64]
+    """(10,) means of the patches' exp(ℓ), rising."""
+    observed: NDArray[np.float64]
+    """(10,) means of the same patches' squared error."""
+    error: float
+    """Root mean square over deciles of ln(observed / expected); 0 is perfect, ln 2 is wrong by a factor of 2.
+
+    A log ratio, because the variances span orders of magnitude: a difference would tell of the hardest patches
+    only, and depend on the scale of the latents. Twice too sure and twice too unsure count the same.
+    """
+    images: int
+    patches: int
+
+
+def calibration_of(errors: PatchErrors) -> Calibration:
+    """Patches of all images sorted by expected error and cut in ten of equal count (within one).
+
+    Patches of exactly the same expected error (all of them, from a head that was never trained) are not told apart:
+    each counts with their mean error, so that the order of the images does not enter.
+    ValueError for fewer than ten patches.
+    """
+    patches = len(errors.expected)
+    if patches < DECILES:
+        raise ValueError(f"{patches} patches: ten deciles need at least {DECILES}")
+    _, group, count = np.unique(errors.expected, return_inverse=True, return_counts=True)
+    alike = (np.bincount(group, weights=errors.observed) / count)[group]
+    deciles = np.array_split(np.argsort(errors.expected, kind="stable"), DECILES)
+    expected = np.array([errors.expected[rows].mean() for rows in deciles])
+    observed = np.array([alike[rows].mean() for rows in deciles])
+    ratios = np.log(np.maximum(observed, SMALLEST) / np.maximum(expected, SMALLEST))
+    error = float(np.sqrt(np.square(ratios).mean()))
+    return Calibration(errors.t, expected, observed, error, errors.images, patches)
+
+
+def calibration(
+    model: flow.VelocityModel, x1: Tensor, y: Tensor, x0: Tensor, *, timesteps: Sequence[float], batch: int = 64
+) -> list[Calibration]:
+    """Calibration of the predicted variance at each timestep, one for all patches.
+
+    Held-out images x1 (M, C, H, W) with labels y (M,), noise x0 like x1. A patch's expected squared error is the
+    mean of exp(ℓ) over its pixels, the observed one the mean of (v* − v)² over its pixels and channels.
+    ValueError for a model without a difficulty head, and for fewer than ten patches.
+    """
+    return [calibration_of(patch_errors(model, x1, y, x0, t=t, batch=batch)) for t in timesteps]
