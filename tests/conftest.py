@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pforce.data import openmoji
+from pforce.trial import Paths, run_trial
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -53,3 +54,13 @@ def ray_cluster():
 
     yield start_ray("local")
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished trial: a tiny PFT after 20 real steps on 64 drawings."""
+    from tests.training.conftest import DATA, tiny
+
+    folder = tmp_path_factory.mktemp("trial")
+    run_trial(tiny(20), Paths(DATA, folder), identity="tiny", device=torch.device("cpu"))
+    return folder

@@ -90,6 +90,10 @@ class RayPool(Generic[Task, Result]):
         return ids
 
     def __enter__(self) -> Self:
+        try:
+            self.process_ids()  # waits until every worker has made its work, and raises what that raised
+        except RayActorError as error:
+            raise WorkerLostError(f"a worker could not start: {error}") from error
         return self
 
     def __exit__(

@@ -194,7 +194,7 @@ class SamplerConfig:
         own = self.settings
         if own.get("threshold") is not None:
             del own["quantile"]
-        data |= {name: value for name, value in own.items() if value not in (None, False)}
+        data |= {name: value for name, value in own.items() if value is not None and value is not False}
         if self.spacing != "linear":
             data["spacing"] = self.spacing
         if self.shift is not None:

@@ -8,8 +8,6 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import mlflow
 import pandas as pd
@@ -29,6 +27,7 @@ from pforce.training.checkpoint import checkpoints
 from pforce.trial import only_one
 from tests.data.helpers import shards, write_samples
 from tests.orchestration.conftest import make_plan, small_sweep
+from tests.orchestration.processes import processes, raylets
 from tests.training.conftest import DATA, tiny
 
 pytestmark = pytest.mark.timeout(240)
@@ -146,24 +145,6 @@ def test_a_killed_worker_is_a_failed_trial_and_the_sweep_ends(ray_cluster, tmp_p
     assert code == SOME_FAILED
     (run,) = results.runs(plan.options.uri).to_dict("records")
     assert (run["status"], run["reason"]) == ("FAILED", "worker died")
-
-
-def processes() -> Iterator[tuple[int, bytes, int]]:
-    """(process, command, parent) of everything that runs."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes()
-            parent = int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
-        except OSError:
-            continue  # it ended while we looked
-        yield int(process.name), command, parent
-
-
-def raylets() -> set[int]:
-    """Raylets that this process started."""
-    return {
-        process for process, command, parent in processes() if b"raylet/raylet" in command and parent == os.getpid()
-    }
 
 
 def test_bad_data_fails_the_trial_naming_the_shard(ray_cluster, tmp_path, console):

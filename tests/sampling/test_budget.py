@@ -93,6 +93,8 @@ def test_equal_samplers_have_one_canonical_form():
     assert SamplerConfig("dual_loop").canonical() == SamplerConfig("dual_loop", quantile=0.4, inner_steps=4).canonical()
     assert SamplerConfig("dual_loop", 25).canonical() == SamplerConfig("dual_loop", 24).canonical()
     assert SamplerConfig("dual_loop", threshold=0.1).canonical() != SamplerConfig("dual_loop").canonical()
+    assert SamplerConfig("dual_loop", threshold=0.0).canonical()["threshold"] == 0
+    assert SamplerConfig("look_ahead", start_after=0.0).canonical()["start_after"] == 0
     assert SamplerConfig("dual_loop", sparse=True).canonical() != SamplerConfig("dual_loop").canonical()
     assert SamplerConfig("euler", spacing="cosine").canonical() != SamplerConfig().canonical()
     # What experiments recorded before there were other solvers must stay what it was.

@@ -1,0 +1,92 @@
+"""What a worker of a sampler sweep does: one model, loaded once, measured with one sampler after the other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from pforce.data import Manifest, read_split
+from pforce.images import from_uint8
+from pforce.metrics.detectors import load_detector
+from pforce.metrics.evaluate import EvaluationConfig, classes_of, measure_sampler, reference_moments
+from pforce.sampling import SamplerConfig
+from pforce.sources import SourceError, Weights, load_source
+
+VERSION = 1
+"""Raised when a change of the code changes what a measurement gives."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured, and on what: the same for all samplers of a sweep, noise and reference included."""
+
+    source: str
+    """Path of the model."""
+    sha256: str
+    """Of the model's configuration and weights."""
+    weights: Weights
+    data: str
+    """Folder of the data set; its held-out images are the reference."""
+    inputs: tuple[tuple[str, str], ...]
+    """Content hashes of data set and detector."""
+    evaluation: EvaluationConfig
+
+    def fingerprint(self, sampler: SamplerConfig, seed: int) -> str:
+        """Hash of what determines a measurement."""
+        record = {
+            "version": VERSION,
+            "model": self.sha256,
+            "inputs": dict(self.inputs),
+            "sampler": sampler.canonical(),
+            "images": self.evaluation.images,
+            "reference_images": self.evaluation.validation_images,
+            "detector": self.evaluation.detector,
+            "seed": seed,
+        }
+        return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+class Measurement(NamedTuple):
+    """A task: a sampler, and the seed of the noise that all samplers start from."""
+
+    sampler: SamplerConfig
+    seed: int
+
+
+class Measurer:
+    """Measures samplers on one model. SourceError where the source no longer holds the subject's weights."""
+
+    def __init__(self, subject: Subject, device: torch.device) -> None:
+        source = load_source(subject.source, weights=subject.weights)
+        if source.sha256 != subject.sha256:
+            raise SourceError(f"{subject.source} now holds other weights than when the sweep was planned")
+        config = subject.evaluation
+        folder = Path(subject.data)
+        wanted = min(config.validation_images, Manifest.load(folder).validation.samples)
+        held_out = read_split(folder, "validation", limit=wanted)
+        self.config, self.device = config, device
+        self.model = source.model.to(device)
+        self.detector = load_detector(config.detector).to(device)
+        self.classes = classes_of(held_out.labels, config.images)
+        self.reference = reference_moments(self.detector, from_uint8(held_out.images.to(device)), config.batch)
+
+    def __call__(self, task: Measurement) -> dict[str, float]:
+        """Metrics under their fixed names, and `cost/evaluation_seconds`, the worker's time."""
+        started = time.perf_counter()
+        measured = measure_sampler(
+            self.model,
+            task.sampler,
+            self.classes,
+            self.reference,
+            self.detector,
+            seed=task.seed,
+            batch=self.config.batch,
+            device=self.device,
+        )
+        return {**measured.metrics, "cost/evaluation_seconds": time.perf_counter() - started}

@@ -1,0 +1,115 @@
+"""Around a sampler sweep: its subject from what a user names, and its table, files and figure at the end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from pforce import catalog
+from pforce.config import ConfigError, Experiment
+from pforce.data import Manifest, ensure
+from pforce.metrics.detectors import load_detector
+from pforce.orchestration.measurer import Subject
+from pforce.orchestration.sampler_sweep import Outcome, SamplerSweep
+from pforce.results.pareto import front_figure
+from pforce.sources import Source
+
+DECIMALS = {"GFLOPs/image": 2, "s/image": 4, "quantile": 2, "context_ratio": 2, "start_after": 2}
+
+
+def make_subject(source: Source, *, data: str | None, images: int, reference_images: int, seed: int) -> Subject:
+    """What is measured. ConfigError where the model's data set is not known or does not fit.
+
+    Args:
+        data: an experiment whose data and evaluation are used; by default the one that trained the model.
+        images: generated a sampler. reference_images: held-out ones. seed: of the noise that all share.
+    """
+    experiment: Experiment | None = catalog.experiment(data) if data else source.experiment
+    if experiment is None:
+        raise ConfigError(
+            f"{source.path}: the file does not say what it was trained on; name an experiment with --data, such as "
+            "openmoji32_micro, whose held-out images are the reference"
+        )
+    folder = ensure(experiment.data).absolute()
+    manifest = Manifest.load(folder)
+    detector = load_detector(experiment.evaluation.detector)
+    config = source.model.config
+    wanted = (len(manifest.classes), manifest.channels, (manifest.resolution,) * 2)
+    if (config.classes, config.channels, config.image_size) != wanted:
+        raise ConfigError(
+            f"{source.path}: a model of {config.classes} classes, {config.channels} channels and {config.image_size}, "
+            f"where {folder.name} has {wanted[0]}, {wanted[1]} and {wanted[2]}"
+        )
+    if source.weights not in ("ema", "raw", "unknown"):
+        raise ConfigError(f"{source.path}: weights {source.weights}")
+    evaluation = replace(experiment.evaluation, images=images, validation_images=reference_images, seed=seed)
+    inputs = (("data", manifest.hash), ("detector", detector.sha256))
+    return Subject(str(source.path), source.sha256, "raw" if source.weights == "raw" else "ema", str(folder), inputs,
+                   evaluation)  # fmt: skip
+
+
+def _shown(frame: pd.DataFrame) -> pd.DataFrame:
+    """As text; a dash where a setting does not apply."""
+    shown = pd.DataFrame()
+    for name in frame.columns:
+        if frame[name].isna().all() and name != "again":
+            continue
+        decimals = 2 if name.startswith("fd/") or name == "again" else DECIMALS.get(name, 0)
+        number = pd.api.types.is_numeric_dtype(frame[name]) and frame[name].dtype != bool
+        shown[name] = [
+            "–" if pd.isna(value) else f"{value:,.{decimals}f}" if number else str(value) for value in frame[name]
+        ]
+    return shown
+
+
+def report(sweep: SamplerSweep, source: Source, outcome: Outcome, folder: Path, console: Console) -> None:
+    """The front as a table, all samplers as CSV, the figure, and what the numbers are worth."""
+    frame, distance = outcome.frame, f"fd/{sweep.subject.evaluation.detector}"
+    if frame.empty:
+        console.print("Nothing was measured yet.")
+        return
+    front = frame[frame["front"]].sort_values("NFE").drop(columns="front")
+    text = _shown(front).rename(columns={"again": f"{distance}, other noise"})
+    seen = f"{source.images_seen:,} images seen" if source.images_seen is not None else "images seen unknown"
+    title = f"{sweep.name}: the front of {len(frame)} samplers on {source.path.name} ({seen}, {source.weights} weights)"
+    table = Table(title=title, title_justify="left")
+    for name in text.columns:
+        table.add_column(str(name), justify="right")
+    for _, row in text.iterrows():
+        table.add_row(*(str(value) for value in row))
+    console.print(table)
+    caveat = _caveat(sweep, frame, distance)
+    console.print(caveat, soft_wrap=True, highlight=False)
+    frame.sort_values(["NFE", distance]).to_csv(folder / f"{sweep.name}.csv", index=False)
+    markdown = text.to_markdown(index=False, disable_numparse=True, stralign="right")
+    (folder / f"{sweep.name}.md").write_text(f"{title}\n\n{markdown}\n\n{caveat}\n")
+    front_figure(frame, distance, folder / f"{sweep.name}.png")
+    console.print(f"All samplers and the figure: {folder / sweep.name}.{{csv,md,png}}", soft_wrap=True, highlight=False)
+    if outcome.measured:
+        idle = outcome.seconds * outcome.workers - outcome.busy_seconds
+        console.print(
+            f"{outcome.measured} measurements in {outcome.seconds:.0f} s on {outcome.workers} worker(s); outside of "
+            f"sampling {idle / outcome.measured:.2f} s of a worker each.",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _caveat(sweep: SamplerSweep, frame: pd.DataFrame, distance: str) -> str:
+    evaluation = sweep.subject.evaluation
+    text = (
+        f"Smaller is better. {evaluation.images:,} generated images a sampler, all from the noise of seed "
+        f"{evaluation.seed}; guidance scale {sweep.guidance.scale:g}."
+    )
+    both = frame.dropna(subset=["again"])
+    if len(both):
+        difference = (both["again"] - both[distance]).abs()
+        text += (
+            f" From other noise the front's distances differ by {difference.mean():.2f} on average (at most "
+            f"{difference.max():.2f}, n = {len(both)}): smaller differences between samplers are not established."
+        )
+    return text

@@ -1,0 +1,55 @@
+"""Which samplers are on the front of quality against compute: flags, table, picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+COLOURS = {"euler": "#000000", "dual_loop": "#0072b2", "look_ahead": "#d55e00", "random_order": "#999999"}
+"""Okabe & Ito's, which colour-blind readers tell apart."""
+MARKERS = {"euler": "o", "dual_loop": "s", "look_ahead": "^", "random_order": "x"}
+
+
+def on_front(frame: pd.DataFrame, objectives: Sequence[str]) -> pd.Series:
+    """True for rows that no other row equals or beats in all objectives (smaller is better) and beats in one."""
+    values = frame[list(objectives)].to_numpy(dtype=float)
+    no_worse = (values[:, None, :] <= values[None, :, :]).all(axis=2)  # [a, b]: a is nowhere worse than b
+    better = (values[:, None, :] < values[None, :, :]).any(axis=2)
+    return pd.Series(~(no_worse & better).any(axis=0), index=frame.index)
+
+
+def front_figure(frame: pd.DataFrame, distance: str, path: Path, *, compute: str = "NFE") -> None:
+    """Distance against compute: a point a setting, the front as a line, its points filled.
+
+    Args:
+        frame: columns `sampler`, `front` (bool), the distance and the compute.
+    """
+    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+        axis = figure.subplots()
+        front = frame[frame["front"]].sort_values(compute)
+        axis.plot(front[compute], front[distance], color="#bbbbbb", linewidth=1.5, zorder=1, label="front")
+        for sampler in [name for name in COLOURS if name in set(frame["sampler"])]:
+            rows = frame[frame["sampler"] == sampler]
+            for flagged, alpha in ((False, 0.35), (True, 1.0)):
+                some = rows[rows["front"] == flagged]
+                axis.scatter(
+                    some[compute], some[distance], marker=MARKERS[sampler], color=COLOURS[sampler], alpha=alpha, s=34,
+                    label=sampler if flagged or not rows["front"].any() else None, zorder=2,
+                )  # fmt: skip
+        axis.set_xlabel("function evaluations an image (NFE)" if compute == "NFE" else compute)
+        axis.set_ylabel(distance)
+        low, high = frame[distance].min(), np.quantile(frame[distance], 0.95)
+        if frame[distance].max() > 4 * high:  # a few failures must not flatten the rest
+            axis.set_ylim(low - 0.05 * (high - low), high * 1.2)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=compute == "NFE"))
+        axis.grid(alpha=0.25)
+        axis.legend(frameon=False, fontsize=8)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=160)

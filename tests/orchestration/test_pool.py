@@ -1,0 +1,139 @@
+"""Pools of workers. Oracle: the results of plain calls; a killed worker's task is done again and no other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from pforce.config import ConfigError
+from pforce.generation import Job, drawn_batches
+from pforce.orchestration.pool import LocalPool, make_pool
+from pforce.orchestration.ray_pool import RayPool, WorkerLostError
+from pforce.orchestration.sample import run_job
+from pforce.sampling import SamplerConfig
+from pforce.sources import load_source
+from tests.orchestration.processes import processes, raylets
+
+pytestmark = pytest.mark.timeout(180)
+
+
+class Squares:
+    """Notes each task that it begins in a file."""
+
+    def __init__(self, log: str, device: torch.device) -> None:
+        self.log = Path(log)
+        assert device.type in ("cpu", "cuda")
+
+    def __call__(self, number: int) -> int:
+        with self.log.open("a") as file:
+            file.write(f"{number}\n")
+        if number == 13:
+            raise ValueError("13 is refused")
+        time.sleep(0.15)
+        return number**2
+
+
+class Fatal:
+    """Ends its process."""
+
+    def __init__(self, device: torch.device) -> None:
+        pass
+
+    def __call__(self, number: int) -> int:
+        os._exit(1)
+
+
+def drain(pool, tasks, *, after=lambda done: None):
+    results = {}
+    for task in tasks[: pool.workers]:
+        pool.submit(task)
+    waiting = tasks[pool.workers :]
+    while len(results) < len(tasks):
+        task, result = pool.next()
+        results[task] = result
+        if waiting:
+            pool.submit(waiting.pop(0))
+        after(len(results))
+    return results
+
+
+def test_local_and_ray_give_the_same(ray_cluster, tmp_path):
+    for workers, kind in ((1, LocalPool), (2, RayPool)):
+        with make_pool(workers, None, Squares, str(tmp_path / f"log{workers}")) as pool:
+            assert isinstance(pool, kind)
+            assert drain(pool, list(range(5))) == {n: n**2 for n in range(5)}
+
+
+def test_a_killed_worker_loses_one_task(ray_cluster, tmp_path):
+    log = tmp_path / "log"
+    with RayPool(2, None, Squares, str(log)) as pool:
+        victim = pool.process_ids()[0]
+
+        def kill(done: int) -> None:
+            if done == 4:
+                os.kill(victim, signal.SIGKILL)
+
+        assert drain(pool, list(range(20, 32)), after=kill) == {n: n**2 for n in range(20, 32)}
+        assert victim not in pool.process_ids()
+    begun = log.read_text().split()
+    assert set(begun) == {str(n) for n in range(20, 32)}
+    assert len(begun) <= 13  # the task at hand was begun twice, no other
+
+
+def test_an_error_of_the_work_is_its_own(ray_cluster, tmp_path):
+    with RayPool(1, None, Squares, str(tmp_path / "log")) as pool:
+        pool.submit(13)
+        with pytest.raises(ValueError, match="13 is refused"):
+            pool.next()
+
+
+def test_a_task_that_kills_its_worker_each_time_ends_the_job(ray_cluster):
+    with RayPool(1, None, Fatal) as pool:
+        pool.submit(0)
+        with pytest.raises(WorkerLostError, match="ended 4 times"):
+            pool.next()
+
+
+def test_too_many_workers_are_refused(ray_cluster):
+    with pytest.raises(ConfigError, match="workers at once"):
+        RayPool(10_000, None, Fatal)
+
+
+def test_a_job_with_a_killed_worker_is_the_undisturbed_one(ray_cluster, trained, tmp_path):
+    """Two workers, one killed by SIGKILL in the middle; also equal to one worker in this process, bit for bit."""
+    source = load_source(trained)
+    sampler = SamplerConfig("look_ahead", num_function_evaluations=24)
+    job = Job(str(source.path), source.sha256, sampler, classes=(0, 1), count=200, batch=4)
+    console = Console(width=160)
+    killed = []
+
+    def kill() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if len(list((tmp_path / "killed" / "batches").glob("*.npz"))) >= 4:
+                ours = raylets()
+                workers = [pid for pid, command, parent in processes()
+                           if command.startswith(b"ray::_Worker") and parent in ours]  # fmt: skip
+                killed.append(workers[0])
+                os.kill(workers[0], signal.SIGKILL)
+                return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    run_job(job, tmp_path / "killed", console, workers=2)
+    thread.join()
+    assert killed
+    run_job(job, tmp_path / "alone", console)
+    for disturbed, plain in zip(
+        drawn_batches(tmp_path / "killed", job), drawn_batches(tmp_path / "alone", job), strict=True
+    ):
+        assert np.array_equal(disturbed["images"], plain["images"])

@@ -1,0 +1,177 @@
+"""`pforce sample` and `pforce checkpoint` as users type them, in real processes. Oracles: files, codes, messages."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pforce import cli
+from pforce.models import ModelConfig, build, load_published, save_model, save_published
+from pforce.models.autoencoder import load_decoder
+from pforce.sources import load_source
+from tests.test_cli import ROOT, pforce
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def latent(tmp_path_factory) -> Path:
+    """A published checkpoint of a small PFT on latents."""
+    path = tmp_path_factory.mktemp("latent") / "pft.ckpt"
+    model = build(ModelConfig(depth=1, width=16, heads=2, patch=2, image_size=(8, 8), channels=4, classes=5))
+    torch.nn.init.normal_(model.final_layer.linear.weight, std=0.1)
+    save_published(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory) -> Path:
+    """A real autoencoder in diffusers' format, with random weights: 4 channels, 8 times smaller."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("vae")
+    AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=4, latent_channels=4,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def test_everything_at_once(trained, tmp_path):
+    command = ("sample", str(trained), "--sampler", "dual_loop", "--nfe", "8", "--count", "12", "--classes", "2", "7",
+               "--guidance", "1.5", "--save", "grid", "images", "npz", "--save-maps", "--animate", "--show", "2",
+               "--out", "drawn")  # fmt: skip
+    result = pforce(*command, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "8 NFE, 16 forward passes" in result.stdout
+    assert "GFLOPs" in result.stdout
+    out = tmp_path / "drawn"
+    with np.load(out / "samples.npz") as arrays:
+        assert arrays["arr_0"].shape == (12, 32, 32, 3)
+        assert list(arrays["labels"]) == [2, 7] * 6
+    with np.load(out / "maps.npz") as arrays:
+        assert arrays["sigma"].shape == (12, 8, 4, 4)
+    with Image.open(out / "sampling.gif") as animation:
+        assert animation.n_frames == 8
+        assert animation.size[0] > 3 * 128
+    assert len(list((out / "images").glob("*.png"))) == 12
+    again = pforce(*command, cwd=tmp_path)
+    assert "All images were there already" in again.stdout
+    other = pforce(*command[:-1], "drawn", "--seed", "3", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "seed 0, now 3" in other.stderr
+
+
+def test_a_killed_call_goes_on_where_it_was(trained, tmp_path):
+    """SIGKILL in the middle; the same command keeps the finished batches and ends with the undisturbed images."""
+    arguments = ["sample", str(trained), "--nfe", "24", "--count", "400", "--batch", "4", "--save", "npz"]
+    killed = subprocess.Popen(
+        [sys.executable, "-c", "from pforce.cli import main; main()", *arguments, "--out", str(tmp_path / "killed")],
+        cwd=ROOT, env=dict(os.environ), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    batches = tmp_path / "killed" / "batches"
+    while len(list(batches.glob("*.npz"))) < 3:
+        time.sleep(0.02)
+        assert killed.poll() is None, "it ended before it could be killed"
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    kept = {path.name: path.stat().st_mtime_ns for path in batches.glob("*.npz")}
+    assert 3 <= len(kept) < 100
+    assert pforce(*arguments, "--out", str(tmp_path / "killed")).returncode == 0
+    assert all((batches / name).stat().st_mtime_ns == written for name, written in kept.items())
+    assert pforce(*arguments, "--out", str(tmp_path / "whole")).returncode == 0
+    with np.load(tmp_path / "killed" / "samples.npz") as a, np.load(tmp_path / "whole" / "samples.npz") as b:
+        assert np.array_equal(a["arr_0"], b["arr_0"])
+
+
+def test_published_latents_and_their_decoder(latent, decoder, tmp_path):
+    """Without a decoder the latents are written; with one their pictures, decoded from the same latents."""
+    common = ("sample", str(latent), "--nfe", "4", "--count", "3", "--save", "npz", "grid")
+    plain = pforce(*common, "--out", str(tmp_path / "latents"))
+    assert plain.returncode == 0, plain.stderr
+    with np.load(tmp_path / "latents" / "samples.npz") as arrays:
+        latents = torch.from_numpy(arrays["latents"])
+    assert latents.shape == (3, 4, 8, 8)
+    pictures = pforce(*common, "--decoder", str(decoder), "--animate", "--out", str(tmp_path / "pixels"))
+    assert pictures.returncode == 0, pictures.stderr
+    with np.load(tmp_path / "pixels" / "samples.npz") as arrays:
+        images = arrays["arr_0"]
+    assert images.shape == (3, 64, 64, 3)
+    decoded = load_decoder(decoder, torch.device("cpu"), channels=4)(latents)
+    expected = (decoded * 127.5 + 127.5).round().permute(0, 2, 3, 1).numpy()
+    assert np.abs(images - expected).max() <= 1
+    assert (tmp_path / "pixels" / "sampling.gif").exists()
+
+
+REFUSED = [
+    (("{trained}", "--captions", "a red fox"), "text-conditioned"),
+    (("{trained}", "--classes", "11"), "must be a number from 0 to 10"),
+    (("{trained}", "--classes", "-1"), "must be a number from 0 to 10"),
+    (("{trained}", "--sampler", "dual_loop", "--quantile", "0"), "quantile = 0.0: must be between 0 and 1"),
+    (("{trained}", "--sampler", "dual_loop", "--quantile", "1"), "quantile = 1.0: must be between 0 and 1"),
+    (("{trained}", "--sampler", "dual_loop", "--nfe", "3"), "must be ≥ 4 for dual_loop"),
+    (("{trained}", "--context-ratio", "2"), "context_ratio = 2.0: must be left out"),
+    (("{trained}", "--count", "0"), "count = 0: must be ≥ 1"),
+    (("{trained}", "--decoder", "vae"), "samples pixels, not latents"),
+    (("{latent}", "--animate"), "without a --decoder"),
+    (("{latent}", "--decoder", "nowhere"), "is not a folder with an autoencoder"),
+    (("nowhere.ckpt",), "does not exist"),
+    (("openmoji32_micro", "--storage", "nothing"), "holds no runs"),
+]
+
+
+@pytest.fixture
+def refusal(tmp_path, monkeypatch, capsys):
+    """The message and exit code of the entry point, in this process: without the time that imports take."""
+
+    def call(*arguments: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["pforce", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 2
+        return " ".join(capsys.readouterr().err.split())
+
+    return call
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED)
+def test_bad_input_is_refused_before_anything_is_drawn(arguments, message, trained, latent, refusal):
+    told = refusal("sample", *(word.format(trained=trained, latent=latent) for word in arguments))
+    assert message in told
+    assert not Path("samples/batches").exists()
+
+
+def test_a_model_without_label_dropout_is_not_guided(tmp_path, refusal):
+    config = ModelConfig(depth=1, width=16, heads=2, patch=8, channels=3, classes=5, class_dropout=0.0)
+    save_model(build(config), tmp_path / "m.safetensors")
+    assert "without label dropout" in refusal("sample", "m.safetensors", "--guidance", "2")
+
+
+def test_checkpoints_go_out_and_come_in_bit_for_bit(trained, tmp_path):
+    exported = pforce("checkpoint", "export", str(trained), str(tmp_path / "m.ckpt"))
+    assert exported.returncode == 0, exported.stderr
+    imported = pforce("checkpoint", "import", str(tmp_path / "m.ckpt"), str(tmp_path / "m.safetensors"))
+    assert imported.returncode == 0, imported.stderr
+    source = load_source(trained)
+    assert load_source(tmp_path / "m.safetensors").sha256 == source.sha256
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(source.model.parameters(), load_published(tmp_path / "m.ckpt").parameters(), strict=True)
+    )
+    verified = pforce("checkpoint", "verify", str(tmp_path / "m.safetensors"))
+    assert verified.returncode == 0
+    assert source.sha256 in verified.stdout
+    again = pforce("checkpoint", "export", str(trained), str(tmp_path / "m.ckpt"))
+    assert again.returncode == 2
+    assert "is there already" in again.stderr

@@ -1,0 +1,77 @@
+"""Reading models from wherever they are. Oracles: the weights in the checkpoint's tensors, and round trips."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pforce.models import load_published, save_model, save_published
+from pforce.sources import SourceError, load_source
+from pforce.training.checkpoint import checkpoints
+from tests.training.conftest import tiny
+
+
+def test_a_trial_gives_its_newest_averaged_weights(trained):
+    newest = checkpoints(trained / "checkpoints")[-1]
+    stored = load_file(newest / "state.safetensors")
+    for path in (trained, trained / "checkpoints", newest):
+        source = load_source(path)
+        assert source.path == newest
+        assert source.images_seen == 320
+        assert source.experiment == tiny(20)
+        assert not source.model.training
+        for name, tensor in source.model.state_dict().items():
+            assert torch.equal(tensor, stored[f"ema/{name}"])
+    raw = load_source(trained, weights="raw")
+    assert torch.equal(raw.model.state_dict()["pos_embed"], stored["model/pos_embed"])
+    assert raw.sha256 != load_source(trained).sha256
+
+
+def test_one_model_has_one_hash_in_every_format(trained, tmp_path):
+    source = load_source(trained)
+    save_model(source.model, tmp_path / "model.safetensors", about={"images_seen": 320, "weights": "ema"})
+    ours = load_source(tmp_path / "model.safetensors")
+    assert (ours.sha256, ours.images_seen, ours.weights) == (source.sha256, 320, "ema")
+    save_published(source.model, tmp_path / "model.ckpt")
+    published = load_source(tmp_path / "model.ckpt")
+    assert published.sha256 == source.sha256
+    assert published.experiment is None
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "copy")
+    older, newest = checkpoints(tmp_path / "copy" / "checkpoints")[-2:]
+    (newest / "state.safetensors").write_bytes(b"cut off")
+    assert load_source(tmp_path / "copy").path == older
+    with pytest.raises(SourceError, match="sha256"):
+        load_source(newest)
+
+
+def test_what_is_no_model_is_refused(trained, tmp_path):
+    with pytest.raises(SourceError, match="does not exist"):
+        load_source(tmp_path / "nothing")
+    (tmp_path / "note.txt").write_text("no model")
+    with pytest.raises(SourceError, match=r"is not a folder, \.safetensors"):
+        load_source(tmp_path / "note.txt")
+    with pytest.raises(SourceError, match="holds no checkpoint"):
+        load_source(tmp_path)
+    shutil.copytree(trained, tmp_path / "copy")
+    (tmp_path / "copy" / "experiment.json").unlink()
+    with pytest.raises(SourceError, match=r"experiment\.json cannot be read"):
+        load_source(tmp_path / "copy")
+
+
+def test_the_experiment_lies_beside_the_checkpoints(trained):
+    assert json.loads((trained / "experiment.json").read_text())["name"] == "tiny"
+
+
+def test_exported_weights_are_the_trained_ones(trained, tmp_path):
+    """The published format holds the averaged weights, bit for bit."""
+    source = load_source(trained)
+    save_published(source.model, tmp_path / "m.ckpt")
+    again = load_published(tmp_path / "m.ckpt")
+    assert all(torch.equal(a, b) for a, b in zip(source.model.parameters(), again.parameters(), strict=True))
