@@ -10,6 +10,7 @@ random bytes: this measures speed and agreement, not quality.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import platform
 import time
@@ -25,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pforce import flow, seeding
 from pforce.flow import FlowConfig
 from pforce.models import ModelConfig, TimestepLevels, build, sized
+from pforce.sampling import SOLVERS, Guidance, SamplerConfig, generate
 from pforce.timesteps import LTG
 from pforce.training import OnRecord, OptimizerConfig, Record, TrainingConfig, TrainingSpec, new_state, train
 
@@ -121,6 +123,30 @@ def agreement(device: torch.device) -> dict[str, float]:
     return found
 
 
+def solvers_agree(device: torch.device) -> dict[str, float]:
+    """Largest difference of each solver's images, guided: the model compiled (with CUDA graphs on a GPU) against eager.
+
+    The solvers read nothing of an evaluation after the next one, which a CUDA graph would have overwritten.
+    """
+    config = ModelConfig(depth=2, width=128, heads=4, patch=2, image_size=(16, 16), channels=3, classes=10)
+    model = build(config, generator=seeding.generator("solvers")).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=seeding.generator("noise", parameter.numel()))
+            parameter.add_(noise, alpha=0.02)
+    eager, compiled = model.to(device), copy.deepcopy(model).to(device)
+    compiled.compile(mode="reduce-overhead", dynamic=False, fullgraph=True)
+    labels, found = torch.arange(8), {}
+    for name in SOLVERS:
+        sampler = SamplerConfig(name, 8, Guidance(1.5))  # type: ignore[arg-type]
+        first, second = (
+            torch.cat([g.images.clone() for g in generate(m, sampler, labels, seed=0, batch=8, device=device)])
+            for m in (eager, compiled)
+        )
+        found[name] = (first - second).abs().max().item()
+    return found
+
+
 def flops_per_image(config: ModelConfig) -> float:
     """Counted floating-point operations of forward and backward for one image."""
     model = build(config)
@@ -176,6 +202,7 @@ def main() -> None:
 
     keep("ceilings", ceilings(device, 512 if arguments.small else 8192))
     keep("agreement", agreement(device))
+    keep("compiled_solvers", solvers_agree(device))
     micro = sized("micro", patch=4, image_size=(32, 32), channels=3, classes=11)
     cases = {"micro": (micro, 256), "S/2 32x32x3": (sized("S", patch=2, channels=3, classes=11), 256)}
     cases |= {"B/2 32x32x4": (sized("B", patch=2), 256), "XL/2 32x32x4": (sized("XL", patch=2), 64)}

@@ -25,11 +25,10 @@ from pforce import results
 from pforce.catalog import experiment
 from pforce.config import ConfigError, with_fields
 from pforce.orchestration.plan import Options, Plan
-from pforce.orchestration.script import exit_on_errors, parse_settings, print_report, run_sweep, table_rows
+from pforce.orchestration.script import QUICK, exit_on_errors, parse_settings, print_report, run_sweep, table_rows
 from pforce.orchestration.sweep import Axis, Sweep, parse_axis
 from pforce.results.figures import calibration_figure
 from pforce.results.tables import CALIBRATION_COLUMNS, COST_COLUMNS, QUALITY_COLUMNS
-from sweeps.ltg_grid import QUICK
 
 
 @dataclass(frozen=True)

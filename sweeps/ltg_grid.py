@@ -14,10 +14,8 @@ import tyro
 from pforce.catalog import experiment
 from pforce.config import Experiment, with_fields
 from pforce.orchestration.plan import Options
-from pforce.orchestration.script import exit_on_errors, parse_settings, run_sweep
+from pforce.orchestration.script import QUICK, exit_on_errors, parse_settings, run_sweep
 from pforce.orchestration.sweep import Axis, Sweep, parse_axis
-
-QUICK = {"training.images": 6_400, "evaluation.images": 256, "evaluation.validation_images": 256}
 
 
 @dataclass(frozen=True)

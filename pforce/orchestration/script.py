@@ -27,6 +27,8 @@ from pforce.sources import SourceError
 from pforce.tracking import TrackingError
 from pforce.validation import FieldError
 
+QUICK = {"training.images": 6_400, "evaluation.images": 256, "evaluation.validation_images": 256}
+"""Settings of a training sweep's quick preset: minutes, ranks nothing."""
 HONEST_IMAGES = 96_000
 HONEST_SEEDS = 3
 USAGE_ERROR = 2
@@ -84,7 +86,7 @@ def run_sweep(
 def make_console() -> Console:
     """A console; where the output is no terminal (a log, a pipe), wide enough for a table."""
     console = Console()
-    return console if console.is_terminal else Console(width=160)
+    return console if console.is_terminal else Console(width=200)
 
 
 def table_rows(planned: Plan) -> list[Row]:

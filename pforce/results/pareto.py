@@ -41,13 +41,16 @@ def front_figure(frame: pd.DataFrame, distance: str, path: Path, *, compute: str
                 some = rows[rows["front"] == flagged]
                 axis.scatter(
                     some[compute], some[distance], marker=MARKERS[sampler], color=COLOURS[sampler], alpha=alpha, s=34,
-                    label=sampler if flagged or not rows["front"].any() else None, zorder=2,
+                    label=sampler if flagged == bool(rows["front"].any()) else None, zorder=2,
                 )  # fmt: skip
         axis.set_xlabel("function evaluations an image (NFE)" if compute == "NFE" else compute)
         axis.set_ylabel(distance)
-        low, high = frame[distance].min(), np.quantile(frame[distance], 0.95)
-        if frame[distance].max() > 4 * high:  # a few failures must not flatten the rest
-            axis.set_ylim(low - 0.05 * (high - low), high * 1.2)
+        # A few failures must not flatten the differences that matter: they are counted, not drawn.
+        low, high = frame[distance].min(), np.quantile(frame[distance], 0.85)
+        top = high + 0.15 * (high - low)
+        if (above := int((frame[distance] > top).sum())) and high > low:
+            axis.set_ylim(low - 0.08 * (high - low), top)
+            axis.text(0.01, 0.99, f"{above} above {top:.1f}", transform=axis.transAxes, va="top", fontsize=8)
         axis.xaxis.set_major_locator(MaxNLocator(integer=compute == "NFE"))
         axis.grid(alpha=0.25)
         axis.legend(frameon=False, fontsize=8)
