@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
 import random
 from dataclasses import dataclass
@@ -25,8 +24,8 @@ from rich.console import Console
 from rich.progress import track
 
 from pforce.orchestration.find import find_source
-from pforce.orchestration.measurer import Measurement, Measurer
-from pforce.orchestration.pool import make_pool
+from pforce.orchestration.measurer import Failed, Measurement, Measurer
+from pforce.orchestration.pool import drain, make_pool
 from pforce.orchestration.sampler_report import make_subject
 from pforce.orchestration.script import exit_on_errors
 from pforce.results.pareto import on_front
@@ -83,17 +82,15 @@ def main() -> int:
         order = list(configs.values())
         random.Random(seed).shuffle(order)
         tasks += [Measurement(config, seed) for config in order]
-    workers = a.workers or torch.cuda.device_count() or os.cpu_count() or 1
     rows = []
     distance = f"fd/{subject.evaluation.detector}"
-    with make_pool(workers, None, Measurer, subject) as pool:
-        waiting = iter(tasks)
-        for task in [next(waiting) for _ in range(min(pool.workers, len(tasks)))]:
-            pool.submit(task)
-        for _ in track(range(len(tasks)), "measuring", console=Console(stderr=True)):
-            task, metrics = pool.next()
-            if (following := next(waiting, None)) is not None:
-                pool.submit(following)
+    waiting = iter(tasks)
+    with make_pool(a.workers, None, Measurer, subject) as pool:
+        workers = pool.workers
+        results = drain(pool, lambda: next(waiting, None))
+        for task, metrics in track(results, "measuring", total=len(tasks), console=Console(stderr=True)):
+            if isinstance(metrics, Failed):
+                raise RuntimeError(f"{names[task.sampler]}: {metrics.error}")  # noqa: TRY004
             rows.append({"name": names[task.sampler], "seed": task.seed, **metrics})
     frame = pd.DataFrame(rows)
     table = frame.groupby("name").agg(

@@ -22,10 +22,11 @@ import tyro
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pforce import catalog, flow, grid, seeding
+from pforce import catalog, grid, seeding
 from pforce.config import ConfigError
 from pforce.data import ensure, read_split
 from pforce.images import from_uint8
+from pforce.metrics.difficulty import patch_errors
 from pforce.models import PatchForcingTransformer
 from pforce.orchestration.find import find_source
 from pforce.orchestration.script import exit_on_errors
@@ -65,19 +66,10 @@ def strokes_and_background(images: Tensor, patch: int) -> tuple[Tensor, Tensor]:
     return contrast > CONTRAST, flat
 
 
-@torch.no_grad()
 def sigma_maps(model: PatchForcingTransformer, x1: Tensor, y: Tensor, time: float) -> Tensor:
     """Patch means of σ (M, N)."""
-    batch, patch = 64, model.config.patch
     x0 = seeding.noise_for_images(0, 0, len(x1), tuple(x1.shape[1:]))
-    maps = []
-    for first in range(0, len(x1), batch):
-        rows = slice(first, first + batch)
-        t = torch.full((len(x1[rows]),), time)
-        log_variance = model(flow.interpolate(x0[rows], x1[rows], t, patch), t, y[rows]).log_variance
-        assert log_variance is not None  # main refuses a SiT
-        maps.append(grid.pool((log_variance / 2).exp(), patch))
-    return torch.cat(maps)
+    return torch.from_numpy(patch_errors(model, x1, y, x0, t=time).sigma).reshape(len(x1), -1)
 
 
 def ten_maps(images: Tensor, maps: Tensor, shape: tuple[int, int], path: Path, title: str) -> None:

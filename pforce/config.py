@@ -22,7 +22,7 @@ from pforce.data.config import DataConfig
 from pforce.flow import FlowConfig
 from pforce.metrics.evaluate import EvaluationConfig
 from pforce.models.config import ModelConfig
-from pforce.sampling import SamplerConfig
+from pforce.sampling import SamplerConfig, check_sampler
 from pforce.timesteps import LTG, SAMPLERS, TimestepSampler
 from pforce.training.config import OptimizerConfig, TrainingConfig
 from pforce.validation import FieldError, require
@@ -93,18 +93,7 @@ class Experiment:
             self.training.batch,
             f"a multiple of data.streams = {self.data.streams}",
         )
-        require(
-            self.sampler.guidance.scale == 1 or self.model.class_dropout > 0,
-            "sampler.guidance.scale",
-            self.sampler.guidance.scale,
-            "1, as model.class_dropout is 0 and the model never learns the null class",
-        )
-        require(
-            self.model.difficulty_head or self.sampler.name == "euler",
-            "sampler.name",
-            self.sampler.name,
-            "euler, as model.difficulty_head is False (SiT) and predicts no uncertainty",
-        )
+        check_sampler(self.sampler, self.model, "sampler.")
         require(
             self.model.difficulty_head or self.timesteps.per_sample,
             "timesteps",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,6 +99,8 @@ class Drawn(NamedTuple):
     num_function_evaluations: int
     forward_passes: int
     seconds: float
+    device: str
+    """That drew it."""
 
 
 class Drawer:
@@ -135,7 +137,8 @@ class Drawer:
             arrays["timesteps"] = trace.timesteps[rows].numpy()
             if trace.sigma is not None:
                 arrays["sigma"] = trace.sigma[rows].numpy()
-        return Drawn(number, arrays, trace.evaluations, trace.forward_passes, time.perf_counter() - started)
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return Drawn(number, arrays, trace.evaluations, trace.forward_passes, time.perf_counter() - started, name)
 
 
 def decoder_for(source: Source, path: str, device: torch.device) -> Decoder:
@@ -181,7 +184,7 @@ def missing(folder: Path, job: Job) -> list[int]:
     found = []
     for number in range(job.batches):
         path = _batch_path(folder, number)
-        if not path.exists() or len(load_batch(folder, job, number)["labels"]) < _rows(job, number):
+        if not path.exists() or len(load_batch(folder, job, number, ("labels",))["labels"]) < _rows(job, number):
             found.append(number)
     return found
 
@@ -202,13 +205,23 @@ def save_batch(folder: Path, job: Job, drawn: Drawn) -> None:
     write_whole(_batch_path(folder, drawn.number), write)
 
 
-def load_batch(folder: Path, job: Job, number: int) -> dict[str, NDArray[Any]]:
-    """The arrays of a batch, cut to the job's count, with its `labels`."""
+def load_batch(folder: Path, job: Job, number: int, keys: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+    """The arrays of a batch (or some of them), cut to the job's count, with its `labels`."""
     with np.load(_batch_path(folder, number)) as arrays:
-        return {key: arrays[key][: _rows(job, number)] for key in arrays.files}
+        return {key: arrays[key][: _rows(job, number)] for key in keys or arrays.files if key in arrays.files}
 
 
-def drawn_batches(folder: Path, job: Job) -> Iterator[dict[str, NDArray[Any]]]:
-    """All batches in order, one in memory at a time."""
+def drawn_batches(folder: Path, job: Job, keys: Sequence[str] | None = None) -> Iterator[dict[str, NDArray[Any]]]:
+    """All batches in order, one in memory at a time; all their arrays or some of them."""
     for number in range(job.batches):
-        yield load_batch(folder, job, number)
+        yield load_batch(folder, job, number, keys)
+
+
+def recorded_batch(folder: Path) -> int | None:
+    """The batch of the job whose folder this is; None where it is none."""
+    try:
+        return int(json.loads((folder / RECORD).read_text())["batch"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, OSError) as error:
+        raise JobError(f"{folder / RECORD}: cannot be read ({error}): choose another output folder") from error

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from pforce.config import Experiment, from_dict, to_dict
+from pforce.files import write_whole
 from pforce.models import PatchForcingTransformer, load_model, load_published
 from pforce.models.weights import WeightsError, filled
 from pforce.training import checkpoint
@@ -72,7 +73,12 @@ def content_hash(model: PatchForcingTransformer) -> str:
 
 def write_experiment(folder: Path, experiment: Experiment) -> None:
     """Leave the experiment in a trial's folder."""
-    (folder / EXPERIMENT).write_text(json.dumps(to_dict(experiment), indent=1))
+    text = json.dumps(to_dict(experiment), indent=1)
+    write_whole(folder / EXPERIMENT, lambda scratch: _write(scratch, text))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
 
 
 def _from_checkpoint(folder: Path, weights: Weights) -> Source:
@@ -80,8 +86,11 @@ def _from_checkpoint(folder: Path, weights: Weights) -> Source:
     record = folder.parent.parent / EXPERIMENT
     try:
         experiment = from_dict(json.loads(record.read_text()))
-    except OSError as error:
-        raise SourceError(f"{folder}: {record} cannot be read ({error.strerror}), so its model is unknown") from error
+    except (OSError, ValueError) as error:  # ConfigError of another version's fields included
+        raise SourceError(
+            f"{folder}: {record} cannot be read ({error}), so its model is unknown: call the sweep that trained it "
+            "again, or copy the experiment.json of a trial of the same model"
+        ) from error
     try:
         tensors, meta = checkpoint.load(folder)
         prefix = "ema/" if weights == "ema" else "model/"
@@ -131,7 +140,10 @@ def load_source(path: str | Path, *, weights: Weights = "ema", heads: int | None
         told = _optional(about.get("weights"), str) or "unknown"
         images = _optional(about.get("images_seen"), int)
         text = _optional(about.get("experiment_json"), str)
-        experiment = from_dict(json.loads(text)) if text else None
+        try:
+            experiment = from_dict(json.loads(text)) if text else None
+        except ValueError as error:
+            raise SourceError(f"{path}: the experiment in it cannot be read ({error})") from error
         return Source(path.absolute(), "model file", model, content_hash(model), told, images, experiment)
     if path.suffix in PUBLISHED_SUFFIXES:
         model = load_published(path, heads=heads)

@@ -3,25 +3,27 @@
 Nothing is trained. Optuna searches solver, NFE, quantile, inner steps, context ratio and start_after for the smallest
 distance at the smallest NFE; all samplers start from the same noise and are held against the same reference. Ends in
 the Pareto front as a table and a picture.
+
+Question: which solver and settings to sample a model with, at which cost?
+Command: `python sweeps/sampler_thresholds.py`, after `sweeps/ltg_grid.py`; any checkpoint as its argument.
+Cost: 40 samplers of 500 images at up to 24 NFE take 7 minutes on 2 cores for the micro model.
+Measured: analysis/results/sampler_thresholds.md.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 
-from pforce.config import ConfigError
 from pforce.orchestration.find import find_source
 from pforce.orchestration.plan import check_storage
 from pforce.orchestration.sampler_report import make_subject, report
-from pforce.orchestration.sampler_search import SearchSpace, check_samplers
+from pforce.orchestration.sampler_search import SearchSpace, check_space
 from pforce.orchestration.sampler_sweep import SamplerSweep, run
-from pforce.orchestration.script import exit_on_errors, make_console
+from pforce.orchestration.script import exit_on_errors, make_console, print_mlflow
 from pforce.sampling import Guidance
 from pforce.sources import load_source
 from pforce.tracking import Tracker, default_uri
@@ -71,17 +73,17 @@ def main() -> int:
     require(a.trials >= 1, "trials", a.trials, "≥ 1")
     guidance = Guidance(a.guidance, a.guidance_interval)
     source = load_source(find_source(a.model, storage=a.storage, tracking_uri=a.tracking_uri))
-    check_samplers(a.space, difficulty_head=source.model.config.difficulty_head)
-    if guidance.scale != 1 and source.model.config.class_dropout == 0:
-        raise ConfigError(f"guidance = {a.guidance}: must be 1, as this model was trained without label dropout")
+    check_space(a.space, guidance, source.model.config)
     folder = check_storage(a.storage)
     subject = make_subject(source, data=a.data, images=a.images, reference_images=a.reference_images, seed=a.noise_seed)
-    sweep = SamplerSweep(a.name, subject, a.space, a.trials, guidance, a.seed, a.confirm)
+    sweep = SamplerSweep(
+        a.name, subject, a.space, a.trials, guidance, a.seed, confirm=a.confirm, weights=source.weights
+    )
     tracker = Tracker(a.tracking_uri or default_uri(a.storage), artifacts=folder / "artifacts")
-    workers = a.workers or torch.cuda.device_count() or os.cpu_count() or 1
-    console.print(f"{source.path}: {a.trials} samplers, {a.images} images each, on {workers} worker(s)", soft_wrap=True)
-    outcome = run(sweep, tracker, console, workers=workers, address=a.ray_address)
+    console.print(f"{source.path}: {a.trials} samplers, {a.images} images each", soft_wrap=True, highlight=False)
+    outcome = run(sweep, tracker, console, workers=a.workers, address=a.ray_address)
     report(sweep, source, outcome, folder, console)
+    print_mlflow(a.tracking_uri or default_uri(a.storage), console)
     return outcome.code
 
 

@@ -67,6 +67,10 @@ def test_everything_at_once(trained, tmp_path):
     assert len(list((out / "images").glob("*.png"))) == 12
     again = pforce(*command, cwd=tmp_path)
     assert "All images were there already" in again.stdout
+    longer = pforce(*[word if word != "12" else "14" for word in command], cwd=tmp_path)
+    assert longer.returncode == 0, longer.stderr
+    assert "2 images in" in longer.stdout
+    assert len(list((out / "images").glob("*.png"))) == 14
     other = pforce(*command[:-1], "drawn", "--seed", "3", cwd=tmp_path)
     assert other.returncode == 2
     assert "seed 0, now 3" in other.stderr

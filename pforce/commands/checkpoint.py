@@ -98,15 +98,24 @@ def _said(source: Source) -> str:
 
 
 @torch.no_grad()
-def verify_checkpoint(source: Text, heads: int | None = None, storage: Path = Path("runs")) -> int:
+def verify_checkpoint(
+    source: Text,
+    weights: Literal["ema", "raw"] = "ema",
+    heads: int | None = None,
+    storage: Path = Path("runs"),
+    tracking_uri: str | None = None,
+) -> int:
     """Read a checkpoint or model file as far as sampling would: weights, shapes, and one forward pass of each kind.
 
     Args:
         source: a file, a folder, an MLflow run id, an experiment, or best:SWEEP.
+        weights: averaged or raw, of a checkpoint of pforce.
         heads: attention heads of an original SiT of unusual size.
         storage: where sweeps leave their files.
+        tracking_uri: MLflow store; by default the database in the storage folder.
     """
-    found = load_source(find_source(source, storage=storage), heads=heads)
+    path = find_source(source, storage=storage, tracking_uri=tracking_uri)
+    found = load_source(path, weights=weights, heads=heads)
     model, config = found.model, found.model.config
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, config.channels, *config.image_size, generator=generator)

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 from rich.console import Console
+from rich.progress import Progress
 
 from pforce import seeding
 from pforce.config import ConfigError
 from pforce.data import Manifest, ensure
 from pforce.files import write_whole
-from pforce.generation import Job, decoder_for
+from pforce.generation import Job, decoder_for, recorded_batch
 from pforce.grid import Pooling
 from pforce.orchestration.find import find_source
 from pforce.orchestration.plan import DONE, STOPPED, check_storage
 from pforce.orchestration.sample import Spent, run_job
 from pforce.orchestration.script import duration, make_console
 from pforce.results import drawn
-from pforce.sampling import Guidance, SamplerConfig, count_flops
+from pforce.sampling import Guidance, SamplerConfig, check_sampler, count_flops
 from pforce.sampling.budget import Solver
 from pforce.sampling.schedule import Spacing
 from pforce.sampling.trace import Trace
 from pforce.sources import Source, load_source
 from pforce.validation import require
 
+DEFAULT_BATCH = 64
 Output = Literal["grid", "images", "npz"]
 
 
@@ -90,8 +94,8 @@ class Arguments:
     """Averaged or raw weights, of a checkpoint of pforce."""
     heads: int | None = None
     """Attention heads of an original SiT of unusual size."""
-    batch: int = 64
-    """Images a forward pass. Rounding apart, it does not change the images."""
+    batch: int | None = None
+    """Images a forward pass; rounding apart, it does not change the images. Default: the folder's own, or 64."""
     workers: int = 1
     """1 draws in this process; more are Ray workers, which share the cores or have a GPU each."""
     ray_address: str | None = None
@@ -105,35 +109,26 @@ class Arguments:
 def sampler_config(a: Arguments, source: Source) -> SamplerConfig:
     """The sampler asked for; what is not given is as the model's experiment has it, if the solver is the same."""
     base = source.experiment.sampler if source.experiment else SamplerConfig()
+    fields: dict[str, Any] = {name: getattr(base, name) for name in base.__dataclass_fields__}
     if a.sampler is not None and a.sampler != base.name:
-        base = SamplerConfig(a.sampler, base.num_function_evaluations, base.guidance)
+        fields = {"name": a.sampler, "num_function_evaluations": base.num_function_evaluations}
     given = {
         "quantile": a.quantile, "threshold": a.threshold, "pooling": a.pooling, "inner_steps": a.inner_steps,
         "context_ratio": a.context_ratio, "start_after": a.start_after, "sparse": a.sparse or None,
         "spacing": a.spacing, "shift": a.shift, "num_function_evaluations": a.nfe,
     }  # fmt: skip
-    fields = {name: getattr(base, name) for name in base.__dataclass_fields__}
     scale = base.guidance.scale if a.guidance is None else a.guidance
+    require(
+        a.guidance_interval is None or scale != 1,
+        "guidance_interval",
+        a.guidance_interval,
+        "left out without --guidance, or with a scale of 1",
+    )
     interval = base.guidance.interval if a.guidance_interval is None else a.guidance_interval
+    if a.threshold is not None:
+        fields |= {"quantile": None, "sparse": None}  # the experiment's would contradict it
     fields |= {name: value for name, value in given.items() if value is not None}
     return SamplerConfig(**{**fields, "guidance": Guidance(scale, interval)})
-
-
-def check_model(sampler: SamplerConfig, source: Source) -> None:
-    """What the sampler asks of the model. FieldError, before any image is drawn."""
-    config = source.model.config
-    require(
-        config.difficulty_head or sampler.name == "euler",
-        "sampler",
-        sampler.name,
-        "euler, as this model has no difficulty head (SiT)",
-    )
-    require(
-        sampler.guidance.scale == 1 or config.class_dropout > 0,
-        "guidance",
-        sampler.guidance.scale,
-        "1, as this model was trained without label dropout and never learned the null class",
-    )
 
 
 def class_numbers(names: tuple[str, ...], source: Source) -> tuple[int, ...]:
@@ -174,17 +169,27 @@ def _show_first(a: Arguments, job: Job, source: Source, folder: Path, console: C
         console.print(f"{folder / 'sampling.gif'}: image, timesteps and σ of the first {images}", highlight=False)
 
 
+@contextmanager
+def _exporting(console: Console, job: Job, what: str) -> Iterator[drawn.Told]:
+    """A bar on a terminal."""
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=job.count)
+        yield lambda done: progress.update(task, completed=done)
+
+
 def _write(a: Arguments, job: Job, folder: Path, console: Console, *, pixels: bool) -> None:
     """The outputs asked for. Latents have no pictures: they are written as npz."""
     if "npz" in a.save or not pixels:
-        drawn.write_npz(folder, job, folder / "samples.npz")
+        with _exporting(console, job, "writing samples.npz") as told:
+            drawn.write_npz(folder, job, folder / "samples.npz", told)
         what = "images (uint8 NHWC arr_0)" if pixels else "latents (float32 NCHW); --decoder makes images of them"
         console.print(f"{folder / 'samples.npz'}: {job.count:,} {what}", highlight=False)
     if a.save_maps:
         drawn.write_maps(folder, job, folder / "maps.npz")
         console.print(f"{folder / 'maps.npz'}: timesteps and σ of every patch at every evaluation", highlight=False)
     if "images" in a.save and pixels:
-        drawn.write_images(folder, job, folder / "images")
+        with _exporting(console, job, "writing PNG files") as told:
+            drawn.write_images(folder, job, folder / "images", told)
         console.print(f"{folder / 'images'}: {job.count:,} PNG files", highlight=False)
     if "grid" in a.save and pixels:
         drawn.write_grid(folder, job, folder / "grid.png")
@@ -202,7 +207,7 @@ def _tell(job: Job, source: Source, spent: Spent, folder: Path, console: Console
         record |= {
             "cost/forward_passes": spent.forward_passes,
             "cost/sampling_seconds_per_image": spent.seconds_per_image,
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "device": spent.device,
         }
         console.print(
             f"{spent.images:,} images in {duration(spent.seconds)}: {spent.num_function_evaluations} NFE, "
@@ -233,7 +238,7 @@ def sample(a: Arguments) -> int:
     path = find_source(a.model, storage=a.storage, tracking_uri=a.tracking_uri)
     source = load_source(path, weights=a.weights, heads=a.heads)
     sampler = sampler_config(a, source)
-    check_model(sampler, source)
+    check_sampler(sampler, source.model.config)
     maps = a.save_maps or a.animate
     require(
         not maps or source.model.config.difficulty_head,
@@ -245,12 +250,13 @@ def sample(a: Arguments) -> int:
         decoder_for(source, str(a.decoder), torch.device("cpu"))  # refused here, before anything is drawn
     pixels = source.model.config.channels == 3 or a.decoder is not None
     require(pixels or not a.animate, "animate", True, "left out for latents without a --decoder")
+    folder = check_storage(a.out, "--out")
+    batch = a.batch or recorded_batch(folder) or min(DEFAULT_BATCH, a.count)
     job = Job(
         source=str(source.path), sha256=source.sha256, sampler=sampler, classes=class_numbers(a.classes, source),
-        count=a.count, seed=a.seed, batch=min(a.batch, a.count), maps=a.save_maps, weights=a.weights, heads=a.heads,
+        count=a.count, seed=a.seed, batch=batch, maps=a.save_maps, weights=a.weights, heads=a.heads,
         decoder=str(a.decoder.absolute()) if a.decoder else None,
     )  # fmt: skip
-    folder = check_storage(a.out)
     seen = f", {source.images_seen:,} images seen" if source.images_seen is not None else ""
     console.print(
         f"{source.path} ({source.kind}, {source.weights} weights{seen}): {job.count:,} images, {sampler.name}, "
@@ -261,7 +267,7 @@ def sample(a: Arguments) -> int:
         console.print(f"warning: {sampler.unspent}", highlight=False)
     try:
         spent = run_job(job, folder, console, workers=a.workers, address=a.ray_address)
-    except KeyboardInterrupt as stopped:
+    except (KeyboardInterrupt, SystemExit) as stopped:  # Ray's own SIGTERM handler, while it starts, exits
         console.print(f"Stopped by {stopped}; the same command goes on from here.", markup=False)
         return STOPPED
     _tell(job, source, spent, folder, console)

@@ -289,7 +289,9 @@ def load_published(path: str | Path, *, heads: int | None = None) -> PatchForcin
 def save_published(model: PatchForcingTransformer, path: str | Path) -> None:
     """Write a model as the published implementation reads it, float32, whole or not at all.
 
-    `class_dropout` and `attention` are not part of the format: a model loaded from the file has their defaults.
+    `class_dropout` and `attention` are not part of the format: a model loaded from the file has their defaults. A
+    model that was trained without label dropout is written with a warning: the file cannot say that it must not be
+    guided.
 
     Raises:
         FieldError: the format cannot express the model: a non-square `image_size`, or an `mlp_ratio` other than 4.
@@ -311,6 +313,12 @@ def save_published(model: PatchForcingTransformer, path: str | Path) -> None:
     }
     if config.difficulty_head:
         params["predict_uncertainty"] = True
+    if config.class_dropout == 0:
+        warnings.warn(
+            f"{path}: the model never learned the null class (class_dropout = 0), which the format cannot say: "
+            "do not guide it",
+            stacklevel=2,
+        )
     try:
         state = OrderedDict(float_weights(model))
     except WeightsError as error:

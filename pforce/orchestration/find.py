@@ -28,7 +28,7 @@ def find_source(text: str, *, storage: Path, tracking_uri: str | None = None) ->
     """
     if Path(text).exists():
         return Path(text)
-    if "/" in text or Path(text).suffix:
+    if not text.startswith(BEST) and ("/" in text or Path(text).suffix):
         raise SourceError(f"{text}: does not exist. A model is {FORMS}")
     uri = tracking_uri or default_uri(storage)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
@@ -63,9 +63,16 @@ def _best(tracker: Tracker, sweep: str) -> str:
     finished = frame[frame["status"] == "FINISHED"] if len(frame) else frame
     if finished.empty or "fd/openmoji" not in finished:
         raise SourceError(f"{BEST}{sweep}: {tracker.uri} has no finished run of a sweep {sweep}")
-    trained = finished.dropna(subset=["fd/openmoji", "cost/images_seen"])  # a sampler sweep's runs train nothing
-    if trained.empty:
+    if "cost/images_seen" not in finished:  # a sampler sweep's runs
         raise SourceError(f"{BEST}{sweep}: its runs trained nothing; give the sweep that did")
+    trained = finished.dropna(subset=["fd/openmoji", "cost/images_seen"])
+    for name in ("fd/openmoji_images", "cost/nfe"):
+        if name in trained and trained[name].nunique() > 1:
+            values = ", ".join(f"{value:g}" for value in sorted(trained[name].unique()))
+            raise SourceError(
+                f"{BEST}{sweep}: its runs differ in {name} ({values}), so their distances do not compare; give "
+                "one run's id"
+            )
     return str(trained.sort_values("fd/openmoji").iloc[0]["fingerprint"])
 
 

@@ -15,6 +15,7 @@ from pforce.data import Manifest, read_split
 from pforce.images import from_uint8
 from pforce.metrics.detectors import load_detector
 from pforce.metrics.evaluate import EvaluationConfig, classes_of, measure_sampler, reference_moments
+from pforce.orchestration.worker import failure_reason
 from pforce.sampling import SamplerConfig
 from pforce.sources import SourceError, Weights, load_source
 
@@ -59,6 +60,13 @@ class Measurement(NamedTuple):
     seed: int
 
 
+class Failed(NamedTuple):
+    """A measurement that could not be made."""
+
+    reason: str
+    error: str
+
+
 class Measurer:
     """Measures samplers on one model. SourceError where the source no longer holds the subject's weights."""
 
@@ -76,17 +84,20 @@ class Measurer:
         self.classes = classes_of(held_out.labels, config.images)
         self.reference = reference_moments(self.detector, from_uint8(held_out.images.to(device)), config.batch)
 
-    def __call__(self, task: Measurement) -> dict[str, float]:
+    def __call__(self, task: Measurement) -> dict[str, float] | Failed:
         """Metrics under their fixed names, and `cost/evaluation_seconds`, the worker's time."""
         started = time.perf_counter()
-        measured = measure_sampler(
-            self.model,
-            task.sampler,
-            self.classes,
-            self.reference,
-            self.detector,
-            seed=task.seed,
-            batch=self.config.batch,
-            device=self.device,
-        )
+        try:
+            measured = measure_sampler(
+                self.model,
+                task.sampler,
+                self.classes,
+                self.reference,
+                self.detector,
+                seed=task.seed,
+                batch=self.config.batch,
+                device=self.device,
+            )
+        except Exception as error:  # told with its reason; the sweep goes on with the other samplers
+            return Failed(failure_reason(error), f"{type(error).__name__}: {error}")
         return {**measured.metrics, "cost/evaluation_seconds": time.perf_counter() - started}

@@ -73,7 +73,7 @@ class Plan:
         return [item for item in self.work if item.fingerprint not in self.done]
 
 
-def check_storage(folder: Path) -> Path:
+def check_storage(folder: Path, option: str = "--storage") -> Path:
     """The absolute storage folder, made and written to. ConfigError naming it where that fails."""
     folder = folder.absolute()
     try:
@@ -81,7 +81,7 @@ def check_storage(folder: Path) -> Path:
         with tempfile.NamedTemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ConfigError(f"--storage {folder}: cannot be written ({error.strerror}); give another folder") from error
+        raise ConfigError(f"{option} {folder}: cannot be written ({error.strerror}); give another folder") from error
     return folder
 
 

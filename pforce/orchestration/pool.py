@@ -6,11 +6,11 @@ started again and given its task again, so a killed worker loses the task it was
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-import torch
+from pforce.trial import choose_device
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -45,8 +45,7 @@ class LocalPool(Generic[Task, Result]):
     workers = 1
 
     def __init__(self, make: Callable[..., Work[Task, Result]], *arguments: Any) -> None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.work = make(*arguments, device)
+        self.work = make(*arguments, choose_device())
         self.tasks: list[Task] = []
 
     def submit(self, task: Task) -> None:
@@ -65,10 +64,46 @@ class LocalPool(Generic[Task, Result]):
         return None
 
 
+def drain(
+    pool: Pool[Task, Result],
+    ask: Callable[[], Task | None],
+    *,
+    tell: Callable[[Task, Result], None] = lambda task, result: None,
+    begin: Callable[[Task], None] = lambda task: None,
+) -> Iterator[tuple[Task, Result]]:
+    """Tasks and their results, as they come, until `ask` has no more; every worker is kept busy.
+
+    Args:
+        ask: the next task, or None where there is none (now).
+        tell: told each result before the next task is asked for.
+        begin: told each task after it was given to a worker.
+    """
+    under_way = 0
+    while True:
+        while under_way < pool.workers and (task := ask()) is not None:
+            pool.submit(task)
+            under_way += 1
+            begin(task)
+        if not under_way:
+            return
+        done, result = pool.next()
+        under_way -= 1
+        tell(done, result)
+        # The worker gets its next task before this result is dealt with.
+        if (task := ask()) is not None:
+            pool.submit(task)
+            under_way += 1
+            begin(task)
+        yield done, result
+
+
 def make_pool(
-    workers: int, address: str | None, make: Callable[..., Work[Task, Result]], *arguments: Any
+    workers: int | None, address: str | None, make: Callable[..., Work[Task, Result]], *arguments: Any
 ) -> Pool[Task, Result]:
-    """A pool of `make(*arguments, device)`: in this process for one worker and no address, else with Ray."""
+    """A pool of `make(*arguments, device)`: in this process for one worker and no address, else with Ray.
+
+    Without a number of workers: one a GPU of the cluster, or one a core.
+    """
     if workers == 1 and address is None:
         return LocalPool(make, *arguments)
     from pforce.orchestration.ray_pool import RayPool

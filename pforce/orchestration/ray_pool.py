@@ -18,6 +18,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from pforce.orchestration.placement import place
 from pforce.orchestration.pool import Result, Task, Work
 from pforce.orchestration.tune import start_ray
+from pforce.trial import choose_device
 
 RESTARTS = 3
 """Deaths of one worker that are put up with; a task that kills it each time must end the job."""
@@ -32,13 +33,19 @@ class _Worker:
 
     def __init__(self, make: Callable[..., Work[Any, Any]], arguments: tuple[Any, ...], threads: int) -> None:
         torch.set_num_threads(threads)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.work = make(*arguments, device)
+        self.error: Exception | None = None
+        try:
+            self.work = make(*arguments, choose_device())
+        except Exception as error:  # told by `ready`, as itself: raised here, Ray would tell it as a dead actor's
+            self.error = error
 
     def run(self, task: Any) -> Any:
         return self.work(task)
 
-    def process_id(self) -> int:
+    def ready(self) -> int:
+        """The process id. Raises what making the work raised."""
+        if self.error is not None:
+            raise self.error
         return os.getpid()
 
 
@@ -49,20 +56,22 @@ class RayPool(Generic[Task, Result]):
     """
 
     def __init__(
-        self, workers: int, address: str | None, make: Callable[..., Work[Task, Result]], *arguments: Any
+        self, workers: int | None, address: str | None, make: Callable[..., Work[Task, Result]], *arguments: Any
     ) -> None:
         self.ours = not ray.is_initialized()
-        nodes = start_ray(address)
+        self.actors: list[Any] = []
         try:
-            placement = place(workers, nodes=nodes, cpus=None, gpus=None, exactly=True)
+            nodes = start_ray(address)
+            wanted = sum(node.cpus for node in nodes) if workers is None else workers
+            placement = place(wanted, nodes=nodes, cpus=None, gpus=None, exactly=workers is not None)
             actor = ray.remote(
                 num_cpus=placement.cpus, num_gpus=placement.gpus, max_restarts=RESTARTS, max_task_retries=RESTARTS
             )(_Worker)
-            self.actors: list[Any] = [actor.remote(make, arguments, placement.cpus) for _ in range(workers)]
+            self.actors = [actor.remote(make, arguments, placement.cpus) for _ in range(placement.concurrent)]
         except BaseException:
             self.__exit__(None, None, None)
             raise
-        self.workers, self.threads = workers, placement.cpus
+        self.workers, self.threads = placement.concurrent, placement.cpus
         self.free = list(self.actors)
         self.under_way: dict[Any, tuple[Any, Task]] = {}
 
@@ -86,14 +95,20 @@ class RayPool(Generic[Task, Result]):
 
     def process_ids(self) -> list[int]:
         """Of the workers, for whoever watches or kills them."""
-        ids: list[int] = ray.get([actor.process_id.remote() for actor in self.actors])
+        try:
+            ids: list[int] = ray.get([actor.ready.remote() for actor in self.actors])
+        except RayTaskError as error:
+            raise error.cause from error
+        except RayActorError as error:
+            raise WorkerLostError(f"a worker could not start: {error}") from error
         return ids
 
     def __enter__(self) -> Self:
         try:
             self.process_ids()  # waits until every worker has made its work, and raises what that raised
-        except RayActorError as error:
-            raise WorkerLostError(f"a worker could not start: {error}") from error
+        except BaseException:
+            self.__exit__(None, None, None)  # Python calls it only after an __enter__ that succeeded
+            raise
         return self
 
     def __exit__(
@@ -102,5 +117,5 @@ class RayPool(Generic[Task, Result]):
         if self.ours:
             ray.shutdown()
         else:
-            for actor in getattr(self, "actors", []):
+            for actor in self.actors:
                 ray.kill(actor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from pforce.generation import Drawer, Drawn, Job, claim, missing, save_batch
 from pforce.orchestration.display import LINE_EVERY_SECONDS
 from pforce.orchestration.launch import stop_on_signals
-from pforce.orchestration.pool import Pool, make_pool
+from pforce.orchestration.pool import Pool, drain, make_pool
 
 
 class Spent(NamedTuple):
@@ -27,6 +26,8 @@ class Spent(NamedTuple):
     forward_passes: int
     seconds_per_image: float
     """Of one worker: the median over batches."""
+    device: str
+    """What drew them."""
     seconds: float
 
 
@@ -69,7 +70,7 @@ def run_job(job: Job, folder: Path, console: Console, *, workers: int = 1, addre
     todo = missing(folder, job)
     absent = sum(min(job.batch, job.count - number * job.batch) for number in todo)
     if not todo:
-        return Spent(0, 0, 0, 0.0, 0.0)
+        return Spent(0, 0, 0, 0.0, "", 0.0)
     started = time.perf_counter()
     display = _Display(console, job.count, job.count - absent)
     with stop_on_signals():
@@ -87,6 +88,7 @@ def run_job(job: Job, folder: Path, console: Console, *, workers: int = 1, addre
         drawn.num_function_evaluations,
         drawn.forward_passes,
         float(np.median(seconds)) / job.batch,
+        drawn.device,
         time.perf_counter() - started,
     )
 
@@ -96,18 +98,8 @@ def _draw(
 ) -> tuple[Drawn, list[float]]:
     """All of `todo`; the last batch that came, and the seconds of each."""
     waiting = iter(todo)
-    under_way = 0
-    for first in itertools.islice(waiting, pool.workers):
-        pool.submit(first)
-        under_way += 1
     seconds = []
-    while under_way:
-        _, drawn = pool.next()
-        under_way -= 1
-        # The worker gets its next batch before this one is written.
-        if (number := next(waiting, None)) is not None:
-            pool.submit(number)
-            under_way += 1
+    for _, drawn in drain(pool, lambda: next(waiting, None)):
         save_batch(folder, job, drawn)
         seconds.append(drawn.seconds)
         display.advance(min(job.batch, job.count - drawn.number * job.batch))

@@ -44,8 +44,6 @@ def make_subject(source: Source, *, data: str | None, images: int, reference_ima
             f"{source.path}: a model of {config.classes} classes, {config.channels} channels and {config.image_size}, "
             f"where {folder.name} has {wanted[0]}, {wanted[1]} and {wanted[2]}"
         )
-    if source.weights not in ("ema", "raw", "unknown"):
-        raise ConfigError(f"{source.path}: weights {source.weights}")
     evaluation = replace(experiment.evaluation, images=images, validation_images=reference_images, seed=seed)
     inputs = (("data", manifest.hash), ("detector", detector.sha256))
     return Subject(str(source.path), source.sha256, "raw" if source.weights == "raw" else "ema", str(folder), inputs,
@@ -89,6 +87,8 @@ def report(sweep: SamplerSweep, source: Source, outcome: Outcome, folder: Path, 
     (folder / f"{sweep.name}.md").write_text(f"{title}\n\n{markdown}\n\n{caveat}\n")
     front_figure(frame, distance, folder / f"{sweep.name}.png")
     console.print(f"All samplers and the figure: {folder / sweep.name}.{{csv,md,png}}", soft_wrap=True, highlight=False)
+    for name, reason in outcome.failed.items():
+        console.print(f"FAILED ({reason}): {name}; the same command tries it again", highlight=False)
     if outcome.measured:
         idle = outcome.seconds * outcome.workers - outcome.busy_seconds
         console.print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,13 +13,17 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from pforce.config import ConfigError
-from pforce.sampling import Guidance, SamplerConfig
+from pforce.models import ModelConfig
+from pforce.sampling import Guidance, SamplerConfig, check_sampler
 from pforce.sampling.budget import SOLVERS, Solver, own_settings
 from pforce.validation import require
 
-ASKED_AGAIN = 30
-"""Suggestions that were measured already, in a row, after which the space counts as used up."""
+TWO_SPEEDS = ("dual_loop", "random_order")
+"""Solvers whose step is several evaluations."""
+ASKED_AGAIN = 10
+"""Suggestions in a row that were measured already, after which a random one is tried."""
+RANDOM_TRIES = 1000
+"""Random samplers in a row that were measured already, after which the space counts as used up."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class SearchSpace:
         ):  # fmt: skip
             low, high = getattr(self, name)
             require(least <= low <= high <= most, name, (low, high), f"(low, high) with {least} ≤ low ≤ high ≤ {most}")
-        if {"dual_loop", "random_order"} & set(self.samplers):
+        if set(TWO_SPEEDS) & set(self.samplers):
             require(
                 self.inner_steps[1] <= self.nfe[0],
                 "inner_steps",
@@ -107,13 +112,22 @@ class Search:
         self.study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
         self.known: dict[str, tuple[float, float]] = {}
         self.under_way: dict[str, optuna.Trial | None] = {}
+        self.failed: set[str] = set()
+        self.random = random.Random(seed)
         self.first = [config for config in self.baselines() if config.name in space.samplers]
 
     def baselines(self) -> list[SamplerConfig]:
         """Euler at the largest, middle and smallest NFE, and every solver's defaults at the largest: asked first."""
         low, high = self.space.nfe
         euler = [SamplerConfig("euler", nfe, self.guidance) for nfe in dict.fromkeys((high, (low + high) // 2, low))]
-        return euler + [SamplerConfig(name, high, self.guidance) for name in self.space.samplers if name != "euler"]
+        others = []
+        for name in self.space.samplers:
+            if name != "euler":
+                own: dict[str, Any] = (
+                    {"inner_steps": min(4, self.space.inner_steps[1])} if "inner_steps" in own_settings(name) else {}
+                )
+                others.append(SamplerConfig(name, high, self.guidance, **own))
+        return euler + others
 
     @staticmethod
     def key(config: SamplerConfig) -> str:
@@ -139,6 +153,13 @@ class Search:
             return  # a baseline outside the ranges: known, but no part of the space that is modelled
         self.study.add_trial(told)
 
+    def fail(self, config: SamplerConfig) -> None:
+        """A sampler could not be measured."""
+        trial = self.under_way.pop(self.key(config), None)
+        self.failed.add(self.key(config))
+        if trial is not None:
+            self.study.tell(trial, state=TrialState.FAIL)
+
     def ask(self) -> SamplerConfig | None:
         """A sampler that was neither measured nor is being measured; None where the space seems used up."""
         while self.first:
@@ -157,18 +178,35 @@ class Search:
             key = self.key(config)
             if key in self.known:
                 self.study.tell(trial, list(self.known[key]))
-            elif key in self.under_way:
+            elif key in self.under_way or key in self.failed:
                 self.study.tell(trial, state=TrialState.FAIL)
             else:
                 self.under_way[key] = trial
                 return config
+        for _ in range(RANDOM_TRIES):
+            config = self._random()
+            key = self.key(config)
+            if key not in {**self.known, **self.under_way} and key not in self.failed:
+                self.under_way[key] = None
+                return config
         return None
 
+    def _random(self) -> SamplerConfig:
+        """A point of the space's grid."""
+        name = self.random.choice(self.space.samplers)
+        parameters: dict[str, Any] = {"sampler": name}
+        for parameter, distribution in self.space.distributions(name).items():
+            if isinstance(distribution, IntDistribution):
+                parameters[parameter] = self.random.randint(distribution.low, distribution.high)
+            elif isinstance(distribution, FloatDistribution):
+                step = distribution.step or 1.0
+                places = round((distribution.high - distribution.low) / step)
+                parameters[parameter] = distribution.low + step * self.random.randint(0, places)
+        return to_config(parameters, self.guidance)
 
-def check_samplers(space: SearchSpace, *, difficulty_head: bool) -> None:
-    """ConfigError where the model cannot be sampled with one of the space's solvers."""
+
+def check_space(space: SearchSpace, guidance: Guidance, model: ModelConfig) -> None:
+    """FieldError where the model cannot be sampled with one of the space's solvers, or not guided."""
     for name in space.samplers:
-        if name not in SOLVERS:
-            raise ConfigError(f"samplers: {name}: must be one of {', '.join(SOLVERS)}")
-        if name != "euler" and not difficulty_head:
-            raise ConfigError(f"samplers: {name}: must be euler, as this model has no difficulty head (SiT)")
+        require(name in SOLVERS, "samplers", name, f"one of {', '.join(SOLVERS)}")
+        check_sampler(SamplerConfig(name, space.nfe[1], guidance, inner_steps=1 if name in TWO_SPEEDS else None), model)

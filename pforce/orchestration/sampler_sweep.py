@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -14,13 +15,14 @@ from rich.console import Console
 
 from pforce.orchestration.display import SweepDisplay
 from pforce.orchestration.launch import stop_on_signals
-from pforce.orchestration.measurer import Measurement, Measurer, Subject
-from pforce.orchestration.plan import DONE, STOPPED, provenance
-from pforce.orchestration.pool import Pool, make_pool
+from pforce.orchestration.measurer import Failed, Measurement, Measurer, Subject
+from pforce.orchestration.plan import DONE, SOME_FAILED, STOPPED, provenance
+from pforce.orchestration.pool import Pool, drain, make_pool
 from pforce.orchestration.sampler_search import Search, SearchSpace
 from pforce.results.pareto import on_front
 from pforce.sampling import Guidance, SamplerConfig
-from pforce.tracking import RunSpec, SweepRun, Tags, Tracker, runs_frame
+from pforce.tracking import RunSpec, Status, Tags, Tracker, runs_frame
+from pforce.validation import require
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,12 @@ class SamplerSweep:
     """Of Optuna's suggestions."""
     confirm: bool = True
     """Measure the front once more from other noise: the best of many is flattered by its noise."""
+    weights: str = "ema"
+    """What the model's weights are called in the record: ema, raw, or unknown."""
+
+    def __post_init__(self) -> None:
+        require(bool(re.fullmatch(r"[\w.-]+", self.name)), "name", self.name, "letters, digits, '.', '_' and '-' (it "
+                "names files)")  # fmt: skip
 
     @property
     def identity(self) -> str:
@@ -69,6 +77,8 @@ class Outcome:
     measured: int
     """Measurements of this call."""
     workers: int
+    failed: dict[str, str] = field(default_factory=dict)
+    """What could not be measured, and why."""
 
 
 class _Run:
@@ -83,6 +93,10 @@ class _Run:
         """Fingerprint → what is known of it."""
         self.configs: dict[str, SamplerConfig] = {}
         """Fingerprint → sampler, of the search's own seed, in the order they came."""
+        self.reused: list[str] = []
+        """Of these, those that another sweep measured."""
+        self.failed: dict[str, str] = {}
+        """Label → reason."""
         self.open: dict[str, str] = {}
         self.tags = provenance()
         self.parent = tracker.open_sweep(sweep.name, sweep.identity, self.tags)
@@ -92,18 +106,27 @@ class _Run:
 
     def _recall(self) -> None:
         """What earlier calls measured, from the store."""
-        frame = runs_frame(self.tracker, self.sweep.name)
-        if frame.empty:
+        frame = runs_frame(self.tracker)
+        if frame.empty or "sampler.json" not in frame:
             return
-        mine = frame[(frame["status"] == "FINISHED") & (frame["parent"] == self.parent.run_id)]
-        for _, row in mine.sort_values("start_time").iterrows():
-            config = SamplerConfig(**_from_json(str(row["sampler.json"])))
+        before = self.tracker.tags(self.parent.run_id).get(Tags.REUSED, "").split()
+        finished = frame[(frame["status"] == "FINISHED") & frame["sampler.json"].notna()]
+        for _, row in finished.sort_values("start_time").iterrows():
             key = str(row["fingerprint"])
+            # Of every sampler sweep: a finished measurement is never made twice, whoever made it.
             self.metrics[key] = {name: float(row[name]) for name in row.index
                                  if "/" in str(name) and pd.notna(row[name])}  # fmt: skip
-            if key == self.sweep.subject.fingerprint(config, self.evaluation.seed):
-                self.configs[key] = config
-                self.search.tell(config, self.metrics[key][self.distance], self.metrics[key]["cost/nfe"])
+            mine = row["parent"] == self.parent.run_id
+            config = SamplerConfig(**_from_json(str(row["sampler.json"])))
+            if (mine or key in before) and key == self.sweep.subject.fingerprint(config, self.evaluation.seed):
+                self.accept(config, key, reused=not mine)
+
+    def accept(self, config: SamplerConfig, key: str, *, reused: bool) -> None:
+        """A sampler whose metrics are known becomes part of this sweep."""
+        self.configs[key] = config
+        if reused:
+            self.reused.append(key)
+        self.search.tell(config, self.metrics[key][self.distance], self.metrics[key]["cost/nfe"])
 
     def start(self, task: Measurement) -> None:
         """Open the run of a measurement."""
@@ -118,18 +141,22 @@ class _Run:
             "evaluation.seed": task.seed,
         }
         subject = self.sweep.subject
-        tags = {**self.tags, "model": subject.source, "model.sha256": subject.sha256, "weights": subject.weights}
+        tags = {**self.tags, "model": subject.source, "model.sha256": subject.sha256, "weights": self.sweep.weights}
         self.open[key] = self.tracker.open_trial(self.parent, RunSpec(label(task), key, params, tags))
 
-    def finish(self, task: Measurement, metrics: dict[str, float]) -> None:
+    def finish(self, task: Measurement, metrics: dict[str, float] | Failed) -> None:
         """Record a measurement."""
         key = self.sweep.subject.fingerprint(task.sampler, task.seed)
-        self.metrics[key] = metrics
-        run_id = self.open.pop(key)
-        self.tracker.log(run_id, metrics)
-        self.tracker.close(run_id, "FINISHED")
-        self.busy += metrics["cost/evaluation_seconds"]
-        self.measured += 1
+        run_id = self.open[key]
+        if isinstance(metrics, Failed):
+            self.tracker.tag(run_id, {Tags.REASON: metrics.reason, Tags.ERROR: metrics.error})
+            self.tracker.close(run_id, "FAILED")
+        else:
+            self.tracker.log(run_id, metrics)
+            self.tracker.close(run_id, "FINISHED")
+            self.busy += metrics["cost/evaluation_seconds"]
+            self.measured += 1
+        del self.open[key]
 
     def kill(self) -> None:
         """Close what is under way; the next call measures it again."""
@@ -158,33 +185,44 @@ class _Run:
         frame["front"] = on_front(frame, [self.distance, "NFE"]) if len(frame) else []
         return frame
 
-    def drive(
-        self, pool: Pool[Measurement, dict[str, float]], ask: Callable[[], Measurement | None], display: SweepDisplay,
-        done: Callable[[Measurement, dict[str, float]], None],
-    ) -> None:  # fmt: skip
-        """Keep every worker busy until `ask` has no more; each gets its next task before a result is recorded."""
-        started = time.perf_counter()
-        under_way = 0
+    def told(self, task: Measurement, result: dict[str, float] | Failed) -> None:
+        """A result, before the next sampler is suggested: the search and the table know it from here on."""
+        searched = task.seed == self.evaluation.seed
+        if isinstance(result, Failed):
+            self.failed[label(task)] = result.reason
+            if searched:
+                self.search.fail(task.sampler)
+            return
+        key = self.sweep.subject.fingerprint(task.sampler, task.seed)
+        self.metrics[key] = result
+        if searched:
+            self.accept(task.sampler, key, reused=False)
 
-        def submit() -> int:
-            task = ask()
-            if task is None:
-                return 0
-            pool.submit(task)
+    def drive(
+        self,
+        pool: Pool[Measurement, dict[str, float] | Failed],
+        ask: Callable[[], Measurement | None],
+        display: SweepDisplay,
+        also: Callable[[Measurement, dict[str, float] | Failed], None] = lambda task, result: None,
+    ) -> None:
+        """Measure until `ask` has no more, and record; `also` is told each result first."""
+        started = time.perf_counter()
+
+        def tell(task: Measurement, result: dict[str, float] | Failed) -> None:
+            also(task, result)
+            self.told(task, result)
+
+        def begin(task: Measurement) -> None:
             self.start(task)
             display.update(label(task), 0.0, "measuring")
-            return 1
 
-        for _ in range(pool.workers):
-            under_way += submit()
-        while under_way:
-            task, metrics = pool.next()
-            under_way -= 1
-            done(task, metrics)
-            under_way += submit()
-            self.finish(task, metrics)
-            note = f"{self.distance} {metrics[self.distance]:.2f} · {metrics['cost/nfe']:.0f} NFE"
-            display.end(label(task), note)
+        for task, result in drain(pool, ask, tell=tell, begin=begin):
+            self.finish(task, result)
+            if isinstance(result, Failed):
+                display.end(label(task), f"FAILED ({result.reason}): {result.error}")
+            else:
+                note = f"{self.distance} {result[self.distance]:.2f} · {result['cost/nfe']:.0f} NFE"
+                display.end(label(task), note)
         self.seconds += time.perf_counter() - started
 
 
@@ -207,63 +245,72 @@ def label(task: Measurement) -> str:
     return " ".join([task.sampler.name, f"{record['num_function_evaluations']} NFE", *own])
 
 
-def run(sweep: SamplerSweep, tracker: Tracker, console: Console, *, workers: int, address: str | None) -> Outcome:
+def run(
+    sweep: SamplerSweep, tracker: Tracker, console: Console, *, workers: int | None, address: str | None
+) -> Outcome:
     """Measure what is missing of the trials, then the front again. Stopped calls go on where they were."""
     state = _Run(sweep, tracker, console)
     seed = sweep.subject.evaluation.seed
     again = seed + 1 if sweep.confirm else None
-    code, used = DONE, 0
+    code, used = STOPPED, 0
     with stop_on_signals():
         try:
             used = _measure(state, seed, again, workers, address)
-        except KeyboardInterrupt as stopped:
+            code = SOME_FAILED if state.failed else DONE
+        except (KeyboardInterrupt, SystemExit) as stopped:  # Ray's own SIGTERM handler, while it starts, exits
             console.print(f"Stopped by {stopped}; the same command goes on from here.", markup=False)
-            code = STOPPED
         finally:
             state.kill()
-            _close(tracker, state.parent, code, state)
-    return Outcome(code, state.frame(again), state.seconds, state.busy, state.measured, used)
+            tracker.tag(state.parent.run_id, {"trials": str(len(state.configs)), Tags.REUSED: " ".join(state.reused)})
+            ended: dict[int, Status] = {DONE: "FINISHED", SOME_FAILED: "FAILED", STOPPED: "KILLED"}
+            tracker.close(state.parent.run_id, ended[code])
+    return Outcome(code, state.frame(again), state.seconds, state.busy, state.measured, used, state.failed)
 
 
-def _close(tracker: Tracker, parent: SweepRun, code: int, state: _Run) -> None:
-    tracker.tag(parent.run_id, {Tags.KIND: "sweep", "trials": str(len(state.configs))})
-    tracker.close(parent.run_id, "FINISHED" if code == DONE and not state.open else "KILLED")
-
-
-def _measure(state: _Run, seed: int, again: int | None, workers: int, address: str | None) -> int:
-    """The search, then its confirmation. Returns the number of workers."""
+def _measure(state: _Run, seed: int, again: int | None, workers: int | None, address: str | None) -> int:
+    """The search, then its confirmation. Returns the number of workers; 0 where nothing had to be measured."""
     sweep = state.sweep
-    left = sweep.trials - len(state.configs)
-    if left <= 0 and not _unconfirmed(state, again):
-        return 0
-    display = SweepDisplay(state.console, sweep.trials, len(state.configs))
-    made = make_pool(workers, address, Measurer, sweep.subject)
-    pool: Pool[Measurement, dict[str, float]] = made
-    asked = 0
+    tried = 0
 
     def ask() -> Measurement | None:
-        nonlocal asked
-        config = state.search.ask() if asked < left else None
-        if config is None:
-            return None
-        asked += 1
-        return Measurement(config, seed)
+        nonlocal tried
+        # What failed counts as tried in this call; the next one tries it again.
+        while len(state.configs) + len(state.failed) + tried < sweep.trials:
+            config = state.search.ask()
+            if config is None:
+                return None
+            key = sweep.subject.fingerprint(config, seed)
+            if key not in state.metrics:
+                tried += 1
+                return Measurement(config, seed)
+            state.accept(config, key, reused=True)
+        return None
 
-    def done(task: Measurement, metrics: dict[str, float]) -> None:
-        state.search.tell(task.sampler, metrics[state.distance], metrics["cost/nfe"])
-        state.configs[sweep.subject.fingerprint(task.sampler, seed)] = task.sampler
+    first = ask()
+    if first is None and not _unconfirmed(state, again):
+        return 0
+    waiting = [] if first is None else [first]
 
+    def following() -> Measurement | None:
+        return waiting.pop() if waiting else ask()
+
+    def told(task: Measurement, result: dict[str, float] | Failed) -> None:
+        nonlocal tried
+        tried -= 1
+
+    pool: Pool[Measurement, dict[str, float] | Failed] = make_pool(workers, address, Measurer, sweep.subject)
     # Once more: starting Ray puts a handler of its own over SIGTERM.
     with stop_on_signals(restore=False), pool:
-        with display:
-            state.drive(pool, ask, display, done)
-        front = _unconfirmed(state, again)
-        if front:
+        with SweepDisplay(state.console, sweep.trials, len(state.configs)) as display:
+            state.drive(pool, following, display, told)
+        if len(state.configs) + len(state.failed) < sweep.trials:
+            state.console.print(f"The space is used up: it has {len(state.configs)} different samplers.")
+        if front := _unconfirmed(state, again):
             assert again is not None
             tasks = iter([Measurement(config, again) for config in front])
             with SweepDisplay(state.console, len(front), 0) as second:
-                state.drive(pool, lambda: next(tasks, None), second, lambda task, metrics: None)
-    return pool.workers
+                state.drive(pool, lambda: next(tasks, None), second)
+        return pool.workers
 
 
 def _unconfirmed(state: _Run, again: int | None) -> list[SamplerConfig]:

@@ -114,10 +114,13 @@ def print_report(planned: Plan, console: Console, columns: Sequence[Column] = CO
     (folder / f"{sweep.name}.md").write_text(f"{results.to_markdown(table)}\n\n{caveat}\n")
     cell_figure(table, sweep.headers, folder / f"{sweep.name}.png")
     console.print(f"Table and figure: {folder / sweep.name}.{{csv,md,png}}", soft_wrap=True, highlight=False)
-    if options.uri.startswith("sqlite"):
-        console.print(f"Open MLflow: mlflow ui --backend-store-uri {options.uri}", soft_wrap=True, highlight=False)
-    else:
-        console.print(f"Open MLflow: {options.uri}", soft_wrap=True, highlight=False)
+    print_mlflow(options.uri, console)
+
+
+def print_mlflow(uri: str, console: Console) -> None:
+    """How to look at the runs."""
+    where = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else uri
+    console.print(f"Open MLflow: {where}", soft_wrap=True, highlight=False)
 
 
 def _caveat(sweep: Sweep) -> str:

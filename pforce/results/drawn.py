@@ -37,7 +37,7 @@ def write_npz(folder: Path, job: Job, path: Path, told: Told = lambda done: None
         labels, done = [], 0
         with zipfile.ZipFile(scratch, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             file = None
-            for batch in drawn_batches(folder, job):
+            for batch in drawn_batches(folder, job, ("images", "latents", "labels")):
                 key = "images" if "images" in batch else "latents"
                 values = np.ascontiguousarray(batch[key])
                 if file is None:
@@ -62,7 +62,7 @@ def write_npz(folder: Path, job: Job, path: Path, told: Told = lambda done: None
 
 def write_maps(folder: Path, job: Job, path: Path) -> None:
     """All maps in one npz: `timesteps` and `sigma`, float32 (N, E, h, w), E the function evaluations."""
-    parts = list(drawn_batches(folder, job))
+    parts = list(drawn_batches(folder, job, ("timesteps", "sigma")))
     named: dict[str, Any] = {
         key: np.concatenate([part[key] for part in parts]) for key in ("timesteps", "sigma") if key in parts[0]
     }
@@ -75,14 +75,15 @@ def write_maps(folder: Path, job: Job, path: Path) -> None:
 
 
 def write_images(folder: Path, job: Job, path: Path, told: Told = lambda done: None) -> None:
-    """Each image as `000000.png` in a folder, by its number; those that are there are kept."""
+    """Each image as `000000.png` in a folder of them alone, by its number; those of a longer job are removed."""
     path.mkdir(parents=True, exist_ok=True)
+    for surplus in path.glob("[0-9]*.png"):
+        if not surplus.stem.isdigit() or int(surplus.stem) >= job.count:
+            surplus.unlink()
     number = 0
-    for batch in drawn_batches(folder, job):
+    for batch in drawn_batches(folder, job, ("images",)):
         for image in batch["images"]:
-            single = path / f"{number:06d}.png"
-            if not single.exists():
-                write_whole(single, Image.fromarray(image).save)
+            Image.fromarray(image).save(path / f"{number:06d}.png")
             number += 1
         told(number)
 

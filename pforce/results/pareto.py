@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 COLOURS = {"euler": "#000000", "dual_loop": "#0072b2", "look_ahead": "#d55e00", "random_order": "#999999"}
 """Okabe & Ito's, which colour-blind readers tell apart."""
@@ -45,11 +45,13 @@ def front_figure(frame: pd.DataFrame, distance: str, path: Path, *, compute: str
                 )  # fmt: skip
         axis.set_xlabel("function evaluations an image (NFE)" if compute == "NFE" else compute)
         axis.set_ylabel(distance)
-        # A few failures must not flatten the differences that matter: they are counted, not drawn.
-        low, high = frame[distance].min(), np.quantile(frame[distance], 0.85)
-        top = high + 0.15 * (high - low)
-        if (above := int((frame[distance] > top).sum())) and high > low:
-            axis.set_ylim(low - 0.08 * (high - low), top)
+        # A few failures must not flatten the differences that matter: they are counted. The front is always drawn.
+        top = max(1.05 * np.quantile(frame[distance], 0.85), 1.02 * front[distance].max())
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(ScalarFormatter())
+        axis.yaxis.set_minor_formatter(ScalarFormatter())
+        axis.set_ylim(0.98 * frame[distance].min(), top)
+        if above := int((frame[distance] > top).sum()):
             axis.text(0.01, 0.99, f"{above} above {top:.1f}", transform=axis.transAxes, va="top", fontsize=8)
         axis.xaxis.set_major_locator(MaxNLocator(integer=compute == "NFE"))
         axis.grid(alpha=0.25)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pforce import grid, seeding
+from pforce.models.config import ModelConfig
 from pforce.sampling.confidence import require_share, require_threshold
 from pforce.sampling.guidance import Denoiser, Guidance
 from pforce.sampling.schedule import SPACINGS, Spacing, spaced
@@ -223,6 +224,22 @@ class SamplerConfig:
             callback=callback,
             **self.settings,
         )
+
+
+def check_sampler(sampler: SamplerConfig, model: ModelConfig, prefix: str = "") -> None:
+    """FieldError where this model cannot be sampled so. `prefix` goes before the fields' names."""
+    require(
+        model.difficulty_head or sampler.name == "euler",
+        f"{prefix}name",
+        sampler.name,
+        "euler, as the model has no difficulty head (SiT) and predicts no uncertainty",
+    )
+    require(
+        sampler.guidance.scale == 1 or model.class_dropout > 0,
+        f"{prefix}guidance.scale",
+        sampler.guidance.scale,
+        "1, as the model was trained without label dropout (class_dropout = 0) and never learned the null class",
+    )
 
 
 class Generated(NamedTuple):

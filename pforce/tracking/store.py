@@ -46,6 +46,8 @@ class Tags:
     REASON = "reason"
     ERROR = "error"
     WARNING = "warning"
+    REUSED = "pforce.reused"
+    """Of a sweep: fingerprints of finished runs of other sweeps that are part of its table."""
 
 
 class RunSpec(NamedTuple):
@@ -158,7 +160,8 @@ class Tracker:
 
     def open_trial(self, sweep: SweepRun, spec: RunSpec) -> str:
         """The child run of a cell: the unfinished one that is there, set to RUNNING again, or a new one."""
-        condition = f"tags.`{Tags.FINGERPRINT}` = '{spec.fingerprint}'"
+        # A finished run is a record: it is neither opened again nor moved below another sweep.
+        condition = f"tags.`{Tags.FINGERPRINT}` = '{spec.fingerprint}' and attributes.status != 'FINISHED'"
         there = self._by_fingerprint([spec.fingerprint], condition, sweep.experiment_id).get(spec.fingerprint)
         tags = {**spec.tags, PARENT: sweep.run_id, Tags.FINGERPRINT: spec.fingerprint, Tags.KIND: "trial"}
         if there is None:
@@ -187,6 +190,10 @@ class Tracker:
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags; values over MLflow's limit are cut."""
         self.client.log_batch(run_id, tags=[RunTag(key, value[:4000]) for key, value in tags.items()])
+
+    def tags(self, run_id: str) -> dict[str, str]:
+        """A run's tags."""
+        return dict(self.client.get_run(run_id).data.tags)
 
     def artifact(self, run_id: str, path: Path) -> None:
         """Copy a file into the run's artifacts."""

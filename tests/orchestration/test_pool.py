@@ -15,7 +15,7 @@ from rich.console import Console
 
 from pforce.config import ConfigError
 from pforce.generation import Job, drawn_batches
-from pforce.orchestration.pool import LocalPool, make_pool
+from pforce.orchestration.pool import LocalPool, drain, make_pool
 from pforce.orchestration.ray_pool import RayPool, WorkerLostError
 from pforce.orchestration.sample import run_job
 from pforce.sampling import SamplerConfig
@@ -51,16 +51,20 @@ class Fatal:
         os._exit(1)
 
 
-def drain(pool, tasks, *, after=lambda done: None):
-    results = {}
-    for task in tasks[: pool.workers]:
-        pool.submit(task)
-    waiting = tasks[pool.workers :]
-    while len(results) < len(tasks):
-        task, result = pool.next()
+class Unmakeable:
+    """Cannot be made."""
+
+    def __init__(self, device: torch.device) -> None:
+        raise ValueError("no such model")
+
+    def __call__(self, number: int) -> int:
+        return number
+
+
+def results_of(pool, tasks, *, after=lambda done: None):
+    results, waiting = {}, iter(tasks)
+    for task, result in drain(pool, lambda: next(waiting, None)):
         results[task] = result
-        if waiting:
-            pool.submit(waiting.pop(0))
         after(len(results))
     return results
 
@@ -69,7 +73,7 @@ def test_local_and_ray_give_the_same(ray_cluster, tmp_path):
     for workers, kind in ((1, LocalPool), (2, RayPool)):
         with make_pool(workers, None, Squares, str(tmp_path / f"log{workers}")) as pool:
             assert isinstance(pool, kind)
-            assert drain(pool, list(range(5))) == {n: n**2 for n in range(5)}
+            assert results_of(pool, range(5)) == {n: n**2 for n in range(5)}
 
 
 def test_a_killed_worker_loses_one_task(ray_cluster, tmp_path):
@@ -81,7 +85,7 @@ def test_a_killed_worker_loses_one_task(ray_cluster, tmp_path):
             if done == 4:
                 os.kill(victim, signal.SIGKILL)
 
-        assert drain(pool, list(range(20, 32)), after=kill) == {n: n**2 for n in range(20, 32)}
+        assert results_of(pool, range(20, 32), after=kill) == {n: n**2 for n in range(20, 32)}
         assert victim not in pool.process_ids()
     begun = log.read_text().split()
     assert set(begun) == {str(n) for n in range(20, 32)}
@@ -93,6 +97,30 @@ def test_an_error_of_the_work_is_its_own(ray_cluster, tmp_path):
         pool.submit(13)
         with pytest.raises(ValueError, match="13 is refused"):
             pool.next()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_making_the_work_raises_is_told_as_itself(ray_cluster, workers):
+    with pytest.raises(ValueError, match="no such model"), make_pool(workers, None, Unmakeable):
+        pass
+
+
+def test_without_a_number_there_is_a_worker_a_core(ray_cluster, tmp_path):
+    with make_pool(None, None, Squares, str(tmp_path / "log")) as pool:
+        assert pool.workers == sum(node.cpus for node in ray_cluster)
+
+
+def test_a_search_tells_before_it_asks(tmp_path):
+    """Each result is told before the next task is asked for, and dealt with after it was begun."""
+    events, waiting = [], iter([3, 4])
+    pool = LocalPool(Squares, str(tmp_path / "log"))
+    asked = drain(
+        pool, lambda: next(waiting, None), tell=lambda task, result: events.append(f"told {task}"),
+        begin=lambda task: events.append(f"begun {task}"),
+    )  # fmt: skip
+    for task, _ in asked:
+        events.append(f"dealt {task}")
+    assert events == ["begun 3", "told 3", "begun 4", "dealt 3", "told 4", "dealt 4"]
 
 
 def test_a_task_that_kills_its_worker_each_time_ends_the_job(ray_cluster):

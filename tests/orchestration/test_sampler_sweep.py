@@ -19,9 +19,9 @@ from pforce.metrics import EvaluationConfig
 from pforce.models import save_model
 from pforce.orchestration.find import find_source
 from pforce.orchestration.measurer import Measurement, Measurer, Subject
-from pforce.orchestration.plan import DONE, STOPPED
+from pforce.orchestration.plan import DONE, SOME_FAILED, STOPPED
 from pforce.orchestration.sampler_report import make_subject, report
-from pforce.orchestration.sampler_search import Search, SearchSpace, check_samplers
+from pforce.orchestration.sampler_search import Search, SearchSpace, check_space
 from pforce.orchestration.sampler_sweep import SamplerSweep, run
 from pforce.sampling import Guidance, SamplerConfig
 from pforce.sources import SourceError, load_source
@@ -80,6 +80,34 @@ def test_a_sweep_ends_in_a_front_and_measures_nothing_twice(subject, trained, tm
     assert "320 images seen" in text
     for column in ("NFE", "passes", "GFLOPs/image", "s/image", "other noise"):
         assert column in text
+
+
+def test_a_finished_measurement_belongs_to_all_sweeps(subject, tmp_path):
+    """Another search seed is another sweep: it takes what is finished as it is, and takes nothing away."""
+    store = tracker(tmp_path)
+    first = run(sweep(subject, confirm=False), store, CONSOLE, workers=1, address=None)
+    before = results.runs(default_uri(tmp_path)).set_index("run_id")[["status", "parent", "fingerprint"]]
+    other = run(sweep(subject, seed=1, confirm=False), store, CONSOLE, workers=1, address=None)
+    assert len(other.frame) == 8
+    assert other.measured <= 4  # the baselines, at least, were there
+    after = results.runs(default_uri(tmp_path)).set_index("run_id")[["status", "parent", "fingerprint"]]
+    assert after.loc[before.index].equals(before)
+    assert after["fingerprint"].is_unique
+    for again, whole in ((sweep(subject, confirm=False), first), (sweep(subject, seed=1, confirm=False), other)):
+        repeated = run(again, store, CONSOLE, workers=1, address=None)
+        assert repeated.measured == 0
+        assert set(repeated.frame["fd/openmoji"]) == set(whole.frame["fd/openmoji"])
+
+
+def test_a_sampler_that_fails_is_told_and_the_others_go_on(subject, tmp_path):
+    """Weights that give NaN at some inputs are hard to have; an absurd guidance scale overflows in float32."""
+    wild = sweep(subject, trials=4, guidance=Guidance(1e38), confirm=False)
+    outcome = run(wild, tracker(tmp_path), CONSOLE, workers=1, address=None)
+    assert outcome.code == SOME_FAILED
+    assert len(outcome.failed) == 4
+    frame = results.runs(default_uri(tmp_path), "thresholds")
+    assert set(frame["status"]) == {"FAILED"}
+    assert frame["reason"].notna().all()
 
 
 def test_workers_on_ray_give_the_same_numbers(ray_cluster, subject, tmp_path):
@@ -142,8 +170,15 @@ def test_spaces_and_models_that_do_not_fit_are_refused(trained, tmp_path):
         SearchSpace(quantile=(0.0, 0.5))
     with pytest.raises(FieldError, match="inner_steps"):
         SearchSpace(nfe=(4, 24))
-    with pytest.raises(ConfigError, match="no difficulty head"):
-        check_samplers(SearchSpace(), difficulty_head=False)
+    config = load_source(trained).model.config
+    with pytest.raises(FieldError, match="no difficulty head"):
+        check_space(SearchSpace(), Guidance(), dataclasses.replace(config, difficulty_head=False))
+    with pytest.raises(FieldError, match="without label dropout"):
+        check_space(SearchSpace(), Guidance(2.0), dataclasses.replace(config, class_dropout=0.0))
+    with pytest.raises(FieldError, match="name = 'a/b'"):
+        SamplerSweep(
+            "a/b", make_subject(load_source(trained), data=None, images=8, reference_images=8, seed=0), SPACE, 1
+        )
     source = load_source(trained)
     save_model(source.model, tmp_path / "m.safetensors")
     foreign = load_source(tmp_path / "m.safetensors")
@@ -172,6 +207,18 @@ def test_models_are_found_by_what_users_call_them(subject, trained, tmp_path, mo
     (tmp_path / "trials" / ("b" * 32)).rmdir()
     with pytest.raises(SourceError, match="give the --storage"):
         find_source("best:ltg_grid", storage=tmp_path)
+    mixed = store.open_trial(parent, RunSpec("c", "d" * 32, {}, {}))
+    for run_of, images in ((run_id, 500), (mixed, 1000)):
+        store.log(run_of, {"fd/openmoji": 5.0, "cost/images_seen": 10, "fd/openmoji_images": images})
+        store.close(run_of, "FINISHED")
+    with pytest.raises(SourceError, match="differ in fd/openmoji_images"):
+        find_source("best:ltg_grid", storage=tmp_path)
+    thresholds = store.open_sweep("thresholds.v2", "id", {})
+    only = store.open_trial(thresholds, RunSpec("e", "e" * 32, {}, {}))
+    store.log(only, {"fd/openmoji": 5.0})
+    store.close(only, "FINISHED")
+    with pytest.raises(SourceError, match="trained nothing"):
+        find_source("best:thresholds.v2", storage=tmp_path)
     with pytest.raises(SourceError, match="no run of"):
         find_source("c" * 32, storage=tmp_path)
     with pytest.raises(SourceError, match="no such file, experiment or run"):

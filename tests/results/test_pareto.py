@@ -30,3 +30,13 @@ def test_the_figure_is_drawn(tmp_path):
     front_figure(frame, "fd/openmoji", tmp_path / "front.png")
     colours = {tuple(pixel) for pixel in np.asarray(Image.open(tmp_path / "front.png").convert("RGB")).reshape(-1, 3)}
     assert (0, 114, 178) in colours  # dual_loop's blue, at full strength: it is on the front
+
+
+def test_the_front_is_always_drawn(tmp_path):
+    """The cheapest sampler of the front is far worse than the others: it must not fall out of the picture."""
+    frame = pd.DataFrame({"sampler": ["euler"] * 9 + ["dual_loop"], "NFE": [*range(6, 15), 2],
+                          "fd/openmoji": [5.0] * 9 + [50.0]})  # fmt: skip
+    frame["front"] = on_front(frame, ["fd/openmoji", "NFE"])
+    front_figure(frame, "fd/openmoji", tmp_path / "front.png")
+    colours = {tuple(pixel) for pixel in np.asarray(Image.open(tmp_path / "front.png").convert("RGB")).reshape(-1, 3)}
+    assert (0, 114, 178) in colours

@@ -15,6 +15,7 @@ from pforce.flow import Prediction
 from pforce.models import ModelConfig, TimestepLevels, build
 from pforce.sampling import Guidance, SamplerConfig, dual_loop, euler, generate, look_ahead, random_order
 from pforce.sampling.confidence import confident_count, confident_patches, quantile_threshold
+from pforce.sampling.trace import Trace
 from pforce.validation import FieldError
 
 GRIDS = [(1, 4, 6), (2, 8, 4), (4, 8, 16)]
@@ -312,6 +313,39 @@ def test_other_bad_settings_are_refused(own):
         dual_loop(model, x0, UNEVEN, y=y, **own)
     with pytest.raises(FieldError, match="context_ratio"):
         look_ahead(model, x0, UNEVEN, y=y, context_ratio=0.9)
+
+
+class OneBuffer:
+    """A model that answers in the same memory each time, spoilt before each answer, as a CUDA graph does."""
+
+    def __init__(self, model):
+        self.model, self.config, self.buffers = model, model.config, {}
+
+    def __call__(self, x, t, y):
+        for buffer in self.buffers.values():
+            buffer.fill_(torch.nan)
+        answer = self.model(x, t, y)
+        kept = []
+        for name, value in answer._asdict().items():
+            buffer = self.buffers.setdefault((name, len(x)), torch.empty_like(value))
+            kept.append(buffer.copy_(value))
+        return Prediction(*kept)
+
+
+@pytest.mark.parametrize("guidance", [Guidance(), Guidance(2.0)])
+@pytest.mark.parametrize("solver", [euler, dual_loop, look_ahead, random_order])
+def test_nothing_of_an_evaluation_is_read_after_the_next(solver, guidance):
+    """Oracle: the same model without reuse of its memory; with a callback that keeps its own copies."""
+    model = awake()
+    x0, y = start(model)
+    results = []
+    for one in (model, OneBuffer(model)):
+        trace = Trace(model.config.image_size, 2)
+        generator = torch.Generator().manual_seed(0)
+        x1 = solver(one, x0, UNEVEN, y=y, guidance=guidance, generator=generator, callback=trace)
+        results.append((x1, trace.sigma, trace.timesteps))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_compiled_solvers_agree():

@@ -60,6 +60,35 @@ def test_sparse_dual_loop_is_close_to_the_dense_one_and_ends_at_one(guidance):
     assert len(seen) == 4 * (len(UNEVEN) - 1)
 
 
+@pytest.mark.parametrize("guidance", [Guidance(), Guidance(2.0), Guidance(2.0, (0.1, 0.5))])
+def test_without_attention_sparse_is_dense(guidance):
+    """With attention's output zero, patches are independent, and nothing is approximated in a whole sampling."""
+    model = awake()
+    for block in model.blocks:
+        torch.nn.init.zeros_(block.attn.proj.weight)
+        torch.nn.init.zeros_(block.attn.proj.bias)
+    x0, y = start(model)
+    dense, sparse = [], []
+    a = dual_loop(model, x0, UNEVEN, y=y, guidance=guidance, callback=dense.append)
+    b = dual_loop(model, x0, UNEVEN, y=y, guidance=guidance, sparse=True, callback=sparse.append)
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+    assert [step.forward_passes for step in dense] == [step.forward_passes for step in sparse]
+
+
+def test_maps_keep_the_uncertainty_of_patches_that_were_not_evaluated():
+    """Oracle: the step's first evaluation, in which all patches were."""
+    model = awake()
+    x0, y = start(model)
+    seen = []
+    dual_loop(model, x0, UNEVEN, y=y, sparse=True, callback=seen.append)
+    for first in range(0, len(seen), 4):
+        confident = grid.to_pixels(seen[first].confident, 2, 8, 4)
+        for inner in seen[first + 1 : first + 4]:
+            kept, began = inner.prediction.log_variance, seen[first].prediction.log_variance
+            assert torch.equal(kept[confident], began[confident])
+            assert not torch.equal(kept[~confident], began[~confident])
+
+
 def test_equal_uncertainty_keeps_the_count():
     """A fresh model predicts one variance for all: no patch is strictly below, the sparse shapes must still hold."""
     model = build(awake().config).eval()
