@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from experiments.openmoji32 import openmoji32_micro
-from pforce import catalog, timesteps
+from pforce import catalog, cli, timesteps
 from pforce.config import field_paths, fingerprint, from_dict, to_dict, with_fields
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
@@ -41,6 +41,8 @@ def test_commands_name_things_that_are_there():
     assert len(commands) > 8
     known = catalog.experiments()
     for command in filter(None, commands):
+        if command[0] == "pforce":
+            assert any(tuple(command[1 : 1 + len(words)]) == words for words in cli.COMMANDS), command
         for word in command:
             if word.endswith(".py"):
                 assert (root / word).exists(), word

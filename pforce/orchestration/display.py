@@ -43,7 +43,8 @@ class SweepDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.progress.stop()
+        if self.console.is_terminal:  # elsewhere it would print an empty line
+            self.progress.stop()
 
     def update(self, label: str, share: float, note: str) -> None:
         """A running trial is `share` done."""

@@ -82,7 +82,8 @@ def run_job(job: Job, folder: Path, console: Console, *, workers: int = 1, addre
             try:
                 drawn, seconds = _draw(pool, todo, job, folder, display)
             finally:
-                display.progress.stop()
+                if console.is_terminal:  # elsewhere it would print an empty line
+                    display.progress.stop()
     return Spent(
         absent,
         drawn.num_function_evaluations,
