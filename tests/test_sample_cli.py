@@ -76,19 +76,33 @@ def test_everything_at_once(trained, tmp_path):
     assert "seed 0, now 3" in other.stderr
 
 
-def test_a_killed_call_goes_on_where_it_was(trained, tmp_path):
-    """SIGKILL in the middle; the same command keeps the finished batches and ends with the undisturbed images."""
-    arguments = ["sample", str(trained), "--nfe", "24", "--count", "400", "--batch", "4", "--save", "npz"]
-    killed = subprocess.Popen(
-        [sys.executable, "-c", "from pforce.cli import main; main()", *arguments, "--out", str(tmp_path / "killed")],
+def interrupted(arguments: list[str], out: Path, sent: signal.Signals) -> int:
+    """Exit code of a call that gets a signal after three batches."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from pforce.cli import main; main()", *arguments, "--out", str(out)],
         cwd=ROOT, env=dict(os.environ), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    batches = tmp_path / "killed" / "batches"
-    while len(list(batches.glob("*.npz"))) < 3:
+    while len(list((out / "batches").glob("*.npz"))) < 3:
         time.sleep(0.02)
-        assert killed.poll() is None, "it ended before it could be killed"
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+        assert process.poll() is None, "it ended before it could be interrupted"
+    process.send_signal(sent)
+    return process.wait()
+
+
+MANY = ["--nfe", "24", "--count", "400", "--batch", "4", "--save", "npz"]
+
+
+def test_a_stopped_call_says_so_and_keeps_its_batches(trained, tmp_path):
+    assert interrupted(["sample", str(trained), *MANY], tmp_path / "stopped", signal.SIGTERM) == 4
+    assert 3 <= len(list((tmp_path / "stopped" / "batches").glob("*.npz"))) < 100
+    assert not list((tmp_path / "stopped" / "batches").glob(".tmp*"))
+
+
+def test_a_killed_call_goes_on_where_it_was(trained, tmp_path):
+    """SIGKILL in the middle; the same command keeps the finished batches and ends with the undisturbed images."""
+    arguments = ["sample", str(trained), *MANY]
+    batches = tmp_path / "killed" / "batches"
+    interrupted(arguments, tmp_path / "killed", signal.SIGKILL)
     kept = {path.name: path.stat().st_mtime_ns for path in batches.glob("*.npz")}
     assert 3 <= len(kept) < 100
     assert pforce(*arguments, "--out", str(tmp_path / "killed")).returncode == 0
