@@ -71,8 +71,6 @@ class Arguments:
     """look_ahead: at t the confident patches are shown at ratio·t. Default 1.4."""
     start_after: float | None = None
     """look_ahead: up to this time a step makes one evaluation. Default 0.05."""
-    sparse: bool = False
-    """dual_loop: approximate, cheaper inner evaluations of the uncertain patches only."""
     spacing: Spacing | None = None
     """Spacing of the timesteps. Default linear."""
     shift: float | None = None
@@ -114,7 +112,7 @@ def sampler_config(a: Arguments, source: Source) -> SamplerConfig:
         fields = {"name": a.sampler, "num_function_evaluations": base.num_function_evaluations}
     given = {
         "quantile": a.quantile, "threshold": a.threshold, "pooling": a.pooling, "inner_steps": a.inner_steps,
-        "context_ratio": a.context_ratio, "start_after": a.start_after, "sparse": a.sparse or None,
+        "context_ratio": a.context_ratio, "start_after": a.start_after,
         "spacing": a.spacing, "shift": a.shift, "num_function_evaluations": a.nfe,
     }  # fmt: skip
     scale = base.guidance.scale if a.guidance is None else a.guidance
@@ -126,7 +124,7 @@ def sampler_config(a: Arguments, source: Source) -> SamplerConfig:
     )
     interval = base.guidance.interval if a.guidance_interval is None else a.guidance_interval
     if a.threshold is not None:
-        fields |= {"quantile": None, "sparse": None}  # the experiment's would contradict it
+        fields |= {"quantile": None}  # the experiment's would contradict it
     fields |= {name: value for name, value in given.items() if value is not None}
     return SamplerConfig(**{**fields, "guidance": Guidance(scale, interval)})
 

@@ -77,26 +77,6 @@ class PatchEmbedder(nn.Module):
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
-class KeyValues:
-    """Keys and values of one attention layer, kept from an evaluation of all tokens for evaluations of some."""
-
-    def __init__(self) -> None:
-        self.kept = torch.empty(0)
-        self.rows: Tensor | None = None
-
-    def exchange(self, kv: Tensor) -> Tensor:
-        """Keys and values (B, N or M, 2D) of the tokens that are evaluated → of all tokens (B, N, 2D).
-
-        Without rows (the first evaluation) all are kept; with the flat rows (B·M,) of the tokens, theirs replace
-        the kept ones, the others stay as they were.
-        """
-        if self.rows is None:
-            self.kept = kv.contiguous()
-        else:
-            self.kept.view(-1, kv.shape[-1]).index_copy_(0, self.rows, kv.flatten(0, 1))
-        return self.kept
-
-
 class Attention(nn.Module):
     """Multi-head self-attention with a bias on q, k, v (packed in this order): (B, N, D) → (B, N, D)."""
 
@@ -107,14 +87,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, memory: KeyValues | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         b, n, d = x.shape
-        if memory is None:
-            q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        else:
-            q, kv = self.qkv(x).split((d, 2 * d), dim=-1)
-            q = q.view(b, n, self.heads, d // self.heads).transpose(1, 2)
-            k, v = memory.exchange(kv).view(b, -1, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         return self.proj(self.attend(q, k, v).transpose(1, 2).reshape(b, n, d))
 
 
@@ -147,11 +122,11 @@ class Block(nn.Module):
         self.mlp = MLP(width, int(width * mlp_ratio))
         self.adaLN_modulation = modulation_layers(width, 6)
 
-    def forward(self, x: Tensor, activated: Tensor, rows: Tensor | None, memory: KeyValues | None = None) -> Tensor:
+    def forward(self, x: Tensor, activated: Tensor, rows: Tensor | None) -> Tensor:
         """x (B, N, D); activated SiLU(c), a token, a sample or a level; rows as in `at_tokens`."""
         # Order of the six: shift, scale, gate of the attention, then of the MLP.
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation[1](activated).chunk(6, dim=-1)
-        attended = self.attn(modulate(self.norm1(x), shift_a, scale_a, rows), memory)
+        attended = self.attn(modulate(self.norm1(x), shift_a, scale_a, rows))
         x = torch.addcmul(x, at_tokens(gate_a, rows), attended)
         mixed = self.mlp(modulate(self.norm2(x), shift_m, scale_m, rows))
         return torch.addcmul(x, at_tokens(gate_m, rows), mixed)

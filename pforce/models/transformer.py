@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from pforce import grid
 from pforce.flow import Prediction
 from pforce.models.attention import attention_function
 from pforce.models.config import ModelConfig
-from pforce.models.layers import Block, FinalLayer, KeyValues, LabelEmbedder, PatchEmbedder, TimestepEmbedder
+from pforce.models.layers import Block, FinalLayer, LabelEmbedder, PatchEmbedder, TimestepEmbedder
 
 
 class TimestepLevels(NamedTuple):
@@ -81,54 +80,23 @@ class PatchForcingTransformer(nn.Module):
             raise ValueError(f"t has shape {tuple(t.shape)}: must be (B,) or (B, {self.config.patches})")
         return t, None
 
-    def _condition(self, values: Tensor, y: Tensor) -> Tensor:
-        """SiLU(e(t) + e(y)), (B, K, D), for timesteps (B, K) and classes (B,)."""
-        return F.silu(self.t_embedder(values) + self.y_embedder(y)[:, None])
-
-    def _split(self, pixels: Tensor) -> Prediction:
-        if not self.config.difficulty_head:
-            return Prediction(pixels, None)
-        return Prediction(pixels[:, :-1], pixels[:, -1:])
-
-    def forward(
-        self, x: Tensor, t: Tensor | TimestepLevels, y: Tensor, *, memory: Sequence[KeyValues] | None = None
-    ) -> Prediction:
+    def forward(self, x: Tensor, t: Tensor | TimestepLevels, y: Tensor) -> Prediction:
         """The velocity at x_t and its log-variance.
 
         Args:
             x: (B, C, H, W). t: (B,), (B, N), or `TimestepLevels`. y: (B,) int64 classes; `null_class` for none.
-            memory: one a block; keeps keys and values for `forward_tokens`.
         """
         values, index = self._levels(t)
         rows = None if index is None else flat_rows(index, values.shape[1])
-        activated = self._condition(values, y)
+        activated = F.silu(self.t_embedder(values) + self.y_embedder(y)[:, None])  # (B, K, D)
         tokens = self.x_embedder(x) + self.pos_embed  # (B, N, D)
-        for number, block in enumerate(self.blocks):
-            tokens = block(tokens, activated, rows, None if memory is None else memory[number])
+        for block in self.blocks:
+            tokens = block(tokens, activated, rows)
         patches = self.final_layer(tokens, activated, rows)
-        return self._split(grid.unpatchify(patches, self.config.patch, x.shape[-2], x.shape[-1]))
-
-    def forward_tokens(self, x: Tensor, t: Tensor, y: Tensor, rows: Tensor, memory: Sequence[KeyValues]) -> Prediction:
-        """The prediction at M patches an image only, 0 at the others; approximate (see `dual_loop`).
-
-        Queries, MLPs and outputs are computed for these patches alone. The others take part in the attention
-        with the keys and values that `memory` kept from an evaluation of all patches.
-
-        Args:
-            x: (B, C, H, W). t: (B,), of the M patches. y: (B,).
-            rows: (B·M,) the patches' flat rows, b·N + n, M of each image.
-        """
-        b, n = x.shape[0], self.config.patches
-        activated = self._condition(t[:, None], y)
-        for kept in memory:
-            kept.rows = rows
-        everywhere = self.x_embedder(x) + self.pos_embed
-        tokens = everywhere.flatten(0, 1).index_select(0, rows).view(b, -1, everywhere.shape[-1])  # (B, M, D)
-        for block, kept in zip(self.blocks, memory, strict=True):
-            tokens = block(tokens, activated, None, kept)
-        some = self.final_layer(tokens, activated, None)
-        patches = some.new_zeros(b * n, some.shape[-1]).index_copy_(0, rows, some.flatten(0, 1)).view(b, n, -1)
-        return self._split(grid.unpatchify(patches, self.config.patch, x.shape[-2], x.shape[-1]))
+        pixels = grid.unpatchify(patches, self.config.patch, x.shape[-2], x.shape[-1])
+        if not self.config.difficulty_head:
+            return Prediction(pixels, None)
+        return Prediction(pixels[:, :-1], pixels[:, -1:])
 
 
 def _initialise(model: PatchForcingTransformer, generator: torch.Generator | None) -> None:

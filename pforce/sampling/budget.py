@@ -125,8 +125,6 @@ class SamplerConfig:
     """look_ahead: at t the confident patches are shown at ratio·t. Default 1.4."""
     start_after: float | None = None
     """look_ahead: up to this time a step makes one evaluation. Default 0.05."""
-    sparse: bool | None = None
-    """dual_loop: approximate, cheaper inner evaluations of the uncertain patches only. Default off."""
     spacing: Spacing = "linear"
     """Spacing of the timesteps."""
     shift: float | None = None
@@ -147,12 +145,6 @@ class SamplerConfig:
             "quantile",
             self.quantile,
             "left out where a threshold is given",
-        )
-        require(
-            settings.get("threshold") is None or not self.sparse,
-            "sparse",
-            self.sparse,
-            "False with a threshold: the number of confident patches must be known",
         )
         require(settings.get("context_ratio", 1) >= 1, "context_ratio", self.context_ratio, "≥ 1")
         require(0 <= settings.get("start_after", 0) <= 1, "start_after", self.start_after, "in [0, 1]")
@@ -195,7 +187,7 @@ class SamplerConfig:
         own = self.settings
         if own.get("threshold") is not None:
             del own["quantile"]
-        data |= {name: value for name, value in own.items() if value is not None and value is not False}
+        data |= {name: value for name, value in own.items() if value is not None}
         if self.spacing != "linear":
             data["spacing"] = self.spacing
         if self.shift is not None:

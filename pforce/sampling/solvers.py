@@ -28,7 +28,6 @@ from pforce.sampling.confidence import (
     uncertainty,
 )
 from pforce.sampling.guidance import Denoiser, Guidance, evaluate
-from pforce.sampling.sparse import SparseSteps
 from pforce.validation import require
 
 TIME_TOLERANCE = 1e-7
@@ -126,7 +125,6 @@ def _two_speeds(
     guidance: Guidance,
     inner_steps: int,
     callback: Callback | None,
-    sparse: SparseSteps | None = None,
 ) -> Tensor:
     """The chosen patches take each step at once, the others in K equal parts, seeing the chosen ones ahead."""
     require(inner_steps >= 1, "inner_steps", inner_steps, "≥ 1")
@@ -134,10 +132,7 @@ def _two_speeds(
     x = x0
     for number, (start, end) in enumerate(itertools.pairwise(timesteps.tolist())):
         dt = end - start
-        if sparse is None:
-            evaluation = evaluate(model, x, _times(x, start), y, guidance, step_time=start)
-        else:
-            evaluation = sparse.evaluate_all(x, _times(x, start), y, step_time=start)
+        evaluation = evaluate(model, x, _times(x, start), y, guidance, step_time=start)
         confident = choose(evaluation.guided)
         at_pixels = grid.to_pixels(confident, model.config.patch, height, width)
         share = torch.where(at_pixels, dt, dt / inner_steps)
@@ -145,11 +140,8 @@ def _two_speeds(
             reached = start + inner * dt / inner_steps
             if inner:
                 share = torch.where(at_pixels, 0.0, dt / inner_steps)
-                if sparse is None:
-                    levels = _levels(x, reached, end, confident)
-                    evaluation = evaluate(model, x, levels, y, guidance, step_time=start)
-                else:
-                    evaluation = sparse.evaluate_some(x, _times(x, reached), y, ~confident, step_time=start)
+                levels = _levels(x, reached, end, confident)
+                evaluation = evaluate(model, x, levels, y, guidance, step_time=start)
             x = x + share * evaluation.guided.velocity
             if callback is not None:
                 after = _spread(x, start + (inner + 1) * dt / inner_steps, end, confident)
@@ -172,7 +164,6 @@ def dual_loop(
     inner_steps: int = 4,
     pooling: grid.Pooling = "mean",
     threshold: float | None = None,
-    sparse: bool = False,
 ) -> Tensor:
     """Confident patches take a step at once, uncertain ones in `inner_steps` parts with that context; K NFE a step.
 
@@ -182,8 +173,6 @@ def dual_loop(
         inner_steps: K, evaluations a step.
         pooling: of the predicted variance over a patch.
         threshold: patches with a variance below it are confident, instead of the quantile.
-        sparse: approximate: inner evaluations compute the uncertain patches only, with the keys and values that
-            the others had at the step's start.
 
     ValueError for a model without a difficulty head.
     """
@@ -191,29 +180,12 @@ def dual_loop(
     _require_head(model, "dual_loop")
     require_share(quantile)
     require_threshold(threshold)
-    patch, patches = model.config.patch, model.config.patches
-    if not sparse:
 
-        def choose(prediction: Prediction) -> Tensor:
-            u = uncertainty(prediction, patch, pooling)
-            return confident_patches(u, patch, quantile=quantile, threshold=threshold)
+    def choose(prediction: Prediction) -> Tensor:
+        u = uncertainty(prediction, model.config.patch, pooling)
+        return confident_patches(u, model.config.patch, quantile=quantile, threshold=threshold)
 
-        return _two_speeds(
-            model, x0, timesteps, choose, y=y, guidance=guidance, inner_steps=inner_steps, callback=callback
-        )
-    require(threshold is None, "threshold", threshold, "None with sparse = True, whose shapes must not depend on data")
-    count = confident_count(quantile, patches, patch)
-
-    def choose_count(prediction: Prediction) -> Tensor:
-        # As above where values are distinct; among equal ones the count must still be right.
-        lowest = uncertainty(prediction, patch, pooling).argsort(dim=1)[:, :count]
-        mask = torch.zeros(len(lowest), patches, dtype=torch.bool, device=lowest.device)
-        return mask.scatter_(1, lowest, True)
-
-    return _two_speeds(
-        model, x0, timesteps, choose_count, y=y, guidance=guidance, inner_steps=inner_steps, callback=callback,
-        sparse=SparseSteps(model, guidance, patches - count),
-    )  # fmt: skip
+    return _two_speeds(model, x0, timesteps, choose, y=y, guidance=guidance, inner_steps=inner_steps, callback=callback)
 
 
 @torch.no_grad()

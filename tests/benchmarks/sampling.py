@@ -4,7 +4,6 @@ Each round times every PFT sampler between two SiT samplings and divides by thei
 drifts for both. On a GPU: bf16 autocast, with and without torch.compile. Prints a table; --json writes it.
 
     python -m tests.benchmarks.sampling                 # B/2, batch 4, 20 rounds
-    python -m tests.benchmarks.sampling --sparse        # token-sparse inner steps too
 """
 
 from __future__ import annotations
@@ -67,9 +66,6 @@ def measure(a: argparse.Namespace, *, compiled: bool, device: torch.device) -> l
         "PFT dual_loop (K = 4)": SamplerConfig("dual_loop", a.nfe),
         "PFT look_ahead": SamplerConfig("look_ahead", a.nfe),
     }
-    if a.sparse:
-        configs["PFT dual_loop, sparse"] = SamplerConfig("dual_loop", a.nfe, sparse=True)
-        configs["PFT dual_loop 0.7, sparse"] = SamplerConfig("dual_loop", a.nfe, quantile=0.7, sparse=True)
     if compiled:
         for model in (sit, pft):
             model.compile(mode=a.compile_mode, dynamic=False)
@@ -109,7 +105,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--nfe", type=int, default=8, help="function evaluations of a sampling")
     parser.add_argument("--size", default="B")
-    parser.add_argument("--sparse", action="store_true")
     parser.add_argument("--compile-mode", default="reduce-overhead", help="of torch.compile, on a GPU")
     parser.add_argument("--json", type=Path)
     a = parser.parse_args()
