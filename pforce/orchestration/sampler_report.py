@@ -18,6 +18,8 @@ from pforce.orchestration.sampler_sweep import Outcome, SamplerSweep
 from pforce.results.pareto import front_figure
 from pforce.sources import Source
 
+MEASURED_TO_TELL = 5
+"""Measurements a worker from which on their fixed cost is told."""
 DECIMALS = {"GFLOPs/image": 2, "s/image": 4, "quantile": 2, "context_ratio": 2, "start_after": 2}
 
 
@@ -89,7 +91,7 @@ def report(sweep: SamplerSweep, source: Source, outcome: Outcome, folder: Path, 
     console.print(f"All samplers and the figure: {folder / sweep.name}.{{csv,md,png}}", soft_wrap=True, highlight=False)
     for name, reason in outcome.failed.items():
         console.print(f"FAILED ({reason}): {name}; the same command tries it again", highlight=False)
-    if outcome.measured:
+    if outcome.measured >= MEASURED_TO_TELL * outcome.workers > 0:  # of a few, the wait for the last one is most of it
         idle = outcome.seconds * outcome.workers - outcome.busy_seconds
         console.print(
             f"{outcome.measured} measurements in {outcome.seconds:.0f} s on {outcome.workers} worker(s); outside of "

@@ -52,9 +52,9 @@ def front_figure(frame: pd.DataFrame, distance: str, path: Path, *, compute: str
         axis.yaxis.set_minor_formatter(ScalarFormatter())
         axis.set_ylim(0.98 * frame[distance].min(), top)
         if above := int((frame[distance] > top).sum()):
-            axis.text(0.01, 0.99, f"{above} above {top:.1f}", transform=axis.transAxes, va="top", fontsize=8)
+            axis.text(0.4, 0.99, f"{above} above {top:.1f}", transform=axis.transAxes, va="top", fontsize=8)
         axis.xaxis.set_major_locator(MaxNLocator(integer=compute == "NFE"))
-        axis.grid(alpha=0.25)
+        axis.grid(alpha=0.25, which="both")
         axis.legend(frameon=False, fontsize=8)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=160)
