@@ -5,7 +5,8 @@ with worse images? The paper has λ = 0.01. The likelihood does not train the ve
 transformer they share; and as Adam divides gradients by their size, the head's own weights learn as fast at any λ > 0.
 Command: `python sweeps/lambda_sweep.py`, or with `--preset full` for the honest version.
 Cost: as many trials as λ times seeds; `--dry-run` says how long they take here.
-Expected: not measured.
+Expected: with one seed and 25,600 images, R(0.6) 0.79, 0.81, 0.83 and calib(0.6) 0.71, 0.69, 0.58 at λ = 0.001, 0.01,
+0.1, at one validation loss (analysis/results/lambda_sweep.md); the full preset is not measured.
 
 Ends in the table with R(t) and calib(t), the root mean square over deciles of ln(observed / expected squared error),
 0 being perfect, and in `<name>_calibration.png`. λ = 0 is allowed: nothing trains the head then, it stays at a
