@@ -140,6 +140,7 @@ REFUSED = [
     (("{trained}", "--sampler", "dual_loop", "--nfe", "3"), "must be ≥ 4 for dual_loop"),
     (("{trained}", "--context-ratio", "2"), "context_ratio = 2.0: must be left out"),
     (("{trained}", "--count", "0"), "count = 0: must be ≥ 1"),
+    (("{trained}", "--batch", "0"), "batch = 0: must be ≥ 1"),
     (("{trained}", "--decoder", "vae"), "samples pixels, not latents"),
     (("{latent}", "--animate"), "without a --decoder"),
     (("{latent}", "--decoder", "nowhere"), "is not a folder with an autoencoder"),

@@ -249,7 +249,7 @@ def sample(a: Arguments) -> int:
     pixels = source.model.config.channels == 3 or a.decoder is not None
     require(pixels or not a.animate, "animate", True, "left out for latents without a --decoder")
     folder = check_storage(a.out, "--out")
-    batch = a.batch or recorded_batch(folder) or min(DEFAULT_BATCH, a.count)
+    batch = a.batch if a.batch is not None else recorded_batch(folder) or min(DEFAULT_BATCH, a.count)
     job = Job(
         source=str(source.path), sha256=source.sha256, sampler=sampler, classes=class_numbers(a.classes, source),
         count=a.count, seed=a.seed, batch=batch, maps=a.save_maps, weights=a.weights, heads=a.heads,

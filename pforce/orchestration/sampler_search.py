@@ -18,8 +18,6 @@ from pforce.sampling import Guidance, SamplerConfig, check_sampler
 from pforce.sampling.budget import SOLVERS, Solver, own_settings
 from pforce.validation import require
 
-TWO_SPEEDS = ("dual_loop", "random_order")
-"""Solvers whose step is several evaluations."""
 ASKED_AGAIN = 10
 """Suggestions in a row that were measured already, after which a random one is tried."""
 RANDOM_TRIES = 1000
@@ -52,7 +50,7 @@ class SearchSpace:
         ):  # fmt: skip
             low, high = getattr(self, name)
             require(least <= low <= high <= most, name, (low, high), f"(low, high) with {least} ≤ low ≤ high ≤ {most}")
-        if set(TWO_SPEEDS) & set(self.samplers):
+        if any("inner_steps" in own_settings(name) for name in self.samplers if name in SOLVERS):
             require(
                 self.inner_steps[1] <= self.nfe[0],
                 "inner_steps",
@@ -209,4 +207,5 @@ def check_space(space: SearchSpace, guidance: Guidance, model: ModelConfig) -> N
     """FieldError where the model cannot be sampled with one of the space's solvers, or not guided."""
     for name in space.samplers:
         require(name in SOLVERS, "samplers", name, f"one of {', '.join(SOLVERS)}")
-        check_sampler(SamplerConfig(name, space.nfe[1], guidance, inner_steps=1 if name in TWO_SPEEDS else None), model)
+        one = 1 if "inner_steps" in own_settings(name) else None  # so that any NFE is enough for a step
+        check_sampler(SamplerConfig(name, space.nfe[1], guidance, inner_steps=one), model)

@@ -117,8 +117,10 @@ class _Run:
             self.metrics[key] = {name: float(row[name]) for name in row.index
                                  if "/" in str(name) and pd.notna(row[name])}  # fmt: skip
             mine = row["parent"] == self.parent.run_id
+            if not mine and key not in before:
+                continue
             config = SamplerConfig(**_from_json(str(row["sampler.json"])))
-            if (mine or key in before) and key == self.sweep.subject.fingerprint(config, self.evaluation.seed):
+            if key == self.sweep.subject.fingerprint(config, self.evaluation.seed):  # not a confirmation's
                 self.accept(config, key, reused=not mine)
 
     def accept(self, config: SamplerConfig, key: str, *, reused: bool) -> None:
