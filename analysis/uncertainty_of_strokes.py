@@ -69,7 +69,7 @@ def strokes_and_background(images: Tensor, patch: int) -> tuple[Tensor, Tensor]:
 def sigma_maps(model: PatchForcingTransformer, x1: Tensor, y: Tensor, time: float) -> Tensor:
     """Patch means of σ (M, N)."""
     x0 = seeding.noise_for_images(0, 0, len(x1), tuple(x1.shape[1:]))
-    return torch.from_numpy(patch_errors(model, x1, y, x0, t=time).sigma).reshape(len(x1), -1)
+    return torch.from_numpy(patch_errors(model, x1, y, x0, t=time).sigma)
 
 
 def ten_maps(images: Tensor, maps: Tensor, shape: tuple[int, int], path: Path, title: str) -> None:

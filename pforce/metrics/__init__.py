@@ -1,9 +1,12 @@
-"""Metrics: Fréchet distance, difficulty correlation, calibration, and the evaluation of a trial."""
+"""Metrics: Fréchet distance, difficulty correlation, calibration, context ablations, and the evaluation of a trial."""
 
 from pforce.metrics.calibration import Calibration, calibration, calibration_of
+from pforce.metrics.context import ContextHelps, ContextUncertainty, context_helps, context_uncertainty
 from pforce.metrics.difficulty import (
+    TIMESTEPS,
     DifficultyCorrelation,
     PatchErrors,
+    correlation_by_class,
     correlation_of,
     difficulty_correlation,
     patch_errors,
@@ -12,7 +15,10 @@ from pforce.metrics.evaluate import EvaluationConfig, TrialEvaluation, evaluate
 from pforce.metrics.frechet import Moments, distance_of_moments, frechet_distance, moments
 
 __all__ = [
+    "TIMESTEPS",
     "Calibration",
+    "ContextHelps",
+    "ContextUncertainty",
     "DifficultyCorrelation",
     "EvaluationConfig",
     "Moments",
@@ -20,6 +26,9 @@ __all__ = [
     "TrialEvaluation",
     "calibration",
     "calibration_of",
+    "context_helps",
+    "context_uncertainty",
+    "correlation_by_class",
     "correlation_of",
     "difficulty_correlation",
     "distance_of_moments",

@@ -47,13 +47,14 @@ def calibration_of(errors: PatchErrors) -> Calibration:
     each counts with their mean error, so that the order of the images does not enter.
     ValueError for fewer than ten patches.
     """
-    patches = len(errors.expected)
+    patches = errors.patches
     if patches < DECILES:
         raise ValueError(f"{patches} patches: ten deciles need at least {DECILES}")
-    _, group, count = np.unique(errors.expected, return_inverse=True, return_counts=True)
-    alike = (np.bincount(group, weights=errors.observed) / count)[group]
-    deciles = np.array_split(np.argsort(errors.expected, kind="stable"), DECILES)
-    expected = np.array([errors.expected[rows].mean() for rows in deciles])
+    expected_error, observed_error = errors.expected.ravel(), errors.observed.ravel()
+    _, group, count = np.unique(expected_error, return_inverse=True, return_counts=True)
+    alike = (np.bincount(group, weights=observed_error) / count)[group]
+    deciles = np.array_split(np.argsort(expected_error, kind="stable"), DECILES)
+    expected = np.array([expected_error[rows].mean() for rows in deciles])
     observed = np.array([alike[rows].mean() for rows in deciles])
     ratios = np.log(np.maximum(observed, SMALLEST) / np.maximum(expected, SMALLEST))
     error = float(np.sqrt(np.square(ratios).mean()))

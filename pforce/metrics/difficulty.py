@@ -12,27 +12,49 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pforce import flow, grid
+from pforce.metrics.intervals import bootstrap
+
+TIMESTEPS = tuple(k / 20 for k in range(1, 20))
+"""0.05, 0.1, …, 0.95: where R(t) is reported."""
+CONSTANT = 1e-12
+"""Variance below which values that were standardised over the pool do not differ in a resample (but by rounding)."""
+
+Floats = NDArray[np.float64]
 
 
 class PatchErrors(NamedTuple):
-    """All patches of M images at one timestep: what the model says of its error, and the error. (M·N,) float64."""
+    """All patches of M images at one timestep: what the model says of its error, and the error. (M, N) float64."""
 
     t: float
-    sigma: NDArray[np.float64]
+    sigma: Floats
     """Patch mean of σ = exp(ℓ/2), ℓ unclamped as samplers use it."""
-    expected: NDArray[np.float64]
+    expected: Floats
     """Patch mean of exp(ℓ), the squared error that the model expects; ℓ clamped as in the loss."""
-    observed: NDArray[np.float64]
+    observed: Floats
     """Mean of (v* − v)² over the patch's pixels and channels."""
-    images: int
+    labels: NDArray[np.int64]
+    """(M,) classes."""
+
+    @property
+    def images(self) -> int:
+        """M."""
+        return len(self.sigma)
+
+    @property
+    def patches(self) -> int:
+        """M·N: of all images together."""
+        return self.sigma.size
 
 
 class DifficultyCorrelation(NamedTuple):
-    """R at one timestep, pooled over all patches of all images."""
+    """R at one timestep, pooled over all patches of all images, with 95 % bootstrap intervals over images."""
 
     t: float
     pearson: float
     spearman: float
+    pearson_interval: tuple[float, float]
+    """(low, high); NaN for one image, and where R is."""
+    spearman_interval: tuple[float, float]
     images: int
     patches: int
 
@@ -57,25 +79,79 @@ def patch_errors(
         sigma.append(grid.pool((log_variance / 2).exp(), model.patch))
         expected.append(grid.pool(log_variance.float().clamp(*flow.LOG_VARIANCE_RANGE).exp(), model.patch))
         observed.append(grid.pool(squared, model.patch))
-    s, e, o = (torch.cat(parts).flatten().double().cpu().numpy() for parts in (sigma, expected, observed))
-    return PatchErrors(t, s, e, o, len(x1))
+    s, e, o = (torch.cat(parts).double().cpu().numpy() for parts in (sigma, expected, observed))
+    return PatchErrors(t, s, e, o, y.long().cpu().numpy())
+
+
+def _products(a: Floats, b: Floats) -> Floats:
+    """Means over each image's patches of a, b, a², b² and a·b, (M, N) → (M, 5): all that a correlation needs.
+
+    a and b are standardised over the pool first, so that the variances taken from these sums do not cancel.
+    """
+    a, b = ((values - values.mean()) / values.std() for values in (a, b))
+    return np.stack([part.mean(axis=1) for part in (a, b, a * a, b * b, a * b)], axis=1)
+
+
+def _pearson(means: Floats) -> Floats:
+    """Pearson's correlation from the means (R, 5) of `_products` over a pool: (R,); NaN where a or b is constant."""
+    a, b, aa, bb, ab = means.T
+    variances = np.stack([aa - a * a, bb - b * b])
+    variances[variances < CONSTANT] = np.nan
+    correlation: Floats = np.clip((ab - a * b) / np.sqrt(variances.prod(axis=0)), -1, 1)
+    return correlation
 
 
 def correlation_of(errors: PatchErrors) -> DifficultyCorrelation:
-    """Pearson and Spearman correlation of σ with the squared error; NaN where σ is the same at every patch."""
+    """Pearson and Spearman correlation of σ with the squared error; NaN where σ (or the error) is the same everywhere.
+
+    The intervals resample images, not patches: patches of one image are alike, so an interval over patches would be
+    too narrow. Spearman's ranks are those over the whole pool, kept in every resample.
+    """
+    m = errors.images
+    if not (np.ptp(errors.sigma) and np.ptp(errors.observed)):
+        # A head trained with λ = 0 says nothing: no number, and no warning either.
+        nowhere = (math.nan, math.nan)
+        return DifficultyCorrelation(errors.t, math.nan, math.nan, nowhere, nowhere, m, errors.patches)
     from scipy import stats  # 0.8 s to import: here it is paid by an evaluation, not by every command and process
 
-    pearson = spearman = math.nan
-    if np.ptp(errors.sigma) != 0:  # a head trained with λ = 0 says nothing: no number, and no warning either
-        pearson = float(stats.pearsonr(errors.sigma, errors.observed).statistic)
-        spearman = float(stats.spearmanr(errors.sigma, errors.observed).statistic)
-    return DifficultyCorrelation(errors.t, pearson, spearman, errors.images, len(errors.sigma))
+    ranks = (stats.rankdata(values, axis=None).reshape(values.shape) for values in (errors.sigma, errors.observed))
+    products = (_products(errors.sigma, errors.observed), _products(*ranks))
+
+    def resampled(counts: Floats) -> Floats:
+        return np.stack([_pearson(counts @ each / counts.sum(axis=1, keepdims=True)) for each in products], axis=1)
+
+    values = resampled(np.ones((1, m)))[0]
+    pearson, spearman = bootstrap(values, resampled, m)
+    p, s = ((e.low, e.high) if m > 1 else (math.nan, math.nan) for e in (pearson, spearman))
+    return DifficultyCorrelation(errors.t, pearson.value, spearman.value, p, s, m, errors.patches)
+
+
+def correlation_by_class(errors: PatchErrors) -> dict[int, DifficultyCorrelation]:
+    """`correlation_of` the images of each class, by class in rising order; classes with fewer than 2 are left out.
+
+    An interval from a handful of images is too narrow, as any bootstrap's is.
+    """
+    by_class = {}
+    classes, counts = np.unique(errors.labels, return_counts=True)
+    for label in classes[counts >= 2].tolist():
+        rows = errors.labels == label
+        some = PatchErrors(
+            errors.t, errors.sigma[rows], errors.expected[rows], errors.observed[rows], errors.labels[rows]
+        )
+        by_class[label] = correlation_of(some)
+    return by_class
 
 
 def difficulty_correlation(
-    model: flow.VelocityModel, x1: Tensor, y: Tensor, x0: Tensor, *, timesteps: Sequence[float], batch: int = 64
+    model: flow.VelocityModel,
+    x1: Tensor,
+    y: Tensor,
+    x0: Tensor,
+    *,
+    timesteps: Sequence[float] = TIMESTEPS,
+    batch: int = 64,
 ) -> list[DifficultyCorrelation]:
-    """Correlation of the patch mean of σ = exp(ℓ/2) with the patch mean of the squared velocity error.
+    """R(t): correlation of the patch mean of σ = exp(ℓ/2) with the patch mean of the squared velocity error.
 
     Held-out images x1 (M, C, H, W) with labels y (M,), noise x0 like x1, one timestep for all patches.
     ValueError for a model without a difficulty head.

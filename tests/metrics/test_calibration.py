@@ -56,6 +56,11 @@ def model_of(x1, x0, variance, *, noise: bool, said=1.0):
     return KnownError(velocity_target(x0, x1), variance, scale * unit, said=said)
 
 
+def by_image(*values, images: int):
+    """Flat values as (M, N), and labels."""
+    return *(each.reshape(images, -1) for each in values), np.zeros(images, dtype=np.int64)
+
+
 def test_the_right_variance_is_on_the_diagonal():
     """Gaussian errors of the predicted variance: a decile's mean of 3,840 squares is within 5 × √(2/3840)."""
     x1, y, x0 = data()
@@ -81,7 +86,7 @@ def test_a_variance_wrong_by_a_factor_is_off_by_its_logarithm(said):
 def test_a_variance_that_is_right_only_on_average():
     """One variance for all patches is their mean: R has nothing to go by, and neither have the deciles."""
     observed = np.arange(1.0, 31.0)
-    flat = PatchErrors(0.5, np.ones(30), np.full(30, observed.mean()), observed, 3)
+    flat = PatchErrors(0.5, *by_image(np.ones(30), np.full(30, observed.mean()), observed, images=3))
     c = calibration_of(flat)
     assert c.observed == pytest.approx(np.full(10, 15.5))
     assert c.error == pytest.approx(0, abs=1e-12)
@@ -92,7 +97,7 @@ def test_deciles_by_hand():
     """Twelve patches: the first two deciles have two. The order of the patches does not enter."""
     expected = np.array([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12.0])
     order = np.random.default_rng(0).permutation(12)
-    c = calibration_of(PatchErrors(0.5, expected, expected[order], 2 * expected[order], 1))
+    c = calibration_of(PatchErrors(0.5, *by_image(expected, expected[order], 2 * expected[order], images=2)))
     assert list(c.expected) == [1.5, 3.5, 5, 6, 7, 8, 9, 10, 11, 12]
     assert list(c.observed) == [3, 7, 10, 12, 14, 16, 18, 20, 22, 24]
     assert c.error == pytest.approx(math.log(2))

@@ -1,0 +1,280 @@
+"""Figures of what the difficulty head knows (R(t), classes, calibration, maps) and of the context ablations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pforce.metrics.calibration import Calibration
+from pforce.metrics.context import ContextHelps, ContextUncertainty
+from pforce.metrics.difficulty import DifficultyCorrelation, PatchErrors, correlation_of
+from pforce.results.figures import calibration_figure
+from pforce.results.paper import paper_table
+
+OURS, PAPER, BASELINE = "#0072b2", "#d55e00", "#767676"
+"""Okabe & Ito's blue and vermilion, which colour-blind readers tell apart, and a grey."""
+BAND = 0.2
+"""Opacity of an interval."""
+BINS = 60
+PANELS_A_ROW = 3
+
+
+def _style() -> AbstractContextManager[None]:
+    return mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160)
+
+
+def _grid(panels: int, width: float, height: float, *, legend: float = 0.0) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels of a size in inches, a few a row, with shared axes."""
+    columns = min(panels, PANELS_A_ROW)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(width * columns + legend, height * rows), layout="constrained")
+    places = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
+    for place in places[panels:]:
+        place.remove()
+    for above in places[max(0, panels - columns) : panels]:
+        above.tick_params(labelbottom=True)  # also where the row below is not full
+    return figure, places[:panels]
+
+
+def _signed(value: float, digits: int = 3) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def _correlation_lines(axis: Axes, correlations: Sequence[DifficultyCorrelation], colour: str, whose: str) -> None:
+    t = [r.t for r in correlations]
+    low, high = np.array([r.pearson_interval for r in correlations]).T
+    axis.fill_between(t, low, high, color=colour, alpha=BAND, linewidth=0)
+    axis.plot(t, [r.pearson for r in correlations], color=colour, marker="o", markersize=3, label=f"R{whose}")
+    axis.plot(
+        t, [r.spearman for r in correlations], color=colour, linestyle="--", linewidth=0.9, label=f"Spearman's{whose}"
+    )
+
+
+def difficulty_figure(
+    correlations: Sequence[DifficultyCorrelation],
+    path: Path,
+    *,
+    baseline: Sequence[DifficultyCorrelation] | None = None,
+) -> None:
+    """R against t with its 95 % interval over images as a band, Spearman's dashed, the paper's points open.
+
+    Args:
+        correlations: of one model, in the order of t.
+        baseline: of another model to compare with, in grey.
+    """
+    paper = paper_table("difficulty")
+    with _style():
+        figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+        axis = figure.subplots()
+        _correlation_lines(axis, correlations, OURS, "")
+        if baseline is not None:
+            _correlation_lines(axis, baseline, BASELINE, ", baseline")
+        axis.plot(
+            paper["t"], paper["pearson_r"], linestyle="", marker="s", markersize=6, markerfacecolor="none",
+            color=PAPER, label="paper",
+        )  # fmt: skip
+        axis.set(xlim=(0, 1), xlabel="t", ylabel="correlation of σ with the squared error")
+        lowest = min(line.get_ydata().min() for line in axis.lines)  # type: ignore[union-attr]
+        axis.set_ylim(min(0.0, 1.05 * lowest) if np.isfinite(lowest) else 0.0, 1)
+        images, patches = correlations[0].images, correlations[0].patches
+        axis.set_title(f"{images:,} images, {patches:,} patches; band: 95 % over images", loc="left", fontsize=9)
+        axis.grid(alpha=0.25)
+        axis.legend(frameon=False, fontsize=8, loc="lower right")
+        _save(figure, path)
+
+
+def difficulty_scatter(errors: PatchErrors | Sequence[PatchErrors], path: Path) -> None:
+    """Squared error against σ, a count of patches in hexagons on logarithmic axes; a panel a timestep.
+
+    The dashed line is squared error = σ², where a calibrated model's mean errors are. Zeros are drawn at the edge.
+    """
+    several = [errors] if isinstance(errors, PatchErrors) else list(errors)
+    sides = []
+    for values in ([each.sigma for each in several], [each.observed for each in several]):
+        flat = np.concatenate([value.ravel() for value in values])
+        positive = flat[flat > 0]
+        sides.append((positive.min() / 1.3, positive.max() * 1.3) if len(positive) else (0.1, 1.0))
+    (left, right), (bottom, top) = sides
+    with _style():
+        figure, panels = _grid(len(several), 2.9, 2.8, legend=0.7)
+        drawn = []
+        for axis, each in zip(panels, several, strict=True):
+            extent = (np.log10(left), np.log10(right), np.log10(bottom), np.log10(top))
+            cells = axis.hexbin(
+                np.clip(each.sigma.ravel(), left, right), np.clip(each.observed.ravel(), bottom, top),
+                xscale="log", yscale="log", extent=extent, gridsize=32, mincnt=1, cmap="viridis", linewidths=0.1,
+            )  # fmt: skip
+            drawn.append(cells)
+            line = np.array([left, right])
+            axis.plot(line, line**2, color=PAPER, linestyle="--", linewidth=1.2)
+            axis.set(xlim=(left, right), ylim=(bottom, top))
+            axis.set_title(f"t = {each.t:g}: R = {correlation_of(each).pearson:.2f}", loc="left")
+            axis.grid(alpha=0.25)
+            if axis.get_subplotspec().is_first_col():  # type: ignore[union-attr]
+                axis.set_ylabel("squared error of a patch")
+        for axis in panels[-min(len(panels), PANELS_A_ROW) :]:
+            axis.set_xlabel("predicted σ")
+        norm = LogNorm(1, max(2, *(cells.get_array().max() for cells in drawn)))  # type: ignore[union-attr]
+        for cells in drawn:
+            cells.set_norm(norm)
+        figure.colorbar(drawn[-1], ax=panels, label="patches")
+        _save(figure, path)
+
+
+def class_figure(by_class: Mapping[str, DifficultyCorrelation], path: Path) -> None:
+    """R of each class with its interval over images, the highest on top, and the number of images beside the name."""
+    ordered = sorted(by_class.items(), key=lambda item: (np.nan_to_num(item[1].pearson, nan=-2.0), item[0]))
+    r = np.array([each.pearson for _, each in ordered])
+    interval = np.array([each.pearson_interval for _, each in ordered])
+    # A bootstrap's interval need not hold the value itself, where a class has few images.
+    sizes = np.maximum(0, np.stack([r - interval[:, 0], interval[:, 1] - r]))
+    with _style():
+        figure = Figure(figsize=(5.6, 0.26 * len(ordered) + 1.0), layout="constrained")
+        axis = figure.subplots()
+        axis.errorbar(r, range(len(ordered)), xerr=sizes, fmt="o", markersize=4, color=OURS, capsize=2.5, linewidth=1.2)
+        axis.set_yticks(range(len(ordered)), [f"{name} ({each.images:,})" for name, each in ordered])
+        axis.set_ylim(-0.7, len(ordered) - 0.3)
+        times = sorted({each.t for _, each in ordered})
+        axis.set_xlabel(f"R at t = {', '.join(f'{t:g}' for t in times)} (images in brackets, 95 % intervals over them)")
+        axis.grid(axis="x", alpha=0.25)
+        _save(figure, path)
+
+
+def calibrations_figure(calibrations: Sequence[Calibration], path: Path) -> None:
+    """Observed against expected squared error by decile, a panel a timestep, as a sweep's `calibration_figure`."""
+    frame = pd.DataFrame(
+        {"row": each.images, "images": each.images, "t": each.t, "expected": expected, "observed": observed}
+        for each in calibrations
+        for expected, observed in zip(each.expected, each.observed, strict=True)
+    )
+    calibration_figure(frame, ["images"], path, symbol="images")
+
+
+def _minimum(axis: Axes, times: NDArray[np.float64], values: NDArray[np.float64]) -> None:
+    """Mark and name the lowest point of a curve."""
+    k = int(values.argmin())
+    axis.plot(times[k], values[k], marker="o", markersize=6, color=OURS, zorder=3)
+    axis.annotate(
+        f"t′ = {times[k]:.2f}", (times[k], values[k]), xytext=(0, -7), textcoords="offset points", ha="center",
+        va="top", fontsize=8, color=OURS,
+    )  # fmt: skip
+
+
+def context_helps_figure(curves: Sequence[ContextHelps], path: Path) -> None:
+    """Loss on uncertain patches against the context time: a column a t; above the loss, below its change in percent.
+
+    The paper's losses are of another model on latents, so only their change from the start is drawn beside ours. Each
+    panel above has its own scale; all panels below share one.
+    """
+    paper = paper_table("context_helps")
+    with _style():
+        figure = Figure(figsize=(2.9 * len(curves), 4.8), layout="constrained")
+        rows = figure.subplots(2, len(curves), squeeze=False, sharex="col")
+        for axis, below, curve in zip(*rows, curves, strict=True):
+            times, start = curve.context_times, curve.loss[0]
+            axis.fill_between(times, curve.low, curve.high, color=OURS, alpha=BAND, linewidth=0)
+            axis.plot(times, curve.loss, color=OURS)
+            axis.axhline(start, color=BASELINE, linestyle="--", linewidth=1)
+            _minimum(axis, times, curve.loss)
+            axis.set_title(f"t = {curve.t:g}", loc="left")
+            axis.margins(y=0.12)
+            below.fill_between(
+                times, 100 * curve.change_low / start, 100 * curve.change_high / start, color=OURS, alpha=BAND,
+                linewidth=0,
+            )  # fmt: skip
+            below.plot(times, 100 * curve.change / start, color=OURS, label=f"ours, {curve.images:,} images")
+            below.axhline(0, color=BASELINE, linestyle="--", linewidth=1, label="no context")
+            theirs = paper[np.isclose(paper["t"], curve.t)].sort_values("context_t")
+            if len(theirs):
+                losses = theirs["uncertain_region_val_loss"].to_numpy()
+                below.plot(
+                    theirs["context_t"], 100 * (losses / losses[0] - 1), color=PAPER, marker="s", markersize=5,
+                    markerfacecolor="none", linestyle=":", linewidth=1, label="paper (three points read off)",
+                )  # fmt: skip
+            below.set_xlabel("context time t′")
+            for each in (axis, below):
+                each.set_xlim(0, 1.02)
+                each.grid(alpha=0.25)
+        lows, highs = zip(*(axis.get_ylim() for axis in rows[1]), strict=True)
+        for axis in rows[1]:
+            axis.set_ylim(min(lows), max(highs))
+        rows[0, 0].set_ylabel("loss on uncertain patches")
+        rows[1, 0].set_ylabel("change in %")
+        most = max(rows[1], key=lambda axis: len(axis.get_legend_handles_labels()[1]))
+        figure.legend(*most.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+        _save(figure, path)
+
+
+def context_uncertainty_figure(results: Sequence[ContextUncertainty], path: Path) -> None:
+    """Predicted log-σ on uncertain patches without and with context, a panel a t; mean difference in the title."""
+    values = np.concatenate([part for each in results for part in (each.alone, each.with_context)])
+    low, high = np.quantile(values, (1e-4, 1 - 1e-4)).tolist()
+    edges = np.linspace(low, high, BINS + 1)
+    with _style():
+        figure, panels = _grid(len(results), 3.0, 2.9)
+        for axis, each in zip(panels, results, strict=True):
+            for part, colour, label in (
+                (each.alone, BASELINE, "no context"),
+                (each.with_context, OURS, "with context"),
+            ):
+                # The few values beyond the edges count in the outermost bars.
+                heights, _ = np.histogram(np.clip(part, edges[0], edges[-1]), edges)
+                share = 100 * heights / len(part)
+                axis.stairs(share, edges, color=colour, fill=True, alpha=0.18)
+                axis.stairs(share, edges, color=colour, linewidth=1.3, label=label)
+                axis.axvline(float(part.mean()), color=colour, linestyle="--", linewidth=1)
+            d = each.difference
+            axis.set_title(
+                f"t = {each.t:g}, context at {each.context_time:g}\n"
+                f"{_signed(d.value)} ({_signed(d.low)} … {_signed(d.high)})",
+                loc="left", fontsize=9,
+            )  # fmt: skip
+            axis.grid(alpha=0.25)
+            if axis.get_subplotspec().is_first_col():  # type: ignore[union-attr]
+                axis.set_ylabel("uncertain patches in %")
+        for axis in panels[-min(len(panels), PANELS_A_ROW) :]:
+            axis.set_xlabel("predicted log σ")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        _save(figure, path)
+
+
+def uncertainty_maps(
+    images: Tensor | NDArray[np.uint8], sigma: Mapping[float, NDArray[np.floating[Any]]], path: Path
+) -> None:
+    """A row an image: the image, then its σ at several timesteps, all on one colour scale.
+
+    Args:
+        images: (n, 3, H, W) uint8. sigma: t → (n, h, w).
+    """
+    pictures = np.asarray(images).transpose(0, 2, 3, 1)
+    times = sorted(sigma)
+    low, high = min(float(sigma[t].min()) for t in times), max(float(sigma[t].max()) for t in times)
+    with mpl.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(1.05 * (len(times) + 1) + 0.8, 1.05 * len(pictures) + 0.35), layout="constrained")
+        axes = figure.subplots(len(pictures), len(times) + 1, squeeze=False)
+        for row, picture in zip(axes, pictures, strict=True):
+            row[0].imshow(picture, interpolation="nearest")
+        for column, t in enumerate(times, start=1):
+            for row, at in zip(axes, sigma[t], strict=True):
+                shown = row[column].imshow(at, cmap="magma", vmin=low, vmax=high, interpolation="nearest")
+            axes[0, column].set_title(f"t = {t:g}", fontsize=9)
+        for axis in axes.flat:
+            axis.set_axis_off()
+        figure.colorbar(shown, ax=axes.ravel().tolist(), label="σ", fraction=0.04, aspect=30)
+        _save(figure, path)
