@@ -44,18 +44,23 @@ def experiments() -> int:
 
 
 def build_data(
-    name: Annotated[Literal["openmoji"], tyro.conf.Positional],
+    name: Annotated[Literal["openmoji", "fashion-mnist"], tyro.conf.Positional],
     resolution: int = 32,
     destination: Path | None = None,
+    source: Path | None = None,
 ) -> int:
-    """Draw a data set and write it as webdataset shards with a manifest. Does nothing where it is already there.
+    """Write a data set as webdataset shards with a manifest. Does nothing where it is already there.
 
     Args:
-        name: the data set; openmoji is drawn from the installed package, nothing is downloaded.
-        resolution: height and width of the images, in pixels.
+        name: the data set; openmoji is drawn from the installed package, fashion-mnist made from its IDX files.
+            Nothing is downloaded.
+        resolution: height and width of the images, in pixels; fashion-mnist has 32 only.
         destination: folder to write; by default the cache folder ($PFORCE_CACHE or ~/.cache/pforce).
+        source: fashion-mnist only: folder of its four IDX files; by default $PFORCE_FASHION_MNIST, else where
+            Debian's package dataset-fashion-mnist puts them.
     """
-    folder = ensure(DataConfig(name=name, resolution=resolution, path=str(destination) if destination else None))
+    config = DataConfig(name=name, resolution=resolution, path=str(destination) if destination else None)
+    folder = ensure(config, source=source)
     manifest = Manifest.load(folder)
     sizes = f"{manifest.train.samples:,} training and {manifest.validation.samples:,} validation"
     Console().print(f"{folder}: {sizes} images, {len(manifest.classes)} classes", highlight=False, soft_wrap=True)

@@ -27,8 +27,10 @@ from pforce.timesteps import LTG, SAMPLERS, TimestepSampler
 from pforce.training.config import OptimizerConfig, TrainingConfig
 from pforce.validation import FieldError, require
 
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 """Raised when a change of the code changes results: fingerprints of older results no longer match."""
+TRAINING_VERSION = 1
+"""The same for trained weights: those of before stay usable where only the evaluation changed."""
 
 # What does not determine the result beyond rounding: names, places, speed and logging.
 NOT_IN_FINGERPRINT = (
@@ -40,7 +42,10 @@ NOT_IN_FINGERPRINT = (
     "training.checkpoint_every",
     "training.log_every",
     "evaluation.batch",
+    "evaluation.detector_weights",
 )
+EVALUATION_ONLY = ("sampler", "evaluation")
+"""What does not determine the trained weights: cells that differ in nothing else share a training."""
 
 
 class ConfigError(ValueError):
@@ -246,7 +251,15 @@ def fingerprint(experiment: Experiment, inputs: Mapping[str, str]) -> str:
         experiment: names, paths, speed and logging do not enter.
         inputs: content hashes of what the experiment reads: the data set's manifest, the detector's weights.
     """
-    text = json.dumps(
-        {"version": RESULT_VERSION, "inputs": dict(inputs), "experiment": canonical(experiment)}, sort_keys=True
-    )
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return _digest({"version": RESULT_VERSION, "inputs": dict(inputs), "experiment": canonical(experiment)})
+
+
+def training_fingerprint(experiment: Experiment, inputs: Mapping[str, str]) -> str:
+    """Hash of what determines the trained weights: of `inputs` the data set's, of the experiment all but how it is
+    sampled and measured. Names the folder of a training, so that another evaluation of it trains nothing."""
+    trained = {name: value for name, value in canonical(experiment).items() if name not in EVALUATION_ONLY}
+    return _digest({"version": TRAINING_VERSION, "data": inputs.get("data"), "training": trained})
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=16).hexdigest()

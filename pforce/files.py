@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -23,3 +24,9 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         finally:
             os.close(descriptor)
         scratch.replace(path)
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file's content. OSError where it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

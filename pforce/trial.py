@@ -1,7 +1,8 @@
 """A trial: train a model, measure it, leave its record. The same for every launcher, Ray or not.
 
-Folder of a trial: `experiment.json`, `checkpoints/` (see `pforce.training.checkpoint`), `samples.png`, and at the end
-`result.json`, which is written last and makes the folder complete.
+Folder of a training, named by its training fingerprint: `experiment.json`, `checkpoints/` (see
+`pforce.training.checkpoint`), and `evaluations/<fingerprint>/` with the pictures of an evaluation and, written last,
+its `result.json`. Trials that differ in sampler or evaluation only share the training.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import fcntl
 import json
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +20,18 @@ import torch
 
 from pforce import data, seeding
 from pforce.config import ConfigError, Experiment
+from pforce.files import write_whole
 from pforce.images import save_grid
-from pforce.metrics.detectors import load_detector
-from pforce.metrics.evaluate import GRID_IMAGES, Progress, evaluate
+from pforce.metrics.detectors import Detector
+from pforce.metrics.evaluate import GRID_IMAGES, Progress, TrialEvaluation, evaluate
 from pforce.models import build
+from pforce.references import reference_for
 from pforce.sources import write_experiment
 from pforce.training import Callback, Checkpoints, TrainingSpec, TrainState, new_state, train
 
 RESULT = "result.json"
 SAMPLES = "samples.png"
+LOCK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -36,14 +41,21 @@ class Paths:
     data: Path
     """Folder of the data set."""
     folder: Path
-    """Folder of this trial, named by its fingerprint."""
+    """Folder of the training, named by its fingerprint."""
+    references: Path | None = None
+    """Where features of reference images are kept; None makes them anew."""
+
+
+def evaluation_folder(folder: Path, identity: str) -> Path:
+    """Folder of one evaluation of a training."""
+    return folder / "evaluations" / identity
 
 
 class TrialLocked(RuntimeError):
     """Another process runs this trial."""
 
 
-def check_data(experiment: Experiment, folder: Path) -> data.Manifest:
+def check_data(experiment: Experiment, folder: Path, detector: Detector) -> data.Manifest:
     """The data set's manifest. DataError where it is unusable, ConfigError where it does not fit the experiment."""
     manifest = data.Manifest.load(folder)
     manifest.check(folder)
@@ -55,7 +67,6 @@ def check_data(experiment: Experiment, folder: Path) -> data.Manifest:
     for path, (configured, found) in expected.items():
         if configured != found:
             raise ConfigError(f"{path} = {configured}: must be {found}, as the data set in {folder} has")
-    detector = load_detector(experiment.evaluation.detector)
     if manifest.channels != 3 or manifest.resolution < detector.minimum_size:
         raise ConfigError(
             f"data.resolution = {manifest.resolution} with {manifest.channels} channels: the detector {detector.name} "
@@ -69,14 +80,24 @@ def check_data(experiment: Experiment, folder: Path) -> data.Manifest:
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold the trial's folder; TrialLocked where another process has it. Released when the process ends."""
+def only_one(folder: Path, *, wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold a folder until the block or the process ends.
+
+    Args:
+        wait: called about once a second while another process has it; without it that is TrialLocked.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise TrialLocked(f"{folder} is in use by another process: the same cell is being run twice") from error
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if wait is None:
+                    message = f"{folder} is in use by another process: the same cell is being run twice"
+                    raise TrialLocked(message) from error
+                wait()
+                time.sleep(LOCK_SECONDS)
         yield
 
 
@@ -105,28 +126,36 @@ def run_trial(
     paths: Paths,
     *,
     identity: str,
+    training: str,
     device: torch.device,
     callbacks: Sequence[Callback] = (),
     progress: Progress = lambda part, share: None,
     device_count: float = 1,
 ) -> dict[str, float]:
-    """Train (or resume) and evaluate. Diverged, DataError, CheckpointError and TrialLocked pass through.
+    """Train (or resume, or find trained) and evaluate. Diverged, DataError, CheckpointError and TrialLocked pass.
 
-    Returns the metrics under their fixed names.
+    Returns the metrics under their fixed names. What the evaluation notes is warned of.
 
     Args:
-        identity: the experiment's fingerprint; its checkpoints carry it.
+        identity: the experiment's fingerprint: of the evaluation.
+        training: fingerprint of the training; its checkpoints carry it.
         device_count: devices the trial occupies, for device-hours (CPU: cores).
     """
-    with only_one(paths.folder):
-        write_experiment(paths.folder, experiment)
+    results = evaluation_folder(paths.folder, identity)
+    with only_one(results):
         # What the evaluation reads is read first: a missing file is found before hours of training, not after.
         wanted = min(experiment.evaluation.validation_images, data.Manifest.load(paths.data).validation.samples)
         held_out = data.read_split(paths.data, "validation", limit=wanted)
-        state = training_state(experiment, paths, identity, device)
-        checkpoints = Checkpoints(paths.folder / "checkpoints")
-        train(state, flip=experiment.data.flip, callbacks=(checkpoints, *callbacks))
+        detector = experiment.evaluation.load_detector().to(device)
+        with only_one(paths.folder, wait=lambda: progress("waiting for its training", 0.0)):
+            write_experiment(paths.folder, experiment)
+            state = training_state(experiment, paths, training, device)
+            checkpoints = Checkpoints(paths.folder / "checkpoints")
+            train(state, flip=experiment.data.flip, callbacks=(checkpoints, *callbacks))
         started = time.perf_counter()
+        reference = reference_for(
+            experiment.evaluation, paths.data, detector, held_out=held_out, cache=paths.references, device=device
+        )
         evaluation = evaluate(
             state.ema.model,
             experiment.evaluation,
@@ -134,9 +163,13 @@ def run_trial(
             held_out.images,
             held_out.labels,
             device=device,
+            detector=detector,
+            reference=reference,
             progress=progress,
         )
         seconds = time.perf_counter() - started
+        for note in evaluation.notes:
+            warnings.warn(note, stacklevel=2)
         metrics = {
             **evaluation.metrics,
             "cost/images_seen": float(state.images_seen),
@@ -147,11 +180,18 @@ def run_trial(
             "throughput/images_per_second": state.images_seen / state.seconds,
             "data/damaged_samples": float(sum(state.stream.damaged.values()) + held_out.damaged),
         }
-        if evaluation.samples.shape[1] == 3:
-            save_grid(
-                evaluation.samples[:GRID_IMAGES], paths.folder / SAMPLES, scale=max(1, 64 // held_out.images.shape[-1])
-            )
-        record = paths.folder / f".{RESULT}"
-        record.write_text(json.dumps({"fingerprint": identity, "metrics": metrics}, indent=1))
-        record.rename(paths.folder / RESULT)
+        _leave(results, evaluation, identity, metrics)
         return metrics
+
+
+def _leave(folder: Path, evaluation: TrialEvaluation, identity: str, metrics: dict[str, float]) -> None:
+    """The files of an evaluation, the result last."""
+    if evaluation.samples.shape[1] == 3:
+        scale = max(1, 64 // evaluation.samples.shape[-1])
+        save_grid(evaluation.samples[:GRID_IMAGES], folder / SAMPLES, scale=scale)
+    text = json.dumps({"fingerprint": identity, "metrics": metrics}, indent=1)
+    write_whole(folder / RESULT, lambda scratch: _write(scratch, text))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)

@@ -62,5 +62,5 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.training.conftest import DATA, tiny
 
     folder = tmp_path_factory.mktemp("trial")
-    run_trial(tiny(20), Paths(DATA, folder), identity="tiny", device=torch.device("cpu"))
+    run_trial(tiny(20), Paths(DATA, folder), identity="tiny", training="tiny", device=torch.device("cpu"))
     return folder

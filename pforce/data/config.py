@@ -12,8 +12,9 @@ from pforce.validation import require
 class DataConfig:
     """The images of an experiment, and the order in which training sees them."""
 
-    name: Literal["openmoji", "shards"] = "openmoji"
-    """openmoji: drawn from the installed package on first use. shards: a folder with a manifest.json."""
+    name: Literal["openmoji", "fashion-mnist", "shards"] = "openmoji"
+    """openmoji: drawn from the installed package on first use. fashion-mnist: made from its IDX files on first use
+    ($PFORCE_FASHION_MNIST, or Debian's package dataset-fashion-mnist). shards: a folder with a manifest.json."""
     resolution: int = 32
     """Height and width of an image, in pixels (of a latent, in latent pixels)."""
     path: str | None = None

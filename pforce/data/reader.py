@@ -9,7 +9,7 @@ W workers together see what one would see, and a position (epoch, index) per str
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,6 +260,23 @@ def read_split(folder: Path, split: SplitName, *, limit: int | None = None) -> B
             labels.append(decoded.labels[kept])
             captions += [decoded.captions[place] for place in kept.tolist()]
     return Batch(torch.cat(images), torch.cat(labels), captions, skipped)
+
+
+def read_batches(folder: Path, split: SplitName, size: int) -> Iterator[Tensor]:
+    """All images of a split in the order of the shards, uint8 (size, 3, H, W), the last batch smaller. One shard in
+    memory at a time. DataError as `read_split`."""
+    manifest = _open_manifest(folder)
+    shards = manifest.split(split)
+    damage = DamageCount(folder, shards)
+    rest: list[Tensor] = []
+    with _decoding_threads() as executor:
+        for shard in shards.shards:
+            decoded = decode_shard(folder, shard, manifest, executor)
+            damage.add(shard, decoded)
+            *whole, last = torch.cat([*rest, decoded.images[decoded.intact]]).split(size)
+            yield from whole
+            rest = [last]
+    yield from (last for last in rest if len(last))
 
 
 def _open_manifest(folder: Path) -> Manifest:

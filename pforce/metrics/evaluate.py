@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pforce import flow, seeding
-from pforce.images import from_uint8
+from pforce.images import from_uint8, to_uint8
 from pforce.metrics.calibration import DECILES, calibration_of
-from pforce.metrics.detectors import Detector, load_detector
+from pforce.metrics.detectors import Detector, Reading, check_name, load_detector
 from pforce.metrics.difficulty import correlation_of, patch_errors
-from pforce.metrics.frechet import Moments, distance_of_moments, moments
+from pforce.metrics.distances import IMAGE_METRICS, ImageMetric, distances
+from pforce.metrics.features import collect, read_padded
+from pforce.metrics.image_sets import ImageTensor
+from pforce.metrics.reference import ReferenceStatistics, cached_reference
 from pforce.models import PatchForcingTransformer
 from pforce.sampling import Denoiser, SamplerConfig, count_flops, generate
 from pforce.validation import require
@@ -32,8 +35,18 @@ class EvaluationConfig:
     """Generated images for the distances: the n that is stated beside them."""
     validation_images: int = 1000
     """Held-out images for losses, correlation and reference features; all of them where there are fewer."""
-    detector: Literal["openmoji"] = "openmoji"
-    """Feature detector of the Fréchet distance."""
+    detector: str = "openmoji"
+    """Feature detector of the distances: openmoji, fashion-mnist, inception, dinov2, or package.module:function."""
+    detector_weights: str | None = None
+    """File with the weights of inception or dinov2. Not part of the fingerprint: its hash is."""
+    metrics: tuple[ImageMetric, ...] = ("frechet",)
+    """What is measured on generated images: frechet (with sFID where the detector has spatial features), kernel,
+    precision_recall, inception_score."""
+    reference: str = "validation"
+    """What generated images are compared with: the data set's validation or train images, or a file of stored
+    statistics (npz as ADM's evaluator uses). A file is known by its hash."""
+    extrapolate: bool = False
+    """Also report the Fréchet distance extrapolated to endless images (FID∞)."""
     difficulty_timesteps: tuple[float, ...] = (0.2, 0.6)
     """Timesteps of the difficulty correlation R(t) and of the calibration of σ, in (0, 1)."""
     seed: int = 0
@@ -51,6 +64,23 @@ class EvaluationConfig:
             "between 0 and 1",
         )
         require(self.batch > 0, "batch", self.batch, "> 0")
+        check_name(self.detector)
+        require(
+            self.reference in ("validation", "train") or self.reference.endswith(".npz"),
+            "reference",
+            self.reference,
+            "validation, train, or an .npz file of statistics",
+        )
+        require(len(set(self.metrics)) == len(self.metrics) > 0, "metrics", self.metrics, f"some of {IMAGE_METRICS}")
+
+    @property
+    def detector_name(self) -> str:
+        """What metrics are called by: the detector's name; of package.module:function that of the function."""
+        return self.detector.rsplit(":", 1)[-1]
+
+    def load_detector(self) -> Detector:
+        """The detector, as `load_detector`."""
+        return load_detector(self.detector, self.detector_weights)
 
 
 class TrialEvaluation(NamedTuple):
@@ -59,6 +89,8 @@ class TrialEvaluation(NamedTuple):
     metrics: dict[str, float]
     samples: Tensor
     """(≤ 64, C, H, W) the first generated images."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the numbers should know."""
 
 
 Progress = Callable[[str, float], None]
@@ -96,47 +128,47 @@ def _difficulty(
     return metrics
 
 
-def reference_moments(detector: Detector, images: Tensor, batch: int) -> Moments:
-    """Moments of a detector's features of real images (M, C, H, W) in [−1, 1]."""
-    return moments(torch.cat([detector.features(images[i : i + batch]).cpu() for i in range(0, len(images), batch)]))
-
-
 def measure_sampler(
     model: Denoiser,
     sampler: SamplerConfig,
     classes: Tensor,
-    reference: Moments,
+    reference: ReferenceStatistics,
     detector: Detector,
     *,
+    config: EvaluationConfig,
     seed: int,
-    batch: int,
     device: torch.device,
     progress: Callable[[float], None] = lambda share: None,
 ) -> TrialEvaluation:
-    """Generate an image for each class (M,), and measure their distance and their cost.
+    """Generate an image for each class (M,), and measure their distances and their cost.
 
-    The noise of image i belongs to (seed, i): samplers that are measured with one seed share it.
+    The noise of image i belongs to (seed, i): samplers that are measured with one seed share it. Features are read
+    from the images as bytes, as they would be from files.
     """
-    features: list[Tensor] = []
     kept: list[Tensor] = []
-    nfe, passes, started = 0, 0, time.perf_counter()
-    for generated in generate(model, sampler, classes, seed=seed, batch=batch, device=device):
-        features.append(detector.features(generated.images.clamp(-1, 1)).cpu())
-        kept.append(generated.images[: max(0, GRID_IMAGES - sum(len(k) for k in kept))].cpu())
-        nfe, passes = generated.num_function_evaluations, generated.forward_passes
-        progress(sum(len(f) for f in features) / len(classes))
+    nfe, passes, done, started = 0, 0, 0, time.perf_counter()
+    batch = min(config.batch, len(classes))
+
+    def readings() -> Iterator[Reading]:
+        nonlocal nfe, passes, done
+        for generated in generate(model, sampler, classes, seed=seed, batch=batch, device=device):
+            yield read_padded(detector, to_uint8(generated.images), batch)
+            kept.append(generated.images[: max(0, GRID_IMAGES - done)].cpu())
+            nfe, passes = generated.num_function_evaluations, generated.forward_passes
+            done += len(generated.images)
+            progress(done / len(classes))
+
+    features = collect(detector, readings())
     seconds = time.perf_counter() - started
-    name = f"fd/{detector.name}"
+    measured = distances(features, reference, config.metrics, extrapolate=config.extrapolate)
     metrics = {
-        name: distance_of_moments(moments(torch.cat(features)), reference),
-        f"{name}_images": float(len(classes)),
-        f"{name}_reference_images": float(reference.n),
+        **measured.metrics,
         "cost/nfe": float(nfe),
         "cost/forward_passes": float(passes),
         "cost/flops_per_image": float(count_flops(model.config, sampler)),
         "cost/sampling_seconds_per_image": seconds / len(classes),
     }
-    return TrialEvaluation(metrics, torch.cat(kept))
+    return TrialEvaluation(metrics, torch.cat(kept), measured.notes)
 
 
 def evaluate(
@@ -147,12 +179,16 @@ def evaluate(
     labels: Tensor,
     *,
     device: torch.device,
+    detector: Detector | None = None,
+    reference: ReferenceStatistics | None = None,
     progress: Progress = lambda part, share: None,
 ) -> TrialEvaluation:
     """Measure a model (averaged weights, evaluation mode) on held-out images.
 
     Args:
         images: (M, C, H, W) uint8. labels: (M,); generated image i is of class labels[i mod M].
+        detector: on the device; by default the configuration's.
+        reference: what generated images are compared with; by default the held-out images.
     """
     x1, y = from_uint8(images.to(device)), labels.to(device)
     x0 = seeding.noise_for_images(config.seed, 0, len(x1), tuple(x1.shape[1:]), device)
@@ -161,19 +197,21 @@ def evaluate(
     if model.config.difficulty_head:
         progress("difficulty", 0.1)
         metrics |= _difficulty(model, x1, y, x0, config)
-    detector = load_detector(config.detector).to(device)
+    detector = detector or config.load_detector().to(device)
+    if reference is None:
+        reference = cached_reference(ImageTensor(images), detector, None, source="held-out images", device=device)
     sampled = measure_sampler(
         model,
         sampler,
         classes_of(labels, config.images),
-        reference_moments(detector, x1, config.batch),
+        reference,
         detector,
+        config=config,
         seed=config.seed,
-        batch=config.batch,
         device=device,
         progress=lambda share: progress("sampling", 0.2 + 0.8 * share),
     )
-    return TrialEvaluation({**metrics, **sampled.metrics}, sampled.samples)
+    return TrialEvaluation({**metrics, **sampled.metrics}, sampled.samples, sampled.notes)
 
 
 def classes_of(labels: Tensor, images: int) -> Tensor:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pandas as pd
+
 from pforce import catalog
-from pforce.config import fingerprint
+from pforce.config import fingerprint, training_fingerprint
 from pforce.data import Manifest, ensure
-from pforce.metrics.detectors import load_detector
+from pforce.metrics.distances import metric_name
+from pforce.references import inputs_of
 from pforce.sources import SourceError
 from pforce.tracking import Tracker, default_uri, runs_frame
 
@@ -43,41 +46,52 @@ def find_source(text: str, *, storage: Path, tracking_uri: str | None = None) ->
         found = frame[(frame["run_id"] == text) | (frame["fingerprint"] == text)] if len(frame) else frame
         if found.empty:
             raise SourceError(f"{text}: no run of {uri} has this id or fingerprint")
-        return _folder(storage, str(found.iloc[0]["fingerprint"]), text)
+        return _folder(storage, _training(found.iloc[0], text), text)
     if text not in catalog.experiments():
         raise SourceError(f"{text}: no such file, experiment or run. A model is {FORMS}")
     experiment = catalog.experiment(text)
-    inputs = {
-        "data": Manifest.load(ensure(experiment.data)).hash,
-        "detector": load_detector(experiment.evaluation.detector).sha256,
-    }
+    evaluation = experiment.evaluation
+    inputs = inputs_of(evaluation, Manifest.load(ensure(experiment.data)), evaluation.load_detector())
     wanted = fingerprint(experiment, inputs)
     if wanted not in tracker.finished([wanted]):
         raise SourceError(f"{text}: no finished run of this experiment in {uri}. Train it: pforce train {text}")
-    return _folder(storage, wanted, text)
+    return _folder(storage, training_fingerprint(experiment, inputs), text)
+
+
+def _training(run: pd.Series, text: str) -> str:
+    """Fingerprint of the training that a run belongs to."""
+    found = run.get("training")
+    if not isinstance(found, str):
+        raise SourceError(f"{text}: its run trained nothing, or is of an earlier version: give its folder's path")
+    return found
 
 
 def _best(tracker: Tracker, sweep: str) -> str:
-    """Fingerprint of the sweep's finished run with the smallest distance."""
+    """Training of the sweep's finished run with the smallest distance."""
     frame = runs_frame(tracker, sweep)
     finished = frame[frame["status"] == "FINISHED"] if len(frame) else frame
-    if finished.empty or "fd/openmoji" not in finished:
+    if finished.empty:
         raise SourceError(f"{BEST}{sweep}: {tracker.uri} has no finished run of a sweep {sweep}")
-    if "cost/images_seen" not in finished:  # a sampler sweep's runs
+    known = "evaluation.detector" in finished and "cost/images_seen" in finished
+    detectors: list[str] = list(finished["evaluation.detector"].dropna().unique()) if known else []
+    if not detectors:  # a sampler sweep's runs
         raise SourceError(f"{BEST}{sweep}: its runs trained nothing; give the sweep that did")
-    trained = finished.dropna(subset=["fd/openmoji", "cost/images_seen"])
-    for name in ("fd/openmoji_images", "cost/nfe"):
+    distance = metric_name("fd", detectors[0].rsplit(":", 1)[-1])
+    if len(detectors) > 1 or distance not in finished:
+        raise SourceError(f"{BEST}{sweep}: its runs have no distance in common; give one run's id")
+    trained = finished.dropna(subset=[distance, "cost/images_seen"])
+    for name in (f"{distance}_images", "cost/nfe"):
         if name in trained and trained[name].nunique() > 1:
             values = ", ".join(f"{value:g}" for value in sorted(trained[name].unique()))
             raise SourceError(
                 f"{BEST}{sweep}: its runs differ in {name} ({values}), so their distances do not compare; give "
                 "one run's id"
             )
-    return str(trained.sort_values("fd/openmoji").iloc[0]["fingerprint"])
+    return _training(trained.sort_values(distance).iloc[0], f"{BEST}{sweep}")
 
 
-def _folder(storage: Path, fingerprint: str, text: str) -> Path:
-    folder = storage.absolute() / "trials" / fingerprint
+def _folder(storage: Path, training: str, text: str) -> Path:
+    folder = storage.absolute() / "trials" / training
     if not folder.is_dir():
         raise SourceError(
             f"{text}: its run is recorded, but its files are not in {folder}: give the --storage of its sweep"

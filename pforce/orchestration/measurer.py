@@ -12,14 +12,13 @@ from typing import NamedTuple
 import torch
 
 from pforce.data import Manifest, read_split
-from pforce.images import from_uint8
-from pforce.metrics.detectors import load_detector
-from pforce.metrics.evaluate import EvaluationConfig, classes_of, measure_sampler, reference_moments
+from pforce.metrics.evaluate import EvaluationConfig, classes_of, measure_sampler
 from pforce.orchestration.worker import failure_reason
+from pforce.references import reference_for
 from pforce.sampling import SamplerConfig
 from pforce.sources import SourceError, Weights, load_source
 
-VERSION = 1
+VERSION = 2
 """Raised when a change of the code changes what a measurement gives."""
 
 
@@ -37,6 +36,8 @@ class Subject:
     inputs: tuple[tuple[str, str], ...]
     """Content hashes of data set and detector."""
     evaluation: EvaluationConfig
+    cache: str
+    """Folder of reference features."""
 
     def fingerprint(self, sampler: SamplerConfig, seed: int) -> str:
         """Hash of what determines a measurement."""
@@ -48,6 +49,9 @@ class Subject:
             "images": self.evaluation.images,
             "reference_images": self.evaluation.validation_images,
             "detector": self.evaluation.detector,
+            "metrics": sorted(self.evaluation.metrics),
+            "extrapolate": self.evaluation.extrapolate,
+            "reference": self.evaluation.reference,
             "seed": seed,
         }
         return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=16).hexdigest()
@@ -80,9 +84,11 @@ class Measurer:
         held_out = read_split(folder, "validation", limit=wanted)
         self.config, self.device = config, device
         self.model = source.model.to(device)
-        self.detector = load_detector(config.detector).to(device)
+        self.detector = config.load_detector().to(device)
         self.classes = classes_of(held_out.labels, config.images)
-        self.reference = reference_moments(self.detector, from_uint8(held_out.images.to(device)), config.batch)
+        self.reference = reference_for(
+            config, folder, self.detector, held_out=held_out, cache=Path(subject.cache), device=device
+        )
 
     def __call__(self, task: Measurement) -> dict[str, float] | Failed:
         """Metrics under their fixed names, and `cost/evaluation_seconds`, the worker's time."""
@@ -94,8 +100,8 @@ class Measurer:
                 self.classes,
                 self.reference,
                 self.detector,
+                config=self.config,
                 seed=task.seed,
-                batch=self.config.batch,
                 device=self.device,
             )
         except Exception as error:  # told with its reason; the sweep goes on with the other samplers

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pforce.config import ConfigError, to_dict
+from pforce.config import ConfigError, Experiment, to_dict
 from pforce.data import ensure
-from pforce.metrics.detectors import load_detector
 from pforce.orchestration.placement import Placement
 from pforce.orchestration.sweep import Sweep, Work, same_distribution_notes
 from pforce.orchestration.worker import Payload
+from pforce.references import check_reference, inputs_of
 from pforce.tracking import Tracker, default_uri
 from pforce.trial import check_data
 from pforce.validation import require
@@ -85,16 +85,26 @@ def check_storage(folder: Path, option: str = "--storage") -> Path:
     return folder
 
 
+def _reads(experiment: Experiment) -> tuple[object, ...]:
+    """What a sweep reads once for all of its cells."""
+    e = experiment.evaluation
+    return experiment.data, e.detector, e.detector_weights, e.reference
+
+
 def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
     """Check storage, every cell against the data, and tracking, and look up which cells are done. Starts no worker."""
     check_storage(options.storage)
     folder = ensure(sweep.base.data, progress=console.is_terminal).absolute()  # workers have another directory
+    detector = sweep.base.evaluation.load_detector()
     for cell in sweep.cells():
-        same = (cell.experiment.data, cell.experiment.evaluation.detector)
-        if same != (sweep.base.data, sweep.base.evaluation.detector):
-            raise ConfigError("data and evaluation.detector cannot be axes; run one sweep for each of their values")
-        manifest = check_data(cell.experiment, folder)
-    inputs = {"data": manifest.hash, "detector": load_detector(sweep.base.evaluation.detector).sha256}
+        if _reads(cell.experiment) != _reads(sweep.base):
+            raise ConfigError(
+                "data, evaluation.detector and evaluation.reference cannot be axes; run one sweep for each of their "
+                "values"
+            )
+        manifest = check_data(cell.experiment, folder, detector)
+    check_reference(sweep.base.evaluation, detector)
+    inputs = inputs_of(sweep.base.evaluation, manifest, detector)
     tracker = Tracker(options.uri, artifacts=options.storage.absolute() / "artifacts")
     work = sweep.work(inputs)
     done = set(tracker.finished([item.fingerprint for item in work]))
@@ -115,17 +125,19 @@ def provenance() -> dict[str, str]:
 
 
 def trial_folder(options: Options, item: Work) -> Path:
-    """Folder of a trial, named by what determines its result."""
-    return options.storage.absolute() / "trials" / item.fingerprint
+    """Folder of a training, named by what determines its weights."""
+    return options.storage.absolute() / "trials" / item.training
 
 
 def payload(plan: Plan, item: Work, placement: Placement) -> Payload:
     """A cell as its worker gets it."""
     return Payload(
         fingerprint=item.fingerprint,
+        training=item.training,
         experiment=to_dict(item.experiment),
         data=str(plan.data),
         data_hash=plan.inputs["data"],
+        reference_cache=str(plan.options.storage.absolute() / "references"),
         folder=str(trial_folder(plan.options, item)),
         device="cuda" if placement.gpus else "cpu",
         threads=placement.cpus,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from pforce.metrics.distances import metric_name
 from pforce.orchestration.display import SweepDisplay
 from pforce.orchestration.plan import Plan, trial_folder
 from pforce.orchestration.sweep import Work, flat_params
 from pforce.tracking import RunSpec, SweepRun, Tags
-from pforce.trial import RESULT, SAMPLES
+from pforce.trial import RESULT, SAMPLES, evaluation_folder
 
 TRAINING_SHARE = 0.8
 """Of a trial's progress bar; the rest is evaluation."""
@@ -30,6 +32,7 @@ class Recorder:
             return
         inputs = {f"input.{name}": value for name, value in self.plan.inputs.items()}
         tags = {**self.tags, **inputs, "weights": "ema", Tags.SEED: str(item.experiment.seed)}
+        tags[Tags.TRAINING] = item.training
         spec = RunSpec(item.label, item.fingerprint, flat_params(item.experiment), tags)
         self.open[item.fingerprint] = self.plan.tracker.open_trial(self.sweep_run, spec)
         self.display.update(item.label, 0.0, "starting")
@@ -81,12 +84,13 @@ class Recorder:
         tracker, run_id = self.plan.tracker, self.open[item.fingerprint]
         tracker.log(run_id, result["metrics"], step=item.experiment.training.images)
         tracker.tag(run_id, {key: str(value) for key, value in result["environment"].items()})
-        folder = trial_folder(self.plan.options, item)
+        folder = evaluation_folder(trial_folder(self.plan.options, item), item.fingerprint)
         for name in (SAMPLES, RESULT):
             if (folder / name).exists():
                 tracker.artifact(run_id, folder / name)
         # FINISHED is the ledger's word for done: it comes after the record, never before.
         tracker.close(run_id, "FINISHED")
         del self.open[item.fingerprint]
-        distance = result["metrics"][f"fd/{item.experiment.evaluation.detector}"]
+        name = metric_name("fd", item.experiment.evaluation.detector_name)
+        distance = result["metrics"].get(name, math.nan)
         self.display.end(item.label, f"validation loss {result['metrics']['val/loss']:.4f} · distance {distance:.2f}")

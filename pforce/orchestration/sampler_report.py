@@ -12,9 +12,10 @@ from rich.table import Table
 from pforce import catalog
 from pforce.config import ConfigError, Experiment
 from pforce.data import Manifest, ensure
-from pforce.metrics.detectors import load_detector
+from pforce.data.cache import cache_folder
 from pforce.orchestration.measurer import Subject
 from pforce.orchestration.sampler_sweep import Outcome, SamplerSweep
+from pforce.references import check_reference, inputs_of
 from pforce.results.pareto import front_figure
 from pforce.sources import Source
 
@@ -38,7 +39,8 @@ def make_subject(source: Source, *, data: str | None, images: int, reference_ima
         )
     folder = ensure(experiment.data).absolute()
     manifest = Manifest.load(folder)
-    detector = load_detector(experiment.evaluation.detector)
+    detector = experiment.evaluation.load_detector()
+    check_reference(experiment.evaluation, detector)
     config = source.model.config
     wanted = (len(manifest.classes), manifest.channels, (manifest.resolution,) * 2)
     if (config.classes, config.channels, config.image_size) != wanted:
@@ -47,9 +49,9 @@ def make_subject(source: Source, *, data: str | None, images: int, reference_ima
             f"where {folder.name} has {wanted[0]}, {wanted[1]} and {wanted[2]}"
         )
     evaluation = replace(experiment.evaluation, images=images, validation_images=reference_images, seed=seed)
-    inputs = (("data", manifest.hash), ("detector", detector.sha256))
+    inputs = tuple(inputs_of(evaluation, manifest, detector).items())
     return Subject(str(source.path), source.sha256, "raw" if source.weights == "raw" else "ema", str(folder), inputs,
-                   evaluation)  # fmt: skip
+                   evaluation, str(cache_folder() / "references"))  # fmt: skip
 
 
 def _shown(frame: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pforce.config import ConfigError, Experiment, check_path, fingerprint, to_dict, with_fields
+from pforce.config import ConfigError, Experiment, check_path, fingerprint, to_dict, training_fingerprint, with_fields
 from pforce.timesteps import TimestepSampler
 
 
@@ -57,6 +57,9 @@ class Work:
 
     fingerprint: str
     cells: tuple[Cell, ...]
+
+    training: str
+    """Fingerprint of the training, which cells share that differ in sampler or evaluation only."""
 
     @property
     def experiment(self) -> Experiment:
@@ -116,7 +119,9 @@ class Sweep:
         groups: dict[str, list[Cell]] = {}
         for cell in self.cells():
             groups.setdefault(fingerprint(cell.experiment, inputs), []).append(cell)
-        return [Work(key, tuple(cells)) for key, cells in groups.items()]
+        return [
+            Work(key, tuple(cells), training_fingerprint(cells[0].experiment, inputs)) for key, cells in groups.items()
+        ]
 
     def identity(self, work: list[Work]) -> str:
         """Hash of the name and of all cells: the same command finds its own parent run again."""

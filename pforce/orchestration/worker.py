@@ -27,9 +27,11 @@ class Payload(TypedDict):
     """A cell as it travels to its worker: plain data."""
 
     fingerprint: str
+    training: str
     experiment: dict[str, Any]
     data: str
     data_hash: str
+    reference_cache: str
     folder: str
     device: str
     threads: int
@@ -54,7 +56,7 @@ def failure_reason(error: Exception) -> str:
 def find_data(experiment: Experiment, payload: Payload) -> Path:
     """The data set on this machine: built here if it can be. DataError where it is not the one that was planned."""
     folder = Path(payload["data"])
-    if experiment.data.name == "openmoji" and not folder.exists():
+    if experiment.data.name != "shards" and not folder.exists():
         folder = ensure(experiment.data, progress=False)
     found = Manifest.load(folder).hash
     if found != payload["data_hash"]:
@@ -107,8 +109,9 @@ def run_cell(payload: Payload, report: Report, *, callbacks: tuple[Callback, ...
         with _warnings_to(report):
             metrics = run_trial(
                 experiment,
-                Paths(find_data(experiment, payload), Path(payload["folder"])),
+                Paths(find_data(experiment, payload), Path(payload["folder"]), Path(payload["reference_cache"])),
                 identity=payload["fingerprint"],
+                training=payload["training"],
                 device=device,
                 callbacks=[OnRecord(on_record), *callbacks],
                 progress=on_progress,

@@ -248,9 +248,14 @@ class Generated(NamedTuple):
 def generate(
     model: Denoiser, config: SamplerConfig, labels: Tensor, *, seed: int, batch: int, device: torch.device | str
 ) -> Iterator[Generated]:
-    """Draw one image for each label (M,), `batch` at a time; image i starts from the noise of (seed, i)."""
+    """Draw one image for each label (M,), `batch` at a time; image i starts from the noise of (seed, i).
+
+    The last batch is drawn whole and cut: its size must not change the rounding of its images.
+    """
     shape = (model.config.channels, *model.config.image_size)
-    for first in range(0, len(labels), batch):
+    count_all, batch = len(labels), min(batch, len(labels))
+    labels = torch.cat([labels, labels[-1:].expand(-count_all % batch)])
+    for first in range(0, count_all, batch):
         y = labels[first : first + batch].to(device)
         x0 = seeding.noise_for_images(seed, first, len(y), shape, device)
         passes: list[int] = []
@@ -259,4 +264,4 @@ def generate(
             passes.append(step.forward_passes)
 
         images = config.sample(model, x0, y, seed=seed, first=first, callback=count)
-        yield Generated(images, len(passes), sum(passes))
+        yield Generated(images[: count_all - first], len(passes), sum(passes))

@@ -38,6 +38,7 @@ def runs_frame(tracker: Tracker, sweep: str | None = None) -> pd.DataFrame:
                 "sweep": names[run.info.experiment_id],
                 "parent": run.data.tags.get(PARENT),
                 "fingerprint": run.data.tags.get(Tags.FINGERPRINT),
+                "training": run.data.tags.get(Tags.TRAINING),
                 "reason": run.data.tags.get(Tags.REASON),
                 **run.data.params,
                 **run.data.metrics,
@@ -49,7 +50,7 @@ def runs_frame(tracker: Tracker, sweep: str | None = None) -> pd.DataFrame:
             break
     frame = pd.DataFrame(rows)
     for column in frame.columns.difference(
-        ["run_id", "run_name", "status", "sweep", "parent", "fingerprint", "reason"]
+        ["run_id", "run_name", "status", "sweep", "parent", "fingerprint", "training", "reason"]
     ):
         if frame[column].dtype == object or str(frame[column].dtype) in ("str", "string"):
             numbers = pd.to_numeric(frame[column], errors="coerce")

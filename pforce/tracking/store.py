@@ -40,6 +40,8 @@ class Tags:
     """Names of the tags that pforce sets."""
 
     FINGERPRINT = "pforce.fingerprint"
+    TRAINING = "pforce.training"
+    """Fingerprint of the training: names the folder of its checkpoints."""
     SWEEP = "pforce.sweep"
     KIND = "pforce.kind"
     SEED = "pforce.seed"

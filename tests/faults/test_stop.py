@@ -94,7 +94,7 @@ def test_sigterm_in_a_training_and_going_on(tmp_path, jobs):
     jobs.append(job)
 
     def second_is_running() -> bool:
-        return len(list(storage.glob("trials/*/result.json"))) == 1 and (
+        return len(list(storage.glob("trials/*/evaluations/*/result.json"))) == 1 and (
             len({path.parents[1] for path in storage.glob("trials/*/checkpoints/step_*")}) == 2
         )
 
@@ -106,7 +106,7 @@ def test_sigterm_in_a_training_and_going_on(tmp_path, jobs):
     assert client.get_run(before["parent"].iloc[0]).info.status == "KILLED"
     reached = max(
         int(path.name.removeprefix("step_"))
-        for path in (storage / "trials" / before["fingerprint"][0.2] / "checkpoints").glob("step_*")
+        for path in (storage / "trials" / before["training"][0.2] / "checkpoints").glob("step_*")
     )
 
     again = Job(storage)

@@ -24,7 +24,7 @@ from pforce.orchestration.plan import DONE, SOME_FAILED, STOPPED, Options, paylo
 from pforce.orchestration.script import run_sweep, table_rows
 from pforce.orchestration.sweep import Axis, Sweep
 from pforce.training.checkpoint import checkpoints
-from pforce.trial import only_one
+from pforce.trial import evaluation_folder, only_one
 from tests.data.helpers import shards, write_samples
 from tests.orchestration.conftest import make_plan, small_sweep
 from tests.orchestration.processes import processes, raylets
@@ -206,13 +206,48 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_said(ray_cluster, tmp_pa
 
 
 def test_the_same_cell_is_not_run_twice_at_once(tmp_path, console):
-    """Another process holds the trial's folder: FAILED with the reason, and the files are left alone."""
+    """Another process holds the evaluation's folder: FAILED with the reason, and the files are left alone."""
     plan = make_plan(small_sweep(), tmp_path)
-    with only_one(trial_folder(plan.options, plan.work[0])):
+    item = plan.work[0]
+    with only_one(evaluation_folder(trial_folder(plan.options, item), item.fingerprint)):
         assert execute(plan, console, local.launch) == SOME_FAILED
     (run,) = results.runs(plan.options.uri).to_dict("records")
     assert run["reason"] == "in use"
     assert execute(make_plan(small_sweep(), tmp_path), console, local.launch) == DONE
+
+
+def test_cells_that_differ_in_their_evaluation_only_share_a_training(tmp_path, console):
+    """Oracle: checkpoints' folders, and training seconds, which are those of one training; distances differ."""
+    sweep = Sweep("s", tiny(6), (Axis("sampler.num_function_evaluations", (2, 4)),))
+    plan = make_plan(sweep, tmp_path)
+    assert len({item.training for item in plan.work}) == 1
+    assert execute(plan, console, local.launch) == DONE
+    assert len(list((tmp_path / "trials").iterdir())) == 1
+    frame = results.runs(plan.options.uri)
+    assert len(frame) == 2
+    assert frame["cost/training_seconds"].nunique() == 1
+    assert frame["val/loss"].nunique() == 1
+    assert frame["fd/openmoji"].nunique() == 2
+    assert set(frame["training"]) == {plan.work[0].training}
+
+
+def test_a_cell_waits_for_a_training_that_another_one_runs(tmp_path, console):
+    """The training's folder is held for two seconds: the trial waits, and is done."""
+    plan = make_plan(small_sweep(), tmp_path)
+    held, released = threading.Event(), []
+
+    def hold() -> None:
+        with only_one(trial_folder(plan.options, plan.work[0])):
+            held.set()
+            time.sleep(2)
+            released.append(time.monotonic())
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait()
+    assert execute(plan, console, local.launch) == DONE
+    assert time.monotonic() > released[0]
+    other.join()
 
 
 def test_images_too_small_for_the_detector_are_refused(tmp_path):

@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from pathlib import Path
 
-from pforce.metrics.detectors import openmoji
-from pforce.metrics.detectors.base import Detector, DetectorError
+from pforce.metrics.detectors import classifier, inception, module
+from pforce.metrics.detectors.base import Detector, DetectorError, Reading
+from pforce.metrics.detectors.module import ModuleDetector
 from pforce.validation import require
 
-_LOADERS: dict[str, Callable[[], Detector]] = {"openmoji": openmoji.load}
+FROM_FILES = ("inception", "dinov2")
+"""Detectors that read their weights from a file."""
+NAMES = (*classifier.NAMES, *FROM_FILES)
 
 
-def load_detector(name: str) -> Detector:
-    """The detector of that name, with its shipped weights.
+def check_name(name: str, where: str = "detector") -> None:
+    """FieldError for what is neither a detector's name nor package.module:function."""
+    require(name in NAMES or ":" in name, where, name, f"one of {', '.join(NAMES)}, or package.module:function")
+
+
+def load_detector(name: str, weights: str | Path | None = None, sha256: str | None = None) -> Detector:
+    """The detector of that name.
+
+    Args:
+        name: `openmoji` or `fashion-mnist` (shipped with their weights), `inception` or `dinov2` (from a file), or
+            `package.module:function`, a function of yours that makes one.
+        weights: the file.
+        sha256: its hash or the first digits of it.
 
     Raises:
-        FieldError: an unknown name.
-        DetectorError: its weights are missing or changed.
+        FieldError: an unknown name, or weights for a detector that has its own.
+        DetectorError: weights are missing or changed.
     """
-    require(name in _LOADERS, "detector", name, f"one of {', '.join(_LOADERS)}")
-    return _LOADERS[name]()
+    check_name(name)
+    own = name in classifier.NAMES or ":" in name
+    require(weights is None or not own, "detector_weights", weights, f"left out: {name} brings its own")
+    if name == "inception":
+        return inception.load(weights, sha256)
+    if name == "dinov2":
+        return module.load_dinov2(weights, sha256)
+    if ":" in name:
+        return module.from_path(name)
+    return classifier.load(name)
 
 
-__all__ = ["Detector", "DetectorError", "load_detector"]
+__all__ = ["Detector", "DetectorError", "ModuleDetector", "Reading", "check_name", "load_detector"]

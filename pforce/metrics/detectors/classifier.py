@@ -1,8 +1,8 @@
-"""The `openmoji` detector: a small classifier of emoji drawings, shipped with its weights.
+"""The detectors of our own: small classifiers, each of one data set, shipped with their weights.
 
-Its features make Fréchet distances on the embedded data comparable between machines without a download. They
-are reported as `fd/openmoji`, never as FID. `experiments/train_openmoji_detector.py` trains it; the accuracy on
-held-out emojis is in the JSON beside the weights.
+Their features make Fréchet distances on small data comparable between machines without a download. They are
+reported as `fd/openmoji` and `fd/fashion-mnist`, never as FID. `experiments/train_detector.py` trains them; the
+accuracy on held-out images is in the JSON beside the weights.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pforce.metrics.detectors.base import DetectorError
+from pforce.images import from_uint8
+from pforce.metrics.detectors.base import DetectorError, Reading
 
+NAMES = ("openmoji", "fashion-mnist")
 INPUT_SIZE = 32
 FEATURE_SIZE = 64
-WEIGHTS = Path(__file__).with_name("openmoji.safetensors")
-RECORD = Path(__file__).with_name("openmoji.json")
+FOLDER = Path(__file__).parent
+"""Holds `<name>.safetensors` and `<name>.json` of each."""
 
 
 @dataclass(frozen=True)
 class DetectorRecord:
-    """What `openmoji.json` says about the weights beside it."""
+    """What `<name>.json` says about the weights beside it."""
 
     weights_sha256: str
     classes: int
@@ -50,16 +52,16 @@ def _stage(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class OpenMojiDetector(nn.Module):
+class ClassifierDetector(nn.Module):
     """Three convolutional stages at 32², 16² and 8², average pooling to 64 features, and a linear classifier."""
 
-    name = "openmoji"
-    feature_size = FEATURE_SIZE
-    minimum_size = INPUT_SIZE
-
-    def __init__(self, classes: int, sha256: str = "") -> None:
+    def __init__(self, name: str, classes: int, sha256: str = "") -> None:
         super().__init__()
+        self.name = name
+        self.feature_size = FEATURE_SIZE
+        self.minimum_size = INPUT_SIZE
         self.sha256 = sha256
+        self.preprocessing = f"averaged down to {INPUT_SIZE}², scaled to [−1, 1]"
         self.stages = nn.Sequential(
             _stage(3, 24), nn.MaxPool2d(2), _stage(24, 48), nn.MaxPool2d(2), _stage(48, FEATURE_SIZE)
         )
@@ -71,13 +73,11 @@ class OpenMojiDetector(nn.Module):
         Raises:
             ValueError: images of another shape.
         """
-        _, channels, height, width = images.shape
-        if channels != 3 or height != width or height < INPUT_SIZE:
-            raise ValueError(
-                f"images of shape {tuple(images.shape)}: must be (B, 3, H, H) with H at least {INPUT_SIZE} pixels"
-            )
+        shape = tuple(images.shape)
+        if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or shape[2] < INPUT_SIZE:
+            raise ValueError(f"images of shape {shape}: must be (B, 3, H, H) with H at least {INPUT_SIZE} pixels")
         images = images.to(torch.float32)
-        if height > INPUT_SIZE:
+        if shape[2] > INPUT_SIZE:
             images = F.interpolate(images, size=(INPUT_SIZE, INPUT_SIZE), mode="area")
         pooled: Tensor = self.stages(images).mean(dim=(2, 3))  # (B, 64)
         return pooled
@@ -87,36 +87,49 @@ class OpenMojiDetector(nn.Module):
         logits: Tensor = self.classifier(self.features(images))
         return logits
 
+    def read(self, images: Tensor) -> Reading:
+        """(B, 3, H, W) uint8, square, at least 32² → its (B, 64) features. No logits: the classes are not
+        ImageNet's, and a score of them would be taken for the Inception Score.
 
-def read_record(path: Path = RECORD) -> DetectorRecord:
-    """The shipped record.
+        Raises:
+            ValueError: images of another shape or type.
+        """
+        if images.dtype != torch.uint8:
+            raise ValueError(f"images of {images.dtype}: must be torch.uint8. Convert them with pforce.images.to_uint8")
+        return Reading(self.features(from_uint8(images)))
+
+
+def read_record(name: str, folder: Path = FOLDER) -> DetectorRecord:
+    """The record shipped with the weights of that name.
 
     Raises:
         DetectorError: it is missing or unreadable.
     """
+    path = folder / f"{name}.json"
     try:
         return DetectorRecord(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise DetectorError(f"{path} cannot be read ({error}). Reinstall pforce") from error
 
 
-def load(weights: Path = WEIGHTS, record: Path = RECORD) -> OpenMojiDetector:
-    """The shipped detector, frozen and in eval mode.
+def load(name: str, folder: Path = FOLDER) -> ClassifierDetector:
+    """The shipped detector of that name, frozen and in eval mode.
 
     Raises:
         DetectorError: the weights are missing, or are not the ones the record names.
     """
-    described = read_record(record)
+    record = read_record(name, folder)
+    weights = folder / f"{name}.safetensors"
     try:
         content = weights.read_bytes()
     except OSError as error:
         raise DetectorError(f"{weights} cannot be read ({error}). Reinstall pforce") from error
     sha256 = hashlib.sha256(content).hexdigest()
-    if sha256 != described.weights_sha256:
+    if sha256 != record.weights_sha256:
         raise DetectorError(
-            f"{weights} has sha256 {sha256}, {record.name} names {described.weights_sha256}: distances would not be "
+            f"{weights} has sha256 {sha256}, {name}.json names {record.weights_sha256}: distances would not be "
             "comparable. Reinstall pforce, or train again, which writes both"
         )
-    detector = OpenMojiDetector(described.classes, sha256)
+    detector = ClassifierDetector(name, record.classes, sha256)
     detector.load_state_dict(safetensors.torch.load(content))
     return detector.eval().requires_grad_(False)

@@ -1,0 +1,123 @@
+"""All that is measured on a set of generated images, under its fixed names, with intervals and counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple, get_args
+
+from pforce.metrics.features import FeatureSet
+from pforce.metrics.fidelity import inception_score, kernel_distance, precision_recall
+from pforce.metrics.frechet import ENOUGH_PER_FEATURE, Reference, frechet_estimate, frechet_infinity
+from pforce.metrics.intervals import Estimate
+from pforce.metrics.reference import ReferenceStatistics
+
+ImageMetric = Literal["frechet", "kernel", "precision_recall", "inception_score"]
+IMAGE_METRICS: tuple[ImageMetric, ...] = get_args(ImageMetric)
+
+INCEPTION_NAMES = {"fd": "fid", "fd_infinity": "fid_infinity", "sfd": "sfid", "kd": "kid"}
+"""With other detectors the numbers are not FID, sFID, KID, and are not called so: `fd/openmoji`."""
+
+
+class Distances(NamedTuple):
+    """Metrics by name: `fid`, `fid_low`, `fid_high`, `fid_images`, …"""
+
+    metrics: dict[str, float]
+    notes: tuple[str, ...]
+    """What a reader of the numbers should know."""
+
+
+def metric_name(short: str, detector: str) -> str:
+    """`fid` for the Fréchet distance (fd) of Inception, `fd/openmoji` for that of another detector."""
+    if detector == "inception":
+        return INCEPTION_NAMES.get(short, short)
+    return f"{short}/{detector}"
+
+
+def interval_names(name: str) -> tuple[str, str]:
+    """Names of the bounds of a metric's interval over images."""
+    return f"{name}_low", f"{name}_high"
+
+
+class _Record:
+    """Metrics as they are found, under their names."""
+
+    def __init__(self, detector: str, n: int) -> None:
+        self.detector, self.n = detector, n
+        self.metrics: dict[str, float] = {}
+
+    def put(self, short: str, estimate: Estimate, references: int | None) -> None:
+        """A value, its interval where it has one, and the numbers of images."""
+        name = metric_name(short, self.detector)
+        self.metrics[name] = estimate.value
+        if not math.isnan(estimate.low):
+            low, high = interval_names(name)
+            self.metrics[low], self.metrics[high] = estimate.low, estimate.high
+        self.metrics[f"{name}_images"] = float(self.n)
+        if references is not None:
+            self.metrics[f"{name}_reference_images"] = float(references)
+
+
+def _frechet(record: _Record, generated: FeatureSet, reference: ReferenceStatistics, extrapolate: bool) -> None:
+    of = Reference(reference.moments)
+    record.put("fd", frechet_estimate(generated.features, of), reference.moments.n)
+    record.metrics[f"{metric_name('fd', record.detector)}_features"] = float(generated.features.shape[1])
+    if extrapolate:
+        record.put("fd_infinity", frechet_infinity(generated.features, of), reference.moments.n)
+    if generated.spatial is not None and reference.spatial is not None:
+        record.put("sfd", frechet_estimate(generated.spatial, Reference(reference.spatial)), reference.spatial.n)
+
+
+def distances(
+    generated: FeatureSet,
+    reference: ReferenceStatistics,
+    metrics: Sequence[ImageMetric] = ("frechet",),
+    *,
+    extrapolate: bool = False,
+) -> Distances:
+    """Measure generated images against a reference.
+
+    What cannot be measured (precision without reference images, a score without classes) is left out, with a note.
+    ValueError for fewer than two images, values that are not finite, and features of different detectors.
+    """
+    n = len(generated)
+    if (reference.sha256 or generated.sha256) != generated.sha256 or reference.detector != generated.detector:
+        raise ValueError(
+            f"features of {generated.detector} ({generated.sha256[:12]}) cannot be compared with a reference of "
+            f"{reference.detector} ({(reference.sha256 or '')[:12]})"
+        )
+    record, notes = _Record(generated.detector, n), []
+    if bool((generated.features == generated.features[0]).all()):
+        notes.append(f"all {n} images look the same to the detector: a collapsed model, or images that are one")
+    if "frechet" in metrics:
+        _frechet(record, generated, reference, extrapolate)
+    if reference.features is None:
+        without = [metric for metric in ("kernel", "precision_recall") if metric in metrics]
+        notes += [f"{metric}: left out, as {reference.source} holds moments but no images" for metric in without]
+    else:
+        if "kernel" in metrics:
+            record.put("kd", kernel_distance(generated.features, reference.features), len(reference.features))
+        if "precision_recall" in metrics:
+            both = precision_recall(generated.features, reference.features)
+            record.put("precision", both.precision, len(reference.features))
+            record.put("recall", both.recall, len(reference.features))
+    if "inception_score" in metrics:
+        if generated.logits is None:
+            notes.append(f"inception_score: left out, as the detector {generated.detector} has no classes to score")
+        else:
+            record.put("is", inception_score(generated.logits), None)
+    return Distances(record.metrics, tuple(notes))
+
+
+def few_images(metrics: Mapping[str, float]) -> list[str]:
+    """A sentence for each Fréchet distance of too few images: they are warned of in tables, once a table."""
+    notes = []
+    for key, features in metrics.items():
+        name = key.removesuffix("_features")
+        n = metrics.get(f"{name}_images")
+        if name != key and n is not None and n < ENOUGH_PER_FEATURE * features:
+            notes.append(
+                f"{name}: {n:,.0f} images are fewer than {ENOUGH_PER_FEATURE} × {features:,.0f} features, so it says "
+                "as much of their number as of the images; compare it only at the same number"
+            )
+    return notes

@@ -1,0 +1,94 @@
+"""Features of many images: streamed through a detector in batches of one size.
+
+Batches are fixed by image index and the last one is padded to the size of the others, because a convolution of another
+batch size may round differently. So the features of an image do not depend on how many others there are, on the
+number of workers, or on an interruption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pforce.metrics.detectors.base import Detector, Reading
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """What a detector sees in N images, in the order of their indices; float32 on the CPU."""
+
+    detector: str
+    sha256: str
+    """Of the detector's weights."""
+    features: Tensor
+    """(N, D)."""
+    logits: Tensor | None = None
+    """(N, classes)."""
+    spatial: Tensor | None = None
+    """(N, S)."""
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def cut(self, count: int) -> FeatureSet:
+        """The first `count` images."""
+        return FeatureSet(
+            self.detector,
+            self.sha256,
+            self.features[:count],
+            None if self.logits is None else self.logits[:count],
+            None if self.spatial is None else self.spatial[:count],
+        )
+
+
+def read_padded(detector: Detector, images: Tensor, size: int) -> Reading:
+    """Features of up to `size` uint8 images (B, 3, H, W), through a forward pass of exactly `size`."""
+    count = len(images)
+    if count < size:
+        images = torch.cat([images, images[-1:].expand(size - count, -1, -1, -1)])
+    with torch.inference_mode():
+        seen = detector.read(images)
+    return Reading(*(None if part is None else part[:count].float().cpu() for part in seen))  # type: ignore[arg-type]
+
+
+def collect(detector: Detector, readings: Iterable[Reading]) -> FeatureSet:
+    """Batches in order, as one set. ValueError where there are none."""
+    parts = list(readings)
+    if not parts:
+        raise ValueError("no images: features need at least one")
+
+    def joined(name: str) -> Tensor | None:
+        found = [getattr(part, name) for part in parts]
+        return None if found[0] is None else torch.cat(found)
+
+    features = joined("features")
+    assert features is not None
+    return FeatureSet(detector.name, detector.sha256, features, joined("logits"), joined("spatial"))
+
+
+def read_features(
+    detector: Detector,
+    batches: Iterable[Tensor],
+    *,
+    size: int,
+    device: torch.device | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> FeatureSet:
+    """Features of uint8 images (B, 3, H, W) that come in batches, B = `size` for all but the last.
+
+    Args:
+        device: where the detector is; by default the images' own.
+        progress: told the number of images that are done.
+    """
+
+    def readings() -> Iterator[Reading]:
+        done = 0
+        for images in batches:
+            yield read_padded(detector, images if device is None else images.to(device), size)
+            done += len(images)
+            progress(done)
+
+    return collect(detector, readings())

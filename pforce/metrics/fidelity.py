@@ -1,0 +1,165 @@
+"""Kernel distance, precision and recall, and Inception Score: torch-fidelity's numbers, with error bars of ours."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from pforce.metrics.frechet import as_features
+from pforce.metrics.intervals import GROUPS, Estimate, jackknife, share_interval
+
+KERNEL_SUBSETS = 100
+KERNEL_SUBSET_SIZE = 1000
+NEIGHBOURS = 3
+SCORE_SPLITS = 10
+SEED = 2020
+"""torch-fidelity's own, so that its numbers and ours are the same."""
+
+Array = NDArray[np.float64]
+
+
+def _two(generated: ArrayLike | torch.Tensor, reference: ArrayLike | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both feature sets, float32 as detectors give them, checked against each other."""
+    a, b = as_features(generated), as_features(reference)
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(
+            f"features of {a.shape[1]} and {b.shape[1]} numbers cannot be compared: they are of different detectors"
+        )
+    if not (bool(torch.isfinite(a).all()) and bool(torch.isfinite(b).all())):
+        raise ValueError("features hold NaN or infinity: the images or the detector are broken; look at the images")
+    return a, b
+
+
+class _KernelSums(NamedTuple):
+    """What the unbiased squared kernel distance is made of, by groups of the generated images."""
+
+    sizes: Array
+    """(G,) images a group."""
+    within: Array
+    """(G, G) sums of the kernel over pairs of different generated images."""
+    across: Array
+    """(G,) sums over pairs of a generated and a reference image."""
+    reference: float
+    """Mean over pairs of different reference images."""
+    references: int
+
+    def distance(self, kept: NDArray[np.bool_]) -> float:
+        """Of the groups that are kept."""
+        n = self.sizes[kept].sum()
+        same = self.within[np.ix_(kept, kept)].sum() / (n * (n - 1))
+        return float(same + self.reference - 2 * self.across[kept].sum() / (n * self.references))
+
+
+def _kernel_sums(generated: Array, reference: Array, groups: int) -> _KernelSums:
+    width = generated.shape[1]
+
+    def kernel(a: Array, b: Array) -> Array:
+        values: Array = (a @ b.T / width + 1) ** 3
+        return values
+
+    def of_themselves(a: Array) -> float:
+        return float(((np.square(a).sum(axis=1) / width + 1) ** 3).sum())
+
+    parts = [generated[g::groups] for g in range(groups)]
+    within = np.array([[kernel(a, b).sum() for b in parts] for a in parts])
+    within[np.diag_indices(groups)] -= [of_themselves(a) for a in parts]
+    blocks = np.array_split(reference, max(1, len(reference) // 1000))
+    pairs = sum(kernel(a, reference).sum() for a in blocks) - of_themselves(reference)
+    return _KernelSums(
+        np.array([len(a) for a in parts], dtype=np.float64),
+        within,
+        np.array([kernel(a, reference).sum() for a in parts]),
+        float(pairs / (len(reference) * (len(reference) - 1))),
+        len(reference),
+    )
+
+
+def kernel_distance(
+    generated: ArrayLike | torch.Tensor,
+    reference: ArrayLike | torch.Tensor,
+    *,
+    subset_size: int = KERNEL_SUBSET_SIZE,
+    interval: bool = True,
+) -> Estimate:
+    """Squared maximum mean discrepancy under a cubic kernel (KID, Bińkowski et al. 2018), as torch-fidelity reports it.
+
+    The mean over 100 random subsets of at most `subset_size` images of each side. The interval is over the generated
+    images: a jackknife of the unbiased distance of all of them, around that mean; n² kernel values.
+
+    Args:
+        generated, reference: features (N, D) and (M, D).
+    """
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+
+    a, b = _two(generated, reference)
+    found = kid_features_to_metric(
+        a, b, kid_subsets=KERNEL_SUBSETS, kid_subset_size=min(subset_size, len(a), len(b)), rng_seed=SEED, verbose=False
+    )
+    value = float(found[KEY_METRIC_KID_MEAN])
+    groups = min(GROUPS, len(a))
+    if not interval or len(a) - -(-len(a) // groups) < 2:  # what is left must still be two images
+        return Estimate(value, float("nan"), float("nan"), len(a))
+    sums = _kernel_sums(a.double().numpy(), b.double().numpy(), groups)
+    around = jackknife(value, lambda mask: sums.distance(mask[:groups]), len(a), groups=groups)
+    return around
+
+
+class PrecisionRecall(NamedTuple):
+    """Shares of images within the other side's manifold."""
+
+    precision: Estimate
+    """Generated images near a reference image: how real. Interval over the generated images, the reference fixed."""
+    recall: Estimate
+    """Reference images near a generated one: how much is covered. Interval over the reference images, the generated
+    ones fixed."""
+
+
+def precision_recall(
+    generated: ArrayLike | torch.Tensor, reference: ArrayLike | torch.Tensor, *, neighbours: int = NEIGHBOURS
+) -> PrecisionRecall:
+    """Improved precision and recall (Kynkäänniemi et al. 2019), k = 3, as torch-fidelity computes them.
+
+    Intervals are Wilson's. ValueError where a side has no k neighbours.
+    """
+    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
+    a, b = _two(generated, reference)
+    if min(len(a), len(b)) <= neighbours:
+        raise ValueError(f"{len(a)} and {len(b)} images: precision and recall need more than k = {neighbours} of each")
+    found = prc_features_to_metric(
+        a, b, prc_neighborhood=neighbours, prc_batch_size=10_000, save_cpu_ram=True, verbose=False
+    )
+    return PrecisionRecall(
+        share_interval(found[KEY_METRIC_PRECISION], len(a)), share_interval(found[KEY_METRIC_RECALL], len(b))
+    )
+
+
+def inception_score(logits: ArrayLike | torch.Tensor, *, splits: int = SCORE_SPLITS) -> Estimate:
+    """exp of the mean divergence of an image's classes from the mean over images (Salimans et al. 2016).
+
+    Of logits (N, classes); the mean over `splits` parts of shuffled images, as torch-fidelity reports it. The
+    interval is over images: a jackknife of the parts' mean, each part scored without a group of its images.
+    ValueError for fewer images than splits.
+    """
+    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
+
+    values = as_features(logits)
+    if len(values) < splits:
+        raise ValueError(f"{len(values)} images: an Inception Score of {splits} splits needs at least as many")
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError("logits hold NaN or infinity: the images or the detector are broken; look at the images")
+
+    # Shuffled once, as torch-fidelity does, and not again for each part: another order is another score.
+    values = values[torch.from_numpy(np.random.RandomState(SEED).permutation(len(values)))]
+
+    def score(of: torch.Tensor) -> float:
+        return float(isc_features_to_metric(of, splits, shuffle=False)[KEY_METRIC_ISC_MEAN])
+
+    value = score(values)
+    groups = min(GROUPS, len(values))
+    if len(values) - -(-len(values) // groups) < splits:
+        return Estimate(value, float("nan"), float("nan"), len(values))
+    return jackknife(value, lambda mask: score(values[torch.from_numpy(mask)]), len(values), groups=groups)

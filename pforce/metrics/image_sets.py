@@ -1,0 +1,222 @@
+"""Images from where evaluators find them: a folder of files, an npz as ADM writes it, a tensor.
+
+All give uint8 batches (B, 3, H, W) of one size, in a fixed order, without holding all images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from pforce.files import sha256_of
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+LOSSY = (".jpg", ".jpeg", ".webp")
+CHANNELS = 3
+
+
+class ImageSetError(ValueError):
+    """Images cannot be read. The message names the file, what was found, and the cure."""
+
+
+class ImageSet(Protocol):
+    """Images in a fixed order."""
+
+    size: tuple[int, int]
+    """Height and width, of every image."""
+    notes: tuple[str, ...]
+    """What a reader of the numbers should know."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """uint8 (B, 3, H, W); B = size but for the last."""
+        ...
+
+    def content_hash(self) -> str:
+        """Hash of the images."""
+        ...
+
+
+class ImageFolder:
+    """The image files below a folder, sorted by path; decoded on threads while the detector works.
+
+    Grey and palette images become RGB, transparency is dropped, as torch-fidelity does.
+    ImageSetError where there are fewer than two, one is broken, or sizes differ.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.paths = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        if len(self.paths) < 2:
+            raise ImageSetError(
+                f"{self.folder}: holds {len(self.paths)} image files ({', '.join(SUFFIXES)}); a distance needs 2"
+            )
+        first = self._decode(self.paths[0])
+        self.size = (first.shape[0], first.shape[1])
+        with Image.open(self.paths[0]) as image:
+            self.notes: tuple[str, ...] = () if image.mode == "RGB" else (f"images of mode {image.mode} read as RGB",)
+        if any(path.suffix.lower() in LOSSY for path in self.paths):
+            self.notes += ("lossy image files: a distance depends on their compression",)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def _decode(self, path: Path) -> NDArray[np.uint8]:
+        try:
+            with Image.open(path) as image:
+                return np.asarray(image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError) as error:  # a bad PNG chunk is a SyntaxError
+            raise ImageSetError(f"{path}: cannot be decoded ({error}). Remove it or write it again") from error
+
+    def _batch(self, paths: Sequence[Path]) -> Tensor:
+        pixels = np.empty((len(paths), *self.size, CHANNELS), np.uint8)
+        for row, path in enumerate(paths):
+            image = self._decode(path)
+            if image.shape[:2] != self.size:
+                height, width = self.size
+                raise ImageSetError(
+                    f"{path}: {image.shape[1]}×{image.shape[0]} pixels, but {self.paths[0].name} has {width}×{height}: "
+                    "all images must be of one size. Resize them, or move those of another size away"
+                )
+            pixels[row] = image
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """uint8 (B, 3, H, W), the next ones decoded ahead."""
+        parts = [self.paths[first : first + size] for first in range(0, len(self.paths), size)]
+        workers = os.cpu_count() or 1
+        with ThreadPoolExecutor(workers) as pool:
+            ahead = [pool.submit(self._batch, part) for part in parts[: workers + 1]]
+            for number in range(len(parts)):
+                yield ahead.pop(0).result()
+                if number + workers + 1 < len(parts):
+                    ahead.append(pool.submit(self._batch, parts[number + workers + 1]))
+
+    def content_hash(self) -> str:
+        """Of the names below the folder and the files' contents."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            digest.update(f"{path.relative_to(self.folder)}\x1f{sha256_of(path)}\n".encode())
+        return digest.hexdigest()
+
+
+def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an .npy file, which is then at its data. ValueError for one that is not plain."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if fortran or dtype.hasobject:
+        raise ValueError("written in Fortran order, or of Python objects")
+    return shape, dtype
+
+
+class ImageArray:
+    """An npz as ADM's evaluator reads it: `arr_0`, uint8 (N, H, W, 3). Read batch by batch: 50,000 images of 256² are
+    10 GB.
+
+    (N, H, W) and (N, H, W, 1) are grey images. ImageSetError for another order (N, 3, H, W), type or shape.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                names = [name.removesuffix(".npy") for name in archive.namelist()]
+                self.entry = "arr_0" if "arr_0" in names else names[0] if len(names) == 1 else None
+                if self.entry is None:
+                    raise ImageSetError(f"{self.path}: holds {', '.join(names)}; images are in arr_0 of an npz")
+                with archive.open(f"{self.entry}.npy") as file:
+                    shape, dtype = npy_header(file)
+        except (OSError, zipfile.BadZipFile, ValueError) as error:
+            if isinstance(error, ImageSetError):
+                raise
+            raise ImageSetError(f"{self.path}: is no npz file of images ({error})") from error
+        self._check(shape, dtype)
+        self.shape = shape
+        self.size = (shape[1], shape[2])
+        grey = len(shape) == 3 or shape[3] == 1
+        self.notes: tuple[str, ...] = ("grey images read as RGB",) if grey else ()
+
+    def _check(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        told = f"{self.path}: {self.entry} is {shape} of {dtype}"
+        if len(shape) == 4 and shape[1] in (1, CHANNELS) and shape[3] not in (1, CHANNELS):
+            raise ImageSetError(f"{told}, channels first; write it as (N, H, W, 3): np.transpose(a, (0, 2, 3, 1))")
+        if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, CHANNELS)):
+            raise ImageSetError(f"{told}; images are (N, H, W, 3)")
+        if dtype != np.uint8:
+            raise ImageSetError(
+                f"{told}; images are uint8 from 0 to 255 (pforce.images.to_uint8 makes them of [−1, 1])"
+            )
+        if shape[0] < 2:
+            raise ImageSetError(f"{told}; a distance needs at least 2 images")
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """uint8 (B, 3, H, W)."""
+        image = int(np.prod(self.shape[1:]))
+        with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.entry}.npy") as file:
+            npy_header(file)
+            for first in range(0, len(self), size):
+                count = min(size, len(self) - first)
+                content = file.read(count * image)
+                if len(content) < count * image:
+                    raise ImageSetError(f"{self.path}: ends before its {len(self)} images. Copy it again")
+                pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(count, *self.size, -1)
+                yield pixels.permute(0, 3, 1, 2).expand(-1, CHANNELS, -1, -1)
+
+    def content_hash(self) -> str:
+        """Of the file."""
+        return sha256_of(self.path)
+
+
+class ImageTensor:
+    """uint8 images (N, 3, H, W) that are in memory."""
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, images: Tensor) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != CHANNELS or len(images) < 2:
+            raise ImageSetError(
+                f"images {tuple(images.shape)} of {images.dtype}: must be (N, 3, H, W) uint8 with N ≥ 2 "
+                "(pforce.images.to_uint8)"
+            )
+        self.images = images
+        self.size = (images.shape[2], images.shape[3])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """uint8 (B, 3, H, W)."""
+        yield from self.images.split(size)
+
+    def content_hash(self) -> str:
+        """Of the pixels and their shape."""
+        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        digest.update(self.images.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def open_images(path: str | Path) -> ImageFolder | ImageArray:
+    """Images of a folder or an npz. ImageSetError as they raise it, and where there is neither."""
+    path = Path(path)
+    if path.is_dir():
+        return ImageFolder(path)
+    if path.suffix == ".npz":
+        return ImageArray(path)
+    found = "does not exist" if not path.exists() else "is neither a folder nor an .npz file"
+    raise ImageSetError(f"{path}: {found}")
