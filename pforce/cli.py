@@ -16,6 +16,8 @@ from rich.table import Table
 
 from pforce import catalog
 from pforce.commands.checkpoint import export_checkpoint, import_checkpoint, verify_checkpoint
+from pforce.commands.evaluate import Arguments as EvaluateArguments
+from pforce.commands.evaluate import evaluate
 from pforce.commands.sample import Arguments as SampleArguments
 from pforce.commands.sample import sample
 from pforce.config import ConfigError, Experiment, with_fields
@@ -114,6 +116,7 @@ COMMANDS: dict[tuple[str, ...], Callable[..., int]] = {
     ("experiments",): experiments,
     ("train",): train,
     ("sample",): sample,
+    ("evaluate",): evaluate,
     ("checkpoint", "import"): import_checkpoint,
     ("checkpoint", "export"): export_checkpoint,
     ("checkpoint", "verify"): verify_checkpoint,
@@ -128,6 +131,8 @@ def _run(arguments: list[str]) -> int:
                 return train(rest)
             if command is sample:
                 return sample(tyro.cli(SampleArguments, prog="pforce sample", args=rest))
+            if command is evaluate:
+                return evaluate(tyro.cli(EvaluateArguments, prog="pforce evaluate", args=rest))
             return tyro.cli(command, prog=f"pforce {' '.join(words)}", args=rest)
     asked = not arguments or arguments[0] in ("-h", "--help")
     console = Console(stderr=not asked)

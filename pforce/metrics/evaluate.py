@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from pforce import flow, seeding
 from pforce.images import from_uint8, to_uint8
-from pforce.metrics.calibration import DECILES, calibration_of
+from pforce.metrics.calibration import DECILES, Calibration, calibration_of
 from pforce.metrics.detectors import Detector, Reading, check_name, load_detector
-from pforce.metrics.difficulty import correlation_of, patch_errors
-from pforce.metrics.distances import IMAGE_METRICS, ImageMetric, distances
+from pforce.metrics.difficulty import DifficultyCorrelation, correlation_of, patch_errors
+from pforce.metrics.distances import IMAGE_METRICS, ImageMetric, distances, interval_names
 from pforce.metrics.features import collect, read_padded
 from pforce.metrics.image_sets import ImageTensor
 from pforce.metrics.reference import ReferenceStatistics, cached_reference
@@ -98,7 +99,10 @@ Progress = Callable[[str, float], None]
 
 
 @torch.no_grad()
-def _validation(model: PatchForcingTransformer, x1: Tensor, y: Tensor, x0: Tensor, batch: int) -> dict[str, float]:
+def validation_losses(
+    model: PatchForcingTransformer, x1: Tensor, y: Tensor, x0: Tensor, batch: int
+) -> dict[str, float]:
+    """`val/loss` and its segments over all images."""
     total = torch.zeros(flow.VALIDATION_SEGMENTS, dtype=torch.float64, device=x1.device)
     for first in range(0, len(x1), batch):
         rows = slice(first, first + batch)
@@ -115,16 +119,32 @@ def _difficulty(
     metrics: dict[str, float] = {}
     for t in config.difficulty_timesteps:
         errors = patch_errors(model, x1, y, x0, t=t, batch=config.batch)
-        r = correlation_of(errors)
-        metrics[f"difficulty/pearson_t{t:.2f}"] = r.pearson
-        metrics[f"difficulty/spearman_t{t:.2f}"] = r.spearman
-        if r.patches < DECILES:
-            continue  # a few images of a few patches have no deciles, and a finished training must not fail on that
-        c = calibration_of(errors)
-        metrics[f"calibration/error_t{t:.2f}"] = c.error
-        for decile, (expected, observed) in enumerate(zip(c.expected, c.observed, strict=True), start=1):
-            metrics[f"calibration/expected_t{t:.2f}_d{decile}"] = float(expected)
-            metrics[f"calibration/observed_t{t:.2f}_d{decile}"] = float(observed)
+        metrics |= correlation_metrics(correlation_of(errors))
+        if errors.patches >= DECILES:  # fewer have none, and a finished training must not fail on that
+            metrics |= calibration_metrics(calibration_of(errors))
+    return metrics
+
+
+def correlation_metrics(r: DifficultyCorrelation) -> dict[str, float]:
+    """R at one timestep with its intervals, under their fixed names; no intervals where σ is constant."""
+    metrics = {}
+    for name, value, interval in (
+        ("pearson", r.pearson, r.pearson_interval),
+        ("spearman", r.spearman, r.spearman_interval),
+    ):
+        metrics[f"difficulty/{name}_t{r.t:.2f}"] = value
+        if not math.isnan(interval[0]):
+            low, high = interval_names(f"difficulty/{name}_t{r.t:.2f}")
+            metrics |= {low: interval[0], high: interval[1]}
+    return metrics
+
+
+def calibration_metrics(c: Calibration) -> dict[str, float]:
+    """Calibration at one timestep by decile, under its fixed names."""
+    metrics = {f"calibration/error_t{c.t:.2f}": c.error}
+    for decile, (expected, observed) in enumerate(zip(c.expected, c.observed, strict=True), start=1):
+        metrics[f"calibration/expected_t{c.t:.2f}_d{decile}"] = float(expected)
+        metrics[f"calibration/observed_t{c.t:.2f}_d{decile}"] = float(observed)
     return metrics
 
 
@@ -193,7 +213,7 @@ def evaluate(
     x1, y = from_uint8(images.to(device)), labels.to(device)
     x0 = seeding.noise_for_images(config.seed, 0, len(x1), tuple(x1.shape[1:]), device)
     progress("validation", 0.0)
-    metrics = _validation(model, x1, y, x0, config.batch)
+    metrics = validation_losses(model, x1, y, x0, config.batch)
     if model.config.difficulty_head:
         progress("difficulty", 0.1)
         metrics |= _difficulty(model, x1, y, x0, config)

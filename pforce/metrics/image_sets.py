@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -80,8 +81,7 @@ class ImageFolder:
         except (OSError, ValueError, SyntaxError) as error:  # a bad PNG chunk is a SyntaxError
             raise ImageSetError(f"{path}: cannot be decoded ({error}). Remove it or write it again") from error
 
-    def _batch(self, paths: Sequence[Path]) -> Tensor:
-        pixels = np.empty((len(paths), *self.size, CHANNELS), np.uint8)
+    def _fill(self, pixels: NDArray[np.uint8], paths: Sequence[Path]) -> None:
         for row, path in enumerate(paths):
             image = self._decode(path)
             if image.shape[:2] != self.size:
@@ -91,18 +91,32 @@ class ImageFolder:
                     "all images must be of one size. Resize them, or move those of another size away"
                 )
             pixels[row] = image
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """uint8 (B, 3, H, W), the next ones decoded ahead."""
+        """uint8 (B, 3, H, W), decoded on threads.
+
+        With many cores the next batches are decoded meanwhile. With few they are not: threads that decode beside a
+        network's own make each other wait (3.9 s instead of 3.1 s for 10,000 images on two cores).
+        """
         parts = [self.paths[first : first + size] for first in range(0, len(self.paths), size)]
         workers = os.cpu_count() or 1
         with ThreadPoolExecutor(workers) as pool:
-            ahead = [pool.submit(self._batch, part) for part in parts[: workers + 1]]
+
+            def begin(paths: Sequence[Path]) -> tuple[NDArray[np.uint8], list[Future[None]]]:
+                pixels = np.empty((len(paths), *self.size, CHANNELS), np.uint8)
+                shares = np.array_split(np.arange(len(paths)), workers)
+                rows = [slice(share[0], share[-1] + 1) for share in shares if len(share)]
+                return pixels, [pool.submit(self._fill, pixels[row], paths[row]) for row in rows]
+
+            ahead = max(0, workers // 2 - 1)
+            under_way = deque(begin(part) for part in parts[:ahead])
             for number in range(len(parts)):
-                yield ahead.pop(0).result()
-                if number + workers + 1 < len(parts):
-                    ahead.append(pool.submit(self._batch, parts[number + workers + 1]))
+                if number + ahead < len(parts):
+                    under_way.append(begin(parts[number + ahead]))
+                pixels, shares = under_way.popleft()
+                for share in shares:
+                    share.result()
+                yield torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
     def content_hash(self) -> str:
         """Of the names below the folder and the files' contents."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,12 +60,21 @@ class _Display:
                                markup=False)  # fmt: skip
 
 
-def run_job(job: Job, folder: Path, console: Console, *, workers: int = 1, address: str | None = None) -> Spent:
+def run_job(
+    job: Job,
+    folder: Path,
+    console: Console,
+    *,
+    workers: int = 1,
+    address: str | None = None,
+    make: Callable[..., Callable[[int], Drawn]] = Drawer,
+) -> Spent:
     """Draw what is missing of a job. KeyboardInterrupt on SIGINT and SIGTERM; finished batches are kept.
 
     Args:
         workers: 1 draws in this process, on all cores or the first GPU; more are Ray actors.
         address: of a Ray cluster; by default RAY_ADDRESS, else one is started here.
+        make: what draws a batch, made of the job and a device.
     """
     claim(folder, job)
     todo = missing(folder, job)
@@ -74,7 +84,7 @@ def run_job(job: Job, folder: Path, console: Console, *, workers: int = 1, addre
     started = time.perf_counter()
     display = _Display(console, job.count, job.count - absent)
     with stop_on_signals():
-        pool: Pool[int, Drawn] = make_pool(min(workers, len(todo)), address, Drawer, job)
+        pool: Pool[int, Drawn] = make_pool(min(workers, len(todo)), address, make, job)
         # Once more: starting Ray puts a handler of its own over SIGTERM.
         with stop_on_signals(restore=False), pool:
             if console.is_terminal:

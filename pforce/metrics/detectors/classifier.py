@@ -7,6 +7,7 @@ accuracy on held-out images is in the JSON beside the weights.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils import mkldnn
 
 from pforce.images import from_uint8
 from pforce.metrics.detectors.base import DetectorError, Reading
@@ -52,6 +55,31 @@ def _stage(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def _averaged(images: Tensor) -> Tensor:
+    """(B, C, H, H) → (B, C, 32, 32): means over areas, as two small matrix products."""
+    size = images.shape[-1]
+    if size == INPUT_SIZE:
+        return images
+    areas = F.adaptive_avg_pool1d(torch.eye(size, device=images.device)[None], INPUT_SIZE)[0]  # (H, 32)
+    return areas.T @ images @ areas
+
+
+def _fused(stages: nn.Sequential) -> nn.Module:
+    """A copy with batch norms folded into their convolutions, in oneDNN's own layout: the same features to rounding,
+    in half the time on a CPU. For a network that is not trained any more."""
+    stages = copy.deepcopy(stages)
+    for stage in stages:
+        if isinstance(stage, nn.Sequential):
+            for place, layer in enumerate(stage):
+                if isinstance(layer, nn.BatchNorm2d):
+                    convolution = stage[place - 1]
+                    assert isinstance(convolution, nn.Conv2d)
+                    stage[place - 1] = fuse_conv_bn_eval(convolution, layer)
+                    stage[place] = nn.Identity()
+    fused: nn.Module = mkldnn.to_mkldnn(stages)
+    return fused
+
+
 class ClassifierDetector(nn.Module):
     """Three convolutional stages at 32², 16² and 8², average pooling to 64 features, and a linear classifier."""
 
@@ -66,6 +94,7 @@ class ClassifierDetector(nn.Module):
             _stage(3, 24), nn.MaxPool2d(2), _stage(24, 48), nn.MaxPool2d(2), _stage(48, FEATURE_SIZE)
         )
         self.classifier = nn.Linear(FEATURE_SIZE, classes)
+        self._on_cpu: nn.Module | None = None
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) float in [−1, 1], square, at least 32² → (B, 64) float32. Larger images are averaged down.
@@ -76,10 +105,12 @@ class ClassifierDetector(nn.Module):
         shape = tuple(images.shape)
         if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or shape[2] < INPUT_SIZE:
             raise ValueError(f"images of shape {shape}: must be (B, 3, H, H) with H at least {INPUT_SIZE} pixels")
-        images = images.to(torch.float32)
-        if shape[2] > INPUT_SIZE:
-            images = F.interpolate(images, size=(INPUT_SIZE, INPUT_SIZE), mode="area")
-        pooled: Tensor = self.stages(images).mean(dim=(2, 3))  # (B, 64)
+        images = _averaged(images.to(torch.float32))
+        if self._on_cpu is not None and images.device.type == "cpu":
+            stages: Tensor = self._on_cpu(images.to_mkldnn()).to_dense()
+        else:
+            stages = self.stages(images)
+        pooled: Tensor = stages.mean(dim=(2, 3))  # (B, 64)
         return pooled
 
     def forward(self, images: Tensor) -> Tensor:
@@ -132,4 +163,8 @@ def load(name: str, folder: Path = FOLDER) -> ClassifierDetector:
         )
     detector = ClassifierDetector(name, record.classes, sha256)
     detector.load_state_dict(safetensors.torch.load(content))
-    return detector.eval().requires_grad_(False)
+    detector.eval().requires_grad_(False)
+    if torch.backends.mkldnn.is_available():
+        # Not a submodule: its tensors neither move to another device nor belong to the state.
+        object.__setattr__(detector, "_on_cpu", _fused(detector.stages))
+    return detector
