@@ -121,6 +121,38 @@ def training_state(experiment: Experiment, paths: Paths, identity: str, device: 
     return new_state(spec, model, stream, device)
 
 
+def train_trial(
+    experiment: Experiment,
+    paths: Paths,
+    *,
+    training: str,
+    device: torch.device,
+    callbacks: Sequence[Callback] = (),
+    progress: Progress = lambda part, share: None,
+    device_count: float = 1,
+) -> tuple[TrainState, dict[str, float]]:
+    """Train, resume, or find trained. Diverged, DataError and CheckpointError pass.
+
+    Returns the state and what the training cost. Waits while another process trains the same.
+
+    Args:
+        training: fingerprint of the training; its checkpoints carry it.
+        device_count: devices the trial occupies, for device-hours (CPU: cores).
+    """
+    with only_one(paths.folder, wait=lambda: progress("waiting for its training", 0.0)):
+        write_experiment(paths.folder, experiment)
+        state = training_state(experiment, paths, training, device)
+        checkpoints = Checkpoints(paths.folder / "checkpoints")
+        train(state, flip=experiment.data.flip, callbacks=(checkpoints, *callbacks))
+    return state, {
+        "cost/images_seen": float(state.images_seen),
+        "cost/training_seconds": state.seconds,
+        "cost/device_hours": state.seconds * device_count / 3600,
+        "throughput/images_per_second": state.images_seen / state.seconds,
+        "data/damaged_samples": float(sum(state.stream.damaged.values())),
+    }
+
+
 def run_trial(
     experiment: Experiment,
     paths: Paths,
@@ -132,14 +164,13 @@ def run_trial(
     progress: Progress = lambda part, share: None,
     device_count: float = 1,
 ) -> dict[str, float]:
-    """Train (or resume, or find trained) and evaluate. Diverged, DataError, CheckpointError and TrialLocked pass.
+    """Train and evaluate. TrialLocked where another process evaluates the same; other errors as `train_trial`.
 
     Returns the metrics under their fixed names. What the evaluation notes is warned of.
 
     Args:
         identity: the experiment's fingerprint: of the evaluation.
-        training: fingerprint of the training; its checkpoints carry it.
-        device_count: devices the trial occupies, for device-hours (CPU: cores).
+        training, device_count: as of `train_trial`.
     """
     results = evaluation_folder(paths.folder, identity)
     with only_one(results):
@@ -147,11 +178,15 @@ def run_trial(
         wanted = min(experiment.evaluation.validation_images, data.Manifest.load(paths.data).validation.samples)
         held_out = data.read_split(paths.data, "validation", limit=wanted)
         detector = experiment.evaluation.load_detector().to(device)
-        with only_one(paths.folder, wait=lambda: progress("waiting for its training", 0.0)):
-            write_experiment(paths.folder, experiment)
-            state = training_state(experiment, paths, training, device)
-            checkpoints = Checkpoints(paths.folder / "checkpoints")
-            train(state, flip=experiment.data.flip, callbacks=(checkpoints, *callbacks))
+        state, cost = train_trial(
+            experiment,
+            paths,
+            training=training,
+            device=device,
+            callbacks=callbacks,
+            progress=progress,
+            device_count=device_count,
+        )
         started = time.perf_counter()
         reference = reference_for(
             experiment.evaluation, paths.data, detector, held_out=held_out, cache=paths.references, device=device
@@ -172,19 +207,17 @@ def run_trial(
             warnings.warn(note, stacklevel=2)
         metrics = {
             **evaluation.metrics,
-            "cost/images_seen": float(state.images_seen),
-            "cost/training_seconds": state.seconds,
+            **cost,
             "cost/evaluation_seconds": seconds,
             "cost/seconds": state.seconds + seconds,
-            "cost/device_hours": (state.seconds + seconds) * device_count / 3600,
-            "throughput/images_per_second": state.images_seen / state.seconds,
-            "data/damaged_samples": float(sum(state.stream.damaged.values()) + held_out.damaged),
+            "cost/device_hours": cost["cost/device_hours"] + seconds * device_count / 3600,
+            "data/damaged_samples": cost["data/damaged_samples"] + held_out.damaged,
         }
-        _leave(results, evaluation, identity, metrics)
+        leave_evaluation(results, evaluation, identity, metrics)
         return metrics
 
 
-def _leave(folder: Path, evaluation: TrialEvaluation, identity: str, metrics: dict[str, float]) -> None:
+def leave_evaluation(folder: Path, evaluation: TrialEvaluation, identity: str, metrics: dict[str, float]) -> None:
     """The files of an evaluation, the result last."""
     if evaluation.samples.shape[1] == 3:
         scale = max(1, 64 // evaluation.samples.shape[-1])

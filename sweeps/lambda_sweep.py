@@ -17,6 +17,7 @@ be told without the likelihood.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Literal
 
 import tyro
@@ -26,7 +27,16 @@ from pforce import results
 from pforce.catalog import experiment
 from pforce.config import ConfigError, with_fields
 from pforce.orchestration.plan import Options, Plan
-from pforce.orchestration.script import QUICK, exit_on_errors, parse_settings, print_report, run_sweep, table_rows
+from pforce.orchestration.script import (
+    ALL_ROWS,
+    QUICK,
+    Comparison,
+    exit_on_errors,
+    parse_settings,
+    print_report,
+    run_sweep,
+    table_rows,
+)
 from pforce.orchestration.sweep import Axis, Sweep, parse_axis
 from pforce.results.figures import calibration_figure
 from pforce.results.tables import CALIBRATION_COLUMNS, COST_COLUMNS, QUALITY_COLUMNS
@@ -52,6 +62,7 @@ class Arguments:
     """Name of the sweep: its MLflow experiment and its files."""
     dry_run: bool = False
     """Print cells, fingerprints, what is done and the time it would take; run nothing."""
+    comparison: Annotated[Comparison, tyro.conf.arg(name="")] = field(default_factory=Comparison)
     options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
 
 
@@ -67,9 +78,9 @@ def sweep(arguments: Arguments) -> Sweep:
     return Sweep(arguments.name, base, axes, arguments.seeds or ((0,) if quick else (0, 1, 2)))
 
 
-def report(planned: Plan, console: Console) -> None:
+def report(planned: Plan, console: Console, comparison: Comparison = ALL_ROWS) -> None:
     """The usual table with calibration columns, and the calibration figure."""
-    print_report(planned, console, (*QUALITY_COLUMNS, *CALIBRATION_COLUMNS, *COST_COLUMNS))
+    print_report(planned, console, (*QUALITY_COLUMNS, *CALIBRATION_COLUMNS, *COST_COLUMNS), comparison)
     frame, rows = results.runs(planned.options.uri), table_rows(planned)
     curves = results.calibration_curves(frame, rows)
     if len(curves):
@@ -90,7 +101,13 @@ def report(planned: Plan, console: Console) -> None:
 
 def main() -> int:
     arguments = tyro.cli(Arguments, description=__doc__)
-    return run_sweep(sweep(arguments), arguments.options, dry_run=arguments.dry_run, report=report)
+    return run_sweep(
+        sweep(arguments),
+        arguments.options,
+        dry_run=arguments.dry_run,
+        report=partial(report, comparison=arguments.comparison),
+        comparison=arguments.comparison,
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import tyro
 from pforce.catalog import experiment
 from pforce.config import Experiment, with_fields
 from pforce.orchestration.plan import Options
-from pforce.orchestration.script import QUICK, exit_on_errors, parse_settings, run_sweep
+from pforce.orchestration.script import QUICK, Comparison, exit_on_errors, parse_settings, run_sweep
 from pforce.orchestration.sweep import Axis, Sweep, parse_axis
 
 
@@ -42,6 +42,7 @@ class Arguments:
     """Name of the sweep: its MLflow experiment and its files."""
     dry_run: bool = False
     """Print cells, fingerprints, what is done and the time it would take; run nothing."""
+    comparison: Annotated[Comparison, tyro.conf.arg(name="")] = field(default_factory=Comparison)
     options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
 
 
@@ -61,7 +62,7 @@ def sweep(arguments: Arguments) -> Sweep:
 
 def main() -> int:
     arguments = tyro.cli(Arguments, description=__doc__)
-    return run_sweep(sweep(arguments), arguments.options, dry_run=arguments.dry_run)
+    return run_sweep(sweep(arguments), arguments.options, dry_run=arguments.dry_run, comparison=arguments.comparison)
 
 
 if __name__ == "__main__":

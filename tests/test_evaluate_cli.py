@@ -1,4 +1,4 @@
-"""`pforce evaluate` on models, folders and files. Oracles: the trial's own evaluation, another path to the same images."""
+"""`pforce evaluate`. Oracles: the trial's own evaluation, and other paths to the same images."""
 
 from __future__ import annotations
 
@@ -202,10 +202,13 @@ def test_a_sit_has_no_difficulty(tmp_path) -> None:
     planned = plan_model(Arguments(target=str(path), storage=tmp_path, **options), console)  # type: ignore[arg-type]
     assert planned.analyses == ("loss",)
     refused(path, tmp_path, "no difficulty head", FieldError, measure=("difficulty",), **options)
-    assert planned.identity != plan_model(
-        Arguments(target=str(path), storage=tmp_path, **{**options, "nfe": 3}),  # type: ignore[arg-type]
-        console,
-    ).identity
+    assert (
+        planned.identity
+        != plan_model(
+            Arguments(target=str(path), storage=tmp_path, **{**options, "nfe": 3}),  # type: ignore[arg-type]
+            console,
+        ).identity
+    )
 
 
 def test_the_help_explains() -> None:

@@ -32,7 +32,7 @@ def test_the_sweep_ends_in_a_table_with_calibration_and_a_figure(tmp_path, capsy
     assert run_sweep(sweep, Options(storage=tmp_path), launcher=local.launch, report=lambda_sweep.report) == DONE
     printed = " ".join(capsys.readouterr().out.split())
     assert f"Calibration: {tmp_path / 'weights_calibration.png'}" in printed
-    assert "note:" not in printed
+    assert "have no calibration" not in printed
     assert (tmp_path / "weights_calibration.png").stat().st_size > 2000
     table = pd.read_csv(tmp_path / "weights.csv")
     assert list(table["difficulty_weight"]) == [0, 0.01]

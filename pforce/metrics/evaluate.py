@@ -210,13 +210,7 @@ def evaluate(
         detector: on the device; by default the configuration's.
         reference: what generated images are compared with; by default the held-out images.
     """
-    x1, y = from_uint8(images.to(device)), labels.to(device)
-    x0 = seeding.noise_for_images(config.seed, 0, len(x1), tuple(x1.shape[1:]), device)
-    progress("validation", 0.0)
-    metrics = validation_losses(model, x1, y, x0, config.batch)
-    if model.config.difficulty_head:
-        progress("difficulty", 0.1)
-        metrics |= _difficulty(model, x1, y, x0, config)
+    metrics = held_out_metrics(model, config, images, labels, device=device, progress=progress)
     detector = detector or config.load_detector().to(device)
     if reference is None:
         reference = cached_reference(ImageTensor(images), detector, None, source="held-out images", device=device)
@@ -232,6 +226,26 @@ def evaluate(
         progress=lambda share: progress("sampling", 0.2 + 0.8 * share),
     )
     return TrialEvaluation({**metrics, **sampled.metrics}, sampled.samples, sampled.notes)
+
+
+def held_out_metrics(
+    model: PatchForcingTransformer,
+    config: EvaluationConfig,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    device: torch.device,
+    progress: Progress = lambda part, share: None,
+) -> dict[str, float]:
+    """Validation loss, correlation and calibration on held-out images (M, C, H, W) uint8 with labels (M,)."""
+    x1, y = from_uint8(images.to(device)), labels.to(device)
+    x0 = seeding.noise_for_images(config.seed, 0, len(x1), tuple(x1.shape[1:]), device)
+    progress("validation", 0.0)
+    metrics = validation_losses(model, x1, y, x0, config.batch)
+    if model.config.difficulty_head:
+        progress("difficulty", 0.1)
+        metrics |= _difficulty(model, x1, y, x0, config)
+    return metrics
 
 
 def classes_of(labels: Tensor, images: int) -> Tensor:

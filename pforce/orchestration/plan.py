@@ -37,6 +37,9 @@ class Options:
     """GPUs of a trial; below 1 trials share one. By default 1 where the cluster has any."""
     cpus_per_trial: int | None = None
     """CPU cores of a trial. By default the cores are shared among the trials."""
+    evaluation_workers: int | None = None
+    """Evaluate the cells apart, on this many workers after the trainings have ended; for many images. By default a
+    trial evaluates in its own process, on its own device."""
     max_hours: float | None = None
     """Wall-clock limit; what is unfinished then goes on with the next call."""
     ray_address: str | None = None
@@ -45,6 +48,8 @@ class Options:
     def __post_init__(self) -> None:
         limit = self.max_hours
         require(limit is None or limit > 0, "max_hours", limit, "> 0")
+        workers = self.evaluation_workers
+        require(workers is None or workers >= 1, "evaluation_workers", workers, "≥ 1")
 
     @property
     def uri(self) -> str:
@@ -140,6 +145,7 @@ def payload(plan: Plan, item: Work, placement: Placement) -> Payload:
         reference_cache=str(plan.options.storage.absolute() / "references"),
         folder=str(trial_folder(plan.options, item)),
         device="cuda" if placement.gpus else "cpu",
+        train_only=plan.options.evaluation_workers is not None,
         threads=placement.cpus,
         devices=placement.devices,
     )

@@ -25,6 +25,8 @@ class Recorder:
         """fingerprint → run id of the trials under way."""
         self.failed: dict[str, str] = {}
         """fingerprint → reason."""
+        self.trained: dict[str, dict[str, Any]] = {}
+        """fingerprint → the report of a training whose evaluation is still to come."""
 
     def start(self, item: Work) -> None:
         """A trial starts: its run is made, or an unfinished one is taken up again."""
@@ -44,6 +46,9 @@ class Recorder:
                 self._training(item, result["record"])
             case "done":
                 self._done(item, result)
+            case "trained":
+                self.trained[item.fingerprint] = result
+                self.display.update(item.label, TRAINING_SHARE, "trained")
             case "failed":
                 self.fail(item, result["reason"], result["error"])
             case "warning":

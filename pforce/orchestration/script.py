@@ -5,38 +5,67 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from pforce import results
-from pforce.config import ConfigError
+from pforce.config import ConfigError, fingerprint, with_fields
 from pforce.data import DataError
 from pforce.generation import JobError
+from pforce.metrics.detectors import DetectorError
+from pforce.metrics.image_sets import ImageSetError
+from pforce.metrics.reference import StatisticsError
 from pforce.models import ModelFileError, PublishedError
 from pforce.models.autoencoder import AutoencoderError
 from pforce.orchestration.calibration import TIMED_EVALUATIONS, TIMED_STEPS, estimate
 from pforce.orchestration.launch import Launcher, execute
 from pforce.orchestration.plan import DONE, Options, Plan, plan
+from pforce.orchestration.recorder import Recorder
 from pforce.orchestration.sweep import Sweep, format_value, parse_axis
+from pforce.results import Row
 from pforce.results.figures import cell_figure
-from pforce.results.tables import COLUMNS, Column, Row
+from pforce.results.statistics import MOST_CLAIMS
+from pforce.results.tables import COLUMNS, Column
 from pforce.sources import SourceError
 from pforce.tracking import TrackingError
-from pforce.validation import FieldError
+from pforce.validation import FieldError, require
 
 QUICK = {"training.images": 6_400, "evaluation.images": 256, "evaluation.validation_images": 256}
 """Settings of a training sweep's quick preset: minutes, ranks nothing."""
 HONEST_IMAGES = 96_000
 HONEST_SEEDS = 3
+MOST_LISTED = 12
+"""Rows that an error names."""
 USAGE_ERROR = 2
 USAGE_ERRORS = (
     ConfigError, FieldError, DataError, TrackingError, SourceError, PublishedError, ModelFileError, AutoencoderError,
-    JobError,
+    JobError, ImageSetError, StatisticsError, DetectorError,
 )  # fmt: skip
 """What a user's input can be wrong in; each message names it, what is wrong, and the cure."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a table's claims are about."""
+
+    baseline: str | None = None
+    """Row of the table that claims hold the others against: its axes, such as m=0.7,sigma=0.6, or its number from 1.
+    Default: that of the experiment itself, else the first."""
+    compare: tuple[str, ...] = ()
+    """Rows that are held against it, at most 6, named likewise. Default: all others, where they are not more."""
+
+    def __post_init__(self) -> None:
+        most = f"at most {MOST_CLAIMS} rows: a correction for more finds nothing at a few seeds"
+        require(len(self.compare) <= MOST_CLAIMS, "compare", self.compare, most)
+
+
+ALL_ROWS = Comparison()
 
 
 def exit_on_errors(main: Callable[[], int]) -> NoReturn:
@@ -56,15 +85,17 @@ def run_sweep(
     dry_run: bool = False,
     launcher: Launcher | None = None,
     report: Callable[[Plan, Console], None] | None = None,
+    comparison: Comparison = ALL_ROWS,
 ) -> int:
     """Plan, run what is missing, print and write the table. Returns the exit code.
 
     The launcher is Ray Tune's where none is given; ray is imported only if something has to run. The report is
-    `print_report` where none is given.
+    `print_report` where none is given. ConfigError where the comparison names rows that the table will not have.
     """
     console = make_console()
     started = time.perf_counter()
     planned = plan(sweep, options, console)
+    compared_rows(planned, comparison)  # an error in it is said before anything starts
     for note in planned.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
     if dry_run:
@@ -77,10 +108,26 @@ def run_sweep(
         from pforce.orchestration import tune
 
         launcher = tune.launch
-    code = execute(planned, console, launcher) if launcher else DONE
-    (report or print_report)(planned, console)
+    code = execute(planned, console, _then_evaluate(launcher)) if launcher else DONE
+    if report is None:
+        print_report(planned, console, comparison=comparison)
+    else:
+        report(planned, console)
     console.print(f"{time.perf_counter() - started:.0f} s in all", highlight=False)
     return code
+
+
+def _then_evaluate(launcher: Launcher) -> Launcher:
+    """The launcher, and after it the evaluation of what it has only trained."""
+
+    def launch(plan: Plan, recorder: Recorder, console: Console) -> None:
+        launcher(plan, recorder, console)
+        if recorder.trained:
+            from pforce.orchestration import apart
+
+            apart.evaluate(plan, recorder, console)
+
+    return launch
 
 
 def make_console() -> Console:
@@ -102,18 +149,96 @@ def table_rows(planned: Plan) -> list[Row]:
     return list(rows.values())
 
 
-def print_report(planned: Plan, console: Console, columns: Sequence[Column] = COLUMNS) -> None:
-    """The table on the console and in files, its figure, and how to open MLflow."""
+def _find_row(planned: Plan, rows: Sequence[Row], option: str, text: str) -> int:
+    """The number, from 0, of the one row that a user's text names."""
+    axes = {axis.path: header for axis, header in zip(planned.sweep.axes, planned.sweep.headers, strict=True)}
+
+    def matches(row: Row, part: str) -> bool:
+        name, _, value = (word.strip() for word in part.partition("="))
+        header = axes.get(name, name)
+        return header in row.labels and _same_value(value, row.labels[header])
+
+    if text.strip().isdecimal():
+        found = [int(text) - 1] if 0 < int(text) <= len(rows) else []
+    else:
+        found = [n for n, row in enumerate(rows) if all(matches(row, part) for part in text.split(","))]
+    if len(found) == 1:
+        return found[0]
+    listed = []
+    for number, row in enumerate(rows):
+        if number in found or not found:
+            values = (f"{name}={value.split(', ')[0]}" for name, value in row.labels.items())
+            listed.append(f"{number + 1}: {','.join(values)}")
+    rest = f" and {len(listed) - MOST_LISTED} more" if len(listed) > MOST_LISTED else ""
+    wrong = f"names {len(found)} rows; name one of" if found else "names no row; the rows are"
+    raise ConfigError(f"{option} {text}: {wrong} {'; '.join(listed[:MOST_LISTED])}{rest}")
+
+
+def _same_value(text: str, label: str) -> bool:
+    """Whether a user's value is one of those of a row; 0.70 is 0.7."""
+    values = label.split(", ")
+    try:
+        return text in values or float(text) in [float(value) for value in values]
+    except ValueError:
+        return False
+
+
+def compared_rows(planned: Plan, comparison: Comparison) -> tuple[int, list[int]]:
+    """Numbers, from 0, of the baseline's row and of the rows that are held against it.
+
+    ConfigError for a row that the table will not have, naming those that it will.
+    """
+    rows, sweep = table_rows(planned), planned.sweep
+    if comparison.baseline is not None:
+        baseline = _find_row(planned, rows, "--baseline", comparison.baseline)
+    else:
+        own = {fingerprint(with_fields(sweep.base, {"seed": seed}), planned.inputs) for seed in sweep.seeds}
+        baseline = next((n for n, row in enumerate(rows) if own & set(row.fingerprints)), 0)
+    if not comparison.compare:
+        return baseline, [number for number in range(len(rows)) if number != baseline]
+    chosen = list(dict.fromkeys(_find_row(planned, rows, "--compare", text) for text in comparison.compare))
+    if baseline in chosen:
+        name = results.row_names(rows)[baseline]
+        raise ConfigError(f"--compare: {name} is the baseline itself; leave it out, or choose another --baseline")
+    return baseline, chosen
+
+
+def _claims(planned: Plan, frame: pd.DataFrame, rows: Sequence[Row], comparison: Comparison) -> list[str]:
+    """What the table says of its rows, in sentences."""
+    baseline, others = compared_rows(planned, comparison)
+    metric = results.primary_metric(frame, rows)
+    if metric is None or not others:
+        return []
+    if len(others) > MOST_CLAIMS:
+        return [f"none, as {len(rows)} rows are too many to correct for; choose at most {MOST_CLAIMS} with --compare, "
+                "and --baseline"]  # fmt: skip
+    return results.sentences(results.row_claims(frame, rows, metric, baseline, others))
+
+
+def print_report(
+    planned: Plan, console: Console, columns: Sequence[Column] = COLUMNS, comparison: Comparison = ALL_ROWS
+) -> None:
+    """The table on the console and in files, with notes and claims below it, its figure, and how to open MLflow."""
     sweep, options = planned.sweep, planned.options
-    table = results.cell_table(results.runs(options.uri), table_rows(planned), columns)
-    console.print(results.to_terminal(table, f"{sweep.name} · {sweep.base.name}"))
-    caveat = _caveat(sweep)
-    console.print(caveat, soft_wrap=True, highlight=False)
-    folder = options.storage.absolute()
-    table.to_csv(folder / f"{sweep.name}.csv", index=False)
-    (folder / f"{sweep.name}.md").write_text(f"{results.to_markdown(table)}\n\n{caveat}\n")
-    cell_figure(table, sweep.headers, folder / f"{sweep.name}.png")
-    console.print(f"Table and figure: {folder / sweep.name}.{{csv,md,png}}", soft_wrap=True, highlight=False)
+    frame, rows = results.runs(options.uri), table_rows(planned)
+    table, title = results.cell_table(frame, rows, columns), f"{sweep.name} · {sweep.base.name}"
+    console.print(results.to_terminal(table, title))
+    notes, claims = [_caveat(sweep), *results.table_notes(frame, rows)], _claims(planned, frame, rows, comparison)
+    below = [notes[0], *(f"note: {note}" for note in notes[1:]), *(["Claims:"] if claims else [])]
+    for line in [*below, *(f"  {claim}" for claim in claims)]:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    stem = options.storage.absolute() / sweep.name
+    texts = {
+        "csv": results.to_csv(table),
+        "md": results.to_markdown(table, notes, claims) + "\n",
+        "tex": results.to_latex(table, title, notes, claims),
+        "html": results.html_page(results.to_html(table, title, notes, claims), title),
+    }
+    for ending, text in texts.items():
+        # Not with_suffix: a sweep's name may have a dot.
+        Path(f"{stem}.{ending}").write_text(text, encoding="utf-8")
+    cell_figure(table, sweep.headers, Path(f"{stem}.png"))
+    console.print(f"Table and figure: {stem}.{{csv,md,tex,html,png}}", soft_wrap=True, highlight=False)
     print_mlflow(options.uri, console)
 
 

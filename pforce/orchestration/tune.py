@@ -57,7 +57,8 @@ class _Reports(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         fingerprint = self._item(trial).fingerprint
-        if fingerprint in self.recorder.open:  # ended without "done" or "failed": stopped by the wall-clock limit
+        if fingerprint in self.recorder.open and fingerprint not in self.recorder.trained:
+            # Ended without "done", "trained" or "failed": stopped by the wall-clock limit.
             self.recorder.kill(fingerprint, "time limit")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

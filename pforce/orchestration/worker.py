@@ -16,7 +16,7 @@ from pforce.data import DataError, Manifest, ensure
 from pforce.training import Callback, Diverged, OnRecord, Record
 from pforce.training.checkpoint import CheckpointError
 from pforce.training.loop import use_bfloat16
-from pforce.trial import Paths, TrialLocked, run_trial
+from pforce.trial import Paths, TrialLocked, run_trial, train_trial
 
 PROGRESS_EVERY_SECONDS = 2.0
 
@@ -32,6 +32,8 @@ class Payload(TypedDict):
     data: str
     data_hash: str
     reference_cache: str
+    train_only: bool
+    """Leave the evaluation to others (see `pforce.orchestration.apart`)."""
     folder: str
     device: str
     threads: int
@@ -89,7 +91,7 @@ def run_cell(payload: Payload, report: Report, *, callbacks: tuple[Callback, ...
 
     Reports {"phase": "training", "record": …} at each point of the curve, {"phase": PART, "share": 0…1} during
     the evaluation, {"phase": "warning", "message": …}, and last {"phase": "done", "metrics": …, "environment": …}
-    or {"phase": "failed", "reason": …, "error": …}.
+    ("trained" where it only trains) or {"phase": "failed", "reason": …, "error": …}.
     """
     torch.set_num_threads(payload["threads"])
     device = torch.device(payload["device"])
@@ -107,16 +109,18 @@ def run_cell(payload: Payload, report: Report, *, callbacks: tuple[Callback, ...
 
     try:
         with _warnings_to(report):
-            metrics = run_trial(
-                experiment,
-                Paths(find_data(experiment, payload), Path(payload["folder"]), Path(payload["reference_cache"])),
-                identity=payload["fingerprint"],
-                training=payload["training"],
-                device=device,
-                callbacks=[OnRecord(on_record), *callbacks],
-                progress=on_progress,
-                device_count=payload["devices"],
-            )
+            how: dict[str, Any] = {
+                "training": payload["training"],
+                "device": device,
+                "callbacks": [OnRecord(on_record), *callbacks],
+                "progress": on_progress,
+                "device_count": payload["devices"],
+            }
+            paths = Paths(find_data(experiment, payload), Path(payload["folder"]), Path(payload["reference_cache"]))
+            if payload["train_only"]:
+                _, metrics = train_trial(experiment, paths, **how)
+            else:
+                metrics = run_trial(experiment, paths, identity=payload["fingerprint"], **how)
     except Exception as error:  # reported with its reason; the sweep goes on with the other cells
         report({"phase": "failed", "reason": failure_reason(error), "error": f"{type(error).__name__}: {error}"})
         if device.type == "cuda" and not isinstance(error, Diverged | DataError | CheckpointError):
@@ -127,4 +131,5 @@ def run_cell(payload: Payload, report: Report, *, callbacks: tuple[Callback, ...
         "precision": "bfloat16" if use_bfloat16(experiment.training.precision, device) else "float32",
         "threads": str(payload["threads"]),
     }
-    report({"phase": "done", "metrics": metrics, "environment": environment})
+    phase = "trained" if payload["train_only"] else "done"
+    report({"phase": phase, "metrics": metrics, "environment": environment})

@@ -12,9 +12,9 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from pforce.results.frames import distance_of
 from pforce.results.tables import SPREAD
 
-PANELS = ("fd/openmoji", "val loss", "R(0.2)", "R(0.6)", "calib(0.2)", "calib(0.6)")
 PANELS_A_ROW = 4
 BLUE = "#2b6cb0"
 SEQUENCE = "viridis"
@@ -27,9 +27,15 @@ def _style() -> AbstractContextManager[None]:
     return mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 
 
+def panels_of(table: pd.DataFrame) -> list[str]:
+    """The columns that are drawn: those with a spread over seeds, distances first."""
+    with_values = [name for name in table if f"{name}{SPREAD}" in table and table[name].notna().any()]
+    return sorted(map(str, with_values), key=lambda name: distance_of(name) is None)
+
+
 def cell_figure(table: pd.DataFrame, axes: list[str], path: Path) -> None:
     """A panel a metric, a point a cell, bars of one standard deviation over seeds where n > 1."""
-    panels = [name for name in PANELS if name in table and table[name].notna().any()]
+    panels = panels_of(table)
     if not panels:
         return
     if len(axes) == 1:  # its name once below, not at each value

@@ -1,19 +1,147 @@
-"""Tidy frames of what is in a tracking store."""
+"""Tidy frames of what is in a tracking store, and what their metrics are called."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
+from pforce.metrics.distances import INCEPTION_NAMES, metric_name
 from pforce.tracking import Tracker, runs_frame
+
+UNDER_WAY = ("RUNNING", "SCHEDULED")
+DISTANCES = ("fd", "fd_infinity", "sfd", "kd", "precision", "recall", "is")
+"""What is measured of generated images, by the short names of `pforce.metrics.distances.metric_name`, in the order
+of tables."""
+COUNTS = ("_images", "_reference_images")
+BESIDE = ("_low", "_high", *COUNTS, "_features")
+"""What a distance's other columns add to its name."""
+OF_INCEPTION = {INCEPTION_NAMES.get(short, short): short for short in DISTANCES}
+OF_OTHERS = re.compile(rf"({'|'.join(DISTANCES)})/(\S+)")
+LARGER_IS_BETTER = re.compile(r"(difficulty|throughput)/.*|(precision|recall|is)(/.*)?")
+
+DECILE = re.compile(r"calibration/(expected|observed)_t(\d\.\d+)_d(\d+)")
+
+
+class Row(NamedTuple):
+    """A cell of the table and the work it stands for."""
+
+    labels: Mapping[str, str]
+    """Axis → value as shown; values with one distribution are one row, such as sigma "0.5, 0.6"."""
+    fingerprints: Sequence[str]
+    """One a seed."""
 
 
 def runs(tracking_uri: str, sweep: str | None = None) -> pd.DataFrame:
     """A row a trial: run_id, status, fingerprint, every parameter by its dotted path, every metric's last value.
+
+    A trial that was stopped and taken up again is one row, with the last values. Nothing is left out: failed, stopped
+    and running trials are rows, told by `status` and `reason`, and where several sweeps ran one experiment (one
+    fingerprint), or an earlier attempt was given up, each run is a row. `cells` keeps one row a fingerprint.
 
     Args:
         tracking_uri: `sqlite:///…/mlflow.db` or a server. TrackingError where it cannot be read.
         sweep: name of one sweep (its MLflow experiment), such as `ltg_grid`; None reads all.
     """
     return runs_frame(Tracker(tracking_uri, artifacts=Path("runs")), sweep)
+
+
+def cells(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row a fingerprint: its newest finished run; without one its run under way; else its newest run.
+
+    Args:
+        frame: of `runs`. Runs without a fingerprint are left out.
+    """
+    if frame.empty:
+        return frame
+    known = frame.dropna(subset=["fingerprint"])
+    rank = known["status"].map({"FINISHED": 2, **dict.fromkeys(UNDER_WAY, 1)}).fillna(0)
+    ordered = known.assign(_rank=rank).sort_values(["_rank", "start_time"], kind="stable")
+    return ordered.drop_duplicates("fingerprint", keep="last").sort_index().drop(columns="_rank")
+
+
+def finished(frame: pd.DataFrame, rows: Row | Sequence[Row]) -> pd.DataFrame:
+    """The finished cells of a row, or of all rows of a table."""
+    if frame.empty:
+        return frame
+    several = [rows] if isinstance(rows, Row) else rows
+    wanted = {fingerprint for row in several for fingerprint in row.fingerprints}
+    chosen = cells(frame)
+    return chosen[(chosen["status"] == "FINISHED") & chosen["fingerprint"].isin(wanted)]
+
+
+def distance_of(name: str) -> tuple[str, str] | None:
+    """`fid` → ("fd", "inception"), `kd/openmoji` → ("kd", "openmoji"); None for what is not a distance."""
+    if name in OF_INCEPTION:
+        return OF_INCEPTION[name], "inception"
+    match = OF_OTHERS.fullmatch(name)
+    return (match[1], match[2]) if match else None
+
+
+def detectors(frame: pd.DataFrame) -> list[str]:
+    """Detectors whose distances the frame has values of, those of most rows first."""
+    found: dict[str, int] = {}
+    for name in frame.columns:
+        # `fd/openmoji_low` is a detector of that name only if it has counts of its own.
+        beside = any(name.endswith(end) and name.removesuffix(end) in frame for end in BESIDE)
+        distance = None if beside and f"{name}_images" not in frame else distance_of(name)
+        if distance is not None and (n := int(frame[name].notna().sum())):
+            found[distance[1]] = max(n, found.get(distance[1], 0))
+    return sorted(found, key=lambda detector: (-found[detector], detector))
+
+
+def distances_in(frame: pd.DataFrame) -> list[str]:
+    """Names of the distances that the frame has values of: by detector, in the order of tables."""
+    names = (metric_name(short, detector) for detector in detectors(frame) for short in DISTANCES)
+    return [name for name in names if name in frame and frame[name].notna().any()]
+
+
+def primary_metric(frame: pd.DataFrame, rows: Sequence[Row]) -> str | None:
+    """What rows are compared by: the Fréchet distance of their detector, else another distance, else `val/loss`.
+
+    None where no row has any of them.
+    """
+    values = finished(frame, rows)
+    named = [*distances_in(values), "val/loss"]
+    return next((name for name in named if name in values and values[name].notna().any()), None)
+
+
+def smaller_is_better(metric: str) -> bool:
+    """True of distances, losses, calibration and costs; False of correlations, precision, recall and scores."""
+    return LARGER_IS_BETTER.fullmatch(metric) is None
+
+
+def row_names(rows: Sequence[Row]) -> list[str]:
+    """What sentences call the rows, by the axes that differ: `m 0.7, sigma 0.5 or 0.6`."""
+    axes = list(rows[0].labels) if rows else []
+    differ = [axis for axis in axes if len({row.labels[axis] for row in rows}) > 1] or axes
+    return [
+        ", ".join(f"{axis} {row.labels[axis].replace(', ', ' or ')}" for axis in differ) or "the only cell"
+        for row in rows
+    ]
+
+
+def calibration_curves(frame: pd.DataFrame, rows: Sequence[Row]) -> pd.DataFrame:
+    """Calibration by deciles: row (its number), the row's labels, t, decile, expected, observed, and n.
+
+    Means over the finished seeds of each row that have the metrics; a row without any is not there.
+
+    Args:
+        frame, rows: as of `cell_table`.
+    """
+    records = []
+    matches = [match for name in frame.columns if (match := DECILE.fullmatch(name))]
+    points = sorted({(match[2], int(match[3])) for match in matches})
+    for number, row in enumerate(rows):
+        values = finished(frame, row)
+        for t, decile in points:
+            names = [f"calibration/{kind}_t{t}_d{decile}" for kind in ("expected", "observed")]
+            pairs = values[names].astype(float).dropna()
+            if len(pairs):
+                expected, observed = pairs.mean()
+                record = {"t": float(t), "decile": decile, "expected": expected, "observed": observed, "n": len(pairs)}
+                records.append({"row": number, **row.labels, **record})
+    return pd.DataFrame(records)

@@ -7,16 +7,20 @@ the few seeds that anybody can afford.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 
+from pforce.results.frames import Row, finished, row_names, smaller_is_better
 from pforce.validation import require
 
 LEVEL = 0.05
 MOST_CLAIMS = 6
 """At n = 5 seeds and 6 claims an effect of 3 standard deviations is found in about 86 % of tables."""
+ENOUGH_SEEDS = 2
 
 Word = Literal["better", "worse", "not distinguishable"]
 
@@ -32,14 +36,14 @@ class Interval(NamedTuple):
 
 def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     """Mean over seeds with its (1 − level) interval. ValueError without values or for one that is not finite."""
-    from scipy import stats  # slow to import: paid by a comparison, not by every command
-
     array = np.asarray(values, dtype=float)
     if not len(array) or not np.isfinite(array).all():
         raise ValueError(f"values {list(values)}: must be at least one, all finite")
     mean, n = float(array.mean()), len(array)
     if n == 1:
         return Interval(mean, float("nan"), float("nan"), 1)
+    from scipy import stats  # slow to import: paid by a comparison, not by every command
+
     half = float(stats.t.ppf(1 - level / 2, n - 1) * array.std(ddof=1) / np.sqrt(n))
     return Interval(mean, mean - half, mean + half, n)
 
@@ -75,18 +79,43 @@ class Verdict(NamedTuple):
     """Two-sided, of the paired t-test; 1 below two common seeds."""
     p_holm: float
     word: Word
+    claims: int = 1
+    """How many claims the p-value is corrected for."""
 
     @property
     def sentence(self) -> str:
-        """`fd/openmoji: ltg is better than srm by 1.20 (95 % 0.80 … 1.60, n = 5 seeds, p = 0.01 over 3 claims)`."""
+        """In plain words, with the interval and n.
+
+        `fd/openmoji: sigma 0.2 is worse than sigma 0.6 by 1.20 (95 % 0.80 … 1.60, n = 5 seeds, p = 0.01 after Holm
+        over 3 claims)`. The interval is not corrected for the number of claims; p is.
+        """
         c, d = self.claim, self.difference
-        if d.n < 2:
-            return f"{c.metric}: {c.a} and {c.b} are not distinguishable: {d.n} common seed(s), a comparison needs 2"
-        low, high = sorted((abs(d.low), abs(d.high))) if d.low * d.high > 0 else (d.low, d.high)
-        told = f"95 % {low:.3g} … {high:.3g}, n = {d.n} seeds, p = {self.p_holm:.2g} after Holm"
+        if d.n < ENOUGH_SEEDS:
+            common = f"{d.n} common seed{'' if d.n == 1 else 's'}, a comparison needs {ENOUGH_SEEDS}"
+            return f"{c.metric}: {c.a} and {c.b} are not distinguishable: {common}"
+        over = f" after Holm over {self.claims} claims" if self.claims > 1 else ""
+        p = "p < 0.0001" if self.p_holm < 1e-4 else f"p = {self.p_holm:.2g}"
+        places = _places(d)
         if self.word == "not distinguishable":
-            return f"{c.metric}: {c.a} and {c.b} are not distinguishable (difference {d.mean:.3g}, {told})"
-        return f"{c.metric}: {c.a} is {self.word} than {c.b} by {abs(d.mean):.3g} ({told})"
+            # Signed, as the interval may hold 0.
+            mean, low, high = (_told(value, places) for value in d[:3])
+            told = f"95 % {low} … {high}, n = {d.n} seeds, {p}{over}"
+            return f"{c.metric}: {c.a} and {c.b} are not distinguishable (difference {mean}, {told})"
+        least, most = sorted((abs(d.low), abs(d.high)))
+        told = f"95 % {least:.{places}f} … {most:.{places}f}, n = {d.n} seeds, {p}{over}"
+        return f"{c.metric}: {c.a} is {self.word} than {c.b} by {abs(d.mean):.{places}f} ({told})"
+
+
+def _places(d: Interval) -> int:
+    """Decimals that show two digits of the interval's half width; of a difference without spread three digits."""
+    half = (d.high - d.low) / 2
+    # A constant difference leaves a half width of rounding errors.
+    size, digits = (half, 1) if half > 1e-9 * abs(d.mean) else (abs(d.mean), 2)
+    return min(12, max(0, digits - math.floor(math.log10(size)))) if size else 2
+
+
+def _told(value: float, places: int) -> str:
+    return f"{value:.{places}f}".replace("-", "−")
 
 
 def _paired(claim: Claim) -> tuple[Interval, float]:
@@ -98,7 +127,7 @@ def _paired(claim: Claim) -> tuple[Interval, float]:
     if not seeds:
         return Interval(float("nan"), float("nan"), float("nan"), 0), 1.0
     interval = mean_interval(differences.tolist())
-    if len(seeds) < 2:
+    if len(seeds) < ENOUGH_SEEDS:
         return interval, 1.0
     spread = differences.std(ddof=1)
     if spread == 0:  # equal seed by seed, or off by a constant: t is 0/0 or infinite
@@ -110,14 +139,53 @@ def _paired(claim: Claim) -> tuple[Interval, float]:
 def judge(claims: Sequence[Claim], level: float = LEVEL) -> list[Verdict]:
     """Verdicts of the claims that a table makes, corrected together so that 5 % of tables without effects err.
 
-    FieldError for more than six claims.
+    A claim without two common seeds says nothing and does not count. FieldError for more than six claims.
     """
     require(len(claims) <= MOST_CLAIMS, "claims", len(claims), f"at most {MOST_CLAIMS} a table")
     found = [_paired(claim) for claim in claims]
+    tested = [index for index, (difference, _) in enumerate(found) if difference.n >= ENOUGH_SEEDS]
+    adjusted = dict(zip(tested, holm([found[index][1] for index in tested]), strict=True))
     verdicts = []
-    for claim, (difference, p), adjusted in zip(claims, found, holm([p for _, p in found]), strict=True):
+    for index, (claim, (difference, p)) in enumerate(zip(claims, found, strict=True)):
+        corrected = adjusted.get(index, 1.0)
         word: Word = "not distinguishable"
-        if adjusted <= level:
+        if corrected <= level:
             word = "better" if (difference.mean < 0) == claim.smaller_is_better else "worse"
-        verdicts.append(Verdict(claim, difference, p, adjusted, word))
+        verdicts.append(Verdict(claim, difference, p, corrected, word, len(tested)))
     return verdicts
+
+
+def _by_seed(frame: pd.DataFrame, row: Row, metric: str) -> dict[int, float]:
+    """Seed → value of a row's finished cells; what is not finite is left out."""
+    values = finished(frame, row)
+    if "seed" not in values or metric not in values:
+        return {}
+    pairs = values[["seed", metric]].astype(float).replace([np.inf, -np.inf], np.nan).dropna()
+    return {int(seed): float(value) for seed, value in pairs.itertuples(index=False)}
+
+
+def row_claims(
+    frame: pd.DataFrame, rows: Sequence[Row], metric: str, baseline: int = 0, compare: Sequence[int] | None = None
+) -> list[Claim]:
+    """That each row is better than the baseline row in one metric, by seed.
+
+    Args:
+        frame: of `pforce.results.runs`. A cell's seed is its parameter `seed`; cells without one are not compared.
+        rows: of the table. baseline: number of the row that the others are held against, from 0.
+        compare: numbers of the rows that are; by default all others. More than six give no claims.
+    """
+    others = [index for index in range(len(rows)) if index != baseline] if compare is None else list(compare)
+    if len(others) > MOST_CLAIMS:
+        return []
+    names = row_names(rows)
+    values = {index: _by_seed(frame, rows[index], metric) for index in (baseline, *others)}
+    better = smaller_is_better(metric)
+    return [Claim(metric, names[i], names[baseline], values[i], values[baseline], better) for i in others]
+
+
+def sentences(claims: Sequence[Claim]) -> list[str]:
+    """A sentence a claim; one for all where none has the two common seeds that a comparison needs."""
+    verdicts = judge(claims)
+    if claims and all(verdict.difference.n < ENOUGH_SEEDS for verdict in verdicts):
+        return [f"{claims[0].metric}: nothing is compared: that needs {ENOUGH_SEEDS} seeds that both rows finished"]
+    return [verdict.sentence for verdict in verdicts]

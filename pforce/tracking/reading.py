@@ -9,16 +9,29 @@ import pandas as pd
 from pforce.tracking.store import PARENT, Tags, Tracker
 
 
+def _experiments(tracker: Tracker) -> list[Any]:
+    """All experiments; the store gives a page at a time."""
+    found: list[Any] = []
+    token: str | None = None
+    while True:
+        page = tracker.client.search_experiments(page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
 def runs_frame(tracker: Tracker, sweep: str | None = None) -> pd.DataFrame:
     """All trials, a row each: run_id, run_name, status, fingerprint, sweep, seed, parameters, last metrics.
 
     Parameters keep their dotted paths (`timesteps.m`), metrics their names (`val/loss`); parameters that are
-    numbers are numbers. Failed, killed and running trials are there with their status.
+    numbers are numbers. Failed, killed and running trials are there with their status. A run that was taken up
+    again is one row; of a metric that it logged twice the value of the later step counts, at one step the later one.
 
     Args:
         sweep: name (MLflow experiment) of one sweep; None reads all.
     """
-    experiments = [e for e in tracker.client.search_experiments() if sweep is None or e.name == sweep]
+    experiments = [e for e in _experiments(tracker) if sweep is None or e.name == sweep]
     rows: list[dict[str, Any]] = []
     token: str | None = None
     while experiments:

@@ -12,7 +12,6 @@ Command: python -m tests.benchmarks.features [--images 10000] [--rounds 5]
 
 from __future__ import annotations
 
-import copy
 import tempfile
 import time
 import warnings
@@ -29,8 +28,7 @@ from rich.progress import track
 from torch import Tensor
 
 from pforce.data import openmoji
-from pforce.metrics.detectors import load_detector
-from pforce.metrics.detectors.classifier import ClassifierDetector
+from pforce.metrics.detectors import classifier, load_detector
 from pforce.metrics.features import read_features
 from pforce.metrics.image_sets import ImageFolder, ImageTensor
 
@@ -73,9 +71,7 @@ def main(images: int = 10_000, rounds: int = 5) -> None:
     """Time the three, interleaved, and print seconds and ratios."""
     console = Console()
     detector = load_detector("openmoji")
-    assert isinstance(detector, ClassifierDetector)
-    as_trained = copy.deepcopy(detector)
-    as_trained._on_cpu = None
+    as_trained = classifier.load("openmoji", fused=False)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_images(folder, images)

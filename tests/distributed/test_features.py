@@ -1,4 +1,4 @@
-"""Features read on several processes: the distance is that of one. Real gloo processes; oracle: numpy on all features."""
+"""Features read on several processes. Real gloo processes; oracle: one process, and numpy on all features."""
 
 from __future__ import annotations
 

@@ -163,3 +163,13 @@ def test_needs_no_data_packages() -> None:
     modules = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     loaded = set(modules.stdout.split())
     assert not loaded & {"webdataset", "ray", "mlflow", "pydantic", "pforce.data"}
+
+
+def test_the_fused_network_is_the_trained_one():
+    """Oracle: the layers that were trained, on images of three sizes."""
+    trained, fused = (classifier.load("openmoji", fused=choice) for choice in (False, True))
+    assert sum(isinstance(layer, torch.nn.BatchNorm2d) for layer in trained.modules()) == 6
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in fused.modules())
+    for size in (32, 50, 64):
+        images = torch.randint(0, 256, (5, 3, size, size), dtype=torch.uint8)
+        torch.testing.assert_close(fused.read(images).features, trained.read(images).features, rtol=1e-4, atol=1e-5)

@@ -1,16 +1,32 @@
-"""Tables. Oracle: means and spreads by hand."""
+"""Tables. Oracles: means and spreads by hand, intervals by scipy, texts read back by a parser of their format."""
 
 from __future__ import annotations
 
+import io
 import math
+from html.parser import HTMLParser
 
+import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
+from scipy import stats
 
-from pforce.results import Row, calibration_curves, cell_table, to_markdown, to_terminal
-from pforce.results.figures import calibration_figure, cell_figure
-from pforce.results.tables import CALIBRATION_COLUMNS, COLUMNS, COST_COLUMNS, QUALITY_COLUMNS
+from pforce.results import (
+    Row,
+    calibration_curves,
+    cell_table,
+    html_page,
+    legend,
+    table_notes,
+    to_csv,
+    to_html,
+    to_latex,
+    to_markdown,
+    to_terminal,
+)
+from pforce.results.figures import calibration_figure, cell_figure, panels_of
+from pforce.results.tables import CALIBRATION_COLUMNS, COLUMNS, COST_COLUMNS, HIDDEN, QUALITY_COLUMNS
 
 
 @pytest.fixture
@@ -34,6 +50,10 @@ def frame() -> pd.DataFrame:
 ROWS = [Row({"m": "0"}, ["a0", "a1"]), Row({"m": "0.7"}, ["b0", "b1"]), Row({"m": "1"}, ["c0"])]
 
 
+def shown(table: pd.DataFrame) -> list[str]:
+    return [name for name in table.columns if not name.endswith(HIDDEN)]
+
+
 def test_mean_and_spread_over_finished_seeds(frame):
     """Of two runs with one fingerprint the newest counts; a failed one does not; one seed has no spread."""
     table = cell_table(frame, ROWS)
@@ -43,6 +63,29 @@ def test_mean_and_spread_over_finished_seeds(frame):
     assert table["fd/openmoji"][1] == 30.0
     assert math.isnan(table["val loss sd"][1])
     assert math.isnan(table["val loss"][2])
+
+
+def test_what_became_of_the_cells_is_counted(frame):
+    """b1 failed, c0 has no run; the columns are there only where a row has one."""
+    table = cell_table(frame, ROWS)
+    assert list(table["n planned"]) == [2, 2, 1]
+    assert list(table["failed"]) == [0, 1, 0]
+    assert "running" not in table
+    assert "failed" not in cell_table(frame, ROWS[:1])
+    text = to_markdown(table)
+    assert "1 of 2" in text
+    assert "0 of 1" in text
+    busy = pd.concat([frame, frame.assign(status="RUNNING", fingerprint=["c0", "b1", "a0", "x", "x"])])
+    assert list(cell_table(busy, ROWS)["running"]) == [0, 1, 1]  # the retry of b1 counts, not its failure
+    assert "failed" not in cell_table(busy, ROWS)
+
+
+def test_intervals_over_seeds(frame):
+    table = cell_table(frame, ROWS)
+    low, high = stats.t.interval(0.95, 1, 2.25, stats.sem([1.5, 3.0]))
+    assert [table[f"val loss seeds {end}"][0] for end in ("low", "high")] == pytest.approx([low, high])
+    assert table[["val loss seeds low", "val loss seeds high"]].iloc[1:].isna().all(axis=None)
+    assert "images seen sd" not in table
 
 
 def test_text_shows_spread_only_where_there_is_one(frame):
@@ -83,13 +126,10 @@ def calibrated(frame) -> pd.DataFrame:
 
 def test_calibration_is_shown_only_where_it_is_asked_for(calibrated):
     """The table of every other sweep is what it was, whatever was measured."""
-    plain = [c.header for c in COLUMNS]
-    assert not any("calib" in name for name in [*plain, *cell_table(calibrated, ROWS).columns])
-    assert plain[:5] == ["val loss", "fd/openmoji", "R(0.2)", "R(0.6)", "images seen"]
+    assert not any("calib" in name for name in cell_table(calibrated, ROWS).columns)
+    assert "calib(0.2)" not in [c.header for c in COLUMNS]
     table = cell_table(calibrated, ROWS, (*QUALITY_COLUMNS, *CALIBRATION_COLUMNS, *COST_COLUMNS))
-    assert [name for name in table.columns if not name.endswith(" sd")] == [
-        "m", "n", "val loss", "fd/openmoji", "calib(0.2)", "images seen",
-    ]  # fmt: skip
+    assert shown(table) == ["m", "n", "failed", "val loss", "fd/openmoji", "calib(0.2)", "images seen"]
     assert table["calib(0.2)"][0] == pytest.approx((0.3 + 0.4) / 2)
     assert table["calib(0.2) sd"][0] == pytest.approx(0.1 / math.sqrt(2))
     assert "0.350 ± 0.071" in to_markdown(table)
@@ -120,3 +160,215 @@ def test_a_narrow_terminal_cuts_no_number_and_no_name(frame):
     console = Console(width=60, record=True)
     console.print(to_terminal(cell_table(frame, ROWS), "title"))
     assert "…" not in console.export_text()
+
+
+def measured(detector: str, *, n: int = 1, **metrics: float) -> pd.DataFrame:
+    """Finished runs a0, a1, … of one detector; of name=value the value and its neighbours, seeds apart by 0.1."""
+    one = {"val/loss": 0.2, "evaluation.detector": detector, "cost/nfe": 24.0, "difficulty/pearson_t0.20": 0.5}
+    runs = []
+    for seed in range(n):
+        run = {"fingerprint": f"a{seed}", "seed": seed, "status": "FINISHED", "start_time": pd.Timestamp(0), **one}
+        for name, value in metrics.items():
+            v = value + 0.1 * seed
+            run |= {name: v, f"{name}_low": v - 0.2, f"{name}_high": v + 0.25, f"{name}_images": 1000.0,
+                    f"{name}_reference_images": 447.0}  # fmt: skip
+        runs.append(run)
+    return pd.DataFrame(runs)
+
+
+ONE, THREE = [Row({"m": "0"}, ["a0"])], [Row({"m": "0"}, ["a0", "a1", "a2"])]
+OF_DETECTORS = [
+    ({"fd/openmoji": 5.52}, ["val loss", "fd/openmoji", "R(0.2)", "fd images", "NFE"]),
+    ({"fd/fashion-mnist": 5.52}, ["val loss", "fd/fashion-mnist", "R(0.2)", "fd images", "NFE"]),
+    ({"recall/mine": 0.5, "sfd/mine": 9.0, "kd/mine": 0.1, "fd/mine": 5.52},
+     ["val loss", "fd/mine", "sfd/mine", "kd/mine", "recall/mine", "R(0.2)", "fd images", "NFE"]),
+    ({"fid": 9.0, "fid_infinity": 8.0, "sfid": 7.0, "kid": 0.1, "precision": 0.6, "recall": 0.5, "is": 9.0},
+     ["val loss", "fid", "fid_infinity", "sfid", "kid", "precision", "recall", "is", "R(0.2)", "fid images", "NFE"]),
+    ({"fid": 9.0, "fd/dinov2": 80.0},
+     ["val loss", "fd/dinov2", "fid", "R(0.2)", "fd/dinov2 images", "fid images", "NFE"]),
+    ({"precision/mine": 0.7}, ["val loss", "precision/mine", "R(0.2)", "precision images", "NFE"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("metrics", "columns"), OF_DETECTORS)
+def test_a_table_has_the_distances_that_its_runs_were_measured_by(metrics, columns):
+    table = cell_table(measured("x", **metrics), ONE)
+    assert shown(table) == ["m", "n", *columns]
+    figures = panels_of(table)
+    assert figures[0] in metrics
+    assert figures[-2:] == ["val loss", "R(0.2)"]
+    assert set(figures) == {*metrics, "val loss", "R(0.2)"}
+    assert "1,000" in to_markdown(table)
+
+
+def test_distances_of_other_sweeps_in_the_same_store_do_not_show():
+    both = pd.concat([measured("openmoji", **{"fd/openmoji": 5.0}),
+                      measured("inception", fid=9.0).assign(fingerprint="b0")])  # fmt: skip
+    assert "fid" not in cell_table(both, ONE)
+    assert "fd/openmoji" not in cell_table(both, [Row({}, ["b0"])])
+
+
+def test_one_seed_shows_the_interval_over_images_and_several_their_spread():
+    one = cell_table(measured("x", **{"fd/x": 5.52}), ONE)
+    assert "| 5.52 [5.32, 5.77] |" in to_markdown(one)
+    assert legend(one) == "[ ]: 95 % interval over images."
+    three = cell_table(measured("x", n=3, **{"fd/x": 5.52}), THREE)
+    assert "| 5.62 ± 0.10 |" in to_markdown(three)
+    assert legend(three) == "Mean ± standard deviation over seeds."
+    # Of the three means 5.52, 5.62, 5.72 the bounds over images are 0.2 below and 0.25 above.
+    assert [three[f"fd/x images {end}"][0] for end in ("low", "high")] == pytest.approx([5.42, 5.87])
+    older = measured("x", **{"fd/x": 5.52}).drop(columns=["fd/x_low", "fd/x_high"])
+    assert "  5.52 |" in to_markdown(cell_table(older, ONE))
+    assert legend(cell_table(older, ONE)) == ""
+    console = Console(width=200, record=True)
+    console.print(to_terminal(one, "title"))
+    text = console.export_text()
+    assert "5.52 [5.32, 5.77]" in text
+    assert "[ ]: 95 % interval over images." in text
+
+
+def test_csv_has_all_numbers_unrounded():
+    table = cell_table(measured("x", n=3, **{"fd/x": 5.52}), THREE)
+    back = pd.read_csv(io.StringIO(to_csv(table)))
+    values = np.array([5.52, 5.62, 5.72])
+    low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
+    row = back.iloc[0]
+    assert (row["n"], row["n planned"]) == (3, 3)
+    assert [row[f"fd/x{end}"] for end in ("", *HIDDEN[:5])] == pytest.approx(
+        [5.62, values.std(ddof=1), low, high, 5.42, 5.87]
+    )
+
+
+# --- notes --------------------------------------------------------------------------------------------------
+
+
+def notes_of(frame: pd.DataFrame, rows=None) -> list[str]:
+    every = [Row({"m": name}, [name]) for name in frame["fingerprint"]]
+    return table_notes(frame, every if rows is None else rows)
+
+
+def test_too_few_images_are_one_sentence_a_table():
+    """256 and 300 of them where 64 features need 640."""
+    frame = measured("x", n=2, **{"fd/x": 5.0}).assign(**{"fd/x_features": 64.0, "fd/x_images": [300.0, 256.0]})
+    few = [note for note in notes_of(frame) if "fewer than" in note]
+    assert len(few) == 1
+    assert few[0].startswith("fd/x: 256 images are fewer than 10 × 64 features")
+    assert notes_of(frame.assign(**{"fd/x_images": 640.0})) == []
+    assert notes_of(frame.drop(columns="fd/x_features").assign(**{"fd/x_images": 9.0})) == []  # of an earlier version
+
+
+def test_what_differs_between_cells_is_said_with_its_values():
+    frame = measured("x", n=3, **{"fd/x": 5.0, "kd/x": 1.0})
+    assert notes_of(frame) == []
+    counts = {"fd/x_images": [500.0, 1000.0, 2000.0], "kd/x_images": [500.0, 1000.0, 2000.0],
+              "fd/x_reference_images": [447.0, 447.0, 100.0], "cost/nfe": [12.0, 24.0, 12.0],
+              "cost/images_seen": [6400.0, 96000.0, 6400.0]}  # fmt: skip
+    assert notes_of(frame.assign(**counts)) == [
+        "fd/x, kd/x: cells differ in their number of generated images (500, 1,000 and 2,000): their distances do not "
+        "compare",
+        "fd/x: cells differ in their number of reference images (100 and 447): their distances do not compare",
+        "cells differ in NFE (12 and 24): not the same compute",
+        "cells differ in images seen (6,400 and 96,000): not the same compute",
+    ]
+    assert notes_of(frame.assign(**counts), [Row({}, ["a0"])]) == []  # other rows are no matter of this table
+    for equal in ([24.0, 25.0, 24.0], [100.0, 102.0, 100.0]):  # within one evaluation, within 2 %
+        assert notes_of(frame.assign(**{"cost/nfe": equal})) == []
+
+
+def test_cells_without_a_result_are_named_with_their_reasons(frame):
+    runs = frame.assign(reason=[None, None, None, None, "diverged"])
+    more = frame.iloc[:3].assign(fingerprint=["b2", "b3", "c1"], status=["FAILED", "KILLED", "RUNNING"],
+                                 reason=["worker died", "time limit", "old"])  # fmt: skip
+    rows = [ROWS[0], Row({"m": "0.7"}, ["b0", "b1", "b2", "b3", "b4"]), Row({"m": "1"}, ["c0", "c1"])]
+    assert table_notes(pd.concat([runs, more]), rows) == [
+        "failed: 2 of 5 of m 0.7 (diverged, worker died); the same command tries again",
+        "stopped: 1 of 5 of m 0.7 (time limit); the same command goes on",
+        "running: 1 of 2 of m 1; not in the means; where nothing runs any more, the same command goes on",
+        "no run: 1 of 5 of m 0.7; 1 of 2 of m 1; the same command runs what is missing",
+    ]
+    many = [Row({"m": str(k)}, [str(k)]) for k in range(9)]
+    (note,) = table_notes(pd.DataFrame(), many)
+    assert note.startswith("no run: 1 of 1 of m 0; ")
+    assert "m 5; and 3 more rows;" in note
+
+
+def test_a_distance_that_some_cells_lack_is_said():
+    frame = measured("x", n=3, **{"fd/x": 5.0})
+    frame.loc[1, "fd/x"] = None
+    assert notes_of(frame, THREE) == ["fd/x: not measured in all finished cells, but in 2 of 3 of m 0"]
+
+
+# --- other texts --------------------------------------------------------------------------------------------
+
+AWKWARD = "50 % of <b> & c_d"
+
+
+def test_latex_is_escaped_and_has_one_cell_a_column():
+    frame = measured("x", n=3, **{"fd/x": 5.52}).assign(**{"val/loss": -0.25})
+    rows = [Row({"a_b": "[0.9, 0.99]", "λ": "50 %"}, ["a0", "a1", "a2"]), Row({"a_b": "^~\\", "λ": "{x}$&#"}, ["a0"])]
+    text = to_latex(cell_table(frame, rows), AWKWARD, ["a note: −0.1 … 2"], ["a claim: ±"])
+    lines = text.splitlines()
+    (header,) = [line for line in lines if line.startswith("a\\_b & $\\lambda$ & n &")]
+    body = lines[lines.index("\\midrule") + 1 : lines.index("\\bottomrule")]
+    assert body[0].startswith("{[}0.9, 0.99] & 50 \\% & 3 & $-$0.2500 $\\pm$ 0.0000 & 5.62 $\\pm$ 0.10 &")
+    assert body[1].startswith("\\textasciicircum{}\\textasciitilde{}\\textbackslash{} & \\{x\\}\\$\\&\\# & 1 &")
+    cells = [line.replace("\\&", "").count("&") for line in (header, *body)]
+    columns = next(line for line in lines if line.startswith("\\begin{tabular}"))
+    assert cells == [columns.count("r", len("\\begin{tabular}")) - 1] * 3
+    assert "\\caption{50 \\% of $<$b$>$ \\& c\\_d}" in text
+    assert "\\par\\footnotesize a note: $-$0.1 \\dots{} 2" in text
+    assert "\\par\\footnotesize a claim: $\\pm$" in text
+    assert "\\toprule" in text
+    assert text.isascii()
+
+
+class Reader(HTMLParser):
+    """Texts by the innermost tag that they stand in."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: dict[str, list[str]] = {}
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if data.strip():
+            self.found.setdefault(self.open[-1], []).append(data)
+
+
+def test_html_reads_back_as_the_table():
+    table = cell_table(measured("x", n=3, **{"fd/x": 5.52}), [Row({"λ": AWKWARD}, ["a0", "a1", "a2"])])
+    found = Reader(to_html(table, AWKWARD, ["first <note>"], ["a claim"])).found
+    assert found["caption"] == [AWKWARD]
+    assert found["th"] == ["λ", "n", "val loss", "fd/x", "R(0.2)", "fd images", "NFE"]
+    assert found["td"] == [AWKWARD, "3", "0.2000 ± 0.0000", "5.62 ± 0.10", "0.500 ± 0.000", "1,000", "24"]
+    assert found["p"] == ["Mean ± standard deviation over seeds."]
+    assert found["li"] == ["first <note>", "a claim"]
+
+
+def test_html_is_a_fragment_with_lists_and_no_colours_of_its_own():
+    table = cell_table(measured("x", **{"fd/x": 5.52}), [Row({"m": AWKWARD}, ["a0"])])
+    text = to_html(table, AWKWARD, ["first <note>"], ["a claim"])
+    assert text.isascii()
+    assert text.startswith('<section class="pforce">')
+    assert text.index("Claims") < text.index("<li>a claim</li>")
+    assert "<b>" not in text
+    assert "color:" not in text.replace("color-scheme", "")
+    assert "Claims" not in to_html(table)
+    page = html_page(text, AWKWARD)
+    assert '<meta name="color-scheme" content="light dark">' in page
+    assert "<title>50 % of &lt;b&gt;" in page
+
+
+def test_markdown_ends_in_notes_and_claims(frame):
+    table = cell_table(frame, ROWS)
+    text = to_markdown(table, ["one", "two"], ["three"])
+    assert text.endswith("Mean ± standard deviation over seeds.\n\n- one\n- two\n\nClaims:\n\n- three")
+    assert "Claims" not in to_markdown(table, ["one"])

@@ -8,7 +8,7 @@ import mlflow
 import pytest
 
 from pforce import results
-from pforce.tracking import PARENT, RunSpec, Tags, Tracker, TrackingError, default_uri
+from pforce.tracking import PARENT, RunSpec, Tags, Tracker, TrackingError, default_uri, runs_frame
 
 
 @pytest.fixture
@@ -94,6 +94,47 @@ def test_a_frame_has_a_row_a_trial_with_numbers_as_numbers(tracker):
     assert list(frame["val/loss"]) == [2.0, 12.0]
     assert list(frame["status"]) == ["FAILED", "FINISHED"]
     assert len(results.runs(tracker.uri, "no such sweep")) == 0
+
+
+def test_a_run_that_was_taken_up_again_is_one_row_with_its_last_values(tracker):
+    """Logged again at the same steps, as after a checkpoint that is older than the last report."""
+    sweep = tracker.open_sweep("grid", "id", {})
+    run_id = tracker.open_trial(sweep, spec("a", seed=3))
+    for step, loss in ((1, 9.0), (2, 8.0), (3, 7.0)):
+        tracker.log(run_id, {"train/loss": loss, "val/loss": 2 * loss}, step=step)
+    tracker.tag(run_id, {Tags.REASON: "interrupted"})
+    tracker.close(run_id, "KILLED")
+    assert results.runs(tracker.uri)["reason"].tolist() == ["interrupted"]
+    assert tracker.open_trial(sweep, spec("a", seed=3)) == run_id
+    for step, loss in ((2, 4.0), (3, 3.0)):
+        tracker.log(run_id, {"train/loss": loss}, step=step)
+    tracker.log(run_id, {"val/loss": 1.0}, step=3)
+    tracker.close(run_id, "FINISHED")
+    (row,) = results.runs(tracker.uri).to_dict("records")
+    assert (row["status"], row["seed"], row["train/loss"], row["val/loss"]) == ("FINISHED", 3, 3.0, 1.0)
+    assert row["reason"] is None
+
+
+def test_all_runs_of_a_fingerprint_are_there_and_one_is_chosen(tracker):
+    """In two sweeps, as each has its own runs: one failed, one finished."""
+    for name, status in (("first", "FINISHED"), ("second", "FAILED")):
+        sweep = tracker.open_sweep(name, name, {})
+        run_id = tracker.open_trial(sweep, spec("a"))
+        tracker.log(run_id, {"val/loss": 1.0})
+        tracker.close(run_id, status)
+    frame = results.runs(tracker.uri)
+    assert sorted(frame["sweep"]) == ["first", "second"]
+    assert results.cells(frame)["sweep"].tolist() == ["first"]
+
+
+def test_more_experiments_than_a_page(tracker, monkeypatch):
+    """A store gives 1,000 experiments at once; here two, by its own paging."""
+    for name in "abcde":
+        sweep = tracker.open_sweep(name, name, {})
+        tracker.close(tracker.open_trial(sweep, spec(name)), "FINISHED")
+    whole = tracker.client.search_experiments
+    monkeypatch.setattr(tracker.client, "search_experiments", lambda **k: whole(max_results=2, **k))
+    assert sorted(runs_frame(tracker)["fingerprint"]) == list("abcde")
 
 
 def test_more_parameters_and_metrics_than_a_call_takes(tracker):

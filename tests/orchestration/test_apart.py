@@ -1,0 +1,106 @@
+"""Evaluations apart from trainings. Oracle: the same sweep evaluated within its trials, bit for bit."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pforce import results
+from pforce.config import with_fields
+from pforce.orchestration import apart
+from pforce.orchestration.plan import DONE, SOME_FAILED, STOPPED, Options
+from pforce.orchestration.script import run_sweep
+from pforce.orchestration.sweep import Axis, Sweep
+from pforce.tracking import default_uri
+from tests.orchestration.conftest import small_sweep
+from tests.training.conftest import tiny
+
+pytestmark = pytest.mark.timeout(240)
+ONE_CELLS = ("cost/", "throughput/", "train/")
+"""Times, and the curve of a shared training, which is with the cell that ran it."""
+
+
+def sweep() -> Sweep:
+    """Two trainings, of which one is evaluated with two samplers: 24 images in batches of 8."""
+    base = with_fields(tiny(6), {"evaluation.images": 24, "evaluation.batch": 8})
+    return Sweep("s", base, (Axis("timesteps.sigma", (0.1, 0.3)), Axis("sampler.num_function_evaluations", (2, 3))))
+
+
+def quality(storage: Path) -> dict[str, dict[str, float]]:
+    """fingerprint → metrics but for times."""
+    frame = results.runs(default_uri(storage)).set_index("fingerprint")
+    assert set(frame["status"]) == {"FINISHED"}
+    names = [name for name in frame.columns if "/" in name and not name.startswith(ONE_CELLS)]
+    return frame[names].to_dict("index")
+
+
+def assert_same(found: dict[str, dict[str, float]], expected: dict[str, dict[str, float]]) -> None:
+    """All numbers, bit for bit."""
+    assert found.keys() == expected.keys()
+    for fingerprint, metrics in found.items():
+        assert metrics == pytest.approx(expected[fingerprint], rel=0, abs=0, nan_ok=True)
+
+
+@pytest.fixture(scope="module")
+def within(tmp_path_factory: pytest.TempPathFactory, ray_cluster) -> dict[str, dict[str, float]]:
+    """The oracle."""
+    storage = tmp_path_factory.mktemp("within")
+    assert run_sweep(sweep(), Options(storage=storage)) == DONE
+    return quality(storage)
+
+
+def test_all_cells_on_two_workers_of_their_own(within, tmp_path, ray_cluster) -> None:
+    """Two trials at a time on two cores, then two workers on the same cores: nothing waits for what another holds."""
+    assert run_sweep(sweep(), Options(storage=tmp_path, evaluation_workers=2)) == DONE
+    assert_same(quality(tmp_path), within)
+    frame = results.runs(default_uri(tmp_path))
+    assert len(frame) == 4
+    assert len(list((tmp_path / "trials").iterdir())) == 2
+    for name in ("cost/nfe", "cost/forward_passes", "cost/device_hours", "cost/seconds", "fd/openmoji_low"):
+        assert frame[name].notna().all(), name
+    assert len(list(tmp_path.glob("trials/*/evaluations/*/samples.png"))) == 4
+
+
+def test_a_stopped_evaluation_goes_on(within, tmp_path, ray_cluster, monkeypatch) -> None:
+    """Stopped after five batches: they are kept; the same call draws the others and trains nothing."""
+    taken = []
+    take = apart._take
+
+    def stopping(*arguments) -> None:
+        take(*arguments)
+        taken.append(arguments[-1])
+        if len(taken) == 5:
+            raise KeyboardInterrupt("SIGTERM")
+
+    options = Options(storage=tmp_path, evaluation_workers=1)
+    monkeypatch.setattr(apart, "_take", stopping)
+    assert run_sweep(sweep(), options) == STOPPED
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("trials/*/evaluations/*/features/batches/*.npz")}
+    assert 3 <= len(kept) <= 5
+    steps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("trials/*/checkpoints/step_*/state.safetensors")}
+    monkeypatch.setattr(apart, "_take", take)
+    assert run_sweep(sweep(), options) == DONE
+    assert all(path.stat().st_mtime_ns == time for path, time in {**kept, **steps}.items())
+    assert_same(quality(tmp_path), within)
+
+
+def test_a_cell_that_cannot_be_evaluated_fails_alone(tmp_path, ray_cluster, monkeypatch) -> None:
+    """A batch whose detector is not that of the job: FAILED with the reason; the other cell is done."""
+    begin = apart._begin
+
+    def spoiled(plan, recorder, item):
+        state = begin(plan, recorder, item)
+        if item is plan.work[0]:
+            state.cell = replace(state.cell, job=replace(state.cell.job, detector_sha256="0" * 64))
+        return state
+
+    monkeypatch.setattr(apart, "_begin", spoiled)
+    options = Options(storage=tmp_path, evaluation_workers=1)
+    assert run_sweep(small_sweep(), options) == (SOME_FAILED if len(small_sweep().cells()) else DONE)
+    frame = results.runs(default_uri(tmp_path))
+    assert (frame["status"] == "FAILED").sum() == 1
+    assert frame.loc[frame["status"] == "FAILED", "reason"].tolist() == ["DetectorError"]
+    shutil.rmtree(tmp_path / "trials")
