@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from pforce import data, seeding
@@ -31,6 +33,8 @@ from pforce.training import Callback, Checkpoints, TrainingSpec, TrainState, new
 
 RESULT = "result.json"
 SAMPLES = "samples.png"
+MAPS = "uncertainty_maps.npz"
+"""What `pforce.metrics.evaluate.UncertaintyMaps` holds."""
 LOCK_SECONDS = 1.0
 
 
@@ -222,8 +226,16 @@ def leave_evaluation(folder: Path, evaluation: TrialEvaluation, identity: str, m
     if evaluation.samples.shape[1] == 3:
         scale = max(1, 64 // evaluation.samples.shape[-1])
         save_grid(evaluation.samples[:GRID_IMAGES], folder / SAMPLES, scale=scale)
+    if evaluation.maps is not None:
+        maps = evaluation.maps._asdict()
+        write_whole(folder / MAPS, lambda scratch: _save(scratch, maps))
     text = json.dumps({"fingerprint": identity, "metrics": metrics}, indent=1)
     write_whole(folder / RESULT, lambda scratch: _write(scratch, text))
+
+
+def _save(path: Path, arrays: dict[str, Any]) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def _write(path: Path, text: str) -> None:

@@ -24,7 +24,7 @@ from pforce.metrics.difficulty import (
     patch_errors,
 )
 from pforce.metrics.distances import interval_names
-from pforce.metrics.evaluate import calibration_metrics, correlation_metrics, validation_losses
+from pforce.metrics.evaluate import MAP_IMAGES, calibration_metrics, correlation_metrics, validation_losses
 from pforce.metrics.intervals import Estimate
 from pforce.models import PatchForcingTransformer
 
@@ -34,7 +34,6 @@ SHOWN_TIMESTEPS = (0.2, 0.4, 0.6, 0.8)
 CLASS_TIMESTEP = 0.6
 CONTEXT_TIMESTEPS = (0.1, 0.2, 0.3)
 """The paper's."""
-MAP_IMAGES = 8
 
 
 @dataclass

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pforce import flow, seeding
@@ -26,6 +28,8 @@ from pforce.validation import require
 
 GRID_IMAGES = 64
 """Images of the picture of samples."""
+MAP_IMAGES = 8
+"""Images of the picture of uncertainty."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,24 @@ class EvaluationConfig:
         return load_detector(self.detector, self.detector_weights)
 
 
+class UncertaintyMaps(NamedTuple):
+    """Held-out images and what the model expects of their patches."""
+
+    images: NDArray[np.uint8]
+    """(≤ 8, C, H, W)."""
+    timesteps: NDArray[np.float64]
+    """(T,)."""
+    sigma: NDArray[np.float32]
+    """(T, ≤ 8, h, w) patch means of σ."""
+
+
+class HeldOut(NamedTuple):
+    """What is measured on held-out images."""
+
+    metrics: dict[str, float]
+    maps: UncertaintyMaps | None
+
+
 class TrialEvaluation(NamedTuple):
     """The numbers of a trial under their fixed names, and some of the images."""
 
@@ -92,6 +114,8 @@ class TrialEvaluation(NamedTuple):
     """(≤ 64, C, H, W) the first generated images."""
     notes: tuple[str, ...] = ()
     """What a reader of the numbers should know."""
+    maps: UncertaintyMaps | None = None
+    """Of a model with a difficulty head."""
 
 
 Progress = Callable[[str, float], None]
@@ -114,15 +138,18 @@ def validation_losses(
 
 def _difficulty(
     model: PatchForcingTransformer, x1: Tensor, y: Tensor, x0: Tensor, config: EvaluationConfig
-) -> dict[str, float]:
-    """Correlation and calibration of the predicted uncertainty, from the same forward passes."""
+) -> tuple[dict[str, float], list[NDArray[np.float64]]]:
+    """Correlation and calibration of the predicted uncertainty, and maps of it, from the same forward passes."""
     metrics: dict[str, float] = {}
+    maps = []
+    grid = tuple(size // model.patch for size in x1.shape[-2:])
     for t in config.difficulty_timesteps:
         errors = patch_errors(model, x1, y, x0, t=t, batch=config.batch)
         metrics |= correlation_metrics(correlation_of(errors))
         if errors.patches >= DECILES:  # fewer have none, and a finished training must not fail on that
             metrics |= calibration_metrics(calibration_of(errors))
-    return metrics
+        maps.append(errors.sigma[:MAP_IMAGES].reshape(-1, *grid))
+    return metrics, maps
 
 
 def correlation_metrics(r: DifficultyCorrelation) -> dict[str, float]:
@@ -210,7 +237,7 @@ def evaluate(
         detector: on the device; by default the configuration's.
         reference: what generated images are compared with; by default the held-out images.
     """
-    metrics = held_out_metrics(model, config, images, labels, device=device, progress=progress)
+    held_out = measure_held_out(model, config, images, labels, device=device, progress=progress)
     detector = detector or config.load_detector().to(device)
     if reference is None:
         reference = cached_reference(ImageTensor(images), detector, None, source="held-out images", device=device)
@@ -225,10 +252,10 @@ def evaluate(
         device=device,
         progress=lambda share: progress("sampling", 0.2 + 0.8 * share),
     )
-    return TrialEvaluation({**metrics, **sampled.metrics}, sampled.samples, sampled.notes)
+    return TrialEvaluation({**held_out.metrics, **sampled.metrics}, sampled.samples, sampled.notes, held_out.maps)
 
 
-def held_out_metrics(
+def measure_held_out(
     model: PatchForcingTransformer,
     config: EvaluationConfig,
     images: Tensor,
@@ -236,16 +263,20 @@ def held_out_metrics(
     *,
     device: torch.device,
     progress: Progress = lambda part, share: None,
-) -> dict[str, float]:
+) -> HeldOut:
     """Validation loss, correlation and calibration on held-out images (M, C, H, W) uint8 with labels (M,)."""
     x1, y = from_uint8(images.to(device)), labels.to(device)
     x0 = seeding.noise_for_images(config.seed, 0, len(x1), tuple(x1.shape[1:]), device)
     progress("validation", 0.0)
     metrics = validation_losses(model, x1, y, x0, config.batch)
-    if model.config.difficulty_head:
-        progress("difficulty", 0.1)
-        metrics |= _difficulty(model, x1, y, x0, config)
-    return metrics
+    if not model.config.difficulty_head or not config.difficulty_timesteps:
+        return HeldOut(metrics, None)
+    progress("difficulty", 0.1)
+    found, sigma = _difficulty(model, x1, y, x0, config)
+    maps = UncertaintyMaps(
+        images[:MAP_IMAGES].cpu().numpy(), np.array(config.difficulty_timesteps), np.stack(sigma).astype(np.float32)
+    )
+    return HeldOut({**metrics, **found}, maps)
 
 
 def classes_of(labels: Tensor, images: int) -> Tensor:

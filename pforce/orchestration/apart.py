@@ -23,7 +23,7 @@ from pforce.evaluation import FeatureDrawer, FeatureJob, features_of, samples_of
 from pforce.generation import Drawn, claim, missing, save_batch
 from pforce.images import from_uint8
 from pforce.metrics.distances import distances
-from pforce.metrics.evaluate import TrialEvaluation, classes_of, held_out_metrics
+from pforce.metrics.evaluate import HeldOut, TrialEvaluation, UncertaintyMaps, classes_of, measure_held_out
 from pforce.orchestration.launch import stop_on_signals
 from pforce.orchestration.measurer import Failed
 from pforce.orchestration.placement import Placement
@@ -65,7 +65,7 @@ class Apart:
         self.cells, self.device = cells, device
         self.loaded: tuple[int, FeatureDrawer] | None = None
 
-    def __call__(self, task: Task) -> Drawn | dict[str, float] | Failed:
+    def __call__(self, task: Task) -> Drawn | HeldOut | Failed:
         try:
             cell = self.cells[task.cell]
             if self.loaded is None or self.loaded[0] != task.cell:
@@ -75,14 +75,15 @@ class Apart:
         except Exception as error:  # told with its reason; the sweep goes on with the other cells
             return Failed(failure_reason(error), f"{type(error).__name__}: {error}")
 
-    def _held_out(self, cell: Cell, drawer: FeatureDrawer) -> dict[str, float]:
+    def _held_out(self, cell: Cell, drawer: FeatureDrawer) -> HeldOut:
         started = time.perf_counter()
         experiment = from_dict(cell.payload["experiment"])
         images = _held_out(find_data(experiment, cell.payload), experiment.evaluation.validation_images)
-        metrics = held_out_metrics(
+        found = measure_held_out(
             drawer.draw.model, experiment.evaluation, images.images, images.labels, device=self.device
         )
-        return {**metrics, "cost/evaluation_seconds": time.perf_counter() - started}
+        seconds = {"cost/evaluation_seconds": time.perf_counter() - started}
+        return found._replace(metrics={**found.metrics, **seconds})
 
 
 def _held_out(folder: Path, wanted: int) -> Batch:
@@ -105,6 +106,7 @@ class _State:
     passes: int = 0
     drawn: int = 0
     failed: bool = False
+    maps: UncertaintyMaps | None = None
 
 
 def evaluate(plan: Plan, recorder: Recorder, console: Console) -> None:
@@ -122,7 +124,7 @@ def evaluate(plan: Plan, recorder: Recorder, console: Console) -> None:
     )
     for state in states:
         state.left = len(_tasks(0, state))
-    pool: Pool[Task, Drawn | dict[str, float] | Failed] = make_pool(
+    pool: Pool[Task, Drawn | HeldOut | Failed] = make_pool(
         workers, plan.options.ray_address, Apart, tuple(state.cell for state in states)
     )
 
@@ -160,7 +162,7 @@ def _tasks(number: int, state: _State) -> list[Task]:
     return [*(Task(number, batch) for batch in batches), Task(number, HELD_OUT)]
 
 
-def _take(plan: Plan, recorder: Recorder, state: _State, result: Drawn | dict[str, float] | Failed) -> None:
+def _take(plan: Plan, recorder: Recorder, state: _State, result: Drawn | HeldOut | Failed) -> None:
     state.left -= 1
     if state.failed:
         return
@@ -176,8 +178,9 @@ def _take(plan: Plan, recorder: Recorder, state: _State, result: Drawn | dict[st
         share = 1 - state.left / (state.cell.job.batches + 1)
         recorder.report(state.item, {"phase": "sampling", "share": share})
     else:
-        state.seconds += result.pop("cost/evaluation_seconds")
-        state.metrics |= result
+        state.seconds += result.metrics.pop("cost/evaluation_seconds")
+        state.metrics |= result.metrics
+        state.maps = result.maps
     if not state.left:
         try:
             _finish(plan, recorder, state)
@@ -213,7 +216,7 @@ def _finish(plan: Plan, recorder: Recorder, state: _State) -> None:
         metrics["cost/forward_passes"] = float(state.passes)
         metrics["cost/sampling_seconds_per_image"] = state.seconds / state.drawn
     samples = from_uint8(samples_of(state.folder / FEATURES, job))
-    leave_evaluation(state.folder, TrialEvaluation(metrics, samples), state.item.fingerprint, metrics)
+    leave_evaluation(state.folder, TrialEvaluation(metrics, samples, maps=state.maps), state.item.fingerprint, metrics)
     for note in found.notes:
         recorder.report(state.item, {"phase": "warning", "message": note})
     recorder.report(

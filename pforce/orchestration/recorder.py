@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from pforce.metrics.distances import metric_name
 from pforce.orchestration.display import SweepDisplay
 from pforce.orchestration.plan import Plan, trial_folder
 from pforce.orchestration.sweep import Work, flat_params
 from pforce.tracking import RunSpec, SweepRun, Tags
-from pforce.trial import RESULT, SAMPLES, evaluation_folder
+from pforce.trial import MAPS, RESULT, SAMPLES, evaluation_folder
 
 TRAINING_SHARE = 0.8
 """Of a trial's progress bar; the rest is evaluation."""
@@ -90,12 +94,28 @@ class Recorder:
         tracker.log(run_id, result["metrics"], step=item.experiment.training.images)
         tracker.tag(run_id, {key: str(value) for key, value in result["environment"].items()})
         folder = evaluation_folder(trial_folder(self.plan.options, item), item.fingerprint)
-        for name in (SAMPLES, RESULT):
-            if (folder / name).exists():
-                tracker.artifact(run_id, folder / name)
+        for path in (folder / SAMPLES, _uncertainty_picture(folder), folder / RESULT):
+            if path is not None and path.exists():
+                tracker.artifact(run_id, path)
         # FINISHED is the ledger's word for done: it comes after the record, never before.
         tracker.close(run_id, "FINISHED")
         del self.open[item.fingerprint]
         name = metric_name("fd", item.experiment.evaluation.detector_name)
         distance = result["metrics"].get(name, math.nan)
         self.display.end(item.label, f"validation loss {result['metrics']['val/loss']:.4f} · distance {distance:.2f}")
+
+
+def _uncertainty_picture(folder: Path) -> Path | None:
+    """Maps of predicted uncertainty on held-out images, drawn here: a trial's process loads no plotting library."""
+    if not (folder / MAPS).exists():
+        return None
+    from pforce.results.difficulty_figures import uncertainty_maps
+
+    with np.load(folder / MAPS) as arrays:
+        images, timesteps, sigma = arrays["images"], arrays["timesteps"], arrays["sigma"]
+    if images.shape[1] != 3:
+        return None
+    path = (folder / MAPS).with_suffix(".png")
+    by_time = {float(t): maps for t, maps in zip(timesteps, sigma, strict=True)}
+    uncertainty_maps(torch.from_numpy(images), by_time, path)
+    return path

@@ -42,9 +42,10 @@ def test_a_folder_in_the_order_of_its_paths(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(found), np.concatenate([images[3:], images[:3]]))
 
 
-def test_many_batches_keep_their_order(tmp_path: Path) -> None:
-    """More batches than are decoded ahead."""
-    images = pixels(40)
+@pytest.mark.parametrize("size", [(6, 8), (130, 4)])
+def test_many_batches_keep_their_order(tmp_path: Path, size: tuple[int, int]) -> None:
+    """More batches than are decoded ahead; small images without threads, large ones with."""
+    images = pixels(40, size)
     save(tmp_path, images)
     np.testing.assert_array_equal(read(ImageFolder(tmp_path)), images)
 

@@ -61,7 +61,9 @@ def test_a_sweep_ends_in_runs_and_a_table_and_is_not_run_twice(ray_cluster, tmp_
     assert run.data.tags["precision"] == "float32"
     assert {run.data.tags["input.data"], run.data.tags["input.detector"]} == set(first.inputs.values())
     assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [16 * k for k in range(1, 7)]
-    assert {"samples.png", "result.json"} <= {a.path for a in client.list_artifacts(run.info.run_id)}
+    assert {"samples.png", "uncertainty_maps.png", "result.json"} <= {
+        a.path for a in client.list_artifacts(run.info.run_id)
+    }
     assert client.get_run(frame["parent"].iloc[0]).info.status == "FINISHED"
 
     table = results.cell_table(frame, table_rows(first))
