@@ -16,8 +16,8 @@ from rich.table import Table
 
 from pforce import catalog
 from pforce.commands.checkpoint import export_checkpoint, import_checkpoint, verify_checkpoint
-from pforce.commands.evaluate import Arguments as EvaluateArguments
 from pforce.commands.evaluate import evaluate
+from pforce.commands.evaluation_plan import Arguments as EvaluateArguments
 from pforce.commands.sample import Arguments as SampleArguments
 from pforce.commands.sample import sample
 from pforce.config import ConfigError, Experiment, with_fields

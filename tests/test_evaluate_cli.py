@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from pforce import results
-from pforce.commands.evaluate import Arguments, evaluate, plan_model
+from pforce.commands.evaluate import evaluate
+from pforce.commands.evaluation_plan import Arguments, plan_model
 from pforce.commands.sample import Arguments as SampleArguments
 from pforce.commands.sample import sample
 from pforce.config import ConfigError

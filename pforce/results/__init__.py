@@ -1,5 +1,6 @@
 """Results: tidy frames through tracking, statistics over seeds, tables and figures, the paper's own numbers."""
 
+from pforce.results.formats import html_page, legend, to_csv, to_html, to_latex, to_markdown, to_terminal
 from pforce.results.frames import (
     Row,
     calibration_curves,
@@ -11,19 +12,10 @@ from pforce.results.frames import (
     runs,
     smaller_is_better,
 )
+from pforce.results.notes import table_notes
 from pforce.results.paper import paper_table
 from pforce.results.statistics import Claim, Verdict, judge, row_claims, sentences
-from pforce.results.tables import (
-    cell_table,
-    html_page,
-    legend,
-    table_notes,
-    to_csv,
-    to_html,
-    to_latex,
-    to_markdown,
-    to_terminal,
-)
+from pforce.results.tables import cell_table
 
 __all__ = [
     "Claim",

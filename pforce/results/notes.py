@@ -1,0 +1,113 @@
+"""What a reader of a table should know: sentences below it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from pforce.metrics.distances import few_images
+from pforce.results.frames import (
+    COUNTS,
+    UNDER_WAY,
+    Row,
+    cells,
+    distances_in,
+    finished,
+    row_names,
+)
+
+MOST_LISTED = 6
+"""Rows or values that a note names; of more it tells the number."""
+
+KINDS = {"FINISHED": "finished", "FAILED": "failed", "none": "no run", **dict.fromkeys(UNDER_WAY, "running")}
+"""Of a cell, by the status of its run; any other status is `stopped`."""
+CURES = {
+    "failed": "the same command tries again",
+    "stopped": "the same command goes on",
+    "running": "not in the means; where nothing runs any more, the same command goes on",
+    "no run": "the same command runs what is missing",
+}
+
+
+def table_notes(frame: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
+    """Sentences below a table: too few images, what differs between cells, what is missing, failed or running.
+
+    Args:
+        frame, rows: as of `cell_table`.
+    """
+    if frame.empty:
+        return _states(frame, rows)
+    values = finished(frame, rows)
+    return [*_few_images(values), *_differences(values), *_unmeasured(frame, rows, values), *_states(frame, rows)]
+
+
+def _few_images(values: pd.DataFrame) -> list[str]:
+    smallest: dict[str, float] = {}
+    for name in distances_in(values):
+        counts = {f"{name}_features", f"{name}_images"} & set(values.columns)
+        smallest |= {count: float(values[count].min()) for count in sorted(counts)}
+    return few_images(smallest)
+
+
+def _differences(values: pd.DataFrame) -> list[str]:
+    """What all cells should have in common. NFE are equal within 2 % or one evaluation."""
+    told: dict[tuple[str, str], list[str]] = {}
+    for end, what in zip(COUNTS, ("generated", "reference"), strict=True):
+        for name in distances_in(values):
+            if name + end in values and values[name + end].nunique() > 1:
+                told.setdefault((what, _numbers(values[name + end])), []).append(name)
+    notes = [
+        f"{', '.join(names)}: cells differ in their number of {what} images ({numbers}): their distances do not compare"
+        for (what, numbers), names in told.items()
+    ]
+    for metric, what, share, step in (("cost/nfe", "NFE", 0.02, 1), ("cost/images_seen", "images seen", 0.0, 0)):
+        if metric in values and values[metric].max() - values[metric].min() > max(step, share * values[metric].max()):
+            notes.append(f"cells differ in {what} ({_numbers(values[metric])}): not the same compute")
+    return notes
+
+
+def _unmeasured(frame: pd.DataFrame, rows: Sequence[Row], values: pd.DataFrame) -> list[str]:
+    """Finished cells of an earlier version, which a distance's mean leaves out."""
+    notes = []
+    for name in distances_in(values):
+        counts = [(row_name, finished(frame, row)[name].notna()) for row_name, row in _by_name(rows)]
+        few = [f"{has.sum()} of {len(has)} of {row_name}" for row_name, has in counts if not has.all()]
+        if few:
+            notes.append(f"{name}: not measured in all finished cells, but in {_listed(few)}")
+    return notes
+
+
+def _states(frame: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
+    """Cells that are not finished, by what became of them."""
+    known = {run["fingerprint"]: run for run in cells(frame).to_dict("records")}
+    told: dict[str, list[str]] = {kind: [] for kind in CURES}
+    for name, row in _by_name(rows):
+        reasons: dict[str, list[str]] = {}
+        for fingerprint in row.fingerprints:
+            run = known.get(fingerprint, {"status": "none"})
+            kind = KINDS.get(run["status"], "stopped")
+            reason = run.get("reason")
+            reasons.setdefault(kind, []).append(reason if isinstance(reason, str) and kind != "running" else "")
+        reasons.pop("finished", None)
+        for kind, given in reasons.items():
+            why = ", ".join(dict.fromkeys(filter(None, given)))
+            count = f"{len(given)} of {len(row.fingerprints)} of {name}"
+            told[kind].append(f"{count} ({why})" if why else count)
+    return [f"{kind}: {_listed(names)}; {CURES[kind]}" for kind, names in told.items() if names]
+
+
+def _by_name(rows: Sequence[Row]) -> Iterable[tuple[str, Row]]:
+    return zip(row_names(rows), rows, strict=True)
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = len(names) - MOST_LISTED
+    return "; ".join(names) if rest <= 0 else f"{'; '.join(names[:MOST_LISTED])}; and {rest} more rows"
+
+
+def _numbers(series: pd.Series) -> str:
+    values = [f"{value:,.0f}" for value in sorted(series.dropna().unique())]
+    if len(values) > MOST_LISTED:
+        return f"{values[0]} to {values[-1]}"
+    return " and ".join(filter(None, [", ".join(values[:-1]), values[-1]]))
