@@ -238,6 +238,9 @@ def canonical(experiment: Experiment) -> dict[str, Any]:
             target = target[parent]
         del target[leaf]
     data["sampler"] = experiment.sampler.canonical()
+    if experiment.evaluation.reference.endswith(".npz"):
+        data["evaluation"]["reference"] = "file"  # wherever it lies: its hash is among the inputs
+    data["evaluation"]["metrics"] = sorted(experiment.evaluation.metrics)
     if experiment.model.attention != "sdpa":
         # flash-attn computes in bfloat16: another result. sdpa is left out, so that it is the same as ever.
         data["model"]["attention"] = experiment.model.attention

@@ -26,6 +26,14 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         scratch.replace(path)
 
 
+def folder_hash(folder: Path) -> str:
+    """Hash of the names and contents of all files below a folder. OSError where one cannot be read."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder)}\x1f{sha256_of(path)}\n".encode())
+    return digest.hexdigest()
+
+
 def sha256_of(path: Path) -> str:
     """Hash of a file's content. OSError where it cannot be read."""
     with path.open("rb") as file:

@@ -13,8 +13,12 @@ from torch import Tensor
 def to_uint8(images: Tensor) -> Tensor:
     """Values in [−1, 1] to uint8 0…255, rounded to the nearest: round(127.5·x + 127.5).
 
-    Values outside are clipped. `to_uint8(from_uint8(u)) == u` for every u.
+    Values outside are clipped. `to_uint8(from_uint8(u)) == u` for every u. ValueError for a value that is not finite:
+    it would become black or white, and be measured as an image.
     """
+    if not bool(torch.isfinite(images).all()):
+        bad = sum(not bool(torch.isfinite(image).all()) for image in images)
+        raise ValueError(f"{bad} of {len(images)} images hold NaN or infinity: the model or its sampler has diverged")
     return (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

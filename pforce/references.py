@@ -60,6 +60,8 @@ def check_reference(config: EvaluationConfig, detector: Detector) -> None:
 def inputs_of(config: EvaluationConfig, manifest: Manifest, detector: Detector) -> dict[str, str]:
     """Content hashes of what a training and its evaluation read: what a fingerprint hashes besides the experiment."""
     inputs = {"data": manifest.hash, "detector": detector.sha256}
+    if config.detector_is_foreign:  # its weights may be the same where what is done with them is not
+        inputs["preprocessing"] = detector.preprocessing
     if is_stored(config):
         try:
             inputs["reference"] = sha256_of(Path(config.reference))
@@ -95,6 +97,5 @@ def reference_for(
         )
     if config.reference != "validation":
         raise ConfigError(f"reference = {config.reference!r}: must be validation, train or an .npz file")
-    # A few hundred images: read anew, quicker than a cache is kept right.
     images = ImageTensor(held_out.images)
-    return cached_reference(images, detector, None, source=f"{len(images):,} held-out images of {name}", device=device)
+    return cached_reference(images, detector, cache, source=f"{len(images):,} held-out images of {name}", device=device)

@@ -178,6 +178,7 @@ def run_trial(
     """
     results = evaluation_folder(paths.folder, identity)
     with only_one(results):
+        write_experiment(results, experiment)
         # What the evaluation reads is read first: a missing file is found before hours of training, not after.
         wanted = min(experiment.evaluation.validation_images, data.Manifest.load(paths.data).validation.samples)
         held_out = data.read_split(paths.data, "validation", limit=wanted)

@@ -114,13 +114,60 @@ def test_a_stopped_evaluation_goes_on_with_what_is_missing(trained, tmp_path, ca
     batches = sorted((tmp_path / "out" / "batches").iterdir())
     before = [path.stat().st_mtime_ns for path in batches]
     batches[1].unlink()
-    capsys.readouterr()
-    assert evaluate(Arguments(target=str(trained), storage=tmp_path / "whole", again=True, **options)) == DONE  # type: ignore[arg-type]
+    (tmp_path / "out" / "evaluation.json").unlink()
+    options["batch"] = 5  # another size does not begin anew: the folder's own is taken
+    assert evaluate(Arguments(target=str(trained), storage=tmp_path / "whole", **options)) == DONE  # type: ignore[arg-type]
     after = [path.stat().st_mtime_ns for path in batches]
     assert (after[0], after[2]) == (before[0], before[2])
     assert after[1] > before[1]
     metrics = json.loads((tmp_path / "out" / "evaluation.json").read_text())["metrics"]
     assert metrics["fd/openmoji"] == whole["fd/openmoji"]
+    assert evaluate(Arguments(target=str(trained), storage=tmp_path / "whole", again=True, **options)) == DONE  # type: ignore[arg-type]
+    assert all(
+        path.stat().st_mtime_ns > time for path, time in zip(sorted(batches[0].parent.iterdir()), after, strict=False)
+    )
+
+
+def test_a_folder_of_the_users_holds_the_last_evaluation(trained, drawn, tmp_path, capsys) -> None:
+    """One --out for two references: each call tells its own numbers."""
+    options = {"detector": "openmoji", "out": tmp_path / "out", "storage": tmp_path}
+    few = tmp_path / "few"
+    shutil.copytree(drawn / "images", few)
+    for path in sorted(few.iterdir())[6:]:
+        path.unlink()
+
+    def distance(reference: Path) -> float:
+        assert evaluate(Arguments(target=str(drawn / "samples.npz"), reference=str(reference), **options)) == DONE  # type: ignore[arg-type]
+        return json.loads((tmp_path / "out" / "evaluation.json").read_text())["metrics"]["fd/openmoji"]
+
+    first, second = distance(drawn / "images"), distance(few)
+    assert first != second
+    assert distance(drawn / "images") == first
+
+
+def test_a_model_file_does_not_choose_what_code_runs(trained, tmp_path) -> None:
+    """A detector that is a function's path is taken from the command line only."""
+    folder = tmp_path / "copy"
+    shutil.copytree(trained, folder)
+    experiment = json.loads((folder / "experiment.json").read_text())
+    experiment["evaluation"]["detector"] = "os:getpid"
+    (folder / "experiment.json").write_text(json.dumps(experiment))
+    refused(folder, tmp_path / "runs", "if you trust it", ConfigError, images=8)
+
+
+def test_few_images_lack_what_needs_more(drawn, tmp_path) -> None:
+    """Three images have a distance, and no precision: left out, with a note."""
+    few = tmp_path / "few"
+    shutil.copytree(drawn / "images", few)
+    for path in sorted(few.iterdir())[3:]:
+        path.unlink()
+    metrics = measure(few, tmp_path / "runs", reference=str(drawn / "images"), detector="openmoji", extrapolate=True)
+    assert "fd/openmoji" in metrics
+    assert "precision/openmoji" not in metrics
+    assert "fd_infinity/openmoji" not in metrics
+    notes = " ".join(found(tmp_path / "runs")["notes"])  # type: ignore[arg-type]
+    assert "precision_recall: left out, as 3 images are fewer than the 4" in notes
+    assert "extrapolate: left out" in notes
 
 
 def test_what_was_measured_is_shown_again(trained, tmp_path, capsys) -> None:
@@ -184,6 +231,8 @@ def test_bad_input_is_refused_before_anything_is_drawn(trained, drawn, tmp_path)
     refused(trained, storage, "workers = 0", FieldError, workers=0)
     refused(trained, storage, "does not exist", ImageSetError, reference=str(tmp_path / "absent"))
     refused(drawn / "samples.npz", storage, "measure = .*left out", FieldError, measure=("difficulty",))
+    refused(drawn / "samples.npz", storage, "images = 5", FieldError, images=5)
+    refused(trained, storage, "ends in .npz", FieldError, save_reference=tmp_path / "reference.bin")
     folder = tmp_path / "mixed"
     shutil.copytree(drawn / "images", folder)
     Image.new("RGB", (16, 16)).save(folder / "zz.png")

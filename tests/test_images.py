@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -24,3 +25,12 @@ def test_grid_places_images_row_by_row(tmp_path):
     assert pixels[1, 1].tolist() == [0, 0, 0]
     assert pixels[1, 6].tolist() == [128, 128, 128]
     assert pixels[6, 1].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_is_no_image(bad):
+    """A diverged sampler's output must not become black pixels that are measured."""
+    images = torch.zeros(3, 3, 4, 4)
+    images[1, 0, 2, 2] = bad
+    with pytest.raises(ValueError, match="1 of 3 images hold NaN or infinity"):
+        to_uint8(images)

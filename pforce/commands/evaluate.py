@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,12 +13,15 @@ from rich.console import Console
 from rich.table import Table
 
 from pforce.commands.evaluation_plan import Arguments, is_model, plan_images, plan_model
+from pforce.generation import BATCHES, RECORD, recorded_batch
 from pforce.metrics.distances import few_images, interval_names, metric_name
 from pforce.metrics.reference import save_statistics
 from pforce.orchestration.evaluation import Evaluation, Outcome, record_run, recorded, run
+from pforce.orchestration.launch import stop_on_signals
 from pforce.orchestration.plan import DONE, STOPPED, check_storage
 from pforce.orchestration.script import make_console, print_mlflow
 from pforce.tracking import Tracker, default_uri
+from pforce.validation import require
 
 SHOWN_TIMESTEPS = ("0.20", "0.60")
 
@@ -53,33 +58,60 @@ def _print(e: Evaluation, outcome: Outcome, folder: Path, console: Console) -> N
     console.print(f"{folder}: {names}", highlight=False, soft_wrap=True)
 
 
+def _about(a: Arguments, e: Evaluation) -> str:
+    """What is measured, in a line."""
+    parts = [f"{a.target}: {len(e.images):,} images" if e.images is not None else ""]
+    if e.source is not None:
+        parts = [f"{e.source.path} ({e.source.weights} weights)"]
+    if e.job is not None:
+        sampler = e.job.sampler
+        guidance = f", guidance {sampler.guidance.scale:g}" if sampler.guidance.scale != 1 else ""
+        nfe = sampler.schedule().num_function_evaluations
+        parts.append(f"{e.job.count:,} images, {sampler.name}, {nfe} NFE{guidance}")
+    return "; ".join([*parts, f"detector {e.detector.name}, reference {a.reference}"])
+
+
+def _prepared(e: Evaluation, folder: Path, *, again: bool) -> Evaluation:
+    """Batches of an earlier call are removed where it is measured again; else this call goes on with their size."""
+    if e.job is None:
+        return e
+    if again:
+        shutil.rmtree(folder / BATCHES, ignore_errors=True)
+        (folder / RECORD).unlink(missing_ok=True)
+    return replace(e, job=replace(e.job, batch=recorded_batch(folder) or e.job.batch))
+
+
 def evaluate(a: Arguments) -> int:
     """Measure a model, a folder of images, or an npz, and record it."""
     console = make_console()
     storage = check_storage(a.storage)
+    if a.save_reference is not None:
+        require(a.save_reference.suffix == ".npz", "save_reference", a.save_reference, "a file that ends in .npz")
+        check_storage(a.save_reference.parent, "--save-reference")
+    try:
+        with stop_on_signals():
+            return _evaluate(a, storage, console)
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        kept = "; the same command goes on with the images that are missing" if is_model(a.target) else ""
+        console.print(f"Stopped by {stopped}{kept}.", markup=False)
+        return STOPPED
+
+
+def _evaluate(a: Arguments, storage: Path, console: Console) -> int:
     e = plan_model(a, console) if is_model(a.target) else plan_images(a, console)
     folder = check_storage(a.out or storage / "evaluations" / e.identity, "--out" if a.out else "--storage")
     uri = a.tracking_uri or default_uri(storage)
     tracker = Tracker(uri, artifacts=storage / "artifacts")
+    console.print(_about(a, e), highlight=False, soft_wrap=True, markup=False)
     outcome = None if a.again else recorded(tracker, e, folder)
     if outcome is not None:
-        console.print(f"{a.target}: measured before (fingerprint {e.identity[:12]}); --again measures it again")
+        console.print(f"measured before (fingerprint {e.identity[:12]}); --again measures it again")
     else:
-        about = (
-            f"{e.source.path} ({e.source.weights} weights)"
-            if e.source
-            else f"{a.target}: {len(e.images or ()):,} images"
-        )
-        console.print(f"{about}, detector {e.detector.name}, reference {a.reference}", highlight=False, soft_wrap=True)
-        try:
-            outcome = run(e, folder, console, workers=a.workers, address=a.ray_address)
-        except (KeyboardInterrupt, SystemExit) as stopped:
-            console.print(f"Stopped by {stopped}; the same command goes on from here.", markup=False)
-            return STOPPED
+        e = _prepared(e, folder, again=a.again)
+        outcome = run(e, folder, console, workers=a.workers, address=a.ray_address)
         record_run(tracker, e, outcome)
     if a.save_reference is not None:
-        device = torch.device("cpu")
-        save_statistics(a.save_reference, e.reference(device, lambda done: None))
+        save_statistics(a.save_reference, e.reference(torch.device("cpu"), lambda done: None))
         console.print(f"{a.save_reference}: statistics of the reference", highlight=False, soft_wrap=True)
     _print(e, outcome, folder, console)
     print_mlflow(uri, console)

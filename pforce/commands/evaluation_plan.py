@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +17,7 @@ from pforce.commands.sampler_arguments import SamplerArguments, sampler_config
 from pforce.config import ConfigError, Experiment
 from pforce.data import Batch, Manifest, ensure, read_split
 from pforce.evaluation import FeatureJob
+from pforce.files import folder_hash
 from pforce.generation import decoder_for
 from pforce.metrics.analyses import Analysis
 from pforce.metrics.detectors import Detector, load_detector
@@ -41,6 +42,11 @@ from pforce.validation import require
 Measured = Literal["images", "loss", "difficulty", "context"]
 MODEL_SUFFIXES = (*PUBLISHED_SUFFIXES, ".safetensors")
 Told = Callable[[int], None]
+OF_IMAGES = (
+    "target", "metrics", "data", "reference", "detector", "detector_weights", "detector_sha256", "extrapolate",
+    "held_out", "out", "save_reference", "storage", "tracking_uri", "again",
+)  # fmt: skip
+"""Options that apply to given images; the others are of models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +84,7 @@ class Arguments(SamplerArguments):
     images: int = 1000
     """Images that are drawn of a model."""
     held_out: int = 1000
-    """Held-out images for loss, difficulty and context; all of them where there are fewer."""
+    """Held-out images for loss, difficulty, context and the reference `validation`; all where there are fewer."""
     seed: int = 0
     """Image i starts from the noise of (seed, i), whatever the number of workers."""
     batch: int = BATCH
@@ -96,13 +102,14 @@ class Arguments(SamplerArguments):
     out: Path | None = None
     """Folder of figures and evaluation.json. Default: storage/evaluations/FINGERPRINT."""
     save_reference: Path | None = None
-    """Also write the reference's statistics to this .npz, which --reference and ADM's evaluator read."""
+    """Also write the reference's statistics to this .npz (mu, sigma, mu_s, sigma_s, named as in ADM's files), which
+    --reference reads."""
     storage: Path = Path("runs")
     """Where sweeps leave their files, and evaluations theirs."""
     tracking_uri: str | None = None
     """MLflow store; by default the database in the storage folder."""
     again: bool = False
-    """Measure again what is recorded already."""
+    """Measure again what is recorded already; images are drawn anew, too."""
 
 
 def is_model(target: str) -> bool:
@@ -142,6 +149,11 @@ def _data(a: Arguments, experiment: Experiment | None, console: Console) -> _Dat
 def _detector(a: Arguments, experiment: Experiment | None) -> tuple[Detector, str, str | None]:
     """The detector, what it was asked for by, and its file of weights."""
     name = a.detector or (experiment.evaluation.detector if experiment else None)
+    if a.detector is None and a.data is None and name is not None and ":" in name:
+        raise ConfigError(
+            f"detector = {name}: comes from the model's file, and naming a function runs it; give --detector {name} if "
+            "you trust it"
+        )
     if name is None:
         raise ConfigError(
             "detector: not given, and no data set suggests one: --detector openmoji, fashion-mnist, inception (with "
@@ -232,7 +244,7 @@ def _common_record(a: Arguments, detector: Detector, reference: _Reference) -> d
         "preprocessing": detector.preprocessing,
         "reference": a.reference,
         "reference_identity": reference.identity,
-        "metrics": list(_metrics(a, detector)),
+        "metrics": sorted(_metrics(a, detector)),
         "extrapolate": a.extrapolate,
     }
 
@@ -241,8 +253,9 @@ def plan_images(a: Arguments, console: Console) -> Evaluation:
     """The evaluation of a folder or an npz of images, checked."""
     experiment = _experiment(a, None)
     images = open_images(a.target)
-    for option, value in (("measure", a.measure), ("sampler", a.sampler), ("nfe", a.nfe)):
-        require(not value, option, value, "left out for images: they are measured as they are")
+    for option in fields(Arguments):
+        if option.name not in OF_IMAGES and getattr(a, option.name) != option.default:
+            require(False, option.name, getattr(a, option.name), "left out for images: they are measured as they are")
     detector, _, _ = _detector(a, experiment)
     reference = _reference(a, _data(a, experiment, console), detector)
     _check_sizes(reference, images.size, detector)
@@ -270,8 +283,8 @@ def _measured(a: Arguments, source: Source, data: _Data | None) -> tuple[Measure
             "images only, as no data set with held-out images is known; name one with --data",
         )
         return a.measure
-    if data is None:
-        return ("images",)
+    if data is None or source.model.config.channels != data.manifest.channels:
+        return ("images",)  # a model of latents has no held-out latents here
     return ("images", "loss", "difficulty") if head else ("images", "loss")
 
 
@@ -282,6 +295,8 @@ def plan_model(a: Arguments, console: Console) -> Evaluation:
     experiment = _experiment(a, source)
     data = _data(a, experiment, console)
     config = source.model.config
+    if config.channels != 3 and a.decoder is None:
+        raise ConfigError(f"{source.path}: samples latents; give their --decoder, so that there are images to measure")
     if data is not None:
         _check_fits(source, data, a)
     measured = _measured(a, source, data)
@@ -292,15 +307,12 @@ def plan_model(a: Arguments, console: Console) -> Evaluation:
     require(a.batch >= 1, "batch", a.batch, "≥ 1")
     detector, detector_name, detector_weights = _detector(a, experiment)
     reference = _reference(a, data, detector)
-    record: dict[str, Any] = {"target": "model", **source.about(), "seed": a.seed, "measure": list(measured)}
+    record: dict[str, Any] = {"target": "model", **source.about(), "seed": a.seed, "measure": sorted(measured)}
     job = None
     if "images" in measured:
         if a.decoder is not None:
             decoder_for(source, str(a.decoder), torch.device("cpu"))
-        elif config.channels != 3:
-            raise ConfigError(
-                f"{source.path}: samples latents; give their --decoder, so that there are images to measure"
-            )
+            record["decoder"] = folder_hash(a.decoder)
         else:
             _check_sizes(reference, config.image_size, detector)
         labels = range(config.classes) if data is None else classes_of(data.held_out.labels, a.images).tolist()

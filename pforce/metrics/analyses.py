@@ -119,9 +119,12 @@ def _context(
         progress("context", (2 * number + 2) / parts)
         best = int(helps.loss.argmin())
         _put(found, f"context/loss_t{t:.2f}", (helps.loss[0], helps.low[0], helps.high[0]))
-        change = (helps.change[best], helps.change_low[best], helps.change_high[best])
-        _put(found, f"context/change_at_minimum_t{t:.2f}", change)
+        # The change at a time that is named before: that at the minimum is never positive, whatever the model.
+        twice = int(np.abs(helps.context_times - 2 * t).argmin())
+        change = (helps.change[twice], helps.change_low[twice], helps.change_high[twice])
+        _put(found, f"context/change_at_2t_t{t:.2f}", change)
         found.metrics[f"context/minimum_t{t:.2f}"] = float(helps.context_times[best])
+        found.metrics[f"context/change_at_minimum_t{t:.2f}"] = float(helps.change[best])
         _put(found, f"context/log_sigma_change_t{t:.2f}", uncertainty.difference)
 
 

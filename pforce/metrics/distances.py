@@ -7,8 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 from pforce.metrics.features import FeatureSet
-from pforce.metrics.fidelity import inception_score, kernel_distance, precision_recall
-from pforce.metrics.frechet import ENOUGH_PER_FEATURE, Reference, frechet_estimate, frechet_infinity
+from pforce.metrics.fidelity import NEIGHBOURS, SCORE_SPLITS, inception_score, kernel_distance, precision_recall
+from pforce.metrics.frechet import (
+    ENOUGH_PER_FEATURE,
+    EXTRAPOLATED_SHARES,
+    FeatureError,
+    Reference,
+    frechet_estimate,
+    frechet_infinity,
+)
 from pforce.metrics.intervals import Estimate
 from pforce.metrics.reference import ReferenceStatistics
 
@@ -17,6 +24,14 @@ IMAGE_METRICS: tuple[ImageMetric, ...] = get_args(ImageMetric)
 
 INCEPTION_NAMES = {"fd": "fid", "fd_infinity": "fid_infinity", "sfd": "sfid", "kd": "kid"}
 """With other detectors the numbers are not FID, sFID, KID, and are not called so: `fd/openmoji`."""
+
+
+LEAST = {
+    "precision_recall": NEIGHBOURS + 1,
+    "inception_score": SCORE_SPLITS,
+    "extrapolate": 4 * max(EXTRAPOLATED_SHARES),
+}
+"""Images that a metric needs; with fewer it is left out, with a note."""
 
 
 class Distances(NamedTuple):
@@ -62,7 +77,7 @@ def _frechet(record: _Record, generated: FeatureSet, reference: ReferenceStatist
     of = Reference(reference.moments)
     record.put("fd", frechet_estimate(generated.features, of), reference.moments.n)
     record.metrics[f"{metric_name('fd', record.detector)}_features"] = float(generated.features.shape[1])
-    if extrapolate:
+    if extrapolate and record.n >= LEAST["extrapolate"]:
         record.put("fd_infinity", frechet_infinity(generated.features, of), reference.moments.n)
     if generated.spatial is not None and reference.spatial is not None:
         record.put("sfd", frechet_estimate(generated.spatial, Reference(reference.spatial)), reference.spatial.n)
@@ -82,7 +97,7 @@ def distances(
     """
     n = len(generated)
     if (reference.sha256 or generated.sha256) != generated.sha256 or reference.detector != generated.detector:
-        raise ValueError(
+        raise FeatureError(
             f"features of {generated.detector} ({generated.sha256[:12]}) cannot be compared with a reference of "
             f"{reference.detector} ({(reference.sha256 or '')[:12]})"
         )
@@ -97,20 +112,27 @@ def distances(
     else:
         if "kernel" in metrics:
             record.put("kd", kernel_distance(generated.features, reference.features), len(reference.features))
-        if "precision_recall" in metrics:
+        if "precision_recall" in metrics and min(n, len(reference.features)) >= LEAST["precision_recall"]:
             both = precision_recall(generated.features, reference.features)
             record.put("precision", both.precision, len(reference.features))
             record.put("recall", both.recall, len(reference.features))
     if "inception_score" in metrics:
         if generated.logits is None:
             notes.append(f"inception_score: left out, as the detector {generated.detector} has no classes to score")
-        else:
+        elif n >= LEAST["inception_score"]:
             record.put("is", inception_score(generated.logits), None)
+    fewest = n if reference.features is None else min(n, len(reference.features))
+    asked = [*metrics, *(["extrapolate"] if extrapolate else [])]
+    notes += [
+        f"{metric}: left out, as {fewest} images are fewer than the {LEAST[metric]} that it needs"
+        for metric in asked
+        if (fewest if metric == "precision_recall" else n) < LEAST.get(metric, 0)
+    ]
     return Distances(record.metrics, tuple(notes))
 
 
 def few_images(metrics: Mapping[str, float]) -> list[str]:
-    """A sentence for each Fréchet distance of too few images: they are warned of in tables, once a table."""
+    """A sentence for each side of a Fréchet distance that is of too few images."""
     notes = []
     for key, features in metrics.items():
         name = key.removesuffix("_features")
@@ -119,5 +141,11 @@ def few_images(metrics: Mapping[str, float]) -> list[str]:
             notes.append(
                 f"{name}: {n:,.0f} images are fewer than {ENOUGH_PER_FEATURE} × {features:,.0f} features, so it says "
                 "as much of their number as of the images; compare it only at the same number"
+            )
+        references = metrics.get(f"{name}_reference_images")
+        if name != key and references is not None and references < ENOUGH_PER_FEATURE * features:
+            notes.append(
+                f"{name}: its {references:,.0f} reference images are fewer than {ENOUGH_PER_FEATURE} × {features:,.0f} "
+                "features; compare it only with distances to the same reference"
             )
     return notes

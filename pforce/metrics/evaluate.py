@@ -79,6 +79,11 @@ class EvaluationConfig:
         require(len(set(self.metrics)) == len(self.metrics) > 0, "metrics", self.metrics, f"some of {IMAGE_METRICS}")
 
     @property
+    def detector_is_foreign(self) -> bool:
+        """Whether it is a user's function."""
+        return ":" in self.detector
+
+    @property
     def detector_name(self) -> str:
         """What metrics are called by: the detector's name; of package.module:function that of the function."""
         return self.detector.rsplit(":", 1)[-1]
@@ -193,20 +198,24 @@ def measure_sampler(
     from the images as bytes, as they would be from files.
     """
     kept: list[Tensor] = []
-    nfe, passes, done, started = 0, 0, 0, time.perf_counter()
+    nfe, passes, done, seconds = 0, 0, 0, 0.0
     batch = min(config.batch, len(classes))
 
     def readings() -> Iterator[Reading]:
-        nonlocal nfe, passes, done
-        for generated in generate(model, sampler, classes, seed=seed, batch=batch, device=device):
-            yield read_padded(detector, to_uint8(generated.images), batch)
+        nonlocal nfe, passes, done, seconds
+        drawing = iter(generate(model, sampler, classes, seed=seed, batch=batch, device=device))
+        while done < len(classes):
+            started = time.perf_counter()
+            generated = next(drawing)
+            images = to_uint8(generated.images)  # looks at every value: a GPU's work is done when this is
+            seconds += time.perf_counter() - started
+            yield read_padded(detector, images, batch)
             kept.append(generated.images[: max(0, GRID_IMAGES - done)].cpu())
             nfe, passes = generated.num_function_evaluations, generated.forward_passes
             done += len(generated.images)
             progress(done / len(classes))
 
     features = collect(detector, readings())
-    seconds = time.perf_counter() - started
     measured = distances(features, reference, config.metrics, extrapolate=config.extrapolate)
     metrics = {
         **measured.metrics,

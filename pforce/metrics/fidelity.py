@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from pforce.metrics.frechet import as_features
+from pforce.metrics.frechet import FeatureError, as_features
 from pforce.metrics.intervals import GROUPS, Estimate, jackknife, share_interval
 
 KERNEL_SUBSETS = 100
@@ -25,11 +25,11 @@ def _two(generated: ArrayLike | torch.Tensor, reference: ArrayLike | torch.Tenso
     """Both feature sets, float32 as detectors give them, checked against each other."""
     a, b = as_features(generated), as_features(reference)
     if a.shape[1] != b.shape[1]:
-        raise ValueError(
+        raise FeatureError(
             f"features of {a.shape[1]} and {b.shape[1]} numbers cannot be compared: they are of different detectors"
         )
     if not (bool(torch.isfinite(a).all()) and bool(torch.isfinite(b).all())):
-        raise ValueError("features hold NaN or infinity: the images or the detector are broken; look at the images")
+        raise FeatureError("features hold NaN or infinity: the images or the detector are broken; look at the images")
     return a, b
 
 
@@ -128,7 +128,9 @@ def precision_recall(
 
     a, b = _two(generated, reference)
     if min(len(a), len(b)) <= neighbours:
-        raise ValueError(f"{len(a)} and {len(b)} images: precision and recall need more than k = {neighbours} of each")
+        raise FeatureError(
+            f"{len(a)} and {len(b)} images: precision and recall need more than k = {neighbours} of each"
+        )
     found = prc_features_to_metric(
         a, b, prc_neighborhood=neighbours, prc_batch_size=10_000, save_cpu_ram=True, verbose=False
     )
@@ -142,15 +144,15 @@ def inception_score(logits: ArrayLike | torch.Tensor, *, splits: int = SCORE_SPL
 
     Of logits (N, classes); the mean over `splits` parts of shuffled images, as torch-fidelity reports it. The
     interval is over images: a jackknife of the parts' mean, each part scored without a group of its images.
-    ValueError for fewer images than splits.
+    FeatureError for fewer images than splits.
     """
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
     values = as_features(logits)
     if len(values) < splits:
-        raise ValueError(f"{len(values)} images: an Inception Score of {splits} splits needs at least as many")
+        raise FeatureError(f"{len(values)} images: an Inception Score of {splits} splits needs at least as many")
     if not bool(torch.isfinite(values).all()):
-        raise ValueError("logits hold NaN or infinity: the images or the detector are broken; look at the images")
+        raise FeatureError("logits hold NaN or infinity: the images or the detector are broken; look at the images")
 
     # Shuffled once, as torch-fidelity does, and not again for each part: another order is another score.
     values = values[torch.from_numpy(np.random.RandomState(SEED).permutation(len(values)))]

@@ -21,6 +21,10 @@ EXTRAPOLATED_SHARES = (1, 2, 3, 4)
 """Extrapolation fits distances of all images, halves, thirds and quarters of them."""
 
 
+class FeatureError(ValueError):
+    """Features cannot be measured: too few, not finite, or of different detectors. The message says which."""
+
+
 class Moments(NamedTuple):
     """Mean (D,) and covariance (D, D, divided by n − 1) of feature vectors, float64."""
 
@@ -43,12 +47,12 @@ class MomentSums:
         self.products = torch.zeros(size, size, dtype=torch.float64)
 
     def add(self, features: torch.Tensor) -> Self:
-        """Add features (B, D). ValueError for a value that is not finite."""
+        """Add features (B, D). FeatureError for a value that is not finite."""
         for part in features.detach().cpu().split(CHUNK):
             values = part.double()
             if not bool(torch.isfinite(values).all()):
                 bad = int((~torch.isfinite(values)).any(dim=1).sum())
-                raise ValueError(
+                raise FeatureError(
                     f"{bad} of {len(features)} feature vectors hold NaN or infinity: the images or the detector are "
                     "broken; look at the images"
                 )
@@ -81,19 +85,19 @@ class MomentSums:
         return self
 
     def moments(self) -> Moments:
-        """Their mean and covariance. ValueError for fewer than two feature vectors."""
+        """Their mean and covariance. FeatureError for fewer than two feature vectors."""
         if self.n < 2:
-            raise ValueError(f"{self.n} feature vector(s): a covariance needs at least 2 images")
+            raise FeatureError(f"{self.n} feature vector(s): a covariance needs at least 2 images")
         mean = self.total / self.n
         covariance = (self.products - self.n * torch.outer(mean, mean)) / (self.n - 1)
         return Moments(mean.numpy(), covariance.numpy(), self.n)
 
 
 def as_features(features: ArrayLike | torch.Tensor) -> torch.Tensor:
-    """Features (N, D) as a tensor on the CPU. ValueError for another shape."""
+    """Features (N, D) as a tensor on the CPU. FeatureError for another shape."""
     tensor = features.detach().cpu() if isinstance(features, torch.Tensor) else torch.from_numpy(np.array(features))
     if tensor.ndim != 2 or len(tensor) < 2:
-        raise ValueError(f"features of shape {tuple(tensor.shape)}: a distance needs (N, D) with N ≥ 2 images")
+        raise FeatureError(f"features of shape {tuple(tensor.shape)}: a distance needs (N, D) with N ≥ 2 images")
     return tensor
 
 
@@ -103,7 +107,7 @@ def sums_of(features: torch.Tensor) -> MomentSums:
 
 
 def moments(features: ArrayLike | torch.Tensor) -> Moments:
-    """Moments of features (N, D). ValueError for fewer than two rows or a value that is not finite."""
+    """Moments of features (N, D). FeatureError for fewer than two rows or a value that is not finite."""
     return sums_of(as_features(features)).moments()
 
 
@@ -128,11 +132,11 @@ class Reference:
         """|μa − μb|² + tr(Σa + Σb − 2·(Σa^½ Σb Σa^½)^½) (Dowson & Landau 1982).
 
         The symmetric form has real, non-negative eigenvalues, so singular covariances (fewer images than features)
-        need no offset and no discarded imaginary part. ValueError for features of another size.
+        need no offset and no discarded imaginary part. FeatureError for features of another size.
         """
         a, b = self.moments, other
         if a.mean.shape != b.mean.shape:
-            raise ValueError(_different(a.mean.shape[0], b.mean.shape[0]))
+            raise FeatureError(_different(a.mean.shape[0], b.mean.shape[0]))
         eigenvalues = np.linalg.eigvalsh(self.root @ b.covariance @ self.root).clip(min=0)
         difference = a.mean - b.mean
         trace = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(eigenvalues).sum()
@@ -174,7 +178,7 @@ def _by_images(features: torch.Tensor, reference: Reference) -> Part:
         sums_of(features)  # says how many
     a = reference.moments
     if values.shape[1:] != a.mean.shape:
-        raise ValueError(_different(a.mean.shape[0], values.shape[1]))
+        raise FeatureError(_different(a.mean.shape[0], values.shape[1]))
     centred = values - values.mean(axis=0)
     gram = centred @ a.covariance @ centred.T
     trace = float(np.trace(a.covariance))
@@ -213,11 +217,18 @@ def frechet_estimate(features: ArrayLike | torch.Tensor, reference: Reference, *
     return jackknife(whole, part, len(values), groups=groups)
 
 
-def _extrapolated(features: torch.Tensor, reference: Reference, shares: Sequence[int]) -> float:
-    """Intercept of the distance against 1/n, over disjoint parts of each size."""
+def _extrapolated(
+    features: torch.Tensor, reference: Reference, shares: Sequence[int], kept: NDArray[np.bool_]
+) -> float:
+    """Intercept of the distance against 1/n, over disjoint parts of each size.
+
+    Which part an image belongs to does not depend on which images are kept: dealing them anew would add the scatter of
+    the dealing to that of the images.
+    """
     inverse, distances = [], []
+    place = np.arange(len(features))
     for share in shares:
-        parts = [features[k::share] for k in range(share)]
+        parts = [features[torch.from_numpy(kept & (place % share == k))] for k in range(share)]
         found = [_parts(part, reference)(np.ones(len(part), dtype=np.bool_)) for part in parts]
         distances.append(float(np.mean(found)))
         inverse.append(float(np.mean([1 / len(part) for part in parts])))
@@ -231,20 +242,20 @@ def frechet_infinity(
 
     Fitted to the distances of all images and the mean distances of their halves, thirds and quarters. The reference
     stays as it is. It may be slightly negative where the two sets are alike. An interval takes `groups` times the time.
-    ValueError for fewer than 16 images.
+    FeatureError for fewer than 16 images.
     """
     values = as_features(features)
     if len(values) < 4 * max(EXTRAPOLATED_SHARES):
-        raise ValueError(f"{len(values)} images: an extrapolation needs at least {4 * max(EXTRAPOLATED_SHARES)}")
+        raise FeatureError(f"{len(values)} images: an extrapolation needs at least {4 * max(EXTRAPOLATED_SHARES)}")
     # Any order will do that does not sort the classes into the parts of one size.
     order = torch.randperm(len(values), generator=torch.Generator().manual_seed(0))
     values = values[order]
-    all_images = _extrapolated(values, reference, EXTRAPOLATED_SHARES)
+    all_images = _extrapolated(values, reference, EXTRAPOLATED_SHARES, np.ones(len(values), dtype=np.bool_))
     if not interval:
         return Estimate(all_images, float("nan"), float("nan"), len(values))
     return jackknife(
         all_images,
-        lambda mask: _extrapolated(values[torch.from_numpy(mask)], reference, EXTRAPOLATED_SHARES),
+        lambda mask: _extrapolated(values, reference, EXTRAPOLATED_SHARES, mask),
         len(values),
         groups=groups,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
+import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -191,7 +192,10 @@ class ImageArray:
             npy_header(file)
             for first in range(0, len(self), size):
                 count = min(size, len(self) - first)
-                content = file.read(count * image)
+                try:
+                    content = file.read(count * image)
+                except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                    raise ImageSetError(f"{self.path}: damaged ({error}). Copy it again") from error
                 if len(content) < count * image:
                     raise ImageSetError(f"{self.path}: ends before its {len(self)} images. Copy it again")
                 pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(count, *self.size, -1)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pforce.files import write_whole
+from pforce.files import sha256_of, write_whole
 from pforce.metrics.detectors.base import Detector
 from pforce.metrics.features import FeatureSet, read_features
 from pforce.metrics.frechet import Moments, moments
@@ -28,6 +30,8 @@ VERSION = 1
 """Raised when a change of the code changes reference features."""
 BATCH = 64
 ADM_DETECTOR = "inception"
+BROKEN = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
+"""What numpy raises on files that are damaged, cut off, or something else."""
 
 
 class StatisticsError(ValueError):
@@ -88,7 +92,7 @@ def cached_reference(
     if path is not None and path.exists():
         try:
             found = _load_features(path, detector)
-        except (OSError, ValueError, KeyError):
+        except BROKEN:
             pass  # written by another version, or damaged: made again below
         else:
             return of_features(found, source, key)
@@ -152,7 +156,7 @@ def is_statistics(path: Path) -> bool:
     try:
         with np.load(path) as arrays:
             return "mu" in arrays.files
-    except (OSError, ValueError):
+    except BROKEN:
         return False
 
 
@@ -176,7 +180,7 @@ def load_statistics(
         with np.load(path) as arrays:
             found = {name: arrays[name] for name in arrays.files if name != "arr_0"}
             stored_images = "arr_0" in arrays.files
-    except (OSError, ValueError) as error:
+    except BROKEN as error:
         raise StatisticsError(f"reference statistics {path}: cannot be read ({error})") from error
     for name in ("mu", "sigma"):
         if name not in found:
@@ -192,6 +196,8 @@ def load_statistics(
             f"{detector.feature_size} features): distances need one detector. Give --detector {made_by}, or other "
             "statistics"
         )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise StatisticsError(f"reference statistics {path}: mu or sigma hold NaN or infinity; make them again")
     spatial = None
     if "mu_s" in found and "sigma_s" in found:
         spatial = Moments(_double(found["mu_s"]), _double(found["sigma_s"]), None)
@@ -201,6 +207,6 @@ def load_statistics(
         features = read_features(
             detector, ImageArray(path).batches(BATCH), size=BATCH, device=device, progress=progress
         ).features
-    identity = hashlib.sha256(mean.tobytes() + covariance.tobytes()).hexdigest()
+    identity = sha256_of(path)
     source = str(found["source"]) if "source" in found else path.name
     return ReferenceStatistics(made_by, sha256, Moments(mean, covariance, n), spatial, features, source, identity)

@@ -8,6 +8,7 @@ evaluation that was stopped goes on.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ from typing import NamedTuple
 import torch
 from rich.console import Console
 
-from pforce.config import from_dict
+from pforce.config import ConfigError, from_dict
 from pforce.data import Batch, Manifest, read_split
 from pforce.evaluation import FeatureDrawer, FeatureJob, features_of, samples_of
-from pforce.generation import Drawn, claim, missing, save_batch
+from pforce.generation import Drawn, claim, missing, recorded_batch, save_batch
 from pforce.images import from_uint8
 from pforce.metrics.distances import distances
 from pforce.metrics.evaluate import HeldOut, TrialEvaluation, UncertaintyMaps, classes_of, measure_held_out
@@ -73,6 +74,8 @@ class Apart:
             drawer = self.loaded[1]
             return self._held_out(cell, drawer) if task.number == HELD_OUT else drawer(task.number)
         except Exception as error:  # told with its reason; the sweep goes on with the other cells
+            if isinstance(error, torch.AcceleratorError):
+                raise  # the process's CUDA state is broken: it ends, and another one takes the task
             return Failed(failure_reason(error), f"{type(error).__name__}: {error}")
 
     def _held_out(self, cell: Cell, drawer: FeatureDrawer) -> HeldOut:
@@ -101,8 +104,10 @@ class _State:
     left: int
     """Tasks."""
     metrics: dict[str, float]
+    drawing: float = 0.0
+    """Seconds of workers that drew and read images."""
     seconds: float = 0.0
-    """Of workers."""
+    """All seconds of workers."""
     passes: int = 0
     drawn: int = 0
     failed: bool = False
@@ -111,10 +116,15 @@ class _State:
 
 def evaluate(plan: Plan, recorder: Recorder, console: Console) -> None:
     """Evaluate every cell that is trained and not evaluated, and report each as done or failed."""
-    items = [item for item in plan.work if item.fingerprint in recorder.trained]
-    if not items:
+    states = []
+    for item in plan.work:
+        if item.fingerprint in recorder.trained:
+            try:
+                states.append(_begin(plan, recorder, item))
+            except Exception as error:  # this cell's files; the others are evaluated
+                _failed(recorder, item, error)
+    if not states:
         return
-    states = [_begin(plan, recorder, item) for item in items]
     tasks = iter([task for number, state in enumerate(states) for task in _tasks(number, state)])
     workers = plan.options.evaluation_workers
     console.print(
@@ -124,16 +134,36 @@ def evaluate(plan: Plan, recorder: Recorder, console: Console) -> None:
     )
     for state in states:
         state.left = len(_tasks(0, state))
-    pool: Pool[Task, Drawn | HeldOut | Failed] = make_pool(
-        workers, plan.options.ray_address, Apart, tuple(state.cell for state in states)
-    )
+    pool = _pool(plan, tuple(state.cell for state in states), console)
+    limit = plan.options.max_hours
 
     def ask() -> Task | None:
+        if limit is not None and time.monotonic() - recorder.started > limit * 3600:
+            return None  # what is under way ends; the rest goes on with the next call
         return next((task for task in tasks if not states[task.cell].failed), None)
 
+    # A device is a GPU where there are any, else a core.
+    recorder.evaluation_devices = 1 if torch.cuda.is_available() else getattr(pool, "threads", torch.get_num_threads())
     with stop_on_signals(restore=False), pool:
         for task, result in drain(pool, ask):
             _take(plan, recorder, states[task.cell], result)
+
+
+def _pool(plan: Plan, cells: tuple[Cell, ...], console: Console) -> Pool[Task, Drawn | HeldOut | Failed]:
+    """As many workers as were asked for, or all that fit: hours of training are not thrown away for fewer."""
+    options = plan.options
+    address = options.ray_address or os.environ.get("RAY_ADDRESS")
+    try:
+        return make_pool(options.evaluation_workers, address, Apart, cells)
+    except ConfigError as error:
+        console.print(f"warning: {error}; evaluating on all that there is", highlight=False, markup=False)
+        return make_pool(None, address, Apart, cells)
+
+
+def _failed(recorder: Recorder, item: Work, error: Exception) -> None:
+    recorder.report(
+        item, {"phase": "failed", "reason": failure_reason(error), "error": f"{type(error).__name__}: {error}"}
+    )
 
 
 def _begin(plan: Plan, recorder: Recorder, item: Work) -> _State:
@@ -146,14 +176,15 @@ def _begin(plan: Plan, recorder: Recorder, item: Work) -> _State:
     job = FeatureJob(
         source=str(source.path), sha256=source.sha256, sampler=experiment.sampler,
         classes=tuple(classes_of(held_out.labels, config.images).tolist()), count=config.images, seed=config.seed,
-        batch=min(config.batch, config.images), detector=config.detector,
+        batch=recorded_batch(folder / FEATURES) or min(config.batch, config.images), detector=config.detector,
         detector_weights=None if config.detector_weights is None else str(Path(config.detector_weights).absolute()),
         detector_sha256=plan.inputs["detector"],
     )  # fmt: skip
     claim(folder / FEATURES, job)
     placement = Placement(1, 1, 0.0)  # the pool places workers; of the payload only the data is read
     cell = Cell(payload(plan, item, placement), job)
-    metrics = {**recorder.trained[item.fingerprint]["metrics"], "data/damaged_samples": float(held_out.damaged)}
+    metrics = dict(recorder.trained[item.fingerprint]["metrics"])
+    metrics["data/damaged_samples"] += held_out.damaged
     return _State(item, cell, folder, held_out, 0, metrics)
 
 
@@ -173,6 +204,7 @@ def _take(plan: Plan, recorder: Recorder, state: _State, result: Drawn | HeldOut
     if isinstance(result, Drawn):
         save_batch(state.folder / FEATURES, state.cell.job, result)
         state.seconds += result.seconds
+        state.drawing += result.seconds
         state.passes = result.forward_passes
         state.drawn += min(state.cell.job.batch, state.cell.job.count - result.number * state.cell.job.batch)
         share = 1 - state.left / (state.cell.job.batches + 1)
@@ -185,8 +217,7 @@ def _take(plan: Plan, recorder: Recorder, state: _State, result: Drawn | HeldOut
         try:
             _finish(plan, recorder, state)
         except Exception as error:  # distances that cannot be computed fail this cell, not the sweep
-            told = {"reason": failure_reason(error), "error": f"{type(error).__name__}: {error}"}
-            recorder.report(state.item, {"phase": "failed", **told})
+            _failed(recorder, state.item, error)
 
 
 def _finish(plan: Plan, recorder: Recorder, state: _State) -> None:
@@ -209,12 +240,11 @@ def _finish(plan: Plan, recorder: Recorder, state: _State) -> None:
         "cost/flops_per_image": float(count_flops(experiment.model, job.sampler)),
         "cost/evaluation_seconds": seconds,
         "cost/seconds": state.metrics["cost/training_seconds"] + seconds,
-        # Training on the trial's devices, evaluation on one a worker.
-        "cost/device_hours": state.metrics["cost/device_hours"] + seconds / 3600,
+        "cost/device_hours": state.metrics["cost/device_hours"] + seconds * recorder.evaluation_devices / 3600,
     }
     if state.drawn:
         metrics["cost/forward_passes"] = float(state.passes)
-        metrics["cost/sampling_seconds_per_image"] = state.seconds / state.drawn
+        metrics["cost/sampling_seconds_per_image"] = state.drawing / state.drawn
     samples = from_uint8(samples_of(state.folder / FEATURES, job))
     leave_evaluation(state.folder, TrialEvaluation(metrics, samples, maps=state.maps), state.item.fingerprint, metrics)
     for note in found.notes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ from pforce.sources import Source
 from pforce.tracking import RunSpec, Tracker
 from pforce.trial import choose_device
 
+SHOWN_ONLY = ("source", "reference", "experiment")
+"""Of a record: paths and names. Their contents are in it by hash."""
 EXPERIMENT = "evaluations"
 """MLflow experiment of all evaluations."""
 RESULT, SAMPLES, MAPS = "evaluation.json", "samples.png", "uncertainty_maps.png"
@@ -66,8 +69,8 @@ class Evaluation:
 
     @property
     def identity(self) -> str:
-        """Fingerprint."""
-        return identity_of(dict(self.record))
+        """Fingerprint: of what determines the result, not of where it lies."""
+        return identity_of({key: value for key, value in self.record.items() if key not in SHOWN_ONLY})
 
 
 @dataclass
@@ -126,6 +129,10 @@ def run(e: Evaluation, folder: Path, console: Console, *, workers: int = 1, addr
     metrics: dict[str, float] = {}
     notes: list[str] = []
     started = time.perf_counter()
+    reference = None
+    if e.job is not None or e.images is not None:
+        with bars.shown():  # before anything is drawn: a broken reference is found first
+            reference = _reference(e, device, bars)
     if e.job is not None:
         assert e.source is not None
         spent = run_job(e.job, folder, console, workers=workers, address=address, make=FeatureDrawer)
@@ -135,9 +142,10 @@ def run(e: Evaluation, folder: Path, console: Console, *, workers: int = 1, addr
         if spent.images:
             metrics["cost/forward_passes"] = float(spent.forward_passes)
             metrics["cost/sampling_seconds_per_image"] = spent.seconds_per_image
+    bars = _Bars(console)
     with bars.shown():
-        if e.job is not None or e.images is not None:
-            found = _distances(e, folder, device, bars)
+        if reference is not None:
+            found = _distances(e, reference, folder, device, bars)
             metrics |= found.metrics
             notes += found.notes
         analyses = _analyse(e, device, bars)
@@ -145,26 +153,42 @@ def run(e: Evaluation, folder: Path, console: Console, *, workers: int = 1, addr
     metrics["cost/evaluation_seconds"] = time.perf_counter() - started
     files = _pictures(e, analyses, folder)
     outcome = Outcome(metrics, notes, [*files, folder / RESULT])
-    text = json.dumps(
-        {"fingerprint": e.identity, "record": dict(e.record), "metrics": metrics, "notes": notes,
-         "curves": curves(analyses)}, indent=1,
-    )  # fmt: skip
+    record = {
+        "fingerprint": e.identity,
+        "record": dict(e.record),
+        "metrics": metrics,
+        "notes": notes,
+        "curves": curves(analyses),
+    }
+    text = json.dumps(_strict(record), indent=1, allow_nan=False)
     write_whole(folder / RESULT, lambda scratch: _write(scratch, text))
     return outcome
+
+
+def _strict(value: Any) -> Any:
+    """NaN as null: JSON has no other word for it."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def _distances(e: Evaluation, folder: Path, device: torch.device, bars: _Bars) -> Distances:
-    total = e.reference_images
-
+def _reference(e: Evaluation, device: torch.device, bars: _Bars) -> ReferenceStatistics:
     def told(done: int) -> None:
-        bars.part("features of the reference", min(1.0, done / max(1, total)))
+        bars.part("features of the reference", min(1.0, done / max(1, e.reference_images)))
 
+    return e.reference(device, told)
+
+
+def _distances(
+    e: Evaluation, reference: ReferenceStatistics, folder: Path, device: torch.device, bars: _Bars
+) -> Distances:
     detector = e.detector.to(device)
-    reference = e.reference(device, told)
     generated: FeatureSet
     if e.job is not None:
         generated = features_of(folder, e.job, detector)
@@ -271,5 +295,8 @@ def recorded(tracker: Tracker, e: Evaluation, folder: Path) -> Outcome | None:
     if there is None or not (folder / RESULT).exists():
         return None
     found = json.loads((folder / RESULT).read_text())
+    if found["fingerprint"] != e.identity:  # a folder of the user's, which another evaluation has used since
+        return None
     files = sorted(folder.glob("*.png"))
-    return Outcome(found["metrics"], found["notes"], [*files, folder / RESULT])
+    metrics = {name: math.nan if value is None else value for name, value in found["metrics"].items()}
+    return Outcome(metrics, found["notes"], [*files, folder / RESULT])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ class Recorder:
         self.plan, self.sweep_run, self.display, self.tags = plan, sweep_run, display, tags
         self.open: dict[str, str] = {}
         """fingerprint → run id of the trials under way."""
+        self.started = time.monotonic()
+        self.evaluation_devices = 1
+        """Devices of a worker that evaluates apart."""
         self.failed: dict[str, str] = {}
         """fingerprint → reason."""
         self.trained: dict[str, dict[str, Any]] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +19,7 @@ from pforce.config import ConfigError, fingerprint, with_fields
 from pforce.data import DataError
 from pforce.generation import JobError
 from pforce.metrics.detectors import DetectorError
+from pforce.metrics.frechet import FeatureError
 from pforce.metrics.image_sets import ImageSetError
 from pforce.metrics.reference import StatisticsError
 from pforce.models import ModelFileError, PublishedError
@@ -45,7 +46,7 @@ MOST_LISTED = 12
 USAGE_ERROR = 2
 USAGE_ERRORS = (
     ConfigError, FieldError, DataError, TrackingError, SourceError, PublishedError, ModelFileError, AutoencoderError,
-    JobError, ImageSetError, StatisticsError, DetectorError,
+    JobError, ImageSetError, StatisticsError, DetectorError, FeatureError,
 )  # fmt: skip
 """What a user's input can be wrong in; each message names it, what is wrong, and the cure."""
 
@@ -94,7 +95,7 @@ def run_sweep(
     """
     console = make_console()
     started = time.perf_counter()
-    planned = plan(sweep, options, console)
+    planned = plan(_with_absolute_paths(sweep), options, console)
     compared_rows(planned, comparison)  # an error in it is said before anything starts
     for note in planned.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
@@ -115,6 +116,16 @@ def run_sweep(
         report(planned, console)
     console.print(f"{time.perf_counter() - started:.0f} s in all", highlight=False)
     return code
+
+
+def _with_absolute_paths(sweep: Sweep) -> Sweep:
+    """Files that the evaluation reads, as workers find them: they run in another directory."""
+    evaluation = sweep.base.evaluation
+    paths = {"evaluation.detector_weights": evaluation.detector_weights}
+    if evaluation.reference.endswith(".npz"):
+        paths["evaluation.reference"] = evaluation.reference
+    absolute = {name: str(Path(path).absolute()) for name, path in paths.items() if path is not None}
+    return replace(sweep, base=with_fields(sweep.base, absolute)) if absolute else sweep
 
 
 def _then_evaluate(launcher: Launcher) -> Launcher:

@@ -63,7 +63,7 @@ class _Reports(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         item = self._item(trial)
-        if item.fingerprint in self.recorder.open:
+        if item.fingerprint in self.recorder.open and item.fingerprint not in self.recorder.trained:
             self.recorder.fail(item, "worker died", "the worker's process ended before its trial did")
 
 

@@ -142,8 +142,10 @@ def test_the_weights_file_is_checked(weights: Path, tmp_path: Path) -> None:
     """A hash that is not the official one's is refused unless it is stated; so are other files, and none."""
     with pytest.raises(DetectorError, match=r"expected 6726825d.*--detector-sha256"):
         load_detector("inception", weights)
-    with pytest.raises(DetectorError, match="expected 0123"):
-        load_detector("inception", weights, "0123")
+    with pytest.raises(DetectorError, match="expected 01234567"):
+        load_detector("inception", weights, "01234567")
+    with pytest.raises(ValueError, match="at least 8 digits"):
+        load_detector("inception", weights, "6")
     with pytest.raises(DetectorError, match="--detector-weights"):
         load_detector("inception")
     with pytest.raises(DetectorError, match="cannot be read"):

@@ -84,8 +84,13 @@ def test_extrapolation_takes_off_what_few_images_add():
         plain.append(reference.distance(moments(features)))
         endless.append(frechet_infinity(features, reference, interval=False).value)
     assert abs(np.mean(endless) - truth) < 0.2 * abs(np.mean(plain) - truth)
-    found = frechet_infinity(features, reference)
-    assert found.low < found.value < found.high
+    found = [frechet_infinity(rng.normal(size=(200, size)) * scale, reference) for _ in range(60)]
+    covered = sum(each.low <= np.mean(endless) <= each.high for each in found)
+    widths = [each.high - each.low for each in found]
+    assert covered >= 48
+    assert np.median(widths) < 2 * 2 * 1.96 * np.std(
+        [each.value for each in found]
+    )  # no wider than twice what it needs
     with pytest.raises(ValueError, match="at least 16"):
         frechet_infinity(features[:15], reference)
 

@@ -106,7 +106,7 @@ def test_the_cache_is_named_by_images_and_detector(tmp_path: Path) -> None:
     )
     assert other.read_images > 0
     for path in tmp_path.glob("*.npz"):  # damaged: made again
-        path.write_bytes(b"damaged")
+        path.write_bytes(path.read_bytes()[:-200])
     repaired = cached_reference(ImageTensor(images()), detector, tmp_path, source="a")
     np.testing.assert_array_equal(first.moments.covariance, repaired.moments.covariance)
 
@@ -129,8 +129,13 @@ def test_any_torch_module_is_a_detector() -> None:
     assert (detector.feature_size, detector.name) == (4, "mine")
     scaled = (images().double() / 255 - 0.5) / torch.tensor([0.25, 0.5, 1.0]).view(3, 1, 1)
     torch.testing.assert_close(detector.read(images()).features, module(scaled.float()), rtol=1e-4, atol=1e-4)
-    same = ModuleDetector(module, "mine", size=32)
+    same = ModuleDetector(module, "mine", size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.5, 1.0))
     assert same.sha256 == detector.sha256
+    assert ModuleDetector(module, "mine", size=32).sha256 != detector.sha256  # another normalisation
+    pooled = [
+        ModuleDetector(nn.Sequential(layer, nn.Flatten()), "p", size=32) for layer in (nn.AvgPool2d(8), nn.MaxPool2d(8))
+    ]
+    assert pooled[0].sha256 != pooled[1].sha256  # no weights, and not the same
     with torch.no_grad():
         module[1].weight[0, 0] += 1  # type: ignore[index,union-attr]
     assert ModuleDetector(module, "mine", size=32).sha256 != detector.sha256

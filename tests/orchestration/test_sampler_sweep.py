@@ -194,10 +194,11 @@ def test_models_are_found_by_what_users_call_them(subject, trained, tmp_path, mo
     with pytest.raises(SourceError, match="no finished run of a sweep ltg_grid"):
         find_source("best:ltg_grid", storage=tmp_path)
     parent = store.open_sweep("ltg_grid", "id", {})
-    from pforce.tracking import RunSpec
+    from pforce.tracking import RunSpec, Tags
 
     for name, distance in (("a" * 32, 6.0), ("b" * 32, 5.0)):
-        run_id = store.open_trial(parent, RunSpec(name, name, {}, {}))
+        detector, training = {"evaluation.detector": "openmoji"}, {Tags.TRAINING: name}
+        run_id = store.open_trial(parent, RunSpec(name, name, detector, training))
         store.log(run_id, {"fd/openmoji": distance, "cost/images_seen": 10})
         store.close(run_id, "FINISHED")
         (tmp_path / "trials" / name).mkdir(parents=True)
@@ -207,7 +208,7 @@ def test_models_are_found_by_what_users_call_them(subject, trained, tmp_path, mo
     (tmp_path / "trials" / ("b" * 32)).rmdir()
     with pytest.raises(SourceError, match="give the --storage"):
         find_source("best:ltg_grid", storage=tmp_path)
-    mixed = store.open_trial(parent, RunSpec("c", "d" * 32, {}, {}))
+    mixed = store.open_trial(parent, RunSpec("c", "d" * 32, detector, training))
     for run_of, images in ((run_id, 500), (mixed, 1000)):
         store.log(run_of, {"fd/openmoji": 5.0, "cost/images_seen": 10, "fd/openmoji_images": images})
         store.close(run_of, "FINISHED")

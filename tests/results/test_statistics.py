@@ -176,3 +176,15 @@ def test_more_than_six_rows_besides_the_baseline_make_no_claims(frame):
     assert row_claims(frame, rows, "fd/openmoji") == []
     assert len(row_claims(frame, rows[:7], "fd/openmoji")) == 6
     assert [c.a for c in row_claims(frame, rows, "fd/openmoji", 2, [7, 0])] == ["m 7", "m 0"]
+
+
+def test_differences_without_spread_are_no_certainty():
+    """Two seeds of a share: the same difference by chance, but for rounding: a sign test, at six seeds 1/32."""
+    few = Claim("precision", "a", "b", {0: 0.95, 1: 0.95}, {0: 0.90, 1: 0.90 + 1e-16}, smaller_is_better=False)
+    many = Claim(
+        "precision", "a", "b", dict.fromkeys(range(6), 1.1), dict.fromkeys(range(6), 1.0), smaller_is_better=False
+    )
+    (verdict,) = judge([few])
+    assert (verdict.word, verdict.p) == ("not distinguishable", 0.5)
+    (verdict,) = judge([many])
+    assert (verdict.word, verdict.p) == ("better", 1 / 32)

@@ -35,6 +35,7 @@ def load_detector(name: str, weights: str | Path | None = None, sha256: str | No
     check_name(name)
     own = name in classifier.NAMES or ":" in name
     require(weights is None or not own, "detector_weights", weights, f"left out: {name} brings its own")
+    require(sha256 is None or len(sha256) >= 8, "detector_sha256", sha256, "at least 8 digits of a sha256")
     if name == "inception":
         return inception.load(weights, sha256)
     if name == "dinov2":

@@ -22,8 +22,8 @@ DINO_SIZE = 224
 
 
 def weights_hash(module: nn.Module) -> str:
-    """sha256 of a module's parameters and buffers."""
-    digest = hashlib.sha256()
+    """sha256 of a module's layers, parameters and buffers."""
+    digest = hashlib.sha256(repr(module).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -67,12 +67,16 @@ class ModuleDetector(nn.Module):
         self.module, self.name, self.size = module.eval().requires_grad_(False), name, size
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
-        self.sha256 = sha256 or weights_hash(module)
         self.preprocessing = f"bicubic with antialiasing to {size}², mean {mean}, std {std}"
         with torch.inference_mode():
             device = next((p.device for p in module.parameters()), torch.device("cpu"))
-            probe = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device)
-            self.feature_size = self.to(device).read(probe).features.shape[1]
+            probe = torch.arange(3 * size * size, dtype=torch.float32).mul(37).remainder(256).to(torch.uint8)
+            features = self.to(device).read(probe.view(1, 3, size, size).to(device)).features
+        self.feature_size = features.shape[1]
+        # Layers and weights do not say what `forward` does with them; what it makes of an image does, to the digits
+        # that do not depend on the machine.
+        told = ",".join(f"{value:.2e}" for value in features.flatten()[:64].tolist())
+        self.sha256 = sha256 or hashlib.sha256(f"{weights_hash(module)} {told}".encode()).hexdigest()
 
     def to(self, *where: Any, **how: Any) -> Self:
         """The detector on a device."""
@@ -102,8 +106,12 @@ def from_path(target: str) -> Detector:
         raise DetectorError(
             f"detector {target}: cannot be imported ({error}); write package.module:function"
         ) from error
-    found = make()
-    lacking = [name for name in ("name", "feature_size", "minimum_size", "sha256", "read") if not hasattr(found, name)]
+    try:
+        found = make()
+    except Exception as error:  # the user's own code
+        raise DetectorError(f"detector {target}: its function failed ({type(error).__name__}: {error})") from error
+    members = ("name", "feature_size", "minimum_size", "sha256", "preprocessing", "read", "to")
+    lacking = [name for name in members if not hasattr(found, name)]
     if lacking:
         raise DetectorError(
             f"detector {target}: made a {type(found).__name__} without {', '.join(lacking)}; wrap a torch module in "
