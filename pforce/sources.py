@@ -20,6 +20,8 @@ from pforce.training.checkpoint import CheckpointError
 
 EXPERIMENT = "experiment.json"
 """In a trial's folder: the experiment, so that its checkpoints can be read without a tracking store."""
+EVALUATIONS = "evaluations"
+"""In a training's folder: a folder for each evaluation of it, with the experiment that it is of."""
 PUBLISHED_SUFFIXES = (".ckpt", ".pt", ".pth")
 
 Weights = Literal["ema", "raw"]
@@ -81,9 +83,9 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def _from_checkpoint(folder: Path, weights: Weights) -> Source:
-    """A checkpoint's folder `step_…`, whose trial's folder holds the experiment."""
-    record = folder.parent.parent / EXPERIMENT
+def _from_checkpoint(folder: Path, weights: Weights, record: Path | None = None) -> Source:
+    """A checkpoint's folder `step_…`; the experiment is in `record`, or in the trial's folder."""
+    record = record or folder.parent.parent / EXPERIMENT
     try:
         experiment = from_dict(json.loads(record.read_text()))
     except (OSError, ValueError) as error:  # ConfigError of another version's fields included
@@ -101,12 +103,12 @@ def _from_checkpoint(folder: Path, weights: Weights) -> Source:
     return Source(folder, "checkpoint", model, content_hash(model), weights, meta["images_seen"], experiment)
 
 
-def _newest(folder: Path, weights: Weights) -> Source:
-    """The newest checkpoint of a trial's folder that can be read."""
+def _newest(folder: Path, weights: Weights, record: Path | None = None) -> Source:
+    """The newest checkpoint of a trial's folder that can be read; `record` as in `_from_checkpoint`."""
     problems = []
     for path in reversed(checkpoint.checkpoints(folder)):
         try:
-            return _from_checkpoint(path, weights)
+            return _from_checkpoint(path, weights, record)
         except SourceError as error:
             problems.append(str(error))
     raise SourceError("; ".join(problems) or f"{folder}: holds no checkpoint (step_…) yet")
@@ -120,8 +122,9 @@ def load_source(path: str | Path, *, weights: Weights = "ema", heads: int | None
     """Read a model.
 
     Args:
-        path: a trial's folder or its `checkpoints` (the newest one is taken), one checkpoint's folder `step_…`, a
-            model file of ours (`.safetensors`), or a published checkpoint (`.ckpt`, `.pt`, `.pth`).
+        path: a trial's folder, its `checkpoints`, or the folder of one evaluation of it (of each the newest checkpoint
+            is taken), one checkpoint's folder `step_…`, a model file of ours (`.safetensors`), or a published
+            checkpoint (`.ckpt`, `.pt`, `.pth`).
         weights: averaged or raw, of a checkpoint of ours; other files hold one set.
         heads: attention heads of an original SiT of unusual size.
 
@@ -133,6 +136,9 @@ def load_source(path: str | Path, *, weights: Weights = "ema", heads: int | None
     if path.is_dir():
         if path.name.startswith("step_"):
             return _from_checkpoint(path.absolute(), weights)
+        if path.absolute().parent.name == EVALUATIONS:
+            training = path.absolute().parent.parent
+            return _newest(training / "checkpoints", weights, path.absolute() / EXPERIMENT)
         inner = path / "checkpoints"
         return _newest((inner if inner.is_dir() else path).absolute(), weights)
     if path.suffix == ".safetensors":

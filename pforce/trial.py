@@ -28,7 +28,7 @@ from pforce.metrics.detectors import Detector
 from pforce.metrics.evaluate import GRID_IMAGES, Progress, TrialEvaluation, evaluate
 from pforce.models import build
 from pforce.references import reference_for
-from pforce.sources import write_experiment
+from pforce.sources import EVALUATIONS, write_experiment
 from pforce.training import Callback, Checkpoints, TrainingSpec, TrainState, new_state, train
 
 RESULT = "result.json"
@@ -52,7 +52,7 @@ class Paths:
 
 def evaluation_folder(folder: Path, identity: str) -> Path:
     """Folder of one evaluation of a training."""
-    return folder / "evaluations" / identity
+    return folder / EVALUATIONS / identity
 
 
 class TrialLocked(RuntimeError):

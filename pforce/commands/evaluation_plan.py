@@ -36,7 +36,7 @@ from pforce.orchestration.evaluation import Evaluation
 from pforce.orchestration.find import find_source
 from pforce.references import SplitImages
 from pforce.sampling import check_sampler
-from pforce.sources import PUBLISHED_SUFFIXES, Source, load_source
+from pforce.sources import EVALUATIONS, EXPERIMENT, PUBLISHED_SUFFIXES, Source, load_source
 from pforce.validation import require
 
 Measured = Literal["images", "loss", "difficulty", "context"]
@@ -118,6 +118,8 @@ def is_model(target: str) -> bool:
     if not path.exists():
         return True  # a run, a sweep, or nothing: find_source says so
     if path.is_dir():
+        if path.absolute().parent.name == EVALUATIONS and (path / EXPERIMENT).exists():
+            return True
         return path.name.startswith("step_") or (path / "checkpoints").is_dir() or any(path.glob("step_*"))
     return path.suffix in MODEL_SUFFIXES
 

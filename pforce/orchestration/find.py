@@ -12,7 +12,7 @@ from pforce.config import fingerprint, training_fingerprint
 from pforce.data import Manifest, ensure
 from pforce.metrics.distances import metric_name
 from pforce.references import inputs_of
-from pforce.sources import SourceError
+from pforce.sources import EVALUATIONS, EXPERIMENT, SourceError
 from pforce.tracking import Tracker, default_uri, runs_frame
 
 BEST = "best:"
@@ -40,13 +40,13 @@ def find_source(text: str, *, storage: Path, tracking_uri: str | None = None) ->
         )
     tracker = Tracker(uri, artifacts=storage.absolute() / "artifacts")
     if text.startswith(BEST):
-        return _folder(storage, _best(tracker, text.removeprefix(BEST)), text)
+        return _folder(storage, *_best(tracker, text.removeprefix(BEST)), text)
     if re.fullmatch(r"[0-9a-f]{32}", text):
         frame = runs_frame(tracker)
         found = frame[(frame["run_id"] == text) | (frame["fingerprint"] == text)] if len(frame) else frame
         if found.empty:
             raise SourceError(f"{text}: no run of {uri} has this id or fingerprint")
-        return _folder(storage, _training(found.iloc[0], text), text)
+        return _folder(storage, *_training(found.iloc[0], text), text)
     if text not in catalog.experiments():
         raise SourceError(f"{text}: no such file, experiment or run. A model is {FORMS}")
     experiment = catalog.experiment(text)
@@ -55,19 +55,19 @@ def find_source(text: str, *, storage: Path, tracking_uri: str | None = None) ->
     wanted = fingerprint(experiment, inputs)
     if wanted not in tracker.finished([wanted]):
         raise SourceError(f"{text}: no finished run of this experiment in {uri}. Train it: pforce train {text}")
-    return _folder(storage, training_fingerprint(experiment, inputs), text)
+    return _folder(storage, training_fingerprint(experiment, inputs), wanted, text)
 
 
-def _training(run: pd.Series, text: str) -> str:
-    """Fingerprint of the training that a run belongs to."""
+def _training(run: pd.Series, text: str) -> tuple[str, str]:
+    """Fingerprints of the training that a run belongs to, and of the run."""
     found = run.get("training")
     if not isinstance(found, str):
         raise SourceError(f"{text}: its run trained nothing, or is of an earlier version: give its folder's path")
-    return found
+    return found, str(run["fingerprint"])
 
 
-def _best(tracker: Tracker, sweep: str) -> str:
-    """Training of the sweep's finished run with the smallest distance."""
+def _best(tracker: Tracker, sweep: str) -> tuple[str, str]:
+    """The same of the sweep's finished run with the smallest distance."""
     frame = runs_frame(tracker, sweep)
     finished = frame[frame["status"] == "FINISHED"] if len(frame) else frame
     if finished.empty:
@@ -90,10 +90,12 @@ def _best(tracker: Tracker, sweep: str) -> str:
     return _training(trained.sort_values(distance).iloc[0], f"{BEST}{sweep}")
 
 
-def _folder(storage: Path, training: str, text: str) -> Path:
+def _folder(storage: Path, training: str, fingerprint: str, text: str) -> Path:
+    """The run's own folder where it has one: it says with which sampler the run was measured."""
     folder = storage.absolute() / "trials" / training
     if not folder.is_dir():
         raise SourceError(
             f"{text}: its run is recorded, but its files are not in {folder}: give the --storage of its sweep"
         )
-    return folder
+    own = folder / EVALUATIONS / fingerprint
+    return own if (own / EXPERIMENT).exists() else folder

@@ -18,11 +18,13 @@ from pforce import results
 from pforce.config import ConfigError, with_fields
 from pforce.data import DataError
 from pforce.orchestration import local, tune
+from pforce.orchestration.find import find_source
 from pforce.orchestration.launch import execute
 from pforce.orchestration.placement import Placement
 from pforce.orchestration.plan import DONE, SOME_FAILED, STOPPED, Options, payload, trial_folder
 from pforce.orchestration.script import run_sweep, table_rows
 from pforce.orchestration.sweep import Axis, Sweep
+from pforce.sources import load_source
 from pforce.training.checkpoint import checkpoints
 from pforce.trial import evaluation_folder, only_one
 from tests.data.helpers import shards, write_samples
@@ -231,6 +233,10 @@ def test_cells_that_differ_in_their_evaluation_only_share_a_training(tmp_path, c
     assert frame["val/loss"].nunique() == 1
     assert frame["fd/openmoji"].nunique() == 2
     assert set(frame["training"]) == {plan.work[0].training}
+    for run in frame.to_dict("records"):  # a run's model is sampled as the run was, not as the last one was
+        source = load_source(find_source(run["run_id"], storage=tmp_path))
+        assert source.experiment is not None
+        assert source.experiment.sampler.num_function_evaluations == run["cost/nfe"]
 
 
 def test_a_cell_waits_for_a_training_that_another_one_runs(tmp_path, console):
