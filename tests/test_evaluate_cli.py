@@ -20,7 +20,7 @@ from pforce.config import ConfigError
 from pforce.metrics.detectors import load_detector
 from pforce.metrics.image_sets import ImageSetError
 from pforce.metrics.reference import StatisticsError
-from pforce.models import ModelConfig, build, save_model
+from pforce.models import ModelConfig, build, save_model, save_published
 from pforce.orchestration.plan import DONE
 from pforce.orchestration.script import make_console
 from pforce.tracking import default_uri
@@ -269,3 +269,27 @@ def test_the_help_explains() -> None:
     wrong = pforce("evaluate", "absent/folder")
     assert wrong.returncode == 2
     assert "does not exist" in wrong.stderr
+
+
+def test_a_model_of_latents_is_measured_through_its_decoder(tmp_path) -> None:
+    """Real decoder with random weights. Another decoder is another evaluation; without one it is refused."""
+    from diffusers import AutoencoderKL
+
+    model = build(ModelConfig(depth=1, width=16, heads=2, patch=2, image_size=(8, 8), channels=4, classes=5))
+    torch.nn.init.normal_(model.final_layer.linear.weight, std=0.1)
+    save_published(model, tmp_path / "pft.ckpt")
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        AutoencoderKL(
+            block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=4, latent_channels=4,
+        ).save_pretrained(tmp_path / f"vae{seed}")  # fmt: skip
+    real = torch.randint(0, 256, (6, 64, 64, 3), dtype=torch.uint8).numpy()
+    np.savez(tmp_path / "real.npz", real)
+    options = {"reference": str(tmp_path / "real.npz"), "detector": "openmoji", "images": 6, "nfe": 2}
+    storage = tmp_path / "runs"
+    refused(tmp_path / "pft.ckpt", storage, "give their --decoder", ConfigError, **options)
+    first = measure(tmp_path / "pft.ckpt", storage, decoder=tmp_path / "vae0", **options)
+    second = measure(tmp_path / "pft.ckpt", storage, decoder=tmp_path / "vae1", **options)
+    assert first["fd/openmoji"] != second["fd/openmoji"]
+    assert len(results.runs(default_uri(storage), "evaluations")) == 2
