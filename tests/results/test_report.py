@@ -129,8 +129,12 @@ def test_values_of_one_distribution_are_one_row_that_either_names(tmp_path, caps
 @pytest.mark.usefixtures("wide")
 def test_more_rows_than_claims_ask_for_a_choice(tmp_path, capsys):
     axis = Axis("timesteps.m", tuple(k / 10 for k in range(8)))
-    planned = planned_with(Sweep("m", tiny(6), (axis,), (0, 1)), tmp_path, lambda item: result(
-        5.0 + item.experiment.timesteps.m + item.experiment.seed * (1 + item.experiment.timesteps.m / 100)))  # fmt: skip
+
+    def measured(item):
+        m, seed = item.experiment.timesteps.m, item.experiment.seed
+        return result(5.0 + m + seed * (1 + m / 100))
+
+    planned = planned_with(Sweep("m", tiny(6), (axis,), (0, 1)), tmp_path, measured)
     printed = reported(planned, capsys)
     assert "  none, as 8 rows are too many to correct for; choose at most 6 with --compare" in printed
     printed = reported(planned, capsys, comparison=Comparison(compare=("m=0", "m=0.3")))
