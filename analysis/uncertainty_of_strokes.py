@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -23,14 +23,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pforce import catalog, grid, seeding
-from pforce.config import ConfigError
 from pforce.data import ensure, read_split
 from pforce.images import from_uint8
 from pforce.metrics.difficulty import patch_errors
 from pforce.models import PatchForcingTransformer
 from pforce.orchestration.find import find_source
-from pforce.orchestration.script import exit_on_errors
 from pforce.sources import load_source
+from pforce.storage import default_storage
+from pforce.terminal import exit_on_errors
+from pforce.validation import ConfigError
 
 CONTRAST = 0.2
 """Range of a channel (of −1 … 1) within a patch from which on it has strokes."""
@@ -49,8 +50,10 @@ class Arguments:
     """Held-out images."""
     time: float = 0.5
     """Timestep of all patches."""
-    storage: Path = Path("runs")
-    """Where sweeps leave their files."""
+    storage: str = field(default_factory=default_storage)
+    """Where sweeps leave their files, a folder or a bucket. Default: $PFORCE_STORAGE, else runs."""
+    tracking_uri: str | None = None
+    """MLflow store; by default the database in the storage folder. A bucket needs one."""
     json: Path = Path("analysis/results/uncertainty_of_strokes.json")
     """The figures."""
     picture: Path = Path("docs/uncertainty_of_strokes.png")
@@ -93,7 +96,7 @@ def ten_maps(images: Tensor, maps: Tensor, shape: tuple[int, int], path: Path, t
 def main() -> int:
     """Measure, print, write."""
     a = tyro.cli(Arguments, description=__doc__)
-    source = load_source(find_source(a.model, storage=a.storage))
+    source = load_source(find_source(a.model, storage=a.storage, tracking_uri=a.tracking_uri))
     experiment = source.experiment or catalog.experiment(a.data)
     held_out = read_split(ensure(experiment.data), "validation", limit=a.images)
     x1, y = from_uint8(held_out.images), held_out.labels

@@ -1,4 +1,4 @@
-"""OpenMoji at 32²: real drawings without a download, small enough for a CPU.
+"""OpenMoji at 32² (and 64² for a GPU): real drawings without a download, small enough for a CPU.
 
 Question: does the way patch timesteps are drawn change the images, at a scale that fits a laptop?
 Command: `pforce train openmoji32_micro`, or a sweep over it: `python sweeps/ltg_grid.py`.
@@ -56,6 +56,27 @@ def openmoji32_s() -> Experiment:
         optimizer=OptimizerConfig(learning_rate=3e-4, warmup_steps=500),
         training=TrainingConfig(
             images=2_560_000, batch=256, ema_decay=0.999, ema_warmup=True, checkpoint_every=500, log_every=50
+        ),
+    )
+
+
+def openmoji64_s() -> Experiment:
+    """PFT-S/4 on 64² drawings (33 M parameters, 256 tokens), for one GPU; bfloat16, compiled, 128,000 images."""
+    return replace(
+        openmoji32_s(),
+        name="openmoji64_s",
+        model=sized("S", patch=4, image_size=(64, 64), channels=3, classes=CLASSES),
+        data=DataConfig(name="openmoji", resolution=64),
+        optimizer=OptimizerConfig(learning_rate=7e-4, warmup_steps=100),
+        training=TrainingConfig(
+            images=128_000,
+            batch=128,
+            ema_decay=0.995,
+            ema_warmup=True,
+            precision="bfloat16",
+            compile=True,
+            checkpoint_every=250,
+            log_every=25,
         ),
     )
 

@@ -8,7 +8,8 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 
-from pforce.config import ConfigError, Experiment
+from pforce.config import Experiment
+from pforce.validation import ConfigError
 
 PACKAGE = "experiments"
 

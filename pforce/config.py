@@ -25,7 +25,7 @@ from pforce.models.config import ModelConfig
 from pforce.sampling import SamplerConfig, check_sampler
 from pforce.timesteps import LTG, SAMPLERS, TimestepSampler
 from pforce.training.config import OptimizerConfig, TrainingConfig
-from pforce.validation import FieldError, require
+from pforce.validation import ConfigError, FieldError, require
 
 RESULT_VERSION = 2
 """Raised when a change of the code changes results: fingerprints of older results no longer match."""
@@ -46,10 +46,6 @@ NOT_IN_FINGERPRINT = (
 )
 EVALUATION_ONLY = ("sampler", "evaluation")
 """What does not determine the trained weights: cells that differ in nothing else share a training."""
-
-
-class ConfigError(ValueError):
-    """An experiment or a sweep is not well-formed. The message names the field, the value and what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -241,6 +237,8 @@ def canonical(experiment: Experiment) -> dict[str, Any]:
     if experiment.evaluation.reference.endswith(".npz"):
         data["evaluation"]["reference"] = "file"  # wherever it lies: its hash is among the inputs
     data["evaluation"]["metrics"] = sorted(experiment.evaluation.metrics)
+    if not experiment.evaluation.context_timesteps:
+        del data["evaluation"]["context_timesteps"]  # what was measured without them keeps its fingerprint
     if experiment.model.attention != "sdpa":
         # flash-attn computes in bfloat16: another result. sdpa is left out, so that it is the same as ever.
         data["model"]["attention"] = experiment.model.attention

@@ -1,12 +1,23 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and where files lie that can be made again."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+
+def cache_folder() -> Path:
+    """`$PFORCE_CACHE`, else `$XDG_CACHE_HOME/pforce`, else `~/.cache/pforce`."""
+    if os.environ.get("PFORCE_CACHE"):
+        return Path(os.environ["PFORCE_CACHE"])
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "pforce"
+    return Path.home() / ".cache" / "pforce"
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
@@ -38,3 +49,12 @@ def sha256_of(path: Path) -> str:
     """Hash of a file's content. OSError where it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def strict(value: Any) -> Any:
+    """Plain data as JSON takes them: what is not a finite number is null, as JSON has no other word for it."""
+    if isinstance(value, dict):
+        return {key: strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -28,12 +28,12 @@ from pforce.models.autoencoder import Decoder, load_decoder
 from pforce.sampling import SamplerConfig
 from pforce.sampling.trace import Trace
 from pforce.sources import Source, SourceError, Weights, load_source
-from pforce.validation import require
+from pforce.validation import InputError, require
 
 RECORD, BATCHES = "job.json", "batches"
 
 
-class JobError(ValueError):
+class JobError(InputError, ValueError):
     """A job's folder holds something else. The message says what differs."""
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pforce.config import ConfigError
 from pforce.data import Batch, Manifest, read_batches
 from pforce.data.manifest import SplitName
 from pforce.files import sha256_of
@@ -21,6 +20,7 @@ from pforce.metrics.reference import (
     cached_reference,
     load_statistics,
 )
+from pforce.validation import ConfigError
 
 STORED = (".npz",)
 

@@ -17,6 +17,7 @@ from pforce.models import PatchForcingTransformer, load_model, load_published
 from pforce.models.weights import WeightsError, filled
 from pforce.training import checkpoint
 from pforce.training.checkpoint import CheckpointError
+from pforce.validation import InputError
 
 EXPERIMENT = "experiment.json"
 """In a trial's folder: the experiment, so that its checkpoints can be read without a tracking store."""
@@ -27,7 +28,7 @@ PUBLISHED_SUFFIXES = (".ckpt", ".pt", ".pth")
 Weights = Literal["ema", "raw"]
 
 
-class SourceError(ValueError):
+class SourceError(InputError, ValueError):
     """No model can be had from a path. The message names it, what is wrong, and the cure."""
 
 

@@ -12,7 +12,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,18 @@ import numpy as np
 import torch
 
 from pforce import data, seeding
-from pforce.config import ConfigError, Experiment
+from pforce.config import Experiment
 from pforce.files import write_whole
 from pforce.images import save_grid
 from pforce.metrics.detectors import Detector
 from pforce.metrics.evaluate import GRID_IMAGES, Progress, TrialEvaluation, evaluate
-from pforce.models import build
+from pforce.mirror import TrialMirror
+from pforce.models import PatchForcingTransformer, build
+from pforce.parallel import ALONE, Workers
 from pforce.references import reference_for
 from pforce.sources import EVALUATIONS, write_experiment
-from pforce.training import Callback, Checkpoints, TrainingSpec, TrainState, new_state, train
+from pforce.training import Callback, Checkpoints, Sharding, TrainingSpec, TrainState, new_state, train, whole
+from pforce.validation import ConfigError
 
 RESULT = "result.json"
 SAMPLES = "samples.png"
@@ -48,6 +51,8 @@ class Paths:
     """Folder of the training, named by its fingerprint."""
     references: Path | None = None
     """Where features of reference images are kept; None makes them anew."""
+    mirror: TrialMirror | None = None
+    """Of the folder in a bucket; None where the folder is the storage itself."""
 
 
 def evaluation_folder(folder: Path, identity: str) -> Path:
@@ -105,12 +110,33 @@ def only_one(folder: Path, *, wait: Callable[[], None] | None = None) -> Iterato
         yield
 
 
+@contextmanager
+def _held(workers: Workers, folder: Path, *, wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """`only_one` by the first of several workers; the others wait for it, or raise what it raised."""
+    with ExitStack() as stack:
+
+        def hold() -> None:
+            stack.enter_context(only_one(folder, wait=wait))
+
+        workers.first_does(hold)
+        yield
+
+
 def choose_device() -> torch.device:
     """The first GPU, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def training_state(experiment: Experiment, paths: Paths, identity: str, device: torch.device) -> TrainState:
+def training_state(
+    experiment: Experiment,
+    paths: Paths,
+    identity: str,
+    device: torch.device,
+    *,
+    workers: Workers = ALONE,
+    sharding: Sharding = "none",
+    devices: float = 1.0,
+) -> TrainState:
     """A training at step 0: seeded weights, the data stream at its start."""
     spec = TrainingSpec(
         timesteps=experiment.timesteps,
@@ -121,8 +147,25 @@ def training_state(experiment: Experiment, paths: Paths, identity: str, device: 
         identity=identity,
     )
     model = build(experiment.model, generator=seeding.generator("weights", experiment.seed))
-    stream = data.TrainingStream(paths.data, experiment.data, batch=experiment.training.batch, seed=experiment.seed)
-    return new_state(spec, model, stream, device)
+    stream = data.TrainingStream(
+        paths.data,
+        experiment.data,
+        batch=experiment.training.batch,
+        seed=experiment.seed,
+        rank=workers.rank,
+        world_size=workers.count,
+    )
+    return new_state(spec, model, stream, device, workers=workers, sharding=sharding, devices=devices)
+
+
+def averaged_model(state: TrainState, experiment: Experiment) -> PatchForcingTransformer:
+    """The averaged weights as a whole model on every worker. To be called by all of them."""
+    if state.workers.count == 1:
+        return state.ema.model
+    weights = {name: whole(tensor) for name, tensor in state.ema.model.state_dict().items()}
+    model = build(experiment.model).to(state.device).eval().requires_grad_(False)
+    model.load_state_dict(weights)
+    return model
 
 
 def train_trial(
@@ -134,6 +177,8 @@ def train_trial(
     callbacks: Sequence[Callback] = (),
     progress: Progress = lambda part, share: None,
     device_count: float = 1,
+    workers: Workers = ALONE,
+    sharding: Sharding = "none",
 ) -> tuple[TrainState, dict[str, float]]:
     """Train, resume, or find trained. Diverged, DataError and CheckpointError pass.
 
@@ -141,19 +186,31 @@ def train_trial(
 
     Args:
         training: fingerprint of the training; its checkpoints carry it.
-        device_count: devices the trial occupies, for device-hours (CPU: cores).
+        callbacks, progress: called by the first worker only.
+        device_count: devices the trial occupies, over all workers, for device-hours (CPU: cores).
+        workers: those that share the training; called by all of them.
+        sharding: how; see `pforce.training.strategy`.
     """
-    with only_one(paths.folder, wait=lambda: progress("waiting for its training", 0.0)):
-        write_experiment(paths.folder, experiment)
-        state = training_state(experiment, paths, training, device)
-        checkpoints = Checkpoints(paths.folder / "checkpoints")
-        train(state, flip=experiment.data.flip, callbacks=(checkpoints, *callbacks))
+    with _held(workers, paths.folder, wait=lambda: progress("waiting for its training", 0.0)):
+        if workers.first:
+            write_experiment(paths.folder, experiment)
+        state = training_state(
+            experiment, paths, training, device, workers=workers, sharding=sharding, devices=device_count
+        )
+        checkpoints = Checkpoints(paths.folder / "checkpoints", paths.mirror)
+        own = callbacks if workers.first else ()
+        train(state, flip=experiment.data.flip, callbacks=(checkpoints, *own))
+        if paths.mirror is not None and workers.first:
+            paths.mirror.finish()
+    damaged: dict[str, int] = {}
+    for found in workers.gather(state.stream.damaged):
+        damaged |= found
     return state, {
         "cost/images_seen": float(state.images_seen),
         "cost/training_seconds": state.seconds,
-        "cost/device_hours": state.seconds * device_count / 3600,
+        "cost/device_hours": state.device_seconds / 3600,
         "throughput/images_per_second": state.images_seen / state.seconds,
-        "data/damaged_samples": float(sum(state.stream.damaged.values())),
+        "data/damaged_samples": float(sum(damaged.values())),
     }
 
 
@@ -167,18 +224,23 @@ def run_trial(
     callbacks: Sequence[Callback] = (),
     progress: Progress = lambda part, share: None,
     device_count: float = 1,
+    workers: Workers = ALONE,
+    sharding: Sharding = "none",
 ) -> dict[str, float]:
     """Train and evaluate. TrialLocked where another process evaluates the same; other errors as `train_trial`.
 
-    Returns the metrics under their fixed names. What the evaluation notes is warned of.
+    Returns the metrics under their fixed names, on the first worker; the others get none. What the evaluation notes
+    is warned of.
 
     Args:
         identity: the experiment's fingerprint: of the evaluation.
-        training, device_count: as of `train_trial`.
+        training, callbacks, device_count, workers, sharding: as of `train_trial`. The workers share the images of the
+            evaluation too.
     """
     results = evaluation_folder(paths.folder, identity)
-    with only_one(results):
-        write_experiment(results, experiment)
+    with _held(workers, results):
+        if workers.first:
+            write_experiment(results, experiment)
         # What the evaluation reads is read first: a missing file is found before hours of training, not after.
         wanted = min(experiment.evaluation.validation_images, data.Manifest.load(paths.data).validation.samples)
         held_out = data.read_split(paths.data, "validation", limit=wanted)
@@ -191,13 +253,17 @@ def run_trial(
             callbacks=callbacks,
             progress=progress,
             device_count=device_count,
+            workers=workers,
+            sharding=sharding,
         )
         started = time.perf_counter()
-        reference = reference_for(
-            experiment.evaluation, paths.data, detector, held_out=held_out, cache=paths.references, device=device
-        )
+        reference = None
+        if workers.first:
+            reference = reference_for(
+                experiment.evaluation, paths.data, detector, held_out=held_out, cache=paths.references, device=device
+            )
         evaluation = evaluate(
-            state.ema.model,
+            averaged_model(state, experiment),
             experiment.evaluation,
             experiment.sampler,
             held_out.images,
@@ -206,7 +272,10 @@ def run_trial(
             detector=detector,
             reference=reference,
             progress=progress,
+            workers=workers,
         )
+        if evaluation is None:
+            return {}
         seconds = time.perf_counter() - started
         for note in evaluation.notes:
             warnings.warn(note, stacklevel=2)
@@ -219,6 +288,8 @@ def run_trial(
             "data/damaged_samples": cost["data/damaged_samples"] + held_out.damaged,
         }
         leave_evaluation(results, evaluation, identity, metrics)
+        if paths.mirror is not None:
+            paths.mirror.finish(f"{EVALUATIONS}/{identity}", last=RESULT)
         return metrics
 
 

@@ -8,7 +8,15 @@ wrong value is refused wherever it comes from: a Python call, the command line, 
 from __future__ import annotations
 
 
-class FieldError(ValueError):
+class InputError(Exception):
+    """What a user gave is wrong; the message names it, what is wrong with it, and the cure."""
+
+
+class ConfigError(InputError, ValueError):
+    """An experiment or a sweep is not well-formed. The message names the field, the value and what is allowed."""
+
+
+class FieldError(InputError, ValueError):
     """A field holds a value that is not allowed.
 
     Attributes:

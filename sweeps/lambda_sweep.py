@@ -25,21 +25,23 @@ from rich.console import Console
 
 from pforce import results
 from pforce.catalog import experiment
-from pforce.config import ConfigError, with_fields
+from pforce.config import with_fields
 from pforce.orchestration.plan import Options, Plan
 from pforce.orchestration.script import (
     ALL_ROWS,
     QUICK,
     Comparison,
-    exit_on_errors,
     parse_settings,
     print_report,
+    push_files,
     run_sweep,
     table_rows,
 )
 from pforce.orchestration.sweep import Axis, Sweep, parse_axis
 from pforce.results.figures import calibration_figure
 from pforce.results.tables import CALIBRATION_COLUMNS, COST_COLUMNS, QUALITY_COLUMNS
+from pforce.terminal import exit_on_errors
+from pforce.validation import ConfigError
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,9 @@ def report(planned: Plan, console: Console, comparison: Comparison = ALL_ROWS) -
     frame, rows = results.runs(planned.options.uri), table_rows(planned)
     curves = results.calibration_curves(frame, rows)
     if len(curves):
-        path = planned.options.storage.absolute() / f"{planned.sweep.name}_calibration.png"
+        path = planned.options.root / f"{planned.sweep.name}_calibration.png"
         calibration_figure(curves, planned.sweep.headers, path, symbol="λ")
+        push_files(planned.options.place, [path.name], console)
         console.print(f"Calibration: {path}", soft_wrap=True, highlight=False)
     # A cell is known by its fingerprint: one that finished before calibration was measured is not run again for it.
     drawn = {} if curves.empty else curves.groupby("row")["n"].first().to_dict()

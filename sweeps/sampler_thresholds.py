@@ -13,20 +13,20 @@ Measured: analysis/results/sampler_thresholds.md.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from pforce.orchestration.find import find_source
-from pforce.orchestration.plan import check_storage
+from pforce.orchestration.plan import tracker_of, tracking_uri_of
 from pforce.orchestration.sampler_report import make_subject, report
 from pforce.orchestration.sampler_search import SearchSpace, check_space
 from pforce.orchestration.sampler_sweep import SamplerSweep, run
-from pforce.orchestration.script import exit_on_errors, make_console, print_mlflow
+from pforce.orchestration.script import print_mlflow, push_files
 from pforce.sampling import Guidance
 from pforce.sources import load_source
-from pforce.tracking import Tracker, default_uri
+from pforce.storage import Storage, default_storage
+from pforce.terminal import exit_on_errors, make_console
 from pforce.validation import require
 
 
@@ -59,10 +59,11 @@ class Arguments:
     """Name of the sweep: its MLflow experiment and its files."""
     workers: int | None = None
     """Workers, each with the model loaded. By default one a GPU, or one a core."""
-    storage: Path = Path("runs")
-    """Folder of the MLflow database, of earlier sweeps, and of the results."""
+    storage: str = field(default_factory=default_storage)
+    """Where earlier sweeps left their files, and this one leaves its results: a folder, or a bucket (s3://, gs://).
+    Default: $PFORCE_STORAGE, else runs."""
     tracking_uri: str | None = None
-    """MLflow server or database; by default a sqlite database in the storage folder."""
+    """MLflow server or database; by default a sqlite database in the storage folder. A bucket needs one."""
     ray_address: str | None = None
     """Cluster to connect to; by default RAY_ADDRESS, else one is started here."""
 
@@ -72,18 +73,21 @@ def main() -> int:
     console = make_console()
     require(a.trials >= 1, "trials", a.trials, "≥ 1")
     guidance = Guidance(a.guidance, a.guidance_interval)
+    storage = Storage.open(a.storage)
+    uri = tracking_uri_of(storage, a.tracking_uri)
+    storage.check()
     source = load_source(find_source(a.model, storage=a.storage, tracking_uri=a.tracking_uri))
     check_space(a.space, guidance, source.model.config)
-    folder = check_storage(a.storage)
     subject = make_subject(source, data=a.data, images=a.images, reference_images=a.reference_images, seed=a.noise_seed)
     sweep = SamplerSweep(
         a.name, subject, a.space, a.trials, guidance, a.seed, confirm=a.confirm, weights=source.weights
     )
-    tracker = Tracker(a.tracking_uri or default_uri(a.storage), artifacts=folder / "artifacts")
+    tracker = tracker_of(storage, a.tracking_uri)
     console.print(f"{source.path}: {a.trials} samplers, {a.images} images each", soft_wrap=True, highlight=False)
-    outcome = run(sweep, tracker, console, workers=a.workers, address=a.ray_address)
-    report(sweep, source, outcome, folder, console)
-    print_mlflow(a.tracking_uri or default_uri(a.storage), console)
+    outcome = run(sweep, tracker, storage, console, workers=a.workers, address=a.ray_address)
+    if report(sweep, source, outcome, storage.root, console):
+        push_files(storage, [f"{sweep.name}.{ending}" for ending in ("csv", "md", "png")], console)
+    print_mlflow(uri, console)
     return outcome.code
 
 

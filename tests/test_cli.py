@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from pforce import cli, results
 from pforce.data import Manifest
-from pforce.orchestration.script import exit_on_errors
+from pforce.terminal import exit_on_errors
 from pforce.tracking import default_uri
 from sweeps import ltg_grid
 
@@ -96,13 +97,28 @@ def test_a_refusal_in_a_process_of_its_own(tmp_path):
     assert words(done.stderr).startswith("error: timesteps.sigm: unknown field")
 
 
+def test_commands_are_listed_at_once_and_as_they_describe_themselves():
+    """The list imports neither torch nor MLflow; each line is what the command's own help begins with."""
+    code = (
+        "import sys; from pforce.cli import _run; c = _run(['--help']); assert not {'torch', 'mlflow', 'ray', 'pandas'}"
+        " & set(sys.modules); sys.exit(c)"
+    )
+    listed = run("-c", code)
+    assert listed.returncode == 0, listed.stderr
+    for words_of, command in cli.COMMANDS.items():
+        module, name = command.function.split(".")
+        function = getattr(importlib.import_module(f"pforce.commands.{module}"), name)
+        assert words(function.__doc__.strip().split("\n")[0]) == command.summary
+        assert " ".join(words_of) in listed.stdout
+
+
 def test_help_explains():
     top = pforce()
     assert top.returncode == 0
     for word in ("data build", "train", "experiments"):
         assert word in top.stdout
     fields = pforce("train", "openmoji32_micro", "--help").stdout
-    for word in ("--timesteps.sigma FLOAT", "--model.attention {sdpa,flash}", "Global batch", "--storage PATH"):
+    for word in ("--timesteps.sigma FLOAT", "--model.attention {sdpa,flash}", "Global batch", "--storage STR"):
         assert word in fields
     assert "--preset {quick,full}" in run(str(ROOT / "sweeps" / "ltg_grid.py"), "--help").stdout
     without_a_name = pforce("train").stdout

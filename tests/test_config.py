@@ -10,17 +10,9 @@ import pytest
 from experiments.imagenet256 import imagenet256_pft_b, imagenet256_sit_b
 from experiments.openmoji32 import openmoji32_micro, openmoji32_s, openmoji32_sit_micro
 from pforce import catalog
-from pforce.config import (
-    ConfigError,
-    check_path,
-    field_paths,
-    fingerprint,
-    from_dict,
-    to_dict,
-    training_fingerprint,
-    with_fields,
-)
+from pforce.config import check_path, field_paths, fingerprint, from_dict, to_dict, training_fingerprint, with_fields
 from pforce.timesteps import LTG, SAMPLERS, SRM
+from pforce.validation import ConfigError
 
 INPUTS = {"data": "a", "detector": "b"}
 

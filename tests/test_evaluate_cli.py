@@ -16,15 +16,13 @@ from pforce.commands.evaluate import evaluate
 from pforce.commands.evaluation_plan import Arguments, plan_model
 from pforce.commands.sample import Arguments as SampleArguments
 from pforce.commands.sample import sample
-from pforce.config import ConfigError
 from pforce.metrics.detectors import load_detector
 from pforce.metrics.image_sets import ImageSetError
 from pforce.metrics.reference import StatisticsError
 from pforce.models import ModelConfig, build, save_model, save_published
-from pforce.orchestration.plan import DONE
-from pforce.orchestration.script import make_console
+from pforce.terminal import DONE, make_console
 from pforce.tracking import default_uri
-from pforce.validation import FieldError
+from pforce.validation import ConfigError, FieldError
 from tests.test_cli import pforce
 
 pytestmark = pytest.mark.timeout(240)

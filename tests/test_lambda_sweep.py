@@ -15,9 +15,10 @@ from rich.console import Console
 
 from pforce import results
 from pforce.orchestration import local
-from pforce.orchestration.plan import DONE, Options, plan
-from pforce.orchestration.script import exit_on_errors, run_sweep
+from pforce.orchestration.plan import Options, plan
+from pforce.orchestration.script import run_sweep
 from pforce.orchestration.sweep import Axis, Sweep
+from pforce.terminal import DONE, exit_on_errors
 from pforce.tracking import RunSpec
 from sweeps import lambda_sweep
 from tests.training.conftest import tiny
@@ -29,7 +30,7 @@ WEIGHTS = Axis("flow.difficulty_weight", (0.0, 0.01))
 def test_the_sweep_ends_in_a_table_with_calibration_and_a_figure(tmp_path, capsys):
     """λ = 0: the head stays at a variance of 1, R has no value and calib is |ln of the mean squared error|."""
     sweep = Sweep("weights", tiny(6), (WEIGHTS,))
-    assert run_sweep(sweep, Options(storage=tmp_path), launcher=local.launch, report=lambda_sweep.report) == DONE
+    assert run_sweep(sweep, Options(storage=str(tmp_path)), launcher=local.launch, report=lambda_sweep.report) == DONE
     printed = " ".join(capsys.readouterr().out.split())
     assert f"Calibration: {tmp_path / 'weights_calibration.png'}" in printed
     assert "have no calibration" not in printed
@@ -39,7 +40,7 @@ def test_the_sweep_ends_in_a_table_with_calibration_and_a_figure(tmp_path, capsy
     assert {"R(0.2)", "R(0.6)", "calib(0.2)", "calib(0.6)", "fd/openmoji"} <= set(table.columns)
     assert table[["calib(0.2)", "calib(0.6)"]].notna().all(axis=None)
 
-    frame = results.runs(Options(storage=tmp_path).uri)
+    frame = results.runs(Options(storage=str(tmp_path)).uri)
     untrained = frame[frame["flow.difficulty_weight"] == 0].iloc[0]
     for t in ("0.20", "0.60"):
         assert all(untrained[f"calibration/expected_t{t}_d{decile}"] == 1 for decile in range(1, 11))
@@ -51,7 +52,7 @@ def test_the_sweep_ends_in_a_table_with_calibration_and_a_figure(tmp_path, capsy
 def test_a_result_from_before_calibration_was_measured_stays_and_is_said_to_lack_it(tmp_path, capsys):
     """Its fingerprint is the same, so it is not run again: a note, and no figure without a line."""
     sweep = Sweep("older", tiny(6), (WEIGHTS,))
-    planned = plan(sweep, Options(storage=tmp_path), Console(quiet=True))
+    planned = plan(sweep, Options(storage=str(tmp_path)), Console(quiet=True))
     parent = planned.tracker.open_sweep("older", sweep.identity(planned.work), {})
     for item in planned.work:
         run = planned.tracker.open_trial(parent, RunSpec(item.label, item.fingerprint, {}, {}))

@@ -11,12 +11,13 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from pforce.config import ConfigError, to_dict
+from pforce.config import to_dict
 from pforce.models import TimestepLevels, save_model, save_published
 from pforce.orchestration.find import find_source
-from pforce.orchestration.plan import DONE
-from pforce.orchestration.script import make_console
 from pforce.sources import PUBLISHED_SUFFIXES, Source, SourceError, content_hash, load_source
+from pforce.storage import default_storage
+from pforce.terminal import DONE, make_console
+from pforce.validation import ConfigError
 
 Text = Annotated[str, tyro.conf.Positional]
 File = Annotated[Path, tyro.conf.Positional]
@@ -60,7 +61,7 @@ def export_checkpoint(
     source: Text,
     destination: File,
     weights: Literal["ema", "raw"] = "ema",
-    storage: Path = Path("runs"),
+    storage: str | None = None,
     tracking_uri: str | None = None,
 ) -> int:
     """Write a model as the published code reads it (.ckpt), or as one pforce file (.safetensors).
@@ -69,11 +70,13 @@ def export_checkpoint(
         source: a trial's folder, a checkpoint or model file, an MLflow run id, an experiment, or best:SWEEP.
         destination: a .ckpt or .safetensors file.
         weights: averaged or raw, of a checkpoint of pforce.
-        storage: where sweeps leave their files.
-        tracking_uri: MLflow store; by default the database in the storage folder.
+        storage: where sweeps leave their files, a folder or a bucket; by default $PFORCE_STORAGE, else runs.
+        tracking_uri: MLflow store; by default the database in the storage folder. A bucket needs one.
     """
     _refuse_overwriting(destination, (".ckpt", ".safetensors"))
-    found = load_source(find_source(source, storage=storage, tracking_uri=tracking_uri), weights=weights)
+    found = load_source(
+        find_source(source, storage=storage or default_storage(), tracking_uri=tracking_uri), weights=weights
+    )
     if destination.suffix == ".ckpt":
         save_published(found.model, destination)
     else:
@@ -102,7 +105,7 @@ def verify_checkpoint(
     source: Text,
     weights: Literal["ema", "raw"] = "ema",
     heads: int | None = None,
-    storage: Path = Path("runs"),
+    storage: str | None = None,
     tracking_uri: str | None = None,
 ) -> int:
     """Read a checkpoint or model file as far as sampling would: weights, shapes, and one forward pass of each kind.
@@ -111,10 +114,10 @@ def verify_checkpoint(
         source: a file, a folder, an MLflow run id, an experiment, or best:SWEEP.
         weights: averaged or raw, of a checkpoint of pforce.
         heads: attention heads of an original SiT of unusual size.
-        storage: where sweeps leave their files.
-        tracking_uri: MLflow store; by default the database in the storage folder.
+        storage: where sweeps leave their files, a folder or a bucket; by default $PFORCE_STORAGE, else runs.
+        tracking_uri: MLflow store; by default the database in the storage folder. A bucket needs one.
     """
-    path = find_source(source, storage=storage, tracking_uri=tracking_uri)
+    path = find_source(source, storage=storage or default_storage(), tracking_uri=tracking_uri)
     found = load_source(path, weights=weights, heads=heads)
     model, config = found.model, found.model.config
     generator = torch.Generator().manual_seed(0)

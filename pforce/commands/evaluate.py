@@ -16,11 +16,12 @@ from pforce.commands.evaluation_plan import Arguments, is_model, plan_images, pl
 from pforce.generation import BATCHES, RECORD, recorded_batch
 from pforce.metrics.distances import few_images, interval_names, metric_name
 from pforce.metrics.reference import save_statistics
-from pforce.orchestration.evaluation import Evaluation, Outcome, record_run, recorded, run
+from pforce.orchestration.evaluation import RESULT, Evaluation, Outcome, record_run, recorded, run
 from pforce.orchestration.launch import stop_on_signals
-from pforce.orchestration.plan import DONE, STOPPED, check_storage
-from pforce.orchestration.script import make_console, print_mlflow
-from pforce.tracking import Tracker, default_uri
+from pforce.orchestration.plan import check_folder, tracker_of, tracking_uri_of
+from pforce.orchestration.script import print_mlflow
+from pforce.storage import Storage
+from pforce.terminal import DONE, STOPPED, make_console
 from pforce.validation import require
 
 SHOWN_TIMESTEPS = ("0.20", "0.60")
@@ -84,10 +85,12 @@ def _prepared(e: Evaluation, folder: Path, *, again: bool) -> Evaluation:
 def evaluate(a: Arguments) -> int:
     """Measure a model, a folder of images, or an npz, and record it."""
     console = make_console()
-    storage = check_storage(a.storage)
+    storage = Storage.open(a.storage)
+    tracking_uri_of(storage, a.tracking_uri)
+    storage.check()
     if a.save_reference is not None:
         require(a.save_reference.suffix == ".npz", "save_reference", a.save_reference, "a file that ends in .npz")
-        check_storage(a.save_reference.parent, "--save-reference")
+        check_folder(a.save_reference.parent, "--save-reference")
     try:
         with stop_on_signals():
             return _evaluate(a, storage, console)
@@ -97,11 +100,13 @@ def evaluate(a: Arguments) -> int:
         return STOPPED
 
 
-def _evaluate(a: Arguments, storage: Path, console: Console) -> int:
+def _evaluate(a: Arguments, storage: Storage, console: Console) -> int:
     e = plan_model(a, console) if is_model(a.target) else plan_images(a, console)
-    folder = check_storage(a.out or storage / "evaluations" / e.identity, "--out" if a.out else "--storage")
-    uri = a.tracking_uri or default_uri(storage)
-    tracker = Tracker(uri, artifacts=storage / "artifacts")
+    relative = f"evaluations/{e.identity}"
+    if a.out is None and not a.again:
+        storage.pull(relative)
+    folder = check_folder(a.out or storage.root / relative, "--out" if a.out else "--storage")
+    tracker = tracker_of(storage, a.tracking_uri)
     console.print(_about(a, e), highlight=False, soft_wrap=True, markup=False)
     outcome = None if a.again else recorded(tracker, e, folder)
     if outcome is not None:
@@ -109,10 +114,12 @@ def _evaluate(a: Arguments, storage: Path, console: Console) -> int:
     else:
         e = _prepared(e, folder, again=a.again)
         outcome = run(e, folder, console, workers=a.workers, address=a.ray_address)
+        if a.out is None:
+            storage.push(relative, last=RESULT, skip=(BATCHES,))
         record_run(tracker, e, outcome)
     if a.save_reference is not None:
         save_statistics(a.save_reference, e.reference(torch.device("cpu"), lambda done: None))
         console.print(f"{a.save_reference}: statistics of the reference", highlight=False, soft_wrap=True)
     _print(e, outcome, folder, console)
-    print_mlflow(uri, console)
+    print_mlflow(tracker.uri, console)
     return DONE

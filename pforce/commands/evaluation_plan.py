@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +14,7 @@ from rich.console import Console
 
 from pforce import catalog
 from pforce.commands.sampler_arguments import SamplerArguments, sampler_config
-from pforce.config import ConfigError, Experiment
+from pforce.config import Experiment
 from pforce.data import Batch, Manifest, ensure, read_split
 from pforce.evaluation import FeatureJob
 from pforce.files import folder_hash
@@ -37,7 +37,8 @@ from pforce.orchestration.find import find_source
 from pforce.references import SplitImages
 from pforce.sampling import check_sampler
 from pforce.sources import EVALUATIONS, EXPERIMENT, PUBLISHED_SUFFIXES, Source, load_source
-from pforce.validation import require
+from pforce.storage import Storage, default_storage
+from pforce.validation import ConfigError, require
 
 Measured = Literal["images", "loss", "difficulty", "context"]
 MODEL_SUFFIXES = (*PUBLISHED_SUFFIXES, ".safetensors")
@@ -100,14 +101,15 @@ class Arguments(SamplerArguments):
     ray_address: str | None = None
     """Ray cluster; by default RAY_ADDRESS, else one is started here when workers > 1."""
     out: Path | None = None
-    """Folder of figures and evaluation.json. Default: storage/evaluations/FINGERPRINT."""
+    """Folder of figures and evaluation.json. Default: evaluations/FINGERPRINT below the storage."""
     save_reference: Path | None = None
     """Also write the reference's statistics to this .npz (mu, sigma, mu_s, sigma_s, named as in ADM's files), which
     --reference reads."""
-    storage: Path = Path("runs")
-    """Where sweeps leave their files, and evaluations theirs."""
+    storage: str = field(default_factory=default_storage)
+    """Where sweeps leave their files, and evaluations theirs: a folder, or a bucket (s3://BUCKET/PREFIX, gs://…).
+    Default: $PFORCE_STORAGE, else runs."""
     tracking_uri: str | None = None
-    """MLflow store; by default the database in the storage folder."""
+    """MLflow store; by default the database in the storage folder. A bucket needs one."""
     again: bool = False
     """Measure again what is recorded already; images are drawn anew, too."""
 
@@ -177,7 +179,7 @@ class _Reference:
 
 def _reference(a: Arguments, data: _Data | None, detector: Detector) -> _Reference:
     """Where the reference comes from; errors of the file before anything is drawn."""
-    cache = a.storage.absolute() / "references"
+    cache = Storage.open(a.storage).root / "references"
     if a.reference in ("validation", "train"):
         if data is None:
             raise ConfigError(

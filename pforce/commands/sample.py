@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,21 +16,23 @@ from rich.progress import Progress
 
 from pforce import seeding
 from pforce.commands.sampler_arguments import SamplerArguments, sampler_config
-from pforce.config import ConfigError
 from pforce.data import Manifest, ensure
 from pforce.files import write_whole
-from pforce.generation import Job, decoder_for, recorded_batch
+from pforce.generation import BATCHES, Job, decoder_for, recorded_batch
 from pforce.orchestration.find import find_source
-from pforce.orchestration.plan import DONE, STOPPED, check_storage
+from pforce.orchestration.plan import check_folder
 from pforce.orchestration.sample import Spent, run_job
-from pforce.orchestration.script import duration, make_console
 from pforce.results import drawn
 from pforce.sampling import check_sampler, count_flops
 from pforce.sampling.trace import Trace
 from pforce.sources import Source, load_source
-from pforce.validation import require
+from pforce.storage import Storage, default_storage
+from pforce.terminal import DONE, STOPPED, duration, make_console
+from pforce.validation import ConfigError, require
 
 DEFAULT_BATCH = 64
+SAMPLES = "samples"
+"""Default folder, below the storage."""
 Output = Literal["grid", "images", "npz"]
 
 
@@ -41,8 +43,8 @@ class Arguments(SamplerArguments):
     model: Annotated[str, tyro.conf.Positional]
     """A trial's folder or checkpoint, a .safetensors or published .ckpt file, an MLflow run id, an experiment that was
     trained, or best:SWEEP (the run of a sweep with the smallest distance) such as best:ltg_grid."""
-    out: Path = Path("samples")
-    """Folder of the images; one folder holds one request."""
+    out: Path | None = None
+    """Folder of the images; one folder holds one request. Default: samples below the storage."""
     count: int = 64
     """Images."""
     classes: tuple[str, ...] = ()
@@ -72,10 +74,11 @@ class Arguments(SamplerArguments):
     """1 draws in this process; more are Ray workers, which share the cores or have a GPU each."""
     ray_address: str | None = None
     """Ray cluster; by default RAY_ADDRESS, else one is started here when workers > 1."""
-    storage: Path = Path("runs")
-    """Where sweeps leave their files, for models given by run, experiment or sweep."""
+    storage: str = field(default_factory=default_storage)
+    """Where sweeps leave their files, for models given by run, experiment or sweep: a folder, or a bucket
+    (s3://BUCKET/PREFIX, gs://…). Default: $PFORCE_STORAGE, else runs."""
     tracking_uri: str | None = None
-    """MLflow store; by default the database in the storage folder."""
+    """MLflow store; by default the database in the storage folder. A bucket needs one."""
 
 
 def class_numbers(names: tuple[str, ...], source: Source) -> tuple[int, ...]:
@@ -197,7 +200,13 @@ def sample(a: Arguments) -> int:
         decoder_for(source, str(a.decoder), torch.device("cpu"))  # refused here, before anything is drawn
     pixels = source.model.config.channels == 3 or a.decoder is not None
     require(pixels or not a.animate, "animate", True, "left out for latents without a --decoder")
-    folder = check_storage(a.out, "--out")
+    storage = None
+    if a.out is not None:
+        folder = check_folder(a.out, "--out")
+    else:
+        storage = Storage.open(a.storage)
+        storage.check()
+        folder = storage.root / SAMPLES
     batch = a.batch if a.batch is not None else recorded_batch(folder) or min(DEFAULT_BATCH, a.count)
     job = Job(
         source=str(source.path), sha256=source.sha256, sampler=sampler, classes=class_numbers(a.classes, source),
@@ -221,4 +230,7 @@ def sample(a: Arguments) -> int:
     _write(a, job, folder, console, pixels=pixels)
     if maps and pixels:
         _show_first(a, job, source, folder, console)
+    if storage is not None and storage.remote:
+        storage.push(SAMPLES, skip=(BATCHES,))
+        console.print(f"All but the batches also in {storage}: {SAMPLES}", highlight=False, soft_wrap=True)
     return DONE

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from importlib.metadata import version
 from pathlib import Path
 
 from pforce.data import fashion_mnist, openmoji
 from pforce.data.config import DataConfig
 from pforce.data.manifest import FORMAT_VERSION, DataError, Manifest
+from pforce.files import cache_folder
 from pforce.validation import require
-
-
-def cache_folder() -> Path:
-    """`$PFORCE_CACHE`, else `$XDG_CACHE_HOME/pforce`, else `~/.cache/pforce`."""
-    if os.environ.get("PFORCE_CACHE"):
-        return Path(os.environ["PFORCE_CACHE"])
-    if os.environ.get("XDG_CACHE_HOME"):
-        return Path(os.environ["XDG_CACHE_HOME"]) / "pforce"
-    return Path.home() / ".cache" / "pforce"
 
 
 def ensure(config: DataConfig, *, source: Path | None = None, progress: bool = True) -> Path:

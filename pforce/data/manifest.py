@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pforce.validation import InputError
+
 FORMAT_VERSION = 1
 """Version of manifest.json. A folder of another version is refused, not guessed at."""
 FILE_NAME = "manifest.json"
@@ -21,7 +23,7 @@ FILE_NAME = "manifest.json"
 SplitName = Literal["train", "validation"]
 
 
-class DataError(RuntimeError):
+class DataError(InputError, RuntimeError):
     """The data on disk is not what it should be. The message names the file and the cure."""
 
 

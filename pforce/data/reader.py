@@ -212,6 +212,10 @@ class TrainingStream:
         own_shards = {shard.name for v in self._streams for shard in self.manifest.train.shards[v :: self._count]}
         self._damage.counts = {name: int(n) for name, n in state["damaged"].items() if name in own_shards}
 
+    def merge(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """`merge_states`."""
+        return merge_states(states)
+
     def _load(self, shard: Shard) -> DecodedShard:
         decoded = self._cache.get(shard.name)
         if decoded is None:

@@ -14,7 +14,13 @@ from torch import Tensor
 from pforce import seeding
 from pforce.images import from_uint8
 from pforce.metrics.calibration import DECILES, Calibration, calibration_of
-from pforce.metrics.context import ContextHelps, ContextUncertainty, context_helps, context_uncertainty
+from pforce.metrics.context import (
+    ContextHelps,
+    ContextUncertainty,
+    context_helps,
+    context_metrics,
+    context_uncertainty,
+)
 from pforce.metrics.difficulty import (
     TIMESTEPS,
     DifficultyCorrelation,
@@ -23,14 +29,16 @@ from pforce.metrics.difficulty import (
     correlation_of,
     patch_errors,
 )
-from pforce.metrics.distances import interval_names
-from pforce.metrics.evaluate import MAP_IMAGES, calibration_metrics, correlation_metrics, validation_losses
-from pforce.metrics.intervals import Estimate
+from pforce.metrics.evaluate import (
+    MAP_IMAGES,
+    SHOWN_TIMESTEPS,
+    calibration_metrics,
+    correlation_metrics,
+    validation_losses,
+)
 from pforce.models import PatchForcingTransformer
 
 Analysis = Literal["loss", "difficulty", "context"]
-SHOWN_TIMESTEPS = (0.2, 0.4, 0.6, 0.8)
-"""Of calibration, scatter and maps: four of R's timesteps."""
 CLASS_TIMESTEP = 0.6
 CONTEXT_TIMESTEPS = (0.1, 0.2, 0.3)
 """The paper's."""
@@ -117,17 +125,4 @@ def _context(
         found.helps.append(helps)
         found.uncertainty.append(uncertainty)
         progress("context", (2 * number + 2) / parts)
-        best = int(helps.loss.argmin())
-        _put(found, f"context/loss_t{t:.2f}", (helps.loss[0], helps.low[0], helps.high[0]))
-        # The change at a time that is named before: that at the minimum is never positive, whatever the model.
-        twice = int(np.abs(helps.context_times - 2 * t).argmin())
-        change = (helps.change[twice], helps.change_low[twice], helps.change_high[twice])
-        _put(found, f"context/change_at_2t_t{t:.2f}", change)
-        found.metrics[f"context/minimum_t{t:.2f}"] = float(helps.context_times[best])
-        found.metrics[f"context/change_at_minimum_t{t:.2f}"] = float(helps.change[best])
-        _put(found, f"context/log_sigma_change_t{t:.2f}", uncertainty.difference)
-
-
-def _put(found: Analyses, name: str, value: tuple[float, float, float] | Estimate) -> None:
-    low, high = interval_names(name)
-    found.metrics |= {name: float(value[0]), low: float(value[1]), high: float(value[2])}
+        found.metrics |= context_metrics(helps, uncertainty)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pforce import flow, grid
 from pforce.flow import Prediction
+from pforce.metrics.distances import interval_names
 from pforce.metrics.intervals import Estimate, bootstrap
 from pforce.models.transformer import TimestepLevels
 from pforce.sampling.confidence import confident_patches, uncertainty
@@ -29,6 +30,8 @@ CONTEXT_TIMES = 13
 """From t to 1, evenly spaced."""
 SAME_TIME = 1e-9
 """Times that differ by less are one."""
+QUANTILES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+"""Of predicted log-σ, by which a record keeps its distribution."""
 
 Floats = NDArray[np.float64]
 Progress = Callable[[float], None]
@@ -245,3 +248,34 @@ def context_uncertainty(
     m = len(by_image)
     (difference,) = bootstrap(by_image.mean(keepdims=True), lambda counts: (counts @ by_image / m)[:, None], m)
     return ContextUncertainty(t, time, torch.cat(alone).cpu().numpy(), torch.cat(shown).cpu().numpy(), difference, m)
+
+
+def context_metrics(helps: ContextHelps, uncertainty: ContextUncertainty) -> dict[str, float]:
+    """Both ablations at one t, under their fixed names.
+
+    `context/loss_t0.10` (no context) and `context/change_at_2t_t0.10`, with intervals; `context/loss_t0.10_at0.400`,
+    the curve; `context/log_sigma_change_t0.10` with its interval; `context/log_sigma_t0.10_alone_q50` and
+    `…_context_q50`, the distributions of log-σ by their quantiles in percent.
+    """
+    t = f"t{helps.t:.2f}"
+    metrics: dict[str, float] = {}
+
+    def put(name: str, value: float, low: float, high: float) -> None:
+        names = (name, *interval_names(name))
+        metrics.update(zip(names, map(float, (value, low, high)), strict=True))
+
+    put(f"context/loss_{t}", helps.loss[0], helps.low[0], helps.high[0])
+    # The change at a time that is named before: that at the minimum is never positive, whatever the model.
+    twice = int(np.abs(helps.context_times - 2 * helps.t).argmin())
+    put(f"context/change_at_2t_{t}", helps.change[twice], helps.change_low[twice], helps.change_high[twice])
+    best = int(helps.loss.argmin())
+    metrics[f"context/minimum_{t}"] = float(helps.context_times[best])
+    metrics[f"context/change_at_minimum_{t}"] = float(helps.change[best])
+    for time, loss in zip(helps.context_times, helps.loss, strict=True):
+        metrics[f"context/loss_{t}_at{time:.3f}"] = float(loss)
+    put(f"context/log_sigma_change_{t}", *uncertainty.difference[:3])
+    for kind, values in (("alone", uncertainty.alone), ("context", uncertainty.with_context)):
+        metrics[f"context/log_sigma_{t}_{kind}_mean"] = float(values.mean())
+        for q, value in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True):
+            metrics[f"context/log_sigma_{t}_{kind}_q{100 * q:02.0f}"] = float(value)
+    return metrics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from pforce import flow, seeding
 from pforce.images import from_uint8, to_uint8
 from pforce.metrics.calibration import DECILES, Calibration, calibration_of
+from pforce.metrics.context import context_helps, context_metrics, context_uncertainty
 from pforce.metrics.detectors import Detector, Reading, check_name, load_detector
 from pforce.metrics.difficulty import DifficultyCorrelation, correlation_of, patch_errors
 from pforce.metrics.distances import IMAGE_METRICS, ImageMetric, distances, interval_names
@@ -23,6 +24,7 @@ from pforce.metrics.features import collect, read_padded
 from pforce.metrics.image_sets import ImageTensor
 from pforce.metrics.reference import ReferenceStatistics, cached_reference
 from pforce.models import PatchForcingTransformer
+from pforce.parallel import ALONE, Workers
 from pforce.sampling import Denoiser, SamplerConfig, count_flops, generate
 from pforce.validation import require
 
@@ -30,6 +32,8 @@ GRID_IMAGES = 64
 """Images of the picture of samples."""
 MAP_IMAGES = 8
 """Images of the picture of uncertainty."""
+SHOWN_TIMESTEPS = (0.2, 0.4, 0.6, 0.8)
+"""Of calibration, scatter and maps, where R is measured at more."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,9 @@ class EvaluationConfig:
     """Also report the Fréchet distance extrapolated to endless images (FID∞)."""
     difficulty_timesteps: tuple[float, ...] = (0.2, 0.6)
     """Timesteps of the difficulty correlation R(t) and of the calibration of σ, in (0, 1)."""
+    context_timesteps: tuple[float, ...] = ()
+    """Timesteps of the context ablations, in (0, 1); the paper's are 0.1, 0.2, 0.3. None by default: each costs 16
+    forward passes of every held-out image."""
     seed: int = 0
     """Seed of the evaluation's noise: the same for all cells and training seeds, so that they share it."""
     batch: int = 64
@@ -62,12 +69,9 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         require(self.images >= 2, "images", self.images, "≥ 2")
         require(self.validation_images >= 2, "validation_images", self.validation_images, "≥ 2")
-        require(
-            all(0 < t < 1 for t in self.difficulty_timesteps),
-            "difficulty_timesteps",
-            self.difficulty_timesteps,
-            "between 0 and 1",
-        )
+        for name in ("difficulty_timesteps", "context_timesteps"):
+            timesteps = getattr(self, name)
+            require(all(0 < t < 1 for t in timesteps), name, timesteps, "between 0 and 1")
         require(self.batch > 0, "batch", self.batch, "> 0")
         check_name(self.detector)
         require(
@@ -148,13 +152,22 @@ def _difficulty(
     metrics: dict[str, float] = {}
     maps = []
     grid = tuple(size // model.patch for size in x1.shape[-2:])
+    shown = shown_timesteps(config.difficulty_timesteps)
     for t in config.difficulty_timesteps:
         errors = patch_errors(model, x1, y, x0, t=t, batch=config.batch)
         metrics |= correlation_metrics(correlation_of(errors))
+        if t not in shown:
+            continue
         if errors.patches >= DECILES:  # fewer have none, and a finished training must not fail on that
             metrics |= calibration_metrics(calibration_of(errors))
         maps.append(errors.sigma[:MAP_IMAGES].reshape(-1, *grid))
     return metrics, maps
+
+
+def shown_timesteps(timesteps: Sequence[float]) -> tuple[float, ...]:
+    """Those with calibration and maps: all of a few, of many only SHOWN_TIMESTEPS (where they are among them)."""
+    chosen = tuple(t for t in timesteps if t in SHOWN_TIMESTEPS)
+    return chosen if len(timesteps) > len(SHOWN_TIMESTEPS) and chosen else tuple(timesteps)
 
 
 def correlation_metrics(r: DifficultyCorrelation) -> dict[str, float]:
@@ -197,34 +210,75 @@ def measure_sampler(
     The noise of image i belongs to (seed, i): samplers that are measured with one seed share it. Features are read
     from the images as bytes, as they would be from files.
     """
-    kept: list[Tensor] = []
-    nfe, passes, done, seconds = 0, 0, 0, 0.0
+    drawn = _draw(model, sampler, classes, detector, ALONE, config=config, seed=seed, device=device, progress=progress)
+    return _measure([drawn], model, sampler, (reference, detector), config)
+
+
+class _Drawn(NamedTuple):
+    """What one worker drew: batches by their numbers."""
+
+    readings: dict[int, Reading]
+    kept: dict[int, Tensor]
+    """The first images."""
+    num_function_evaluations: int
+    forward_passes: int
+    seconds: float
+
+
+def _draw(
+    model: Denoiser,
+    sampler: SamplerConfig,
+    classes: Tensor,
+    detector: Detector,
+    workers: Workers,
+    *,
+    config: EvaluationConfig,
+    seed: int,
+    device: torch.device,
+    progress: Callable[[float], None],
+) -> _Drawn:
+    """This worker's share of the batches."""
+    readings: dict[int, Reading] = {}
+    kept: dict[int, Tensor] = {}
+    nfe, passes, seconds = 0, 0, 0.0
     batch = min(config.batch, len(classes))
+    share = (workers.rank, workers.count)
+    drawing = iter(generate(model, sampler, classes, seed=seed, batch=batch, device=device, share=share))
+    for number in range(workers.rank, -(-len(classes) // batch), workers.count):
+        started = time.perf_counter()
+        generated = next(drawing)
+        images = to_uint8(generated.images)  # looks at every value: a GPU's work is done when this is
+        seconds += time.perf_counter() - started
+        readings[number] = read_padded(detector, images, batch)
+        if number * batch < GRID_IMAGES:
+            kept[number] = generated.images.cpu()
+        nfe, passes = generated.num_function_evaluations, generated.forward_passes
+        progress(min(1.0, (number + workers.count) * batch / len(classes)))
+    return _Drawn(readings, kept, nfe, passes, seconds)
 
-    def readings() -> Iterator[Reading]:
-        nonlocal nfe, passes, done, seconds
-        drawing = iter(generate(model, sampler, classes, seed=seed, batch=batch, device=device))
-        while done < len(classes):
-            started = time.perf_counter()
-            generated = next(drawing)
-            images = to_uint8(generated.images)  # looks at every value: a GPU's work is done when this is
-            seconds += time.perf_counter() - started
-            yield read_padded(detector, images, batch)
-            kept.append(generated.images[: max(0, GRID_IMAGES - done)].cpu())
-            nfe, passes = generated.num_function_evaluations, generated.forward_passes
-            done += len(generated.images)
-            progress(done / len(classes))
 
-    features = collect(detector, readings())
+def _measure(
+    parts: Sequence[_Drawn],
+    model: Denoiser,
+    sampler: SamplerConfig,
+    against: tuple[ReferenceStatistics, Detector],
+    config: EvaluationConfig,
+) -> TrialEvaluation:
+    """Distances and cost of what all workers drew."""
+    reference, detector = against
+    readings = {number: reading for part in parts for number, reading in part.readings.items()}
+    kept = {number: images for part in parts for number, images in part.kept.items()}
+    features = collect(detector, (readings[number] for number in sorted(readings)))
     measured = distances(features, reference, config.metrics, extrapolate=config.extrapolate)
     metrics = {
         **measured.metrics,
-        "cost/nfe": float(nfe),
-        "cost/forward_passes": float(passes),
+        "cost/nfe": float(parts[0].num_function_evaluations),
+        "cost/forward_passes": float(parts[0].forward_passes),
         "cost/flops_per_image": float(count_flops(model.config, sampler)),
-        "cost/sampling_seconds_per_image": seconds / len(classes),
+        "cost/sampling_seconds_per_image": sum(part.seconds for part in parts) / len(features),
     }
-    return TrialEvaluation(metrics, torch.cat(kept), measured.notes)
+    samples = torch.cat([kept[number] for number in sorted(kept)])[:GRID_IMAGES]
+    return TrialEvaluation(metrics, samples, measured.notes)
 
 
 def evaluate(
@@ -238,29 +292,38 @@ def evaluate(
     detector: Detector | None = None,
     reference: ReferenceStatistics | None = None,
     progress: Progress = lambda part, share: None,
-) -> TrialEvaluation:
+    workers: Workers = ALONE,
+) -> TrialEvaluation | None:
     """Measure a model (averaged weights, evaluation mode) on held-out images.
 
     Args:
         images: (M, C, H, W) uint8. labels: (M,); generated image i is of class labels[i mod M].
         detector: on the device; by default the configuration's.
         reference: what generated images are compared with; by default the held-out images.
+        workers: those that share the images to be generated, each with the same model; the first gets the result,
+            the others None. The number of workers changes no digit.
     """
-    held_out = measure_held_out(model, config, images, labels, device=device, progress=progress)
     detector = detector or config.load_detector().to(device)
-    if reference is None:
-        reference = cached_reference(ImageTensor(images), detector, None, source="held-out images", device=device)
-    sampled = measure_sampler(
+    held_out = None
+    if workers.first:
+        held_out = measure_held_out(model, config, images, labels, device=device, progress=progress)
+        if reference is None:
+            reference = cached_reference(ImageTensor(images), detector, None, source="held-out images", device=device)
+    drawn = _draw(
         model,
         sampler,
         classes_of(labels, config.images),
-        reference,
         detector,
+        workers,
         config=config,
         seed=config.seed,
         device=device,
         progress=lambda share: progress("sampling", 0.2 + 0.8 * share),
     )
+    parts = workers.to_first(drawn)
+    if held_out is None or reference is None:
+        return None
+    sampled = _measure(parts, model, sampler, (reference, detector), config)
     return TrialEvaluation({**held_out.metrics, **sampled.metrics}, sampled.samples, sampled.notes, held_out.maps)
 
 
@@ -278,12 +341,20 @@ def measure_held_out(
     x0 = seeding.noise_for_images(config.seed, 0, len(x1), tuple(x1.shape[1:]), device)
     progress("validation", 0.0)
     metrics = validation_losses(model, x1, y, x0, config.batch)
-    if not model.config.difficulty_head or not config.difficulty_timesteps:
+    if not model.config.difficulty_head:
         return HeldOut(metrics, None)
-    progress("difficulty", 0.1)
+    for t in config.context_timesteps:
+        progress("context", 0.1)
+        helps = context_helps(model, x1, y, x0, t=t, batch=config.batch)
+        metrics |= context_metrics(helps, context_uncertainty(model, x1, y, x0, t=t, batch=config.batch))
+    if not config.difficulty_timesteps:
+        return HeldOut(metrics, None)
+    progress("difficulty", 0.15)
     found, sigma = _difficulty(model, x1, y, x0, config)
     maps = UncertaintyMaps(
-        images[:MAP_IMAGES].cpu().numpy(), np.array(config.difficulty_timesteps), np.stack(sigma).astype(np.float32)
+        images[:MAP_IMAGES].cpu().numpy(),
+        np.array(shown_timesteps(config.difficulty_timesteps)),
+        np.stack(sigma).astype(np.float32),
     )
     return HeldOut({**metrics, **found}, maps)
 

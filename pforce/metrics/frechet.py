@@ -12,6 +12,7 @@ import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
 
 from pforce.metrics.intervals import GROUPS, Estimate, jackknife
+from pforce.validation import InputError
 
 CHUNK = 1024
 """Rows that are turned into float64 at a time: 16 MB at 2,048 features, where all of 50,000 would be 800 MB."""
@@ -21,7 +22,7 @@ EXTRAPOLATED_SHARES = (1, 2, 3, 4)
 """Extrapolation fits distances of all images, halves, thirds and quarters of them."""
 
 
-class FeatureError(ValueError):
+class FeatureError(InputError, ValueError):
     """Features cannot be measured: too few, not finite, or of different detectors. The message says which."""
 
 

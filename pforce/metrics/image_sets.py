@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from pforce.files import sha256_of
+from pforce.validation import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LOSSY = (".jpg", ".jpeg", ".webp")
@@ -31,7 +32,7 @@ WORTH_THREADS = 128
 (10,000 images of 64² took 1.2 s on one thread and 2.2 s on two)."""
 
 
-class ImageSetError(ValueError):
+class ImageSetError(InputError, ValueError):
     """Images cannot be read. The message names the file, what was found, and the cure."""
 
 

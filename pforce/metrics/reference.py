@@ -25,6 +25,7 @@ from pforce.metrics.detectors.base import Detector
 from pforce.metrics.features import FeatureSet, read_features
 from pforce.metrics.frechet import Moments, moments
 from pforce.metrics.image_sets import ImageArray, ImageSet
+from pforce.validation import InputError
 
 VERSION = 1
 """Raised when a change of the code changes reference features."""
@@ -34,7 +35,7 @@ BROKEN = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile
 """What numpy raises on files that are damaged, cut off, or something else."""
 
 
-class StatisticsError(ValueError):
+class StatisticsError(InputError, ValueError):
     """Reference statistics cannot be used. The message says why."""
 
 

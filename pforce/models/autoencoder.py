@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pforce.validation import InputError
+
 Decoder = Callable[[Tensor], Tensor]
 """Latents (B, C, h, w), scaled as in training → pixels (B, 3, H, W) in [−1, 1]."""
 
 
-class AutoencoderError(ValueError):
+class AutoencoderError(InputError, ValueError):
     """An autoencoder cannot be read. The message says why, and the cure."""
 
 

@@ -23,7 +23,7 @@ from pforce.files import write_whole
 from pforce.models.config import SIZES, ModelConfig
 from pforce.models.transformer import PatchForcingTransformer
 from pforce.models.weights import WeightsError, filled, float_weights, listed, named_tensors
-from pforce.validation import FieldError, require
+from pforce.validation import FieldError, InputError, require
 
 PFT = "patch_flow.models.pf_transformer.PatchForcingDiT"
 SIT = "patch_flow.models.dit.DiT"
@@ -43,7 +43,7 @@ SIT_SHAPES = {
 """The tensors a SiT's configuration is inferred from, and their dimensions."""
 
 
-class PublishedError(ValueError):
+class PublishedError(InputError, ValueError):
     """A checkpoint cannot be read as a published model, or a model not written as one: the file, why, the cure."""
 
 

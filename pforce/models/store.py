@@ -20,12 +20,12 @@ from pforce.files import write_whole
 from pforce.models.config import Attention, ModelConfig
 from pforce.models.transformer import PatchForcingTransformer
 from pforce.models.weights import WeightsError, filled, float_weights, named_tensors
-from pforce.validation import FieldError, require
+from pforce.validation import FieldError, InputError, require
 
 FORMAT = "pforce-model-1"
 
 
-class ModelFileError(ValueError):
+class ModelFileError(InputError, ValueError):
     """A file is not a model file of ours, is damaged, or its weights do not fit its configuration."""
 
 

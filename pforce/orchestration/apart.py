@@ -11,20 +11,22 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from rich.console import Console
 
-from pforce.config import ConfigError, from_dict
+from pforce.config import from_dict
 from pforce.data import Batch, Manifest, read_split
 from pforce.evaluation import FeatureDrawer, FeatureJob, features_of, samples_of
 from pforce.generation import Drawn, claim, missing, recorded_batch, save_batch
 from pforce.images import from_uint8
 from pforce.metrics.distances import distances
 from pforce.metrics.evaluate import HeldOut, TrialEvaluation, UncertaintyMaps, classes_of, measure_held_out
+from pforce.mirror import CHECKPOINTS
+from pforce.orchestration.failures import failure_of
 from pforce.orchestration.launch import stop_on_signals
 from pforce.orchestration.measurer import Failed
 from pforce.orchestration.placement import Placement
@@ -32,11 +34,12 @@ from pforce.orchestration.plan import Plan, payload, trial_folder
 from pforce.orchestration.pool import Pool, drain, make_pool
 from pforce.orchestration.recorder import Recorder
 from pforce.orchestration.sweep import Work
-from pforce.orchestration.worker import Payload, failure_reason, find_data
+from pforce.orchestration.worker import Payload, find_data, paths_of
 from pforce.references import reference_for
 from pforce.sampling import count_flops
-from pforce.sources import load_source
-from pforce.trial import evaluation_folder, leave_evaluation
+from pforce.sources import EVALUATIONS, load_source
+from pforce.trial import RESULT, evaluation_folder, leave_evaluation
+from pforce.validation import ConfigError
 
 FEATURES = "features"
 """Folder of an evaluation's batches, in the evaluation's own."""
@@ -70,13 +73,13 @@ class Apart:
         try:
             cell = self.cells[task.cell]
             if self.loaded is None or self.loaded[0] != task.cell:
-                self.loaded = (task.cell, FeatureDrawer(cell.job, self.device))
+                self.loaded = (task.cell, FeatureDrawer(_job_here(cell), self.device))
             drawer = self.loaded[1]
             return self._held_out(cell, drawer) if task.number == HELD_OUT else drawer(task.number)
         except Exception as error:  # told with its reason; the sweep goes on with the other cells
             if isinstance(error, torch.AcceleratorError):
                 raise  # the process's CUDA state is broken: it ends, and another one takes the task
-            return Failed(failure_reason(error), f"{type(error).__name__}: {error}")
+            return Failed(*failure_of(error))
 
     def _held_out(self, cell: Cell, drawer: FeatureDrawer) -> HeldOut:
         started = time.perf_counter()
@@ -87,6 +90,15 @@ class Apart:
         )
         seconds = {"cost/evaluation_seconds": time.perf_counter() - started}
         return found._replace(metrics={**found.metrics, **seconds})
+
+
+def _job_here(cell: Cell) -> FeatureJob:
+    """The job with its checkpoint as this machine has it: out of a bucket it is pulled into this machine's mirror."""
+    paths = paths_of(cell.payload, Path(cell.payload["data"]))
+    if paths.mirror is None:
+        return cell.job
+    paths.mirror.fetch()
+    return replace(cell.job, source=str(paths.folder / CHECKPOINTS / Path(cell.job.source).name))
 
 
 def _held_out(folder: Path, wanted: int) -> Batch:
@@ -161,15 +173,18 @@ def _pool(plan: Plan, cells: tuple[Cell, ...], console: Console) -> Pool[Task, D
 
 
 def _failed(recorder: Recorder, item: Work, error: Exception) -> None:
-    recorder.report(
-        item, {"phase": "failed", "reason": failure_reason(error), "error": f"{type(error).__name__}: {error}"}
-    )
+    failure = failure_of(error)
+    recorder.report(item, {"phase": "failed", "reason": failure.reason, "error": failure.message})
 
 
 def _begin(plan: Plan, recorder: Recorder, item: Work) -> _State:
     experiment = item.experiment
     training = trial_folder(plan.options, item)
     folder = evaluation_folder(training, item.fingerprint)
+    cell_payload = payload(plan, item, Placement(1, 1, 0.0))  # the pool places workers
+    mirror = paths_of(cell_payload, plan.data).mirror
+    if mirror is not None:
+        mirror.fetch()
     source = load_source(training)
     held_out = _held_out(plan.data, experiment.evaluation.validation_images)
     config = experiment.evaluation
@@ -181,8 +196,7 @@ def _begin(plan: Plan, recorder: Recorder, item: Work) -> _State:
         detector_sha256=plan.inputs["detector"],
     )  # fmt: skip
     claim(folder / FEATURES, job)
-    placement = Placement(1, 1, 0.0)  # the pool places workers; of the payload only the data is read
-    cell = Cell(payload(plan, item, placement), job)
+    cell = Cell(cell_payload, job)
     metrics = dict(recorder.trained[item.fingerprint]["metrics"])
     metrics["data/damaged_samples"] += held_out.damaged
     return _State(item, cell, folder, held_out, 0, metrics)
@@ -226,8 +240,8 @@ def _finish(plan: Plan, recorder: Recorder, state: _State) -> None:
     experiment, job = state.item.experiment, state.cell.job
     config, cpu = experiment.evaluation, torch.device("cpu")
     detector = config.load_detector()
-    cache = Path(state.cell.payload["reference_cache"])
-    reference = reference_for(config, plan.data, detector, held_out=state.held_out, cache=cache, device=cpu)
+    paths = paths_of(state.cell.payload, plan.data)
+    reference = reference_for(config, plan.data, detector, held_out=state.held_out, cache=paths.references, device=cpu)
     found = distances(
         features_of(state.folder / FEATURES, job, detector), reference, config.metrics, extrapolate=config.extrapolate
     )
@@ -247,6 +261,8 @@ def _finish(plan: Plan, recorder: Recorder, state: _State) -> None:
         metrics["cost/sampling_seconds_per_image"] = state.drawing / state.drawn
     samples = from_uint8(samples_of(state.folder / FEATURES, job))
     leave_evaluation(state.folder, TrialEvaluation(metrics, samples, maps=state.maps), state.item.fingerprint, metrics)
+    if paths.mirror is not None:  # batches stay here: an evaluation that was stopped goes on on this machine only
+        paths.mirror.finish(f"{EVALUATIONS}/{state.item.fingerprint}", last=RESULT, skip=(FEATURES,))
     for note in found.notes:
         recorder.report(state.item, {"phase": "warning", "message": note})
     recorder.report(

@@ -34,7 +34,9 @@ class Estimate(NamedTuple):
     """Of all missing trials, with this machine's cores and GPUs."""
 
 
-def estimate(experiment: Experiment, data: Path, trials: int, *, cpus: int | None, gpus: float | None) -> Estimate:
+def estimate(
+    experiment: Experiment, data: Path, trials: int, *, cpus: int | None, gpus: float | None, workers: int = 1
+) -> Estimate:
     """Time a few training steps and model evaluations in this process, on a trial's share of the cores.
 
     The steps are real ones on the real data; trials that run side by side share memory bandwidth, which an
@@ -45,12 +47,14 @@ def estimate(experiment: Experiment, data: Path, trials: int, *, cpus: int | Non
         nodes=[this_machine()],
         cpus=cpus,
         gpus=gpus,
+        workers=workers,
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(placement.cpus)
     try:
-        training = _training_seconds(experiment, data) * experiment.training.steps
-        evaluation = _evaluation_seconds(experiment)
+        # Workers share the work evenly; what they say to each other an estimate in one process does not see.
+        training = _training_seconds(experiment, data) * experiment.training.steps / workers
+        evaluation = _evaluation_seconds(experiment) / workers
     finally:
         torch.set_num_threads(threads)
     rounds = -(-trials // placement.concurrent)

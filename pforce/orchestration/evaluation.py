@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pforce.data import Batch
 from pforce.evaluation import FeatureDrawer, FeatureJob, features_of, identity_of, samples_of
-from pforce.files import write_whole
+from pforce.files import strict, write_whole
 from pforce.images import from_uint8, save_grid
 from pforce.metrics.analyses import Analyses, Analysis, analyse
 from pforce.metrics.detectors import Detector
@@ -160,18 +160,9 @@ def run(e: Evaluation, folder: Path, console: Console, *, workers: int = 1, addr
         "notes": notes,
         "curves": curves(analyses),
     }
-    text = json.dumps(_strict(record), indent=1, allow_nan=False)
+    text = json.dumps(strict(record), indent=1, allow_nan=False)
     write_whole(folder / RESULT, lambda scratch: _write(scratch, text))
     return outcome
-
-
-def _strict(value: Any) -> Any:
-    """NaN as null: JSON has no other word for it."""
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(path: Path, text: str) -> None:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 
 from pforce.orchestration.display import SweepDisplay
-from pforce.orchestration.plan import DONE, SOME_FAILED, STOPPED, Plan, provenance
+from pforce.orchestration.failures import DISK_FULL, is_disk_full
+from pforce.orchestration.hold import only_driver, this_command
+from pforce.orchestration.plan import Plan, provenance
 from pforce.orchestration.recorder import Recorder
+from pforce.terminal import DONE, SOME_FAILED, STOPPED
+from pforce.tracking import CELLS, SPOOL, Delivery, Status, Tags, TrackingError, deliver_leftovers
 
+STOP_SECONDS = 5.0
+"""The longest wait for the tracking store after a signal."""
+RESERVE_BYTES = 2**20
+STOPPED_BY = "Stopped by {}; the same command goes on from here."
 Launcher = Callable[[Plan, Recorder, Console], None]
 """Runs what is missing of a plan and reports to the recorder."""
 
@@ -40,6 +50,12 @@ def stop_on_signals(*, restore: bool = True) -> Iterator[None]:
                 signal.signal(each, handler)
 
 
+def _size(plan: Plan) -> dict[str, str]:
+    """Tags that tell how large a sweep is, for whoever watches it: cells, and those that others had finished."""
+    # Shortened: a tag holds 4,000 characters.
+    return {CELLS: str(len(plan.work)), Tags.REUSED: " ".join(sorted(done[:12] for done in plan.done)[:300])}
+
+
 def execute(plan: Plan, console: Console, launcher: Launcher) -> int:
     """Run what is missing. Returns DONE, SOME_FAILED or STOPPED; everything that ended is in MLflow.
 
@@ -48,29 +64,91 @@ def execute(plan: Plan, console: Console, launcher: Launcher) -> int:
     """
     if not plan.missing:
         return DONE
+    identity = plan.sweep.identity(plan.work)
+    cells = [item.fingerprint for item in plan.missing]
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    try:
+        with stop_on_signals(), only_driver(plan.options.place, plan.sweep.name, identity, cells, say):
+            # Another driver may have ended since the plan was made: its cells are not run again.
+            deliver_leftovers(plan.tracker, plan.options.root / SPOOL, say)
+            plan.done |= set(plan.tracker.finished([item.fingerprint for item in plan.missing]))
+            plan.recorded = plan.tracker.recorded(plan.sweep.name, [item.fingerprint for item in plan.missing])
+            return _execute(plan, console, launcher, identity, say) if plan.missing else DONE
+    except KeyboardInterrupt as stopped:
+        say(STOPPED_BY.format(stopped))
+        return STOPPED
+    except (OSError, RuntimeError) as error:  # where the driver's own files lie there is no room
+        if not is_disk_full(error):
+            raise
+        say(disk_full_message(plan.options.root, str(error)))
+        return STOPPED
+
+
+def _execute(plan: Plan, console: Console, launcher: Launcher, identity: str, say: Callable[[str], None]) -> int:
     tags = provenance()
-    tracker = plan.tracker
-    with stop_on_signals():
-        sweep_run = tracker.open_sweep(plan.sweep.name, plan.sweep.identity(plan.work), tags)
+    spool = plan.options.root / SPOOL
+    with Delivery(plan.tracker, spool, identity, say) as delivery, _reserve(spool, identity) as reserve:
         display = SweepDisplay(console, len(plan.work), len(plan.work) - len(plan.missing))
-        recorder = Recorder(plan, sweep_run, display, tags)
+        recorder = Recorder(plan, delivery, display, tags, {**tags, **_size(plan), Tags.COMMAND: this_command()})
         try:
             with display:
                 launcher(plan, recorder, console)
         except (KeyboardInterrupt, SystemExit) as stopped:  # Ray's own SIGTERM handler, while it starts, exits
-            console.print(f"Stopped by {stopped}; the same command goes on from here.", markup=False)
-            recorder.kill_all("stopped")
-            tracker.close(sweep_run.run_id, "KILLED")
+            say(STOPPED_BY.format(stopped))
+            _stop(recorder, delivery, "stopped", limit=STOP_SECONDS)
             return STOPPED
         except Exception as error:
-            recorder.kill_all(f"driver: {type(error).__name__}")
-            tracker.close(sweep_run.run_id, "FAILED")
-            raise
-        recorder.kill_all("time limit")
-        done = tracker.finished([item.fingerprint for item in plan.work])
-        if any(item.fingerprint not in {*done, *recorder.failed} for item in plan.work):
-            tracker.close(sweep_run.run_id, "KILLED")
-            console.print("Stopped by the wall-clock limit; the same command goes on from here.")
+            if not recorder.disk_full and not is_disk_full(error):
+                away = isinstance(error, TrackingError)
+                limit = STOP_SECONDS if away else float("inf")
+                _stop(recorder, delivery, f"driver: {type(error).__name__}", status="FAILED", limit=limit)
+                raise
+            reserve.unlink(missing_ok=True)  # room for what is still to be recorded
+            say(disk_full_message(plan.options.root, recorder.disk_full or str(error)))
+            with suppress(OSError, TrackingError):
+                _stop(recorder, delivery, DISK_FULL, limit=STOP_SECONDS)
             return STOPPED
-        tracker.close(sweep_run.run_id, "FAILED" if recorder.failed else "FINISHED")
+        recorder.kill_all("time limit")
+        ended = {*plan.done, *recorder.finished, *recorder.failed}
+        if any(item.fingerprint not in ended for item in plan.work):
+            recorder.close("KILLED")
+            console.print("Stopped by the wall-clock limit; the same command goes on from here.")
+            delivery.finish()
+            return STOPPED
+        recorder.close("FAILED" if recorder.failed else "FINISHED")
+        if delivery.finish():
+            return STOPPED
         return SOME_FAILED if recorder.failed else DONE
+
+
+def _stop(
+    recorder: Recorder, delivery: Delivery, reason: str, *, status: Status = "KILLED", limit: float = float("inf")
+) -> None:
+    """Close the runs of the trials under way as KILLED, and the sweep's own."""
+    recorder.kill_all(reason)
+    recorder.close(status)
+    delivery.finish(limit=limit)
+
+
+@contextmanager
+def _reserve(folder: Path, identity: str) -> Iterator[Path]:
+    """A file that holds some room on the disk, to be removed when there is none left. A killed driver's is the next
+    one's."""
+    path = folder / f"reserve-{identity[:12]}"
+    try:
+        path.write_bytes(b"\0" * RESERVE_BYTES)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def disk_full_message(folder: Path, error: str) -> str:
+    """What is said where a file could not be written for want of space."""
+    free = shutil.disk_usage(folder).free / 2**20
+    return (
+        f"Stopped, the disk is full: {folder.absolute()} has {free:,.0f} MiB free ({error}). The last good checkpoints "
+        "are kept. Make room, or a larger quota; the same command then goes on from here."
+    )

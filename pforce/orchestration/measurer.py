@@ -13,7 +13,7 @@ import torch
 
 from pforce.data import Manifest, read_split
 from pforce.metrics.evaluate import EvaluationConfig, classes_of, measure_sampler
-from pforce.orchestration.worker import failure_reason
+from pforce.orchestration.failures import failure_of
 from pforce.references import reference_for
 from pforce.sampling import SamplerConfig
 from pforce.sources import SourceError, Weights, load_source
@@ -105,5 +105,5 @@ class Measurer:
                 device=self.device,
             )
         except Exception as error:  # told with its reason; the sweep goes on with the other samplers
-            return Failed(failure_reason(error), f"{type(error).__name__}: {error}")
+            return Failed(*failure_of(error))
         return {**measured.metrics, "cost/evaluation_seconds": time.perf_counter() - started}

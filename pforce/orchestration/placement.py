@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from pforce.config import ConfigError
+from pforce.validation import ConfigError
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,16 @@ class Placement:
     concurrent: int
     """Trials at once; all of them fit into the cluster at the same time."""
     cpus: int
-    """CPU cores of a trial, and its threads."""
+    """CPU cores of a worker, and its threads."""
     gpus: float
-    """GPUs of a trial; below 1 several trials share one."""
+    """GPUs of a worker; below 1 several trials share one."""
+    workers: int = 1
+    """Workers of a trial."""
 
     @property
     def devices(self) -> float:
-        """Devices that a trial's device-hours are counted in: its GPUs, or its CPU cores."""
-        return self.gpus or self.cpus
+        """Devices that a trial's device-hours are counted in: its GPUs, or its CPU cores, of all its workers."""
+        return (self.gpus or self.cpus) * self.workers
 
 
 class Node(NamedTuple):
@@ -42,26 +44,41 @@ def this_machine() -> Node:
     return Node(os.cpu_count() or 1, float(torch.cuda.device_count()))
 
 
-def _fitting(nodes: Sequence[Node], cpus: int, gpus: float) -> int:
-    """How many trials fit; a trial lies on one node, and shares of a GPU on one GPU."""
-    slots = 0
+def _fitting(nodes: Sequence[Node], cpus: int, gpus: float, workers: int = 1, *, spread: bool = False) -> int:
+    """How many trials fit; a worker lies on one node, and shares of a GPU on one GPU."""
+    places = []
     for node in nodes:
         by_gpu = math.inf if gpus == 0 else node.gpus // gpus if gpus >= 1 else int(node.gpus) * int(1 / gpus + 1e-9)
-        slots += int(min(node.cpus // cpus, by_gpu))
-    return slots
+        places.append(int(min(node.cpus // cpus, by_gpu)))
+    if not spread:
+        return sum(places) // workers
+    # Each trial takes a place on so many different nodes: n trials use at most n places of a node.
+    trials = 0
+    while sum(min(each, trials + 1) for each in places) >= (trials + 1) * workers:
+        trials += 1
+    return trials
 
 
 def place(
-    cells: int, *, nodes: Sequence[Node], cpus: int | None, gpus: float | None, exactly: bool = False
+    cells: int,
+    *,
+    nodes: Sequence[Node],
+    cpus: int | None,
+    gpus: float | None,
+    exactly: bool = False,
+    workers: int = 1,
+    spread: bool = False,
 ) -> Placement:
     """Fit `cells` trials onto the nodes of a cluster.
 
     Args:
         cells: trials that are to run.
         nodes: the machines.
-        cpus: cores of a trial; None shares the cores among as many trials as there are cells or cores.
-        gpus: GPUs of a trial; None gives one where there are any.
+        cpus: cores of a worker; None shares the cores among as many trials as there are cells or cores.
+        gpus: GPUs of a worker; None gives one where there are any.
         exactly: all at once, or not at all.
+        workers: of a trial.
+        spread: a trial's workers lie on different nodes.
 
     ConfigError where one trial alone, or with `exactly` one of them, does not fit: it would wait for ever.
     """
@@ -73,10 +90,20 @@ def place(
         raise ConfigError(f"--cpus-per-trial {cpus}: must be between 1 and {most_cpus}, what the largest node has")
     if _fitting(nodes, cpus or 1, gpus) == 0:
         raise ConfigError(f"no node has {cpus or 1} cores and {gpus:g} GPUs together")
-    wanted = min(cells, _fitting(nodes, cpus or 1, gpus))
+    fitting = _fitting(nodes, cpus or 1, gpus, workers, spread=spread)
+    if fitting == 0:
+        each = f"{cpus or 1} core(s)" + (f" and {gpus:g} GPU(s)" if gpus else "")
+        where = "on different nodes (--spread)" if spread else "at once"
+        have = ", ".join(f"{node.cpus} cores" + (f" and {node.gpus:g} GPUs" if node.gpus else "") for node in nodes)
+        raise ConfigError(
+            f"--workers {workers}: the cluster has no room for so many {where}, with {each} each; its nodes have {have}"
+        )
+    wanted = min(cells, fitting)
     if exactly and wanted < cells:
         raise ConfigError(f"{cells} workers at once: the cluster has room for {wanted} ({gpus:g} GPU(s) each)")
     if cpus is None:
         # The most cores with which as many trials still fit at once.
-        cpus = max(c for c in range(1, most_cpus + 1) if c == 1 or _fitting(nodes, c, gpus) >= wanted)
-    return Placement(wanted, cpus, gpus)
+        cpus = max(
+            c for c in range(1, most_cpus + 1) if c == 1 or _fitting(nodes, c, gpus, workers, spread=spread) >= wanted
+        )
+    return Placement(wanted, cpus, gpus, workers)

@@ -6,37 +6,60 @@ import importlib.metadata
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from pforce.config import ConfigError, Experiment, to_dict
+from pforce.config import Experiment, to_dict
 from pforce.data import ensure
+from pforce.orchestration.hold import user
 from pforce.orchestration.placement import Placement
 from pforce.orchestration.sweep import Sweep, Work, same_distribution_notes
 from pforce.orchestration.worker import Payload
 from pforce.references import check_reference, inputs_of
-from pforce.tracking import Tracker, default_uri
+from pforce.storage import Storage, default_storage, in_ray_job
+from pforce.tracking import SPOOL, Tracker, default_uri, deliver_leftovers, is_server, mask, sqlite_path
+from pforce.training import Sharding
 from pforce.trial import check_data
-from pforce.validation import require
+from pforce.validation import ConfigError, require
 
-DONE, SOME_FAILED, STOPPED = 0, 3, 4
-"""Exit codes of a sweep."""
+TRIALS = "trials"
+"""Folder of all trainings, below a storage's root."""
 
 
 @dataclass(frozen=True)
 class Options:
     """Where and on what a sweep runs. Nothing here changes results."""
 
-    storage: Path = Path("runs")
-    """Folder of the MLflow database, checkpoints, pictures and tables."""
+    storage: str = field(default_factory=default_storage)
+    """Where checkpoints, pictures and tables go, all below it by absolute paths: a folder, of this machine or of a
+    network file system that all machines share, or a bucket: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, with
+    ?endpoint_override=HOST:PORT&scheme=http or AWS_ENDPOINT_URL for S3 servers other than Amazon's, and credentials in
+    every machine's environment. Default: $PFORCE_STORAGE, else runs. A bucket is worked on in a mirror below
+    $PFORCE_CACHE, and needs a --tracking-uri."""
     tracking_uri: str | None = None
-    """MLflow server or database; by default a sqlite database in the storage folder."""
+    """MLflow server or database. By default a sqlite database in the storage folder; a bucket can hold none, so with
+    one it must be given. Artifacts of a sqlite database are kept beside it."""
+    workers: int = 1
+    """Workers that share each training (Ray Train, DDP); they change no result beyond rounding. Must divide
+    data.streams. Each has the cores and GPUs of --cpus-per-trial and --gpus-per-trial."""
+    sharding: Sharding = "none"
+    """fsdp splits weights, averages and moments over the workers (FSDP2): for models too large for one GPU."""
+    spread: bool = False
+    """Every worker of a trial on a node of its own."""
+    collective_timeout: float = 600.0
+    """Seconds after which workers that wait for another one in a training step give up; the trial then goes on at its
+    last checkpoint, as an attempt. The writing of checkpoints does not count."""
+    retries: int = 2
+    """Further attempts at a trial whose process, node or network failed, from its last checkpoint. A divergence or
+    damaged data is not tried again."""
     gpus_per_trial: float | None = None
-    """GPUs of a trial; below 1 trials share one. By default 1 where the cluster has any."""
+    """GPUs of a trial's worker; below 1 trials share one. By default 1 where the cluster has any."""
     cpus_per_trial: int | None = None
-    """CPU cores of a trial. By default the cores are shared among the trials."""
+    """CPU cores of a trial's worker. By default the cores are shared among the trials."""
     evaluation_workers: int | None = None
     """Evaluate the cells apart, on this many workers after the trainings have ended; for many images. By default a
     trial evaluates in its own process, on its own device."""
@@ -50,11 +73,27 @@ class Options:
         require(limit is None or limit > 0, "max_hours", limit, "> 0")
         workers = self.evaluation_workers
         require(workers is None or workers >= 1, "evaluation_workers", workers, "≥ 1")
+        require(self.workers >= 1, "workers", self.workers, "≥ 1")
+        require(self.collective_timeout > 0, "collective_timeout", self.collective_timeout, "> 0 seconds")
+        require(self.retries >= 0, "retries", self.retries, "≥ 0")
+        alone = "--workers 2 or more: one worker has nothing to"
+        require(self.sharding == "none" or self.workers > 1, "sharding", self.sharding, f"none, or with {alone} split")
+        require(not self.spread or self.workers > 1, "spread", self.spread, f"False, or with {alone} spread")
 
     @property
     def uri(self) -> str:
         """The tracking store."""
-        return self.tracking_uri or default_uri(self.storage)
+        return tracking_uri_of(self.place, self.tracking_uri)
+
+    @property
+    def place(self) -> Storage:
+        """The storage. StorageError where there is no such one."""
+        return Storage.open(self.storage)
+
+    @property
+    def root(self) -> Path:
+        """Folder of this machine that holds the storage, or its mirror."""
+        return self.place.root
 
 
 @dataclass
@@ -71,15 +110,55 @@ class Plan:
     done: set[str]
     """Fingerprints of finished cells."""
     notes: list[str] = field(default_factory=list)
+    recorded: dict[str, int] = field(default_factory=dict)
+    """fingerprint → images seen at the last point of the curve of an unfinished run."""
 
     @property
     def missing(self) -> list[Work]:
-        """What still has to run."""
-        return [item for item in self.work if item.fingerprint not in self.done]
+        """What still has to run. Cells of one training follow one another late: the first of each training comes
+        first, so that no trial waits for a training that another one is at while a third could be trained."""
+        there: Counter[str] = Counter()
+        turns = []
+        for item in self.work:
+            if item.fingerprint not in self.done:
+                turns.append((there[item.training], item))
+                there[item.training] += 1
+        return [item for _, item in sorted(turns, key=lambda turn: turn[0])]
 
 
-def check_storage(folder: Path, option: str = "--storage") -> Path:
-    """The absolute storage folder, made and written to. ConfigError naming it where that fails."""
+def tracking_uri_of(storage: Storage, given: str | None) -> str:
+    """The MLflow store. ConfigError where none is given and the storage can hold none."""
+    if given is not None:
+        return given
+    if storage.remote:
+        raise ConfigError(
+            f"tracking_uri = None: must be given with --storage {storage}, as a bucket cannot hold MLflow's database: "
+            "set --tracking-uri to a server (http://HOST:5000) or to a database file (sqlite:////FOLDER/mlflow.db)"
+        )
+    return default_uri(storage.root)
+
+
+def tracker_of(storage: Storage, given: str | None) -> Tracker:
+    """A connection to the MLflow store. Artifacts of a database lie beside it: in the storage, or where it was put."""
+    uri = tracking_uri_of(storage, given)
+    database = sqlite_path(uri)
+    if storage.remote and database is None and not is_server(uri):
+        raise ConfigError(
+            f"tracking_uri = {mask(uri)}: with --storage {storage} it must be a server (http://HOST:5000) or a sqlite "
+            "file: artifacts of another database would lie on this machine, where no other one finds them; run `mlflow "
+            "server` on that database"
+        )
+    folder = database.absolute().parent if storage.remote and database is not None else storage.root
+    return Tracker(uri, artifacts=folder / "artifacts")
+
+
+def check_folder(folder: Path, option: str) -> Path:
+    """An output folder, absolute, made and written to. ConfigError naming it where that fails."""
+    if in_ray_job() and not folder.is_absolute():
+        raise ConfigError(
+            f"{option} {folder}: is relative, and this is a Ray job, whose working directory is a copy that vanishes "
+            "with it: give an absolute folder that all machines share, or leave it out (it then lies below --storage)"
+        )
     folder = folder.absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,9 +175,28 @@ def _reads(experiment: Experiment) -> tuple[object, ...]:
     return experiment.data, e.detector, e.detector_weights, e.reference
 
 
-def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
-    """Check storage, every cell against the data, and tracking, and look up which cells are done. Starts no worker."""
-    check_storage(options.storage)
+def check_workers(experiment: Experiment, workers: int) -> None:
+    """ConfigError where so many workers cannot share the experiment's batches."""
+    streams, training = experiment.data.streams, experiment.training
+    if streams % workers:
+        fitting = ", ".join(str(n) for n in range(1, streams + 1) if streams % n == 0)
+        raise ConfigError(f"--workers {workers}: must divide data.streams = {streams}: one of {fitting}")
+    share = training.batch // workers
+    if share % training.accumulation:
+        raise ConfigError(
+            f"training.accumulation = {training.accumulation}: must divide a worker's share of the batch, "
+            f"{training.batch} / {workers} = {share}"
+        )
+
+
+def plan(sweep: Sweep, options: Options, console: Console, *, deliver: bool = True) -> Plan:
+    """Check storage, every cell against the data, and tracking, and look up which cells are done. Starts no worker.
+
+    Args:
+        deliver: first take to the store what an earlier call left behind.
+    """
+    tracking_uri_of(options.place, options.tracking_uri)
+    options.place.check()
     folder = ensure(sweep.base.data, progress=console.is_terminal).absolute()  # workers have another directory
     detector = sweep.base.evaluation.load_detector()
     for cell in sweep.cells():
@@ -107,10 +205,14 @@ def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
                 "data, evaluation.detector and evaluation.reference cannot be axes; run one sweep for each of their "
                 "values"
             )
+        check_workers(cell.experiment, options.workers)
         manifest = check_data(cell.experiment, folder, detector)
     check_reference(sweep.base.evaluation, detector)
     inputs = inputs_of(sweep.base.evaluation, manifest, detector)
-    tracker = Tracker(options.uri, artifacts=options.storage.absolute() / "artifacts")
+    tracker = tracker_of(options.place, options.tracking_uri)
+    tracker.check(sweep.name)
+    if deliver:
+        deliver_leftovers(tracker, options.root / SPOOL, partial(console.print, markup=False, soft_wrap=True))
     work = sweep.work(inputs)
     done = set(tracker.finished([item.fingerprint for item in work]))
     return Plan(sweep, options, folder, tracker, inputs, work, done, same_distribution_notes(work))
@@ -119,6 +221,7 @@ def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
 def provenance() -> dict[str, str]:
     """Tags of every run: versions, and the git commit of this code where it is a checkout."""
     tags = {f"version.{name}": importlib.metadata.version(name) for name in ("pforce", "torch", "ray", "mlflow")}
+    tags["mlflow.user"] = user()
     root = Path(__file__).resolve().parents[2]
     if (root / ".git").exists() and shutil.which("git"):
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
@@ -131,7 +234,15 @@ def provenance() -> dict[str, str]:
 
 def trial_folder(options: Options, item: Work) -> Path:
     """Folder of a training, named by what determines its weights."""
-    return options.storage.absolute() / "trials" / item.training
+    return options.root / TRIALS / item.training
+
+
+def ray_folder(options: Options) -> str:
+    """Where Ray keeps its own state of a sweep, which nobody needs afterwards. Closed to other users: it names the
+    storage, whose URI may hold credentials."""
+    folder = options.root / "ray"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return str(folder)
 
 
 def payload(plan: Plan, item: Work, placement: Placement) -> Payload:
@@ -142,10 +253,13 @@ def payload(plan: Plan, item: Work, placement: Placement) -> Payload:
         experiment=to_dict(item.experiment),
         data=str(plan.data),
         data_hash=plan.inputs["data"],
-        reference_cache=str(plan.options.storage.absolute() / "references"),
-        folder=str(trial_folder(plan.options, item)),
+        storage=plan.options.place.uri,
+        reference_cache="references",
+        folder=f"{TRIALS}/{item.training}",
         device="cuda" if placement.gpus else "cpu",
         train_only=plan.options.evaluation_workers is not None,
         threads=placement.cpus,
         devices=placement.devices,
+        sharding=plan.options.sharding,
+        recorded=plan.recorded.get(item.fingerprint, 0),
     )

@@ -10,14 +10,15 @@ from rich.console import Console
 from rich.table import Table
 
 from pforce import catalog
-from pforce.config import ConfigError, Experiment
+from pforce.config import Experiment
 from pforce.data import Manifest, ensure
-from pforce.data.cache import cache_folder
+from pforce.files import cache_folder
 from pforce.orchestration.measurer import Subject
 from pforce.orchestration.sampler_sweep import Outcome, SamplerSweep
 from pforce.references import check_reference, inputs_of
 from pforce.results.pareto import front_figure
 from pforce.sources import Source
+from pforce.validation import ConfigError
 
 MEASURED_TO_TELL = 5
 """Measurements a worker from which on their fixed cost is told."""
@@ -68,12 +69,12 @@ def _shown(frame: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
-def report(sweep: SamplerSweep, source: Source, outcome: Outcome, folder: Path, console: Console) -> None:
-    """The front as a table, all samplers as CSV, the figure, and what the numbers are worth."""
+def report(sweep: SamplerSweep, source: Source, outcome: Outcome, folder: Path, console: Console) -> bool:
+    """The front as a table, all samplers as CSV, the figure, and what the numbers are worth. Whether there were any."""
     frame, distance = outcome.frame, f"fd/{sweep.subject.evaluation.detector}"
     if frame.empty:
         console.print("Nothing was measured yet.")
-        return
+        return False
     front = frame[frame["front"]].sort_values("NFE").drop(columns="front")
     text = _shown(front).rename(columns={"again": f"{distance}, other noise"})
     seen = f"{source.images_seen:,} images seen" if source.images_seen is not None else "images seen unknown"
@@ -101,6 +102,7 @@ def report(sweep: SamplerSweep, source: Source, outcome: Outcome, folder: Path, 
             highlight=False,
             soft_wrap=True,
         )
+    return True
 
 
 def _caveat(sweep: SamplerSweep, frame: pd.DataFrame, distance: str) -> str:

@@ -14,13 +14,16 @@ import pandas as pd
 from rich.console import Console
 
 from pforce.orchestration.display import SweepDisplay
+from pforce.orchestration.hold import only_driver
 from pforce.orchestration.launch import stop_on_signals
 from pforce.orchestration.measurer import Failed, Measurement, Measurer, Subject
-from pforce.orchestration.plan import DONE, SOME_FAILED, STOPPED, provenance
+from pforce.orchestration.plan import provenance
 from pforce.orchestration.pool import Pool, drain, make_pool
 from pforce.orchestration.sampler_search import Search, SearchSpace
 from pforce.results.pareto import on_front
 from pforce.sampling import Guidance, SamplerConfig
+from pforce.storage import Storage
+from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import RunSpec, Status, Tags, Tracker, runs_frame
 from pforce.validation import require
 
@@ -248,9 +251,27 @@ def label(task: Measurement) -> str:
 
 
 def run(
+    sweep: SamplerSweep,
+    tracker: Tracker,
+    storage: Storage,
+    console: Console,
+    *,
+    workers: int | None,
+    address: str | None,
+) -> Outcome:
+    """Measure what is missing of the trials, then the front again. Stopped calls go on where they were. SweepHeld
+    where another process runs this sweep."""
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    with only_driver(storage, sweep.name, sweep.identity, say=say):
+        return _run(sweep, tracker, console, workers=workers, address=address)
+
+
+def _run(
     sweep: SamplerSweep, tracker: Tracker, console: Console, *, workers: int | None, address: str | None
 ) -> Outcome:
-    """Measure what is missing of the trials, then the front again. Stopped calls go on where they were."""
     state = _Run(sweep, tracker, console)
     seed = sweep.subject.evaluation.seed
     again = seed + 1 if sweep.confirm else None

@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-import sys
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from pforce import results
-from pforce.config import ConfigError, fingerprint, with_fields
-from pforce.data import DataError
-from pforce.generation import JobError
-from pforce.metrics.detectors import DetectorError
-from pforce.metrics.frechet import FeatureError
-from pforce.metrics.image_sets import ImageSetError
-from pforce.metrics.reference import StatisticsError
-from pforce.models import ModelFileError, PublishedError
-from pforce.models.autoencoder import AutoencoderError
+from pforce.config import fingerprint, with_fields
 from pforce.orchestration.calibration import TIMED_EVALUATIONS, TIMED_STEPS, estimate
+from pforce.orchestration.doctor.cluster import check_cluster
 from pforce.orchestration.launch import Launcher, execute
-from pforce.orchestration.plan import DONE, Options, Plan, plan
+from pforce.orchestration.plan import Options, Plan, plan
 from pforce.orchestration.recorder import Recorder
 from pforce.orchestration.sweep import Sweep, format_value, parse_axis
 from pforce.results import Row
 from pforce.results.figures import cell_figure
 from pforce.results.statistics import MOST_CLAIMS
 from pforce.results.tables import COLUMNS, Column
-from pforce.sources import SourceError
-from pforce.tracking import TrackingError
-from pforce.validation import FieldError, require
+from pforce.storage import Storage, StorageError
+from pforce.terminal import DONE, STOPPED, duration, make_console
+from pforce.tracking import TrackingError, mask
+from pforce.validation import ConfigError, require
 
 QUICK = {"training.images": 6_400, "evaluation.images": 256, "evaluation.validation_images": 256}
 """Settings of a training sweep's quick preset: minutes, ranks nothing."""
@@ -43,12 +36,6 @@ HONEST_IMAGES = 96_000
 HONEST_SEEDS = 3
 MOST_LISTED = 12
 """Rows that an error names."""
-USAGE_ERROR = 2
-USAGE_ERRORS = (
-    ConfigError, FieldError, DataError, TrackingError, SourceError, PublishedError, ModelFileError, AutoencoderError,
-    JobError, ImageSetError, StatisticsError, DetectorError, FeatureError,
-)  # fmt: skip
-"""What a user's input can be wrong in; each message names it, what is wrong, and the cure."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +56,6 @@ class Comparison:
 ALL_ROWS = Comparison()
 
 
-def exit_on_errors(main: Callable[[], int]) -> NoReturn:
-    """Run a script's main; errors of the user's input are one line and exit code 2, before anything is started."""
-    try:
-        code = main()
-    except USAGE_ERRORS as error:
-        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
-        code = USAGE_ERROR
-    sys.exit(code)
-
-
 def run_sweep(
     sweep: Sweep,
     options: Options,
@@ -95,7 +72,7 @@ def run_sweep(
     """
     console = make_console()
     started = time.perf_counter()
-    planned = plan(_with_absolute_paths(sweep), options, console)
+    planned = plan(_with_absolute_paths(sweep), options, console, deliver=not dry_run)
     compared_rows(planned, comparison)  # an error in it is said before anything starts
     for note in planned.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
@@ -106,16 +83,31 @@ def run_sweep(
         f"{sweep.name}: {len(sweep.cells())} cells, {len(planned.work)} distinct, {len(planned.done)} finished before"
     )
     if launcher is None and planned.missing:
-        from pforce.orchestration import tune
-
-        launcher = tune.launch
+        check_cluster(options.ray_address or os.environ.get("RAY_ADDRESS"))
+        launcher = ray_launcher(options)
     code = execute(planned, console, _then_evaluate(launcher)) if launcher else DONE
-    if report is None:
-        print_report(planned, console, comparison=comparison)
-    else:
-        report(planned, console)
+    try:
+        if report is None:
+            print_report(planned, console, comparison=comparison)
+        else:
+            report(planned, console)
+    except (TrackingError, OSError) as error:  # the store is away still, or the disk full
+        if code != STOPPED:
+            raise
+        console.print(f"No table: {error}", highlight=False, soft_wrap=True, markup=False)
     console.print(f"{time.perf_counter() - started:.0f} s in all", highlight=False)
     return code
+
+
+def ray_launcher(options: Options) -> Launcher:
+    """Ray Tune's for trials of one worker, Ray Train's for more. Imports ray."""
+    if options.workers > 1:
+        from pforce.orchestration import groups
+
+        return groups.launch
+    from pforce.orchestration import tune
+
+    return tune.launch
 
 
 def _with_absolute_paths(sweep: Sweep) -> Sweep:
@@ -141,12 +133,6 @@ def _then_evaluate(launcher: Launcher) -> Launcher:
     return launch
 
 
-def make_console() -> Console:
-    """A console; where the output is no terminal (a log, a pipe), wide enough for a table."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
-
-
 def table_rows(planned: Plan) -> list[Row]:
     """The rows of a sweep's table: cells without their seed; values of one distribution are one row."""
     headers = planned.sweep.headers
@@ -162,7 +148,8 @@ def table_rows(planned: Plan) -> list[Row]:
 
 def _find_row(planned: Plan, rows: Sequence[Row], option: str, text: str) -> int:
     """The number, from 0, of the one row that a user's text names."""
-    axes = {axis.path: header for axis, header in zip(planned.sweep.axes, planned.sweep.headers, strict=True)}
+    headers = planned.sweep.headers[-len(planned.sweep.axes) :] if planned.sweep.axes else []
+    axes = {axis.path: header for axis, header in zip(planned.sweep.axes, headers, strict=True)}
 
     def matches(row: Row, part: str) -> bool:
         name, _, value = (word.strip() for word in part.partition("="))
@@ -238,7 +225,7 @@ def print_report(
     below = [notes[0], *(f"note: {note}" for note in notes[1:]), *(["Claims:"] if claims else [])]
     for line in [*below, *(f"  {claim}" for claim in claims)]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
-    stem = options.storage.absolute() / sweep.name
+    stem = options.root / sweep.name
     texts = {
         "csv": results.to_csv(table),
         "md": results.to_markdown(table, notes, claims) + "\n",
@@ -249,13 +236,24 @@ def print_report(
         # Not with_suffix: a sweep's name may have a dot.
         Path(f"{stem}.{ending}").write_text(text, encoding="utf-8")
     cell_figure(table, sweep.headers, Path(f"{stem}.png"))
-    console.print(f"Table and figure: {stem}.{{csv,md,tex,html,png}}", soft_wrap=True, highlight=False)
+    push_files(options.place, [f"{sweep.name}.{ending}" for ending in (*texts, "png")], console)
+    where = f"{options.place}, and here {stem}" if options.place.remote else stem
+    console.print(f"Table and figure: {where}.{{csv,md,tex,html,png}}", soft_wrap=True, highlight=False)
     print_mlflow(options.uri, console)
+
+
+def push_files(storage: Storage, names: Sequence[str], console: Console) -> None:
+    """Files of a report into the bucket, where the storage is one. A failure is told: the sweep's end is another."""
+    try:
+        for name in names:
+            storage.push(name)
+    except StorageError as error:
+        console.print(f"warning: {error}; the next call tries again", highlight=False, markup=False, soft_wrap=True)
 
 
 def print_mlflow(uri: str, console: Console) -> None:
     """How to look at the runs."""
-    where = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else uri
+    where = mask(uri if uri.startswith(("http://", "https://")) else f"mlflow ui --backend-store-uri {uri}")
     console.print(f"Open MLflow: {where}", soft_wrap=True, highlight=False)
 
 
@@ -291,30 +289,27 @@ def _print_dry_run(planned: Plan, console: Console) -> None:
         console.print("Nothing to run.")
         return
     options = planned.options
-    e = estimate(
-        planned.missing[0].experiment,
-        planned.data,
-        len(planned.missing),
-        cpus=options.cpus_per_trial,
-        gpus=options.gpus_per_trial,
-    )
+    try:
+        e = estimate(
+            planned.missing[0].experiment,
+            planned.data,
+            len(planned.missing),
+            cpus=options.cpus_per_trial,
+            gpus=options.gpus_per_trial,
+            workers=options.workers,
+        )
+    except ConfigError as error:  # a cluster may have the room
+        console.print(f"No estimate for this machine: {error}", highlight=False, soft_wrap=True, markup=False)
+        return
+    each = f" on each of {options.workers} workers" if options.workers > 1 else ""
     console.print(
         f"Estimate for this machine, from {TIMED_STEPS} training steps and {TIMED_EVALUATIONS} evaluations: "
         f"{e.training_seconds + e.evaluation_seconds:,.0f} s a trial ({e.training_seconds:,.0f} s training), "
-        f"{e.placement.concurrent} at a time on {e.placement.cpus} core(s): about {duration(e.seconds)} for "
+        f"{e.placement.concurrent} at a time on {e.placement.cpus} core(s){each}: about {duration(e.seconds)} for "
         f"{len(planned.missing)} trials.",
         highlight=False,
         soft_wrap=True,
     )
-
-
-def duration(seconds: float) -> str:
-    """`1 h 23 min`, `4 min 10 s`, `12 s`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:

@@ -13,8 +13,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pforce.config import ConfigError, Experiment, check_path, fingerprint, to_dict, training_fingerprint, with_fields
+from pforce.config import Experiment, check_path, fingerprint, to_dict, training_fingerprint, with_fields
 from pforce.timesteps import TimestepSampler
+from pforce.validation import ConfigError
+
+ROW = "row"
+"""Header of rows that have names."""
+
+
+@dataclass(frozen=True)
+class NamedRow:
+    """Fields that differ from the base, under a name: a row of a table that is no point of a grid."""
+
+    name: str
+    """What the table calls it."""
+    changes: Mapping[str, Any]
+    """Dotted path → value, as `pforce.config.with_fields` takes them."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,8 @@ class Sweep:
     base: Experiment
     axes: tuple[Axis, ...]
     seeds: tuple[int, ...] = (0,)
+    rows: tuple[NamedRow, ...] = ()
+    """Further rows by name, as an axis `row` before all others. Without any the grid is of the base alone."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+", self.name):
@@ -95,23 +111,38 @@ class Sweep:
             if not axis.values:
                 raise ConfigError(f"{axis.path}: an axis needs at least one value")
             check_path(self.base, axis.path)
+        names = [row.name for row in self.rows]
+        for row in self.rows:
+            if names.count(row.name) > 1:
+                raise ConfigError(f"row {row.name}: is there twice")
+            for path in row.changes:
+                if path == "seed" or path in paths:
+                    raise ConfigError(f"row {row.name}: {path} is an axis of the sweep, no field of a row")
         self.cells()  # every cell must be a valid experiment
 
     @property
     def headers(self) -> list[str]:
         """What tables call the axes: the last part of the path (`m`), or all of it where two end alike."""
         last = [axis.path.rsplit(".", 1)[-1] for axis in self.axes]
-        return [name if last.count(name) == 1 else axis.path for name, axis in zip(last, self.axes, strict=True)]
+        named = [name if last.count(name) == 1 else axis.path for name, axis in zip(last, self.axes, strict=True)]
+        return [ROW, *named] if self.rows else named
 
     def cells(self) -> list[Cell]:
         """All cells, seeds outermost: an interrupted sweep has whole tables of fewer seeds."""
         paths = [axis.path for axis in self.axes]
+        rows = self.rows or (None,)
         found = []
         for seed in self.seeds:
-            for values in itertools.product(*(axis.values for axis in self.axes)):
-                chosen = dict(zip(paths, values, strict=True))
-                named = tuple(zip(self.headers, values, strict=True))
-                found.append(Cell(named, with_fields(self.base, {**chosen, "seed": seed})))
+            for row, *values in itertools.product(rows, *(axis.values for axis in self.axes)):
+                changes = {**(row.changes if row else {}), **dict(zip(paths, values, strict=True)), "seed": seed}
+                shown = [row.name, *values] if row else values
+                try:
+                    experiment = with_fields(self.base, changes)
+                except ConfigError as error:
+                    if row is None:
+                        raise
+                    raise ConfigError(f"row {row.name}: {error}") from error
+                found.append(Cell(tuple(zip(self.headers, shown, strict=True)), experiment))
         return found
 
     def work(self, inputs: Mapping[str, str]) -> list[Work]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from typing import Any
 
 from rich.console import Console
 
+from pforce.orchestration.failures import WORKER_DIED, ClusterError, Failure
 from pforce.orchestration.launch import stop_on_signals
 from pforce.orchestration.placement import Node, place
-from pforce.orchestration.plan import Plan, payload
+from pforce.orchestration.plan import Plan, payload, ray_folder
 from pforce.orchestration.recorder import Recorder
 from pforce.orchestration.sweep import Work
 
@@ -27,9 +29,13 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.experiment import Trial
 
 from pforce.orchestration.tune_worker import trainable
+
+# Nothing reads the state that Tune keeps of an experiment; its failing to (a race with its own clean-up) is no error.
+logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
 
 
 class _Reports(tune.Callback):
@@ -38,6 +44,9 @@ class _Reports(tune.Callback):
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self.work = {item.fingerprint: item for item in recorder.plan.work}
+        self.failing: dict[str, Failure] = {}
+        """fingerprint → what its process said before it ended."""
+        self.attempts: Counter[str] = Counter()
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray pickles its run configuration for Tuner.restore, which nothing here needs; the connections to the
@@ -53,7 +62,22 @@ class _Reports(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        self.recorder.report(self._item(trial), result)
+        item = self._item(trial)
+        if result["phase"] == "failing":
+            self.failing[item.fingerprint] = Failure(result["reason"], result["error"])
+        else:
+            self.recorder.report(item, result)
+
+    def _failure(self, item: Work) -> Failure:
+        return self.failing.pop(item.fingerprint, None) or Failure(
+            WORKER_DIED, "the worker's process ended before its trial did"
+        )
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        item = self._item(trial)
+        self.attempts[item.fingerprint] += 1
+        attempts = self.recorder.plan.options.retries + 1
+        self.recorder.retry(item, *self._failure(item), self.attempts[item.fingerprint] + 1, attempts)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         fingerprint = self._item(trial).fingerprint
@@ -64,20 +88,27 @@ class _Reports(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         item = self._item(trial)
         if item.fingerprint in self.recorder.open and item.fingerprint not in self.recorder.trained:
-            self.recorder.fail(item, "worker died", "the worker's process ended before its trial did")
+            self.recorder.fail(item, *self._failure(item))
 
 
 def start_ray(address: str | None = None) -> list[Node]:
-    """Connect to the cluster at `address` or RAY_ADDRESS, else start one here. Returns its nodes.
+    """Connect to the cluster at `address` or RAY_ADDRESS, else start one here. Returns its nodes. ClusterError where
+    the cluster does not take us.
 
     The dashboard stays on (loopback only): without it a trial stopped by a scheduler leaks its placement group.
     """
     if not ray.is_initialized():
-        ray.init(
-            address=address or os.environ.get("RAY_ADDRESS") or "local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        wanted = address or os.environ.get("RAY_ADDRESS") or "local"
+        try:
+            ray.init(address=wanted, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, RayError) as error:
+            if wanted == "local":
+                raise
+            raise ClusterError(
+                f"the cluster at {wanted} does not take this driver ({error}): is its token here "
+                "(RAY_AUTH_MODE=token, and the head's ~/.ray/auth_token or RAY_AUTH_TOKEN), and the same version of "
+                f"Ray? `pforce doctor --ray-address {wanted}` tells"
+            ) from error
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(int(resources.get("CPU", 0)), resources.get("GPU", 0.0)) for resources in alive]
 
@@ -98,6 +129,7 @@ def launch(plan: Plan, recorder: Recorder, console: Console) -> None:
         console.print(
             f"{len(plan.missing)} trials, {placement.concurrent} at a time, each on {placement.cpus} core(s){gpus}"
         )
+        recorder.begin()
         trials = [payload(plan, item, placement) for item in plan.missing]
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": placement.cpus, "gpu": placement.gpus}),
@@ -109,8 +141,9 @@ def launch(plan: Plan, recorder: Recorder, console: Console) -> None:
             ),
             run_config=tune.RunConfig(
                 name=f"{plan.sweep.name}-{os.getpid()}",
-                storage_path=str(options.storage.absolute() / "ray"),
+                storage_path=ray_folder(options),
                 callbacks=[_Reports(recorder)],
+                failure_config=tune.FailureConfig(max_failures=options.retries),
                 verbose=0,
             ),
         )

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from ray import tune
 
-from pforce.orchestration.worker import Payload, run_cell
+from pforce.orchestration.worker import CellFailed, Payload, run_cell
 
 
 def trainable(config: dict[str, Payload]) -> None:
     """A Tune function trainable: one trial, in this process."""
-    run_cell(config["trial"], tune.report)
+    try:
+        run_cell(config["trial"], tune.report)
+    except CellFailed as failure:
+        tune.report({"phase": "failing", "reason": failure.reason, "error": failure.message})
+        raise

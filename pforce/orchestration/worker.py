@@ -13,12 +13,19 @@ import torch
 
 from pforce.config import Experiment, from_dict
 from pforce.data import DataError, Manifest, ensure
-from pforce.training import Callback, Diverged, OnRecord, Record
+from pforce.mirror import TrialMirror
+from pforce.orchestration.failures import FINAL, Failure, failure_of
+from pforce.parallel import ALONE, Workers
+from pforce.sources import EXPERIMENT
+from pforce.storage import Storage
+from pforce.training import Callback, Diverged, OnRecord, Record, Sharding
 from pforce.training.checkpoint import CheckpointError
 from pforce.training.loop import use_bfloat16
 from pforce.trial import Paths, TrialLocked, run_trial, train_trial
 
 PROGRESS_EVERY_SECONDS = 2.0
+TOGETHER = (Diverged, CheckpointError, TrialLocked)
+"""What all workers of a group raise at once: they go on with the next cell."""
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -31,28 +38,39 @@ class Payload(TypedDict):
     experiment: dict[str, Any]
     data: str
     data_hash: str
+    storage: str
+    """URI; of a bucket every machine has a mirror of its own."""
     reference_cache: str
+    """Folder below the storage's root."""
     train_only: bool
     """Leave the evaluation to others (see `pforce.orchestration.apart`)."""
     folder: str
+    """Of the training, below the storage's root."""
     device: str
     threads: int
     devices: float
+    """Of all of its workers."""
+    sharding: Sharding
+    recorded: int
+    """Images seen at the last point of its curve that the tracking store has."""
 
 
-def failure_reason(error: Exception) -> str:
-    """The tag `reason` of a failed trial."""
-    if isinstance(error, Diverged):
-        return "diverged"
-    if isinstance(error, DataError):
-        return "bad data"
-    if isinstance(error, CheckpointError):
-        return "checkpoint"
-    if isinstance(error, TrialLocked):
-        return "in use"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return "out of memory"
-    return type(error).__name__
+class CellFailed(RuntimeError):
+    """An attempt at a cell ended in a way that another process may survive. The process should end."""
+
+    def __init__(self, failure: Failure) -> None:
+        self.reason, self.message = failure
+        super().__init__(f"{self.reason}: {self.message}")
+
+    def __reduce__(self) -> tuple[type[CellFailed], tuple[Failure]]:
+        return CellFailed, (Failure(self.reason, self.message),)
+
+
+def paths_of(payload: Payload, data: Path) -> Paths:
+    """Where this machine finds and leaves a cell's files."""
+    storage = Storage.open(payload["storage"])
+    mirror = TrialMirror(storage, payload["folder"], EXPERIMENT) if storage.remote else None
+    return Paths(data, storage.root / payload["folder"], storage.root / payload["reference_cache"], mirror)
 
 
 def find_data(experiment: Experiment, payload: Payload) -> Path:
@@ -86,12 +104,19 @@ def _warnings_to(report: Report) -> Iterator[None]:
         yield
 
 
-def run_cell(payload: Payload, report: Report, *, callbacks: tuple[Callback, ...] = ()) -> None:
+def run_cell(
+    payload: Payload, report: Report, *, callbacks: tuple[Callback, ...] = (), workers: Workers = ALONE
+) -> None:
     """Train and measure one cell.
 
     Reports {"phase": "training", "record": …} at each point of the curve, {"phase": PART, "share": 0…1} during
     the evaluation, {"phase": "warning", "message": …}, and last {"phase": "done", "metrics": …, "environment": …}
-    ("trained" where it only trains) or {"phase": "failed", "reason": …, "error": …}.
+    ("trained" where it only trains) or, where another attempt would be in vain, {"phase": "failed", "reason": …,
+    "error": …}. CellFailed where another attempt, in another process, may succeed.
+
+    Args:
+        workers: the processes that share the cell. They fail together or not at all: where one of several fails alone,
+            that is CellFailed whatever its reason, because the others are left in the middle of a step.
     """
     torch.set_num_threads(payload["threads"])
     device = torch.device(payload["device"])
@@ -112,24 +137,34 @@ def run_cell(payload: Payload, report: Report, *, callbacks: tuple[Callback, ...
             how: dict[str, Any] = {
                 "training": payload["training"],
                 "device": device,
-                "callbacks": [OnRecord(on_record), *callbacks],
+                "callbacks": [OnRecord(on_record, recorded=payload["recorded"]), *callbacks],
                 "progress": on_progress,
                 "device_count": payload["devices"],
+                "workers": workers,
+                "sharding": payload["sharding"],
             }
-            paths = Paths(find_data(experiment, payload), Path(payload["folder"]), Path(payload["reference_cache"]))
+            paths = paths_of(payload, find_data(experiment, payload))
             if payload["train_only"]:
                 _, metrics = train_trial(experiment, paths, **how)
             else:
                 metrics = run_trial(experiment, paths, identity=payload["fingerprint"], **how)
-    except Exception as error:  # reported with its reason; the sweep goes on with the other cells
-        report({"phase": "failed", "reason": failure_reason(error), "error": f"{type(error).__name__}: {error}"})
-        if device.type == "cuda" and not isinstance(error, Diverged | DataError | CheckpointError):
-            raise  # the process's CUDA state may be broken: end it, so that it serves no other cell
+    except CellFailed:  # of a report: the driver wants an end
+        raise
+    except Exception as error:
+        failure = failure_of(error)
+        together = workers.count == 1 or isinstance(error, TOGETHER)
+        # A process whose CUDA state may be broken ends, so that it serves no other cell.
+        if failure.reason not in FINAL or not together:
+            raise CellFailed(failure) from error
+        report({"phase": "failed", "reason": failure.reason, "error": failure.message})
         return
     environment = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": "bfloat16" if use_bfloat16(experiment.training.precision, device) else "float32",
         "threads": str(payload["threads"]),
+        "workers": str(workers.count),
     }
+    if payload["sharding"] != "none":
+        environment["sharding"] = payload["sharding"]
     phase = "trained" if payload["train_only"] else "done"
     report({"phase": phase, "metrics": metrics, "environment": environment})

@@ -26,6 +26,8 @@ def _decimals(name: str) -> int | None:
     distance = distance_of(name)
     if distance is not None:
         return DISTANCE_DECIMALS.get(distance[0], 2)
+    if name.startswith("paper "):
+        return 2
     return 0 if name.endswith(" images") else fixed.get(name)
 
 
@@ -40,6 +42,8 @@ def _display(table: pd.DataFrame) -> pd.DataFrame:
         if any(name.endswith(end) and name.removesuffix(end) in table for end in HIDDEN):
             continue
         places = _decimals(name)
+        if places is None and table[name].dtype == float:  # a metric that only one table shows
+            places = 4
         if name == "n" and f"n{PLANNED}" in table:
             pairs = zip(table["n"], table[f"n{PLANNED}"], strict=True)
             shown[name] = [f"{n} of {planned}" if n < planned else str(n) for n, planned in pairs]

@@ -23,6 +23,10 @@ ROUNDING = 1e-9
 MOST_CLAIMS = 6
 """At n = 5 seeds and 6 claims an effect of 3 standard deviations is found in about 86 % of tables."""
 ENOUGH_SEEDS = 2
+POWER = 0.8
+"""Of a test: how often it finds an effect that is there."""
+MOST_SEEDS = 100
+"""Beyond this "more seeds" is no answer."""
 
 Word = Literal["better", "worse", "not distinguishable"]
 
@@ -97,10 +101,10 @@ class Verdict(NamedTuple):
             return f"{c.metric}: {c.a} and {c.b} are not distinguishable: {common}"
         over = f" after Holm over {self.claims} claims" if self.claims > 1 else ""
         p = "p < 0.0001" if self.p_holm < 1e-4 else f"p = {self.p_holm:.2g}"
-        places = _places(d)
+        places = decimals_of(d)
         if self.word == "not distinguishable":
             # Signed, as the interval may hold 0.
-            mean, low, high = (_told(value, places) for value in d[:3])
+            mean, low, high = (signed(value, places) for value in d[:3])
             told = f"95 % {low} … {high}, n = {d.n} seeds, {p}{over}"
             return f"{c.metric}: {c.a} and {c.b} are not distinguishable (difference {mean}, {told})"
         least, most = sorted((abs(d.low), abs(d.high)))
@@ -108,7 +112,7 @@ class Verdict(NamedTuple):
         return f"{c.metric}: {c.a} is {self.word} than {c.b} by {abs(d.mean):.{places}f} ({told})"
 
 
-def _places(d: Interval) -> int:
+def decimals_of(d: Interval) -> int:
     """Decimals that show two digits of the interval's half width; of a difference without spread three digits."""
     half = (d.high - d.low) / 2
     # A constant difference leaves a half width of rounding errors.
@@ -116,7 +120,8 @@ def _places(d: Interval) -> int:
     return min(12, max(0, digits - math.floor(math.log10(size)))) if size else 2
 
 
-def _told(value: float, places: int) -> str:
+def signed(value: float, places: int) -> str:
+    """A number with a true minus sign."""
     return f"{value:.{places}f}".replace("-", "−")
 
 
@@ -159,13 +164,35 @@ def judge(claims: Sequence[Claim], level: float = LEVEL) -> list[Verdict]:
     return verdicts
 
 
-def _by_seed(frame: pd.DataFrame, row: Row, metric: str) -> dict[int, float]:
+def values_by_seed(frame: pd.DataFrame, row: Row, metric: str) -> dict[int, float]:
     """Seed → value of a row's finished cells; what is not finite is left out."""
     values = finished(frame, row)
     if "seed" not in values or metric not in values:
         return {}
     pairs = values[["seed", metric]].astype(float).replace([np.inf, -np.inf], np.nan).dropna()
     return {int(seed): float(value) for seed, value in pairs.itertuples(index=False)}
+
+
+def seeds_to_decide(difference: Interval, claims: int = 1, level: float = LEVEL) -> int | None:
+    """Seeds at which a paired t-test would find a difference of this size and spread in 80 % of cases.
+
+    Args:
+        difference: over the seeds that there are: two or more.
+        claims: that share the level (Bonferroni, which Holm is never harder than).
+
+    None where more than MOST_SEEDS would be needed, or where there is no spread to go by.
+    """
+    from scipy import stats
+
+    half = (difference.high - difference.low) / 2
+    spread = half * math.sqrt(difference.n) / float(stats.t.ppf(1 - LEVEL / 2, difference.n - 1))
+    if not spread > 0 or difference.mean == 0:
+        return None
+    for n in range(max(ENOUGH_SEEDS, difference.n), MOST_SEEDS + 1):
+        bound = stats.t.ppf(1 - level / claims / 2, n - 1)
+        if stats.nct.sf(bound, n - 1, abs(difference.mean) / spread * math.sqrt(n)) >= POWER:
+            return n
+    return None
 
 
 def row_claims(
@@ -182,7 +209,7 @@ def row_claims(
     if len(others) > MOST_CLAIMS:
         return []
     names = row_names(rows)
-    values = {index: _by_seed(frame, rows[index], metric) for index in (baseline, *others)}
+    values = {index: values_by_seed(frame, rows[index], metric) for index in (baseline, *others)}
     better = smaller_is_better(metric)
     return [Claim(metric, names[i], names[baseline], values[i], values[baseline], better) for i in others]
 

@@ -246,16 +246,26 @@ class Generated(NamedTuple):
 
 
 def generate(
-    model: Denoiser, config: SamplerConfig, labels: Tensor, *, seed: int, batch: int, device: torch.device | str
+    model: Denoiser,
+    config: SamplerConfig,
+    labels: Tensor,
+    *,
+    seed: int,
+    batch: int,
+    device: torch.device | str,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Generated]:
     """Draw one image for each label (M,), `batch` at a time; image i starts from the noise of (seed, i).
 
     The last batch is drawn whole and cut: its size must not change the rounding of its images.
+
+    Args:
+        share: (r, n) draws the batches r, r + n, r + 2n, … only.
     """
     shape = (model.config.channels, *model.config.image_size)
     count_all, batch = len(labels), min(batch, len(labels))
     labels = torch.cat([labels, labels[-1:].expand(-count_all % batch)])
-    for first in range(0, count_all, batch):
+    for first in range(share[0] * batch, count_all, share[1] * batch):
         y = labels[first : first + batch].to(device)
         x0 = seeding.noise_for_images(seed, first, len(y), shape, device)
         passes: list[int] = []

@@ -1,12 +1,23 @@
-"""Reading MLflow back as one tidy frame: a row a trial."""
+"""Reading MLflow back as tidy frames: a row a trial, and a row a sweep."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
 from pforce.tracking.store import PARENT, Tags, Tracker
+
+CELLS = "pforce.cells"
+"""Tag of a sweep: how many distinct cells it plans."""
+USER = "mlflow.user"
+TEXTS = [
+    "run_id", "run_name", "status", "sweep", "parent", "fingerprint", "training", "reason", "device", "computed_in",
+    "torch", "commit", "user",
+    "start_time", "end_time", "last_activity",
+]  # fmt: skip
+"""Columns of `runs_frame` that are not made numbers."""
 
 
 def _experiments(tracker: Tracker) -> list[Any]:
@@ -22,7 +33,11 @@ def _experiments(tracker: Tracker) -> list[Any]:
 
 
 def runs_frame(tracker: Tracker, sweep: str | None = None) -> pd.DataFrame:
-    """All trials, a row each: run_id, run_name, status, fingerprint, sweep, seed, parameters, last metrics.
+    """All trials, a row each: run_id, run_name, status, fingerprint, sweep, seed, device, computed_in, torch, commit,
+    parameters, last metrics.
+
+    Times are UTC: start_time, end_time, last_activity (the last metric or the end). images_trained: at the last
+    point of the training curve.
 
     Parameters keep their dotted paths (`timesteps.m`), metrics their names (`val/loss`); parameters that are
     numbers are numbers. Failed, killed and running trials are there with their status. A run that was taken up
@@ -31,43 +46,108 @@ def runs_frame(tracker: Tracker, sweep: str | None = None) -> pd.DataFrame:
     Args:
         sweep: name (MLflow experiment) of one sweep; None reads all.
     """
-    experiments = [e for e in _experiments(tracker) if sweep is None or e.name == sweep]
-    rows: list[dict[str, Any]] = []
-    token: str | None = None
-    while experiments:
-        page = tracker.client.search_runs(
-            [e.experiment_id for e in experiments],
-            filter_string=f"tags.`{Tags.KIND}` = 'trial'",
-            max_results=1000,
-            page_token=token,
-        )
-        names = {e.experiment_id: e.name for e in experiments}
-        rows += [
-            {
-                "run_id": run.info.run_id,
-                "run_name": run.info.run_name,
-                "status": run.info.status,
-                "start_time": pd.Timestamp(run.info.start_time, unit="ms"),
-                "sweep": names[run.info.experiment_id],
-                "parent": run.data.tags.get(PARENT),
-                "fingerprint": run.data.tags.get(Tags.FINGERPRINT),
-                "training": run.data.tags.get(Tags.TRAINING),
-                "reason": run.data.tags.get(Tags.REASON),
-                **run.data.params,
-                **run.data.metrics,
-            }
-            for run in page
-        ]
-        token = page.token
-        if not token:
-            break
+    rows = [
+        {
+            "run_id": run.info.run_id,
+            "run_name": run.info.run_name,
+            "status": run.info.status,
+            "start_time": _time(run.info.start_time),
+            "end_time": _time(run.info.end_time),
+            "last_activity": _last_activity(run),
+            "sweep": name,
+            "parent": run.data.tags.get(PARENT),
+            "fingerprint": run.data.tags.get(Tags.FINGERPRINT),
+            "training": run.data.tags.get(Tags.TRAINING),
+            "reason": run.data.tags.get(Tags.REASON),
+            "device": run.data.tags.get("device"),
+            "computed_in": run.data.tags.get("precision"),
+            "torch": run.data.tags.get("version.torch"),
+            "commit": run.data.tags.get("mlflow.source.git.commit"),
+            "user": _user(run),
+            "attempts": int(run.data.tags.get(Tags.ATTEMPTS, 1)),
+            "images_trained": _images_trained(run),
+            **run.data.params,
+            **run.data.metrics,
+        }
+        for name, run in _search(tracker, sweep, "trial")
+    ]
     frame = pd.DataFrame(rows)
-    for column in frame.columns.difference(
-        ["run_id", "run_name", "status", "sweep", "parent", "fingerprint", "training", "reason"]
-    ):
+    for column in frame.columns.difference(TEXTS):
         if frame[column].dtype == object or str(frame[column].dtype) in ("str", "string"):
             numbers = pd.to_numeric(frame[column], errors="coerce")
             # A column is numeric where every value that is there is a number.
             if numbers.notna().sum() == frame[column].notna().sum():
                 frame[column] = numbers
     return frame
+
+
+def sweeps_frame(tracker: Tracker, sweep: str | None = None) -> pd.DataFrame:
+    """All sweeps, a row each (a name has several where its axes or seeds were changed): run_id, sweep, status,
+    start_time, end_time, user, command, cells (distinct ones that it plans; NaN where it was not written down), reused
+    (fingerprints, or their beginnings, of cells that other sweeps had finished).
+
+    Args:
+        sweep: name (MLflow experiment); None reads all.
+    """
+    return pd.DataFrame(
+        [
+            {
+                "run_id": run.info.run_id,
+                "sweep": name,
+                "status": run.info.status,
+                "start_time": _time(run.info.start_time),
+                "end_time": _time(run.info.end_time),
+                "user": _user(run),
+                "command": run.data.tags.get(Tags.COMMAND),
+                "cells": float(run.data.tags.get(CELLS, "nan")),
+                "reused": tuple(run.data.tags.get(Tags.REUSED, "").split()),
+            }
+            for name, run in _search(tracker, sweep, "sweep")
+        ]
+    )
+
+
+def experiment_names(tracker: Tracker) -> list[str]:
+    """Names of all MLflow experiments of the store."""
+    return [experiment.name for experiment in _experiments(tracker)]
+
+
+def _search(tracker: Tracker, sweep: str | None, kind: str) -> Sequence[tuple[str, Any]]:
+    """(experiment's name, run) of all runs of a kind; the store gives a page at a time."""
+    names = {e.experiment_id: e.name for e in _experiments(tracker) if sweep is None or e.name == sweep}
+    found: list[tuple[str, Any]] = []
+    token: str | None = None
+    while names:
+        page = tracker.client.search_runs(
+            list(names), filter_string=f"tags.`{Tags.KIND}` = '{kind}'", max_results=1000, page_token=token
+        )
+        found += [(names[run.info.experiment_id], run) for run in page]
+        token = page.token
+        if not token:
+            break
+    return found
+
+
+def _time(milliseconds: int | None) -> Any:
+    """UTC; NaT where there is none."""
+    return pd.NaT if milliseconds is None else pd.Timestamp(milliseconds, unit="ms")
+
+
+def _user(run: Any) -> str:
+    return str(run.data.tags.get(USER) or run.info.user_id or "unknown")
+
+
+def _last_activity(run: Any) -> Any:
+    """When it was last heard of: its end, or while it runs its last metric."""
+    if run.info.status not in ("RUNNING", "SCHEDULED") and run.info.end_time:
+        return _time(run.info.end_time)
+    # The only place where MLflow gives times of metrics without a call a run.
+    times = [metric.timestamp for metric in run.data._metric_objs]
+    return _time(max([run.info.start_time, run.info.end_time or 0, *times]))
+
+
+def _images_trained(run: Any) -> float:
+    """Images that the training has seen, from the last point of its curve; NaN where it trained nothing so far."""
+    seen = run.data.metrics.get("train/images_seen")
+    steps = [metric.step for metric in run.data._metric_objs if metric.key == "train/loss"]
+    return float(seen if seen is not None else max(steps, default=float("nan")))

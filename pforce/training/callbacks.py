@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from rich.console import Console
@@ -11,11 +12,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import Tensor
 
 from pforce.training import checkpoint
+from pforce.training.checkpoint import CheckpointError
 from pforce.training.loop import Callback, Record, TrainState
+from pforce.training.strategy import put, whole
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of each parameter."""
 
 
 def state_tensors(state: TrainState) -> dict[str, Tensor]:
-    """Weights, averaged weights and optimiser moments by name, as a checkpoint holds them."""
+    """Weights, averaged weights and optimiser moments by name, as a checkpoint holds them. Split ones stay split."""
     tensors = {f"model/{name}": value for name, value in state.model.state_dict().items()}
     tensors |= {f"ema/{name}": value for name, value in state.ema.model.state_dict().items()}
     for name, parameter in state.model.named_parameters():
@@ -24,39 +30,70 @@ def state_tensors(state: TrainState) -> dict[str, Tensor]:
     return tensors
 
 
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
 def restore(state: TrainState, folder: Path) -> bool:
-    """Continue from the newest valid checkpoint in `folder`; False where there is none."""
-    found = checkpoint.load_newest(folder, identity=state.spec.identity)
-    if found is None:
-        return False
-    tensors, meta = found
-    state.model.load_state_dict(_part(tensors, "model/"))
-    state.ema.model.load_state_dict(_part(tensors, "ema/"))
-    moments = _part(tensors, "optimizer/")
+    """Continue from the newest valid checkpoint in `folder`; False where there is none.
+
+    The first worker reads; the others get what it read, so that all continue from the same checkpoint, whatever
+    their view of the folder. CheckpointError as `checkpoint.load_newest`.
+    """
+    workers = state.workers
+    tensors: dict[str, Tensor] = {}
+    wanted = {f"model/{name}": value.shape for name, value in state.model.state_dict().items()}
+    wanted |= {f"ema/{name}": value.shape for name, value in state.ema.model.state_dict().items()}
     for name, parameter in state.model.named_parameters():
-        keys = [key.removesuffix(f"/{name}") for key in moments if key.endswith(f"/{name}")]
-        for key in keys:
-            value = moments[f"{key}/{name}"]
-            # AdamW keeps its step counter on the CPU.
-            state.optimizer.state[parameter][key] = value if key == "step" else value.to(state.device)
+        wanted |= {f"optimizer/{key}/{name}": torch.Size() if key == "step" else parameter.shape for key in MOMENTS}
+
+    def read() -> dict[str, Any] | None:
+        found = checkpoint.load_newest(folder, identity=state.spec.identity)
+        if found is None:
+            return None
+        tensors.update(found[0])
+        for name, shape in wanted.items():
+            if name not in tensors or tensors[name].shape != shape:
+                has = f"has {name} as {tuple(tensors[name].shape)}" if name in tensors else f"lacks {name}"
+                raise CheckpointError(
+                    f"{folder}: the checkpoint of step {found[1]['step']} {has}: it is of another model, which expects "
+                    f"{tuple(shape)}"
+                )
+        return found[1]
+
+    meta = workers.first_does(read)  # what is wrong with it is raised by all: none is left waiting for a tensor
+    if meta is None:
+        return False
+    for parameter in state.model.parameters():
+        # AdamW keeps its step counter on the CPU.
+        state.optimizer.state[parameter] = {
+            key: torch.zeros(()) if key == "step" else torch.zeros_like(parameter) for key in MOMENTS
+        }
+    for name, target in state_tensors(state).items():
+        put(target, tensors.get(name), workers)
     state.stream.load_state_dict(meta["stream"])
     state.step, state.seconds = meta["step"], meta["seconds"]
+    state.curve.extend(Record(*point) for point in meta.get("curve", []))
+    # Checkpoints of before had one number of devices for all of their training.
+    state.device_seconds = meta.get("device_seconds", state.seconds * state.devices)
     return True
+
+
+class Mirror(Protocol):
+    """Another place of the checkpoints, such as a bucket."""
+
+    def pull(self) -> None: ...  # its newest whole checkpoint into the folder, unless it is there
+    def push(self, path: Path) -> None: ...  # one that was saved; where that fails the training goes on
 
 
 class Checkpoints(Callback):
     """Resumes at the start, saves every `checkpoint_every` steps and at the end."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, mirror: Mirror | None = None) -> None:
+        self.folder, self.mirror = folder, mirror
         self.saved_step = -1
 
     def on_start(self, state: TrainState) -> None:
-        checkpoint.remove_partial(self.folder)
+        if state.workers.first:
+            checkpoint.remove_partial(self.folder)
+        if self.mirror is not None:
+            state.workers.first_does(self.mirror.pull)
         if restore(state, self.folder):
             self.saved_step = state.step
 
@@ -71,14 +108,32 @@ class Checkpoints(Callback):
             self._save(state)
 
     def _save(self, state: TrainState) -> None:
+        workers = state.workers
+        # All have just ended a step: one that does not come to the meeting hangs, and is not waited for with patience.
+        streams = workers.gather(state.stream.state_dict(), patient=False)
         meta = {
             "identity": state.spec.identity,
             "images_seen": state.images_seen,
             "seconds": state.seconds,
-            "stream": state.stream.state_dict(),
+            "device_seconds": state.device_seconds,
+            "stream": state.stream.merge(streams),
+            "workers": workers.count,
+            "curve": [list(point) for point in state.curve],
             "torch": torch.__version__,
         }
-        checkpoint.save(self.folder, state.step, state_tensors(state), meta)
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in state_tensors(state).items():
+            full = whole(tensor)  # all workers take part where it is split
+            if workers.first:
+                tensors[name] = full.cpu()
+
+        def write() -> None:
+            path = checkpoint.save(self.folder, state.step, tensors, meta)
+            if self.mirror is not None:
+                self.mirror.push(path)
+
+        # All learn of a full disk or a lost folder at once: none is left waiting in the next step.
+        workers.first_does(write)
         self.saved_step = state.step
 
 
@@ -111,10 +166,20 @@ class ProgressBar(Callback):
 
 
 class OnRecord(Callback):
-    """Passes every point of the curve to a function."""
+    """Passes every point of the curve to a function; after a resume first the last ones from before it.
 
-    def __init__(self, function: Callable[[Record], None]) -> None:
-        self.function = function
+    Args:
+        recorded: images seen at the last point that is known already: those up to it are not passed again at a resume.
+    """
+
+    def __init__(self, function: Callable[[Record], None], *, recorded: int | None = None) -> None:
+        self.function, self.recorded = function, recorded
+
+    def on_start(self, state: TrainState) -> None:
+        if self.recorded is not None:
+            for record in state.curve:
+                if record.images_seen > self.recorded:
+                    self.function(record)
 
     def on_record(self, state: TrainState, record: Record) -> None:
         self.function(record)

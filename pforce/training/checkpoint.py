@@ -7,7 +7,7 @@ appears whole or not at all; the newest one whose hash is right is used.
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
 import os
 import shutil
@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pforce.files import sha256_of
+
 FORMAT = 1
 KEPT = 2
 STATE, META = "state.safetensors", "meta.json"
@@ -27,11 +29,6 @@ STATE, META = "state.safetensors", "meta.json"
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be used."""
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:
@@ -43,14 +40,20 @@ def _flush(path: Path) -> None:
 
 
 def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
-    """Write one checkpoint below `folder` and remove all but the newest two. Returns its path."""
+    """Write one checkpoint below `folder` and remove all but the newest two. Returns its path.
+
+    OSError (ENOSPC) where there is no room; the checkpoints of before are kept.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step_{step:08d}"
+    needed, free = sum(tensor.nbytes for tensor in tensors.values()), shutil.disk_usage(folder).free
+    if needed > free:  # rather than fill the disk to its last byte, which others on it would feel
+        raise OSError(errno.ENOSPC, f"a checkpoint of {needed:,} bytes does not fit, {free:,} are free", str(folder))
     scratch = Path(tempfile.mkdtemp(prefix=".tmp_", dir=folder))
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch / STATE)
         _flush(scratch / STATE)
-        record = {**meta, "format": FORMAT, "step": step, "sha256": _sha256(scratch / STATE)}
+        record = {**meta, "format": FORMAT, "step": step, "sha256": sha256_of(scratch / STATE)}
         (scratch / META).write_text(json.dumps(record, indent=1))
         _flush(scratch / META)
         if final.exists():
@@ -82,7 +85,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         meta = json.loads((path / META).read_text())
         if meta.get("format") != FORMAT:
             raise CheckpointError(f"{path}: checkpoint format {meta.get('format')}, this version reads {FORMAT}")
-        found = _sha256(path / STATE)
+        found = sha256_of(path / STATE)
         if found != meta["sha256"]:
             raise CheckpointError(f"{path / STATE}: sha256 {found[:12]}…, meta.json says {meta['sha256'][:12]}…")
         return load_file(path / STATE), meta

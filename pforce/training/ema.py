@@ -8,6 +8,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pforce.training.strategy import local
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -27,6 +29,6 @@ class EMA(Generic[M]):
     def update(self, model: M, step: int) -> None:
         """Take in the weights after step `step`."""
         decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
-        averages: list[Tensor] = list(self.model.parameters())
-        weights: list[Tensor] = list(model.parameters())
+        averages: list[Tensor] = [local(parameter) for parameter in self.model.parameters()]
+        weights: list[Tensor] = [local(parameter) for parameter in model.parameters()]
         torch._foreach_lerp_(averages, weights, 1 - decay)

@@ -8,9 +8,10 @@ and n − k steps are n steps, bit for bit on a CPU.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -20,9 +21,13 @@ from pforce import flow, seeding
 from pforce.flow import FlowConfig
 from pforce.images import from_uint8
 from pforce.models import PatchForcingTransformer
+from pforce.parallel import ALONE, Workers
 from pforce.timesteps import TimestepSampler
 from pforce.training.config import OptimizerConfig, Precision, TrainingConfig
 from pforce.training.ema import EMA
+from pforce.training.strategy import Forward, Sharding, make_forward, shard, whole
+
+CURVE_POINTS = 300
 
 
 class Diverged(RuntimeError):
@@ -54,6 +59,7 @@ class TrainingStream(Protocol):
     def next_batch(self) -> TrainingBatch: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def merge(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]: ...  # of all workers
 
 
 class Record(NamedTuple):
@@ -68,6 +74,8 @@ class Record(NamedTuple):
     gradient_norm: float
     learning_rate: float
     images_per_second: float
+    device_hours: float = 0.0
+    """Of all devices, over all resumes."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +101,18 @@ class TrainState:
     optimizer: torch.optim.AdamW
     stream: TrainingStream
     device: torch.device
+    workers: Workers = ALONE
+    devices: float = 1.0
+    """Devices that this training occupies, over all workers (on a CPU: cores)."""
     step: int = 0
     """Optimiser steps done."""
     seconds: float = 0.0
     """Time spent in those steps, over all resumes."""
+    device_seconds: float = 0.0
+    """The same times the devices of each."""
+    curve: deque[Record] = field(default_factory=lambda: deque(maxlen=CURVE_POINTS))
+    """The last points of the loss curve: a checkpoint holds them, because whoever recorded them may have been killed
+    between the checkpoint and the record."""
 
     @property
     def images_seen(self) -> int:
@@ -121,18 +137,33 @@ class Callback:
 
 
 def new_state(
-    spec: TrainingSpec, model: PatchForcingTransformer, stream: TrainingStream, device: torch.device
+    spec: TrainingSpec,
+    model: PatchForcingTransformer,
+    stream: TrainingStream,
+    device: torch.device,
+    *,
+    workers: Workers = ALONE,
+    sharding: Sharding = "none",
+    devices: float = 1.0,
 ) -> TrainState:
-    """A training at step 0."""
+    """A training at step 0, of the same weights on every worker.
+
+    Args:
+        sharding: fsdp splits weights, averages and moments over the workers; with one worker there is nothing to split.
+        devices: as in `TrainState`.
+    """
     model = model.to(device).train()
+    ema = EMA(model, decay=spec.training.ema_decay, warmup=spec.training.ema_warmup)
+    if sharding == "fsdp" and workers.count > 1:
+        shard(model, workers, device)
+        shard(ema.model, workers, device)
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=spec.optimizer.learning_rate,
         betas=spec.optimizer.betas,
         weight_decay=spec.optimizer.weight_decay,
     )
-    ema = EMA(model, decay=spec.training.ema_decay, warmup=spec.training.ema_warmup)
-    return TrainState(spec, model, ema, optimizer, stream, device)
+    return TrainState(spec, model, ema, optimizer, stream, device, workers, devices)
 
 
 def use_bfloat16(precision: Precision, device: torch.device) -> bool:
@@ -176,17 +207,20 @@ class _Curve:
 
     def record(self, state: TrainState) -> Record:
         """Means since the last record. Diverged where one of the losses or gradients is not finite."""
-        rows = torch.stack(self.rows).cpu().double()  # (steps, 4): loss, mse, nll, gradient norm
+        # (steps, 4): loss, mse, nll, gradient norm. Means over the workers, so that all see a divergence at once.
+        rows = state.workers.mean(torch.stack(self.rows)).cpu().double()
         for offset, row in enumerate(rows):
             if not row.isfinite().all():
                 raise Diverged(state.step - len(rows) + offset + 1, row[0].item(), row[3].item())
         seconds = time.perf_counter() - self.since
         batch, rate = state.spec.training.batch, state.spec.optimizer.learning_rate_at(state.step - 1)
         loss, mse, nll, norm = rows.mean(dim=0).tolist()
-        result = Record(
-            state.step, state.images_seen, loss, mse, nll, norm, rate, len(rows) * batch / max(seconds, 1e-9)
-        )
         state.seconds += seconds
+        state.device_seconds += seconds * state.devices
+        result = Record(
+            state.step, state.images_seen, loss, mse, nll, norm, rate, len(rows) * batch / max(seconds, 1e-9),
+            state.device_seconds / 3600,
+        )  # fmt: skip
         self.rows, self.since = [], time.perf_counter()
         return result
 
@@ -206,18 +240,19 @@ def train(state: TrainState, *, flip: bool = False, callbacks: Sequence[Callback
 
 def _run(state: TrainState, flip: bool, callbacks: Sequence[Callback]) -> None:
     training = state.spec.training
-    forward = torch.compile(state.model) if training.compile else state.model
+    forward = make_forward(state.model, state.workers, compiled=training.compile)
     curve = _Curve()
     while state.step < training.steps:
         curve.rows.append(_step(state, forward, flip))
         state.step += 1
         if state.step % training.log_every == 0 or state.step == training.steps:
             record = curve.record(state)
+            state.curve.append(record)
             for callback in callbacks:
                 callback.on_record(state, record)
 
 
-def _step(state: TrainState, forward: Any, flip: bool) -> Tensor:
+def _step(state: TrainState, forward: Forward, flip: bool) -> Tensor:
     """One optimiser step; (4,) loss, mse, nll and gradient norm."""
     spec, device = state.spec, state.device
     for group in state.optimizer.param_groups:
@@ -231,16 +266,24 @@ def _step(state: TrainState, forward: Any, flip: bool) -> Tensor:
     y = torch.where(draws.drop, state.model.null_class, batch.labels.to(device, non_blocking=True))
     t = draws.t[:, 0] if spec.timesteps.per_sample else draws.t
     state.optimizer.zero_grad(set_to_none=True)
-    parts = []
-    for micro in torch.arange(len(rows), device=device).chunk(spec.training.accumulation):
-        with _autocast(spec.training.precision, device):
-            losses = flow.loss(
-                forward, x1[micro], y[micro], t[micro], draws.x0[micro], difficulty_weight=spec.flow.difficulty_weight
-            )
-        share = len(micro) / len(rows)
-        (losses.total * share).backward()
+    parts: list[Tensor] = []
+    micros = torch.arange(len(rows), device=device).chunk(spec.training.accumulation)
+    for micro in micros:
+        # Gradients are averaged over the workers once, in the last backward pass.
+        with forward.synchronise(len(parts) + 1 == len(micros)):
+            with _autocast(spec.training.precision, device):
+                losses = flow.loss(
+                    forward,
+                    x1[micro],
+                    y[micro],
+                    t[micro],
+                    draws.x0[micro],
+                    difficulty_weight=spec.flow.difficulty_weight,
+                )
+            share = len(micro) / len(rows)
+            (losses.total * share).backward()
         parts.append(torch.stack(losses).detach() * share)
-    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), spec.optimizer.gradient_norm)
+    norm = whole(torch.nn.utils.clip_grad_norm_(state.model.parameters(), spec.optimizer.gradient_norm))
     state.optimizer.step()
     state.ema.update(state.model, state.step)
     return torch.cat([torch.stack(parts).sum(dim=0), norm.detach().reshape(1)])

@@ -1,7 +1,8 @@
 """What a sweep costs besides training and evaluation: Ray's start, and each trial's fixed cost.
 
-Trials run one at a time. The first pays for its process and the import of torch; later ones reuse it.
-Fixed cost = (seconds of the Tune run − training and evaluation seconds of its trials) / trials.
+Trials run one at a time. The first pays for its processes and the import of torch; later ones reuse them. With two
+workers a trial runs through Ray Train's TorchTrainer.
+Fixed cost = (seconds of the launcher − training and evaluation seconds of its trials) / trials.
 """
 
 from __future__ import annotations
@@ -9,18 +10,19 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from pathlib import Path
+from statistics import median
 
 from rich.console import Console
 
 from pforce import results
 from pforce.catalog import experiment
 from pforce.config import with_fields
-from pforce.orchestration import tune
+from pforce.orchestration import groups, tune
 from pforce.orchestration.launch import execute
 from pforce.orchestration.plan import Options, plan
 from pforce.orchestration.sweep import Axis, Sweep
 
+ROUNDS = 4
 SMALL = {
     "model.depth": 1,
     "model.width": 16,
@@ -32,15 +34,16 @@ SMALL = {
 }
 
 
-def fixed_seconds(trials: int, name: str) -> tuple[float, float]:
-    """(seconds of a sweep's Tune run, the same less its trials' own seconds)."""
+def fixed_seconds(trials: int, name: str, workers: int = 1) -> tuple[float, float]:
+    """(seconds of a sweep's run, the same less its trials' own seconds)."""
     base = with_fields(experiment("openmoji32_micro"), SMALL)
     sweep = Sweep(name, base, (Axis("timesteps.m", tuple(0.1 * k for k in range(trials))),))
     console = Console(quiet=True)
+    cores = (os.cpu_count() or 1) // workers
     with tempfile.TemporaryDirectory() as folder:
-        planned = plan(sweep, Options(storage=Path(folder), cpus_per_trial=os.cpu_count()), console)
+        planned = plan(sweep, Options(storage=folder, cpus_per_trial=cores, workers=workers), console)
         started = time.perf_counter()
-        assert execute(planned, console, tune.launch) == 0
+        assert execute(planned, console, tune.launch if workers == 1 else groups.launch) == 0
         seconds = time.perf_counter() - started
         own = results.runs(planned.options.uri)["cost/seconds"].sum()
     return seconds, seconds - own
@@ -50,9 +53,11 @@ def main() -> None:
     started = time.perf_counter()
     tune.start_ray("local")
     print(f"Ray's start: {time.perf_counter() - started:.1f} s")
-    for trials in (1, 1, 4, 4):
-        seconds, fixed = fixed_seconds(trials, f"n{trials}")
-        print(f"{trials} trial(s): {seconds:.1f} s, of which fixed {fixed:.1f} s = {fixed / trials:.1f} s a trial")
+    for workers in (1, 2):
+        for trials in (1, 4):
+            costs = [fixed_seconds(trials, f"w{workers}-t{trials}-{n}", workers)[1] / trials for n in range(ROUNDS)]
+            spread = f"{median(costs):.1f} s ({min(costs):.1f} … {max(costs):.1f}, n = {ROUNDS})"
+            print(f"{workers} worker(s), {trials} trial(s) one after the other: a trial {spread}", flush=True)
     tune.ray.shutdown()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.fashion32 import fashion32_micro, fashion32_sit_micro
-from pforce import cli
+from pforce.commands.data import build_data
 from pforce.data import DataConfig, DataError, Manifest, ensure, fashion_mnist, read_split
 from pforce.orchestration.worker import find_data
 from pforce.validation import FieldError
@@ -189,11 +189,11 @@ def test_a_worker_builds_what_was_planned(source: Path, tmp_path: Path, monkeypa
 
 def test_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Oracle: exit code and counts of `pforce data build fashion-mnist --source …`."""
-    assert cli.build_data("fashion-mnist", destination=tmp_path / "built", source=source) == 0
+    assert build_data("fashion-mnist", destination=tmp_path / "built", source=source) == 0
     assert "70 training and 24 validation images, 10 classes" in capsys.readouterr().out
     assert Manifest.load(tmp_path / "built").train.samples == TRAIN
     with pytest.raises(FieldError, match=r"source = .*: must be left out"):
-        cli.build_data("openmoji", destination=tmp_path / "emoji", source=source)
+        build_data("openmoji", destination=tmp_path / "emoji", source=source)
 
 
 def test_refuses_another_resolution_and_what_is_not_its_own(source: Path, tmp_path: Path) -> None:

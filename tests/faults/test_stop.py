@@ -16,10 +16,10 @@ import mlflow
 import pytest
 
 from pforce import results
-from pforce.orchestration.plan import DONE, STOPPED
+from pforce.terminal import DONE, STOPPED
 from pforce.tracking import default_uri
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = pytest.mark.timeout(600)
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "sweeps" / "ltg_grid.py"

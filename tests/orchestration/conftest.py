@@ -22,4 +22,4 @@ def console() -> Console:
 
 
 def make_plan(sweep: Sweep, storage: Path, **options) -> Plan:
-    return plan(sweep, Options(storage=storage, **options), Console(width=200))
+    return plan(sweep, Options(storage=str(storage), **options), Console(width=200))

@@ -13,13 +13,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from pforce.config import ConfigError
 from pforce.generation import Job, drawn_batches
 from pforce.orchestration.pool import LocalPool, drain, make_pool
 from pforce.orchestration.ray_pool import RayPool, WorkerLostError
 from pforce.orchestration.sample import run_job
 from pforce.sampling import SamplerConfig
 from pforce.sources import load_source
+from pforce.validation import ConfigError
 from tests.orchestration.processes import processes, raylets
 
 pytestmark = pytest.mark.timeout(180)

@@ -14,19 +14,19 @@ import torch
 from rich.console import Console
 
 from pforce import results
-from pforce.config import ConfigError
 from pforce.metrics import EvaluationConfig
 from pforce.models import save_model
 from pforce.orchestration.find import find_source
 from pforce.orchestration.measurer import Measurement, Measurer, Subject
-from pforce.orchestration.plan import DONE, SOME_FAILED, STOPPED
 from pforce.orchestration.sampler_report import make_subject, report
 from pforce.orchestration.sampler_search import Search, SearchSpace, check_space
 from pforce.orchestration.sampler_sweep import SamplerSweep, run
 from pforce.sampling import Guidance, SamplerConfig
 from pforce.sources import SourceError, load_source
+from pforce.storage import Storage
+from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import Tracker, default_uri
-from pforce.validation import FieldError
+from pforce.validation import ConfigError, FieldError
 
 pytestmark = pytest.mark.timeout(240)
 CONSOLE = Console(width=200)
@@ -47,7 +47,7 @@ def tracker(folder) -> Tracker:
 
 
 def test_a_sweep_ends_in_a_front_and_measures_nothing_twice(subject, trained, tmp_path):
-    first = run(sweep(subject), tracker(tmp_path), CONSOLE, workers=1, address=None)
+    first = run(sweep(subject), tracker(tmp_path), Storage.open(tmp_path), CONSOLE, workers=1, address=None)
     assert first.code == DONE
     frame = first.frame
     assert len(frame) == 8
@@ -66,10 +66,10 @@ def test_a_sweep_ends_in_a_front_and_measures_nothing_twice(subject, trained, tm
     stored = results.runs(default_uri(tmp_path), "thresholds")
     assert set(stored["status"]) == {"FINISHED"}
     assert len(stored) == first.measured == 8 + frame["front"].sum()
-    again = run(sweep(subject), tracker(tmp_path), CONSOLE, workers=1, address=None)
+    again = run(sweep(subject), tracker(tmp_path), Storage.open(tmp_path), CONSOLE, workers=1, address=None)
     assert again.measured == 0
     assert again.frame.equals(frame)
-    longer = run(sweep(subject, trials=10), tracker(tmp_path), CONSOLE, workers=1, address=None)
+    longer = run(sweep(subject, trials=10), tracker(tmp_path), Storage.open(tmp_path), CONSOLE, workers=1, address=None)
     assert len(longer.frame) == 10
     assert results.runs(default_uri(tmp_path), "thresholds")["parent"].nunique() == 1
 
@@ -85,16 +85,16 @@ def test_a_sweep_ends_in_a_front_and_measures_nothing_twice(subject, trained, tm
 def test_a_finished_measurement_belongs_to_all_sweeps(subject, tmp_path):
     """Another search seed is another sweep: it takes what is finished as it is, and takes nothing away."""
     store = tracker(tmp_path)
-    first = run(sweep(subject, confirm=False), store, CONSOLE, workers=1, address=None)
+    first = run(sweep(subject, confirm=False), store, Storage.open(tmp_path), CONSOLE, workers=1, address=None)
     before = results.runs(default_uri(tmp_path)).set_index("run_id")[["status", "parent", "fingerprint"]]
-    other = run(sweep(subject, seed=1, confirm=False), store, CONSOLE, workers=1, address=None)
+    other = run(sweep(subject, seed=1, confirm=False), store, Storage.open(tmp_path), CONSOLE, workers=1, address=None)
     assert len(other.frame) == 8
     assert other.measured <= 4  # the baselines, at least, were there
     after = results.runs(default_uri(tmp_path)).set_index("run_id")[["status", "parent", "fingerprint"]]
     assert after.loc[before.index].equals(before)
     assert after["fingerprint"].is_unique
     for again, whole in ((sweep(subject, confirm=False), first), (sweep(subject, seed=1, confirm=False), other)):
-        repeated = run(again, store, CONSOLE, workers=1, address=None)
+        repeated = run(again, store, Storage.open(tmp_path), CONSOLE, workers=1, address=None)
         assert repeated.measured == 0
         assert set(repeated.frame["fd/openmoji"]) == set(whole.frame["fd/openmoji"])
 
@@ -102,7 +102,7 @@ def test_a_finished_measurement_belongs_to_all_sweeps(subject, tmp_path):
 def test_a_sampler_that_fails_is_told_and_the_others_go_on(subject, tmp_path):
     """Weights that give NaN at some inputs are hard to have; an absurd guidance scale overflows in float32."""
     wild = sweep(subject, trials=4, guidance=Guidance(1e38), confirm=False)
-    outcome = run(wild, tracker(tmp_path), CONSOLE, workers=1, address=None)
+    outcome = run(wild, tracker(tmp_path), Storage.open(tmp_path), CONSOLE, workers=1, address=None)
     assert outcome.code == SOME_FAILED
     assert len(outcome.failed) == 4
     frame = results.runs(default_uri(tmp_path), "thresholds")
@@ -112,8 +112,12 @@ def test_a_sampler_that_fails_is_told_and_the_others_go_on(subject, tmp_path):
 
 def test_workers_on_ray_give_the_same_numbers(ray_cluster, subject, tmp_path):
     """The order of suggestions may differ; a sampler that both measured has one distance."""
-    alone = run(sweep(subject, confirm=False), tracker(tmp_path / "1"), CONSOLE, workers=1, address=None).frame
-    both = run(sweep(subject, confirm=False), tracker(tmp_path / "2"), CONSOLE, workers=2, address=None).frame
+    alone = run(
+        sweep(subject, confirm=False), tracker(tmp_path / "1"), Storage.open(tmp_path), CONSOLE, workers=1, address=None
+    ).frame
+    both = run(
+        sweep(subject, confirm=False), tracker(tmp_path / "2"), Storage.open(tmp_path), CONSOLE, workers=2, address=None
+    ).frame
     keys = ["sampler", "NFE", "quantile", "inner_steps", "context_ratio", "start_after"]
     joined = alone.fillna(-1).merge(both.fillna(-1), on=keys)
     assert len(joined) >= 5  # the baselines at least
@@ -138,12 +142,12 @@ def test_a_stopped_sweep_goes_on(subject, tmp_path):
     slow = dataclasses.replace(subject, evaluation=dataclasses.replace(subject.evaluation, images=200))
     thread = threading.Thread(target=stop)
     thread.start()
-    stopped = run(sweep(slow, confirm=False), store, CONSOLE, workers=1, address=None)
+    stopped = run(sweep(slow, confirm=False), store, Storage.open(tmp_path), CONSOLE, workers=1, address=None)
     thread.join()
     assert stopped.code == STOPPED
     assert 2 <= len(stopped.frame) < 8
     assert "RUNNING" not in set(results.runs(default_uri(tmp_path), "thresholds")["status"])
-    finished = run(sweep(slow, confirm=False), store, CONSOLE, workers=1, address=None)
+    finished = run(sweep(slow, confirm=False), store, Storage.open(tmp_path), CONSOLE, workers=1, address=None)
     assert finished.measured == 8 - len(stopped.frame)
     assert len(results.runs(default_uri(tmp_path), "thresholds")) == 8
 

@@ -18,7 +18,7 @@ Outcome = Mapping[str, float] | str | None
 
 def planned_with(sweep: Sweep, folder: Path, outcome: Callable[[Work], Outcome]) -> Plan:
     """The plan of a sweep whose runs have these outcomes."""
-    options, quiet = Options(storage=folder), Console(quiet=True)
+    options, quiet = Options(storage=str(folder)), Console(quiet=True)
     planned = plan(sweep, options, quiet)
     tracker = planned.tracker
     parent = tracker.open_sweep(sweep.name, sweep.identity(planned.work), {})

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from pforce.config import ConfigError
 from pforce.orchestration.plan import Options
-from pforce.orchestration.script import Comparison, exit_on_errors, make_console, print_report, run_sweep
+from pforce.orchestration.script import Comparison, print_report, run_sweep
 from pforce.orchestration.sweep import Axis, Sweep
-from pforce.validation import FieldError
+from pforce.terminal import exit_on_errors, make_console
+from pforce.validation import ConfigError, FieldError
 from sweeps import lambda_sweep, ltg_grid
 from tests.results.conftest import planned_with
 from tests.training.conftest import DATA, tiny
@@ -163,7 +163,9 @@ def test_a_row_that_is_not_there_is_refused_before_anything_starts(chosen, messa
         pytest.fail("started")
 
     with pytest.raises(ConfigError, match=message):
-        run_sweep(sweep, Options(storage=tmp_path), dry_run=dry_run, launcher=launch, comparison=Comparison(**chosen))
+        run_sweep(
+            sweep, Options(storage=str(tmp_path)), dry_run=dry_run, launcher=launch, comparison=Comparison(**chosen)
+        )
 
 
 def test_more_than_six_rows_cannot_be_chosen():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
+import time
 
 import mlflow
 import pytest
@@ -176,3 +179,27 @@ def test_several_processes_write_one_database(tracker, tmp_path):
         assert worker.exitcode == 0
     assert set(tracker.finished(["a", "b"])) == {"a", "b"}
     assert results.runs(tracker.uri)["parent"].nunique() == 1
+
+
+MAKE = """
+import sys
+from pathlib import Path
+from pforce.tracking import Tracker
+print("begins", flush=True)
+Tracker(f"sqlite:///{sys.argv[1]}/mlflow.db", artifacts=Path(sys.argv[1]) / "artifacts")
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_database_whose_making_is_killed_is_made_again(tmp_path):
+    """Real SIGKILLs at moments within the seconds that MLflow takes: there is a whole database or none."""
+    for seconds in (0.2, 0.8, 1.4):
+        process = subprocess.Popen([sys.executable, "-c", MAKE, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begins\n"
+        time.sleep(seconds)
+        process.kill()
+        process.wait()
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", artifacts=tmp_path / "artifacts")
+    tracker.open_sweep("made", "i" * 32, {})
+    assert tracker.client.get_experiment_by_name("made") is not None

@@ -7,8 +7,10 @@ from typing import NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
+from pforce.validation import InputError
 
-class DetectorError(RuntimeError):
+
+class DetectorError(InputError, RuntimeError):
     """A detector's files are missing or not the ones its record names. The message says which, and the cure."""
 
 

@@ -1,0 +1,106 @@
+"""`pforce cost`: device-hours of what is in a store, by sweep, user, device or day."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from rich.table import Table
+from rich.text import Text
+
+from pforce.commands.store_options import FIRST_RUN, SHORT, WIDE, about, open_store
+from pforce.files import write_whole
+from pforce.results.costs import OUTCOMES, By, costs, run_costs
+from pforce.storage import default_storage
+from pforce.terminal import DONE, make_console
+from pforce.tracking import runs_frame
+from pforce.validation import ConfigError
+
+UNITS = {"gpu": "GPU", "cpu": "core", "unknown": "device"}
+
+
+def cost(
+    *, by: By = "sweep", csv: Path | None = None, storage: str | None = None, tracking_uri: str | None = None
+) -> int:
+    """Show what the runs of a store cost: device-hours of finished, failed and killed trials, images, seconds, share.
+
+    Hours of GPUs and of CPU cores stand apart. A training that several trials share counts once. Failed and killed
+    trials gave no result, and are a cost all the same.
+
+    Args:
+        by: what is summed up: sweep, user, device (the GPU's name, or cpu), or day (when a trial started).
+        csv: also write the table to this file, unrounded.
+        storage: where sweeps leave their files; by default $PFORCE_STORAGE, else runs.
+        tracking_uri: MLflow store; by default the database in the storage folder.
+    """
+    console = make_console()
+    tracker = open_store(storage or default_storage(), tracking_uri, console)
+    if tracker is None:
+        return DONE
+    of_runs = run_costs(runs_frame(tracker))
+    if of_runs.empty:
+        console.print(f"No runs yet in {tracker.shown}: {FIRST_RUN}.", highlight=False, markup=False, soft_wrap=True)
+        return DONE
+    table = costs(of_runs, by)
+    console.print(cost_table(table, by, console.width))
+    for note in notes(of_runs):
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    if csv is not None:
+        try:
+            write_whole(csv, lambda scratch: table.to_csv(scratch, index=False))
+        except OSError as error:
+            raise ConfigError(f"csv = {csv}: cannot be written ({error.strerror}); give another file") from error
+        console.print(f"{csv}: {len(table)} rows", highlight=False, markup=False)
+    return DONE
+
+
+def notes(of_runs: pd.DataFrame) -> list[str]:
+    """What the numbers do not say, of `pforce.results.costs.run_costs`."""
+    found = []
+    unrecorded, shared = int((~of_runs["recorded"]).sum()), of_runs["shared_hours"].sum()
+    if unrecorded:
+        found.append(f"{unrecorded} run(s) wrote no cost down (ended before the first point of their curve, or made "
+                     "by an earlier version): they count as 0")  # fmt: skip
+    if shared >= 5e-4:
+        found.append(f"{shared:,.3f} device-hours of trainings that several trials share are counted once")
+    if (of_runs["kind"] == "unknown").any():
+        found.append("device: runs that only evaluate do not record theirs; they count as one device")
+    return found
+
+
+def cost_table(table: pd.DataFrame, by: By, width: int) -> Table:
+    """Of `pforce.results.costs.costs`: its rows, and a total for each kind of device; no time on a narrow terminal."""
+    wide = width >= WIDE
+    caption = "hours: of the unit; time: that trials took." if wide else "hours: of the unit."
+    shown = Table(title=f"Cost by {by}", title_justify="left", caption=caption, caption_justify="left")
+    shown.add_column(by, overflow="fold", no_wrap=table[by].str.len().max() <= SHORT)
+    shown.add_column("unit")
+    outcomes = [name for name in OUTCOMES if name != "running" or table["running_hours"].gt(0).any()]
+    for name in ("trials", "hours", *outcomes, "images", *(("time",) if wide else ()), "share"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for kind, part in table.groupby("kind", sort=False):
+        for _, row in part.iterrows():
+            shown.add_row(Text(str(row[by])), *_cells(row, str(kind), outcomes, wide))
+        total = part.drop(columns=[by, "kind"]).sum()
+        if len(part) > 1:
+            shown.add_section()
+            shown.add_row("total", *_cells(total, str(kind), outcomes, wide), style="bold")
+        shown.add_section()
+    return shown
+
+
+def _cells(row: pd.Series, kind: str, outcomes: list[str], wide: bool) -> list[str | Text]:
+    def hours(name: str, style: str = "") -> Text:
+        value = row[name]
+        return Text(f"{value:,.3f}" if value else "–", style=style if value else "")
+
+    lost = {"failed": "red", "killed": "yellow", "running": "cyan"}
+    return [
+        UNITS[kind],
+        f"{row['trials']:,.0f}",
+        hours("device_hours"),
+        *(hours(f"{name}_hours", lost.get(name, "")) for name in outcomes),
+        f"{row['images']:,.0f}",
+        *((about(row["seconds"]),) if wide else ()),
+        f"{100 * row['share']:.0f} %",
+    ]

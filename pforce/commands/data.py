@@ -1,0 +1,55 @@
+"""`pforce data build` and `pforce experiments`: what can be trained on, and what can be trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from pforce import catalog
+from pforce.data import DataConfig, Manifest, ensure
+from pforce.terminal import DONE
+
+
+def build_data(
+    name: Annotated[Literal["openmoji", "fashion-mnist"], tyro.conf.Positional],
+    resolution: int = 32,
+    destination: Path | None = None,
+    source: Path | None = None,
+) -> int:
+    """Write a data set as webdataset shards with a manifest. Does nothing where it is already there.
+
+    Args:
+        name: the data set; openmoji is drawn from the installed package, fashion-mnist made from its IDX files.
+            Nothing is downloaded.
+        resolution: height and width of the images, in pixels; fashion-mnist has 32 only.
+        destination: folder to write; by default the cache folder ($PFORCE_CACHE or ~/.cache/pforce).
+        source: fashion-mnist only: folder of its four IDX files; by default $PFORCE_FASHION_MNIST, else where
+            Debian's package dataset-fashion-mnist puts them.
+    """
+    config = DataConfig(name=name, resolution=resolution, path=str(destination) if destination else None)
+    folder = ensure(config, source=source)
+    manifest = Manifest.load(folder)
+    sizes = f"{manifest.train.samples:,} training and {manifest.validation.samples:,} validation"
+    Console().print(f"{folder}: {sizes} images, {len(manifest.classes)} classes", highlight=False, soft_wrap=True)
+    return DONE
+
+
+def experiments() -> int:
+    """List the named experiments."""
+    table = Table()
+    table.add_column("experiment", no_wrap=True)
+    table.add_column("module", no_wrap=True)
+    table.add_column("what it is")
+    for name, function in sorted(catalog.experiments().items()):
+        table.add_row(name, function.__module__, summary(function))
+    Console().print(table)
+    return DONE
+
+
+def summary(function: object) -> str:
+    """First line of a docstring."""
+    return (getattr(function, "__doc__", None) or "").strip().split("\n")[0]

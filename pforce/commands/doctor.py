@@ -1,0 +1,78 @@
+"""`pforce doctor`: what is wrong with a machine, its stores or a cluster, and the cure."""
+
+from __future__ import annotations
+
+import json as json_module
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pforce.orchestration.doctor import SIGNS, Check, diagnose
+from pforce.orchestration.doctor.diagnose import address_of
+from pforce.storage import Storage, default_storage
+from pforce.terminal import DONE, USAGE_ERROR, make_console
+from pforce.validation import require
+
+STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+
+
+def doctor(
+    *,
+    storage: str | None = None,
+    tracking_uri: str | None = None,
+    ray_address: str | None = None,
+    workers: int | None = None,
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> int:
+    """Check this machine, its stores and a cluster, and say what is wrong and how it is cured.
+
+    Exit code 0 where nothing would stop a run (warnings are allowed), else 2. Ray is not started: without
+    --ray-address or RAY_ADDRESS only this machine is looked at.
+
+    Args:
+        storage: where sweeps leave their files; with a cluster every node must have the same folder there. By default
+            $PFORCE_STORAGE, else runs.
+        tracking_uri: MLflow store; by default the database in the storage folder.
+        ray_address: a running cluster, HOST:PORT or auto; by default RAY_ADDRESS. Every node is looked at.
+        workers: also check that so many workers fit at once.
+        json: print JSON instead of a table.
+    """
+    require(workers is None or workers >= 1, "workers", workers, "≥ 1")
+    console = make_console()
+    place = Storage.open(storage or default_storage())
+    with Console(stderr=True).status("looking …") as status:
+        checks = diagnose(
+            place,
+            tracking_uri,
+            ray_address=address_of(ray_address),
+            workers=workers,
+            told=lambda what: status.update(f"looking at {what} …"),
+        )
+    wrong = sum(check.state == "problem" for check in checks)
+    warned = sum(check.state == "warning" for check in checks)
+    if json:
+        print(
+            json_module.dumps({"ok": not wrong, "checks": [c._asdict() for c in checks]}, indent=1, ensure_ascii=False)
+        )
+    else:
+        console.print(checks_table(checks))
+        told = "nothing would stop a run" if not wrong else f"{wrong} problem(s) would stop a run or spoil it"
+        console.print(Text(f"{told}; {warned} warning(s)", style="bold red" if wrong else "bold green"))
+    return USAGE_ERROR if wrong else DONE
+
+
+def checks_table(checks: list[Check]) -> Table:
+    """A row a check: its sign, what was found, and the cure below it."""
+    table = Table(title="pforce doctor", title_justify="left", show_header=False)
+    table.add_column("state", no_wrap=True)
+    table.add_column("check", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    for check in checks:
+        found = Text(check.found)
+        if check.cure:
+            found.append(f"\n→ {check.cure}", style="dim" if check.state == "ok" else "bold")
+        table.add_row(Text(SIGNS[check.state], style=STYLES[check.state]), Text(check.name), found)
+    return table

@@ -1,0 +1,200 @@
+"""`pforce runs`: how far the sweeps of a store are, and the trials of one."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import math
+import time
+from typing import Annotated
+
+import pandas as pd
+import tyro
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from pforce.commands.store_options import FIRST_RUN, NONE, SHORT, WIDE, about, clock, open_store
+from pforce.results import progress
+from pforce.storage import default_storage
+from pforce.terminal import DONE, make_console
+from pforce.tracking import Tracker, experiment_names
+from pforce.validation import ConfigError, require
+
+COLOURS = {"done": "green", "running": "cyan", "silent": "yellow", "stopped": "yellow", "failed": "red"}
+NEWEST = 20
+"""Sweeps that are shown without --all."""
+BAR = 8
+"""Characters of a bar."""
+
+
+def runs(
+    sweep: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="SWEEP")] = None,
+    *,
+    trials: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    every: Annotated[bool, tyro.conf.arg(name="all"), tyro.conf.FlagCreatePairsOff] = False,
+    watch: float | None = None,
+    storage: str | None = None,
+    tracking_uri: str | None = None,
+) -> int:
+    """Show how far sweeps are: trials done and open, progress, cost, time left, best distance. SWEEP: its trials.
+
+    A run under way that was not heard of for 10 minutes is shown as silent: the process that drove it may be dead,
+    and the same command goes on from its last checkpoint.
+
+    Args:
+        sweep: name of a sweep, such as ltg_grid: shows its trials. Where axes or seeds were changed, the newest ones.
+        trials: show the trials of all sweeps that are shown.
+        every: show all sweeps, not the newest 20; with SWEEP, its trials with earlier axes or seeds, too.
+        watch: show it anew every so many seconds, until Ctrl-C.
+        storage: where sweeps leave their files; by default $PFORCE_STORAGE, else runs.
+        tracking_uri: MLflow store; by default the database in the storage folder.
+    """
+    require(watch is None or watch >= 1, "watch", watch, "≥ 1 second")
+    console = make_console()
+    tracker = open_store(storage or default_storage(), tracking_uri, console)
+    if tracker is None:
+        return DONE
+    if watch is None:
+        console.print(view(tracker, console.width, sweep, trials=trials, every=every))
+        return DONE
+    with contextlib.suppress(KeyboardInterrupt):  # how watching ends
+        _watch(console, tracker, watch, sweep, trials=trials, every=every)
+    return DONE
+
+
+def _watch(console: Console, tracker: Tracker, seconds: float, sweep: str | None, *, trials: bool, every: bool) -> None:
+    def shown() -> RenderableType:
+        return view(tracker, console.width, sweep, trials=trials, every=every)
+
+    if not console.is_terminal:
+        while True:
+            console.print(shown())
+            time.sleep(seconds)
+    with Live(shown(), console=console, auto_refresh=False, vertical_overflow="visible") as live:
+        while True:
+            time.sleep(seconds)
+            live.update(shown(), refresh=True)
+
+
+def view(
+    tracker: Tracker, width: int, sweep: str | None = None, *, trials: bool = False, every: bool = False
+) -> RenderableType:
+    """What the command shows now, for so many columns. ConfigError for a sweep that the store does not have."""
+    found, now = progress.read(tracker, sweep), progress.now_utc()
+    if found.sweeps.empty:
+        if sweep is not None:
+            raise ConfigError(_unknown(tracker, sweep))
+        return Text(f"No runs yet in {tracker.shown}: {FIRST_RUN}.")
+    table = progress.sweeps(found, now)
+    if not every:
+        table = table.head(1 if sweep is not None else NEWEST)
+    parts: list[RenderableType] = [sweeps_table(table, now, width)]
+    if sweep is not None or trials:
+        of_trials = progress.trials(found.runs, now)
+        parents = found.sweeps.set_index("run_id", drop=False)
+        for run_id in table["run_id"]:
+            parent = parents.loc[run_id]
+            title = f"{parent['sweep']}, started {clock(parent['start_time'], now)}"
+            parts.append(trials_table(progress.members(parent, of_trials), now, width, title))
+    more = len(found.sweeps) - len(table)
+    if more:
+        what = "of this name with other axes or seeds" if sweep is not None else "older"
+        parts.append(Text(f"{more} more {what}: --all", style="dim"))
+    if (table["state"] == "silent").any():
+        parts.append(
+            Text("silent: its process may be dead; if so, the same command goes on from the last checkpoints.")
+        )
+    return Group(*parts)
+
+
+def _unknown(tracker: Tracker, sweep: str) -> str:
+    names = sorted(set(experiment_names(tracker)) - {"Default"})
+    near = difflib.get_close_matches(sweep, names, n=1)
+    there = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}" if names else "it has none yet"
+    return f"sweep = {sweep!r}: is not in {tracker.shown}; {there}"
+
+
+def _number(value: float, text: str) -> str:
+    return NONE if value is None or math.isnan(value) else format(value, text)
+
+
+def _state(row: pd.Series, now: pd.Timestamp, *, since: bool) -> Text:
+    silent = since and row["state"] == "silent"
+    text = f"silent since {clock(row['last_activity'], now)}" if silent else str(row["state"])
+    return Text(text, style=COLOURS[row["state"]])
+
+
+def bar(share: float, style: str, size: int = BAR) -> Text:
+    """`━━━━╌╌╌╌  50 %`; a dash for NaN."""
+    if math.isnan(share):
+        return Text(NONE)
+    full = math.floor(share * size + 1e-9)
+    shown = f"{math.floor(100 * share + 1e-9):>4} %"  # 99.6 % is not done
+    return Text.assemble(("━" * full, style), ("╌" * (size - full), "bright_black"), shown if size else shown.strip())
+
+
+def _counts(row: pd.Series) -> Text:
+    """`4/6, 1 running, 1 failed`."""
+    others = [Text(f"{row[s]} {s}", style=COLOURS[s]) for s in ("running", "failed", "stopped") if row[s]]
+    return Text(", ").join([Text(f"{row['done']}/{row['planned']}"), *others])
+
+
+def sweeps_table(table: pd.DataFrame, now: pd.Timestamp, width: int) -> Table:
+    """The sweeps, of `pforce.results.progress.sweeps`; on fewer than 120 columns more tersely."""
+    wide = width >= WIDE
+    shown = Table(title="Sweeps", title_justify="left")
+    shown.add_column("sweep", overflow="fold", no_wrap=table["sweep"].str.len().max() <= SHORT)
+    shown.add_column("state", no_wrap=True)
+    shown.add_column("trials")
+    shown.add_column("progress", no_wrap=True, justify="right")
+    shown.add_column("device hours", justify="right")
+    for name in ("started", "last activity", "time left") if wide else ("left, or last activity",):
+        shown.add_column(name, justify="right", no_wrap=wide)
+    shown.add_column("best", justify="right", overflow="fold")
+    for _, row in table.iterrows():
+        left, last = about(row["seconds_left"]), clock(row["last_activity"], now)
+        times = (clock(row["started"], now), last, left) if wide else (last if left == NONE else f"{left} left",)
+        shown.add_row(
+            Text(row["sweep"]),
+            _state(row, now, since=wide),
+            _counts(row),
+            bar(row["progress"], COLOURS[row["state"]], BAR if wide else 0),
+            _number(row["device_hours"], ",.2f"),
+            *times,
+            NONE if row["metric"] is None or pd.isna(row["best"]) else Text(f"{row['metric']} {row['best']:.4g}"),
+        )
+    return shown
+
+
+def trials_table(table: pd.DataFrame, now: pd.Timestamp, width: int, title: str) -> Table:
+    """The trials of a sweep, of `pforce.results.progress.trials`; on fewer than 120 columns more tersely."""
+    wide = width >= WIDE
+    trained, reasons = table["images"].notna().any(), table["reason"].notna().any()
+    retried, short = table["attempts"].gt(1).any(), table["label"].str.len().max() <= SHORT
+    columns = [("trial", True), ("state", True), ("reason", reasons), ("progress", True), ("images seen", trained),
+               ("images/s", trained), ("device hours", True), ("started", wide), ("time left", True),
+               ("attempts", retried)]  # fmt: skip
+    shown = Table(title=title, title_justify="left")
+    for name, there in columns:
+        if there:
+            words = name in ("trial", "state", "reason", "progress")
+            narrow = name in ("reason", "device hours", "images/s") or (name == "trial" and not short)
+            shown.add_column(name, justify="left" if words else "right", overflow="fold", no_wrap=not narrow)
+    for _, row in table.sort_values("started", kind="stable").iterrows():
+        seen = f"{_number(row['images_seen'], ',.0f')}/{_number(row['images'], ',.0f')}"
+        cells: list[RenderableType] = [
+            Text(str(row["label"])),
+            _state(row, now, since=wide),
+            Text("" if pd.isna(row["reason"]) else str(row["reason"])),
+            bar(row["progress"], COLOURS[row["state"]], BAR if wide else BAR // 2),
+            seen if row["images"] > 0 else NONE,
+            _number(row["images_per_second"], ",.0f"),
+            _number(row["device_hours"], ",.3f"),
+            clock(row["started"], now),
+            about(row["seconds_left"]),
+            str(row["attempts"]),
+        ]
+        shown.add_row(*(cell for cell, (_, there) in zip(cells, columns, strict=True) if there))
+    return shown

@@ -1,0 +1,57 @@
+"""What the commands that only read a tracking store share."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+
+import pandas as pd
+from rich.console import Console
+
+from pforce.orchestration.plan import tracker_of
+from pforce.storage import Storage
+from pforce.terminal import duration
+from pforce.tracking import Tracker
+
+FIRST_RUN = "pforce train openmoji32_micro, or a script of sweeps/, makes the first"
+SHORT = 28
+"""Characters of a name that is never broken into lines."""
+WIDE = 120
+"""Columns of a terminal that has room for everything."""
+NONE = "–"
+"""What is not known."""
+
+
+def open_store(storage: str, tracking_uri: str | None, console: Console) -> Tracker | None:
+    """The store; None, having said so, where there is none yet. TrackingError where it cannot be read, StorageError
+    and ConfigError where the storage is none or holds no database.
+
+    Reading must not make a database: the default one is made by the first run.
+    """
+    place = Storage.open(storage)
+    if tracking_uri is None and not place.remote and not (place.root / "mlflow.db").exists():
+        console.print(
+            f"No runs yet in {place.root}: {FIRST_RUN}. Runs elsewhere are read with --storage or --tracking-uri.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        return None
+    return tracker_of(place, tracking_uri)
+
+
+def clock(time: pd.Timestamp, now: pd.Timestamp) -> str:
+    """A UTC time of the store as this machine's clock shows it: `14:03` today, else `23 Nov 14:03`."""
+    if pd.isna(time):
+        return NONE
+    local, today = (datetime.fromtimestamp(each.tz_localize("UTC").timestamp()) for each in (time, now))
+    return f"{local:%H:%M}" if local.date() == today.date() else f"{local.day} {local:%b %H:%M}"
+
+
+def about(seconds: float) -> str:
+    """`4 min 10 s`; from ten minutes on without seconds; a dash for NaN."""
+    return (
+        NONE
+        if math.isnan(seconds)
+        else duration(seconds if seconds < 600 else 60 * round(seconds / 60)).removesuffix(" 0 s")
+    )

@@ -1,0 +1,112 @@
+"""All checks, in the order in which they are shown."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pforce.orchestration.doctor import cluster, machines, node, software, stores
+from pforce.orchestration.doctor.check import Check, checked
+from pforce.orchestration.placement import Node, this_machine
+from pforce.orchestration.plan import tracking_uri_of
+from pforce.storage import Storage
+from pforce.validation import ConfigError
+
+Told = Callable[[str], None]
+
+
+def diagnose(
+    storage: Storage | Path,
+    tracking_uri: str | None,
+    *,
+    ray_address: str | None = None,
+    workers: int | None = None,
+    told: Told = lambda what: None,
+) -> list[Check]:
+    """Look at this machine, its stores and, with an address, at every node of the cluster. Raises nothing.
+
+    Ray is not started: without an address there are local checks only.
+
+    Args:
+        storage: where sweeps leave their files.
+        tracking_uri: MLflow store; by default the database in the storage folder.
+        told: called with what is looked at next.
+    """
+    place = storage if isinstance(storage, Storage) else Storage.open(storage)
+    told("this machine")
+    checks = checked("Python", software.python)
+    checks += checked("packages", software.packages)
+    checks += checked("GPU", software.gpus)
+    checks += checked("NCCL", software.communication)
+    checks += checked("attention", software.attention)
+    checks += checked("torchvision", software.torchvision)
+    told("the stores")
+    checks += checked("storage", lambda: stores.storage_folder(place))
+    checks += checked("MLflow store", lambda: _tracking(place, tracking_uri))
+    found: dict[str, Any] | None = None
+    if ray_address is None:
+        version = importlib.metadata.version("ray")
+        text = f"Ray {version}; no cluster was given: only this machine was looked at"
+        checks.append(Check("Ray cluster", "ok", text, "--ray-address HOST:PORT (or RAY_ADDRESS) looks at every node."))
+    else:
+        told(f"the cluster at {ray_address}")
+        before = checked("Ray token", cluster.authentication)
+        if before[0].state != "problem":
+            before += checked("Ray cluster", lambda: cluster.unreachable(ray_address) or [])
+        checks += before
+        if all(check.state != "problem" for check in before):
+            looked: list[dict[str, Any]] = []
+            checks += checked("Ray cluster", lambda: _look(ray_address, place.root, looked))
+            found = looked[0] if looked else None
+    return checks + _of_nodes(found, place, ray_address, workers)
+
+
+def _tracking(place: Storage, given: str | None) -> Check:
+    try:
+        return stores.tracking(tracking_uri_of(place, given), place.root)
+    except ConfigError as error:
+        return Check("MLflow store", "problem", str(error), "Give --tracking-uri.")
+
+
+def _look(address: str, storage: Path, looked: list[dict[str, Any]]) -> list[Check]:
+    result = cluster.look(address, storage)
+    if isinstance(result, Check):
+        return [result]
+    looked.append(result)
+    return []
+
+
+def _of_nodes(found: dict[str, Any] | None, place: Storage, address: str | None, workers: int | None) -> list[Check]:
+    """What is checked on every node: those of the cluster, or this machine alone."""
+    own = node.facts(str(place.root))
+    facts = {own["host"]: own}
+    room = [this_machine()]
+    checks: list[Check] = []
+    if found is not None and address is not None:
+        checks += checked("Ray cluster", lambda: cluster.cluster(found, address))
+        answered = [each for each in found["nodes"] if "error" not in each]
+        room = [Node(int(each["cpus"]), each["gpus"]) for each in found["nodes"]]
+        if answered:
+            facts = {each["label"]: each["facts"] for each in answered}
+            checks += checked("versions", lambda: machines.versions(facts, own))
+            if not place.remote:
+                checks += checked("shared storage", lambda: cluster.shared_storage(answered, place.root))
+            checks += checked("clocks", lambda: cluster.clocks(answered))
+            checks += checked("network", lambda: cluster.rendezvous(answered))
+    if workers is not None and (address is None or found is not None):
+        checks += checked("workers", lambda: cluster.room(room, workers))
+    checks += checked("CPU", lambda: machines.cpus(facts))
+    checks += checked("shared memory", lambda: machines.shared_memory(facts))
+    checks += checked("free disk", lambda: machines.disk(facts))
+    checks += checked("open files", lambda: machines.open_files(facts))
+    checks += checked("data cache", lambda: machines.cache(facts))
+    return checks
+
+
+def address_of(ray_address: str | None) -> str | None:
+    """The cluster that a sweep would connect to; None where it would start one here."""
+    address = ray_address or os.environ.get("RAY_ADDRESS") or None
+    return None if address == "local" else address

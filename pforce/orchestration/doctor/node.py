@@ -1,0 +1,168 @@
+"""What runs on every node of a cluster. Travels there by value, so that it also runs where pforce is missing.
+
+Only the standard library is imported here; everything else inside the functions, where it may be missing.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import resource
+import shutil
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+VERSIONS = ("pforce", "torch", "ray")
+WAIT_SECONDS = 3.0
+"""For a file that another node wrote: network file systems keep what they know of a folder for a moment."""
+
+
+def facts(storage: str) -> dict[str, Any]:
+    """Plain data on this machine: versions, memory, disk, limits, and whether the data cache can be written."""
+    return {
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in VERSIONS},
+        "memory": memory_bytes(),
+        "shm": shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None,
+        "free": {"/tmp": free_bytes("/tmp"), storage: free_bytes(storage)},
+        "open_files": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "cpus": len(os.sched_getaffinity(0)),
+        "cpu_quota": cpu_quota(),
+        "cache": cache_error(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def free_bytes(folder: str) -> int:
+    """Free space of the file system of a folder, or of where it will be made."""
+    path = Path(folder).absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def _number(path: Path, index: int = 0) -> int | None:
+    """A number of a control file; None where it is not there, or says `max`."""
+    try:
+        word = path.read_text().split()[index]
+        return int(word)
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _groups(root: Path, own: str) -> list[Path]:
+    """This process's control group and those around it, in version 2 of the hierarchy."""
+    try:
+        lines = Path(own).read_text().splitlines()
+    except OSError:
+        lines = []
+    inner = next((line.split("::", 1)[1].strip("/") for line in lines if line.startswith("0::")), "")
+    path = root / inner
+    return [path, *(parent for parent in path.parents if parent == root or root in parent.parents)]
+
+
+def cpu_quota(root: Path = Path("/sys/fs/cgroup"), own: str = "/proc/self/cgroup") -> float | None:
+    """CPU cores that the container may use at once; None without a limit."""
+    limits = []
+    pairs = [(group / "cpu.max", group / "cpu.max") for group in _groups(root, own)]
+    pairs.append((root / "cpu/cpu.cfs_quota_us", root / "cpu/cpu.cfs_period_us"))
+    for quota_file, period_file in pairs:
+        quota, period = _number(quota_file), _number(period_file, 1 if quota_file == period_file else 0)
+        if quota is not None and quota > 0 and period:
+            limits.append(quota / period)
+    return min(limits, default=None)
+
+
+def memory_bytes(root: Path = Path("/sys/fs/cgroup"), own: str = "/proc/self/cgroup") -> int:
+    """Main memory, or the container's share of it."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    files = [*(group / "memory.max" for group in _groups(root, own)), root / "memory/memory.limit_in_bytes"]
+    return min([total, *(limit for file in files if (limit := _number(file)) is not None)])
+
+
+def cache_error() -> tuple[str, str | None] | None:
+    """The data cache's folder, and why it cannot be written; None where pforce is missing."""
+    try:
+        from pforce.files import cache_folder
+    except ImportError:
+        return None
+    folder = cache_folder()
+    return str(folder), write_error(folder)
+
+
+def write_error(folder: Path) -> str | None:
+    """Why nothing can be written there; None where it can. The folder is made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def leave(folder: str, name: str, text: str) -> str | None:
+    """Leave a file for another node to find. Returns why it could not; the folder is not made here."""
+    if not Path(folder).is_dir():
+        return "is not there"
+    try:
+        (Path(folder) / name).write_text(text)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def finds(folder: str, name: str, text: str, *, wait: float = WAIT_SECONDS) -> bool:
+    """Whether the file that another node left is in what this node takes for the same folder."""
+    until = time.monotonic() + wait
+    while True:
+        try:
+            if text in (Path(folder) / name).read_text():
+                return True
+        except OSError:
+            pass  # not there, or not yet
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.1)
+
+
+def connect(host: str, port: int, timeout: float = 5.0) -> float:
+    """Seconds that a TCP connection takes. OSError where there is none."""
+    start = time.perf_counter()
+    with socket.create_connection((host, port), timeout=timeout):
+        return time.perf_counter() - start
+
+
+class Inspector:
+    """An actor on one node."""
+
+    def facts(self, storage: str) -> dict[str, Any]:
+        return facts(storage)
+
+    def clock(self) -> float:
+        """Seconds since 1970."""
+        return time.time()
+
+    def leave(self, folder: str, name: str, text: str) -> str | None:
+        return leave(folder, name, text)
+
+    def remove(self, folder: str, name: str) -> None:
+        (Path(folder) / name).unlink(missing_ok=True)
+
+    def connect(self, host: str, port: int) -> tuple[float | None, str]:
+        """Seconds, or None and why not."""
+        try:
+            return connect(host, port), ""
+        except OSError as error:
+            return None, error.strerror or str(error)

@@ -1,0 +1,100 @@
+"""Looks at a Ray cluster, in a process of its own: `python -m pforce.orchestration.doctor.probe ADDRESS STORAGE`.
+
+Ray waits for a cluster that does not answer for two minutes and then ends the process; with a wrong token it writes
+the reason to stderr only. So whoever starts this reads both outputs, and ends it. The last line of stdout is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import socket
+import sys
+import time
+from typing import Any
+
+# Read by ray when it is imported.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pforce.orchestration.doctor import node
+
+PINGS = 5
+NODE_SECONDS = 45.0
+"""For a node to start a process and to answer."""
+
+
+def _inspect(inspector: Any, label: str, storage: str, port: int | None) -> dict[str, Any]:
+    """Everything about one node."""
+
+    def ask(method: Any, *arguments: Any) -> Any:
+        return ray.get(method.remote(*arguments), timeout=NODE_SECONDS)
+
+    found: dict[str, Any] = {"label": label, "facts": ask(inspector.facts, storage)}
+    # Half of the shortest round trip is how wrong the difference can be.
+    pings = []
+    for _ in range(PINGS):
+        before = time.time()
+        there = ask(inspector.clock)
+        after = time.time()
+        pings.append((after - before, there - (before + after) / 2))
+    found["round_trip"], found["clock_offset"] = min(pings)
+    name, text = f".pforce-doctor-{secrets.token_hex(8)}", secrets.token_hex(16)
+    error = ask(inspector.leave, storage, name, text)
+    found["storage_error"] = error
+    found["storage_shared"] = error is None and node.finds(storage, name, text)
+    if error is None:
+        ask(inspector.remove, storage, name)
+    if port is not None:
+        found["connect_seconds"], found["connect_error"] = ask(inspector.connect, ray.util.get_node_ip_address(), port)
+    return found
+
+
+def look(address: str, storage: str) -> dict[str, Any]:
+    """Nodes, resources, and each node's facts. Raises what Ray raises where it does not connect."""
+    started = time.perf_counter()
+    ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+    seconds = time.perf_counter() - started
+    ray.cloudpickle.register_pickle_by_value(node)
+    actor = ray.remote(num_cpus=0, max_restarts=0)(node.Inspector)
+    alive = [each for each in ray.nodes() if each["Alive"]]
+    hosts = [each["NodeManagerHostname"] for each in alive]
+    nodes, inspectors = [], []
+    for each in alive:
+        label = each["NodeManagerHostname"]
+        if hosts.count(label) > 1:
+            label += f" {each['NodeID'][:6]}"
+        where = NodeAffinitySchedulingStrategy(each["NodeID"], soft=False)
+        # All at once: each node starts a process for it.
+        inspectors.append((each, label, actor.options(scheduling_strategy=where).remote()))
+    with socket.create_server(("", 0), backlog=len(alive) + 1) as server:
+        for each, label, inspector in inspectors:
+            try:
+                found = _inspect(inspector, label, storage, server.getsockname()[1])
+            except Exception as error:  # one bad node is told, and hides no other
+                lines = str(error).strip().splitlines()
+                found = {"label": label, "error": f"{type(error).__name__}: {lines[-1] if lines else ''}"}
+            resources = each["Resources"]
+            nodes.append({**found, "cpus": resources.get("CPU", 0.0), "gpus": resources.get("GPU", 0.0)})
+    dead = sum(not each["Alive"] for each in ray.nodes())
+    return {"seconds": seconds, "ray": ray.__version__, "nodes": nodes, "dead": dead}
+
+
+def main() -> None:
+    """Prints what was found, or {"error": …, "kind": …}."""
+    address, storage = sys.argv[1:]
+    try:
+        result = look(address, storage)
+    except Exception as error:
+        result = {"error": str(error), "kind": type(error).__name__}
+    print(json.dumps(result), flush=True)
+    os._exit(0)  # Ray's clean-up waits for a cluster that may be gone
+
+
+if __name__ == "__main__":
+    main()

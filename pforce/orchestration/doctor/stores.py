@@ -1,0 +1,67 @@
+"""Checks of what a run writes to: the tracking store, and the storage folder."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pforce.orchestration.doctor.check import Check
+from pforce.orchestration.doctor.node import connect, write_error
+from pforce.storage import Storage, StorageError
+from pforce.tracking import Tracker, TrackingError, experiment_names, mask, sqlite_path
+
+STORE_SECONDS = 10.0
+PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
+
+
+def tracking(uri: str, storage: Path, *, limit: float = STORE_SECONDS) -> Check:
+    """Whether the MLflow store answers, in time and with the schema of this MLflow."""
+    name, shown = "MLflow store", mask(uri)
+    database = sqlite_path(uri)
+    if database is not None and not database.exists():
+        if not database.parent.exists() or write_error(database.parent) is None:
+            return Check(name, "ok", f"{shown}: not there yet; the first run makes it")
+        cure = "Give --tracking-uri, or a --storage folder that can be written."
+        return Check(name, "problem", f"{shown}: its folder cannot be written", cure)
+    parts = urlsplit(uri)
+    until = time.monotonic() + limit
+    port = parts.port or PORTS.get(parts.scheme.split("+")[0])
+    if parts.hostname and port:  # MLflow itself would try for minutes
+        try:
+            connect(parts.hostname, port, limit / 2)
+        except OSError as error:
+            text = f"{shown}: nothing answers at {parts.hostname}:{port}: {error.strerror or error}"
+            cure = "Start the server, or check --tracking-uri and the network (proxy, firewall, VPN)."
+            return Check(name, "problem", text, cure)
+    found: list[list[str] | TrackingError | Exception] = []
+
+    def ask() -> None:
+        try:
+            found.append(experiment_names(Tracker(uri, artifacts=storage / "artifacts")))
+        except Exception as error:  # raised in this thread it would be lost
+            found.append(error)
+
+    # A daemon: one that hangs in a server that never answers must not keep the command from ending.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(max(0.0, until - time.monotonic()))
+    if not found:
+        cure = "See whether the server is overloaded, or another process holds the database; then try again."
+        return Check(name, "problem", f"{shown}: no answer within {limit:.0f} s", cure)
+    (result,) = found
+    if isinstance(result, TrackingError):
+        return Check(name, "problem", mask(str(result)), "As the message says.")
+    if isinstance(result, Exception):
+        raise result
+    return Check(name, "ok", f"{shown}: answers, its schema fits, {len(result)} experiment(s)")
+
+
+def storage_folder(storage: Storage) -> Check:
+    """Whether the storage, a folder or a bucket, can be written from here."""
+    try:
+        storage.check()
+    except StorageError as error:
+        return Check("storage", "problem", str(error), "As the message says.")
+    return Check("storage", "ok", f"{storage} can be written")

@@ -1,0 +1,104 @@
+"""The processes of one training: who is first, and what they tell each other. Nothing but torch.distributed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(days=2)
+"""How long the others wait for work that only the first does, such as the wait for another process's training. A
+worker that dies meanwhile is seen by whoever started the processes."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes that share a training; by default this one alone."""
+
+    rank: int = 0
+    count: int = 1
+    patient: Any = None
+    """The process group of waits without a training's time limit."""
+
+    @classmethod
+    def joined(cls) -> Workers:
+        """Those of the default process group. To be called by all of them."""
+        patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        return cls(dist.get_rank(), dist.get_world_size(), patient)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and reports."""
+        return self.rank == 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of all workers' values, in place where there are several."""
+        if self.count > 1:
+            dist.all_reduce(values)
+            values /= self.count
+        return values
+
+    def gather(self, value: T, *, patient: bool = True) -> list[T]:
+        """Everyone's value, in the order of ranks; small ones: they are pickled.
+
+        Args:
+            patient: wait without the training's time limit.
+        """
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value, group=self.patient if patient else None)
+        return values
+
+    def to_first(self, value: T) -> list[T]:
+        """Everyone's value, in the order of ranks, on the first; nothing on the others."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.count if self.first else None
+        dist.gather_object(value, values, dst=0, group=self.patient)
+        return values or []
+
+    def first_does(self, work: Callable[[], T]) -> T:
+        """What `work` gives on the first worker, on all of them; an exception it raises is raised by all, so that
+        none is left waiting."""
+        if self.count == 1:
+            return work()
+        answer: list[Any] = [None, None]
+        if self.first:
+            try:
+                answer[0] = work()
+            except Exception as error:
+                answer[1] = error
+        dist.broadcast_object_list(answer, src=0, group=self.patient)
+        if answer[1] is not None:
+            raise answer[1]
+        return answer[0]
+
+    def spread(self, tensor: Tensor) -> None:
+        """The first worker's tensor becomes everyone's."""
+        if self.count > 1:
+            # A scalar step counter of the optimiser lies on the CPU, which only the gloo group reaches.
+            dist.broadcast(tensor, src=0, group=self.patient if tensor.device.type == "cpu" else None)
+
+
+ALONE = Workers()
+
+
+def start(rank: int, count: int, address: str, *, device: torch.device, timeout: float) -> Workers:
+    """Meet the other processes at an address such as `tcp://host:port` or `file:///path`.
+
+    Args:
+        timeout: seconds after which a collective operation of the training fails.
+    """
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend, init_method=address, rank=rank, world_size=count, timeout=timedelta(seconds=timeout)
+    )
+    return Workers.joined()

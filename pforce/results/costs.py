@@ -1,0 +1,115 @@
+"""What the runs of a store cost: what `pforce cost` shows."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pandas as pd
+
+from pforce.results.frames import UNDER_WAY
+
+By = Literal["sweep", "user", "device", "day"]
+OUTCOMES = ("finished", "failed", "killed", "running")
+COLUMNS = ["trials", "device_hours", *(f"{outcome}_hours" for outcome in OUTCOMES), "images", "seconds", "share",
+           "unrecorded"]  # fmt: skip
+
+
+def _column(frame: pd.DataFrame, name: str) -> pd.Series[Any]:
+    if name not in frame:
+        return pd.Series(float("nan"), index=frame.index)
+    return pd.to_numeric(frame[name], errors="coerce").astype(float)
+
+
+def run_costs(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row a run: sweep, user, device, day (when it started, in this machine's time), kind, outcome, device_hours,
+    images, seconds, shared_hours (left out of device_hours), recorded.
+
+    Trials that share a training (they differ in their evaluation) each report all of its cost, and a training that
+    another sweep goes on with reports what it found, too: of each training the cost counts once, in the run that
+    added it. Runs that train nothing have `cost/evaluation_seconds` only and count as one device. recorded is False
+    of runs that wrote no cost down: ended before the first point of their curve, or made by an earlier version.
+
+    Args:
+        runs: of `pforce.tracking.runs_frame`.
+    """
+    if runs.empty:
+        return pd.DataFrame()
+    runs = runs.sort_values("start_time", kind="stable")
+    training, evaluation = _column(runs, "cost/training_seconds"), _column(runs, "cost/evaluation_seconds")
+    alone = evaluation.where(runs["training"].isna())
+    hours = _column(runs, "cost/device_hours").fillna(alone / 3600)
+    seconds = _column(runs, "cost/seconds").fillna(training).fillna(alone)
+    # Under way and failed runs have trained only; of finished ones a part is evaluation.
+    share = (training / seconds).where(seconds > 0).fillna(1.0).where(runs["training"].notna(), 0.0)
+    of_training = pd.DataFrame(
+        {"hours": hours * share, "seconds": seconds * share, "images": _column(runs, "images_trained")}
+    ).fillna(0.0)
+    # What a training had cost in all after each run: its increase is the run's.
+    so_far = of_training.groupby(runs["training"]).cummax()
+    before = so_far.groupby(runs["training"]).shift(fill_value=0.0)
+    known = of_training.where(runs["training"].notna(), 0.0)
+    counted_twice = known.clip(upper=before.fillna(0.0))
+    start = runs["start_time"].dt.tz_localize("UTC")
+    device = _device(runs)
+    return pd.DataFrame(
+        {
+            "sweep": runs["sweep"],
+            "user": runs["user"],
+            "device": device,
+            "day": [f"{time.to_pydatetime().astimezone():%Y-%m-%d}" for time in start],
+            "kind": device.map(lambda name: name if name in ("cpu", "unknown") else "gpu"),
+            "outcome": runs["status"].map({"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"})
+            .mask(runs["status"].isin(UNDER_WAY), "running"),
+            "device_hours": hours.fillna(0.0) - counted_twice["hours"],
+            "images": of_training["images"] - counted_twice["images"],
+            "seconds": seconds.fillna(0.0) - counted_twice["seconds"],
+            "shared_hours": counted_twice["hours"],
+            "recorded": hours.notna(),
+        }
+    )  # fmt: skip
+
+
+def _device(runs: pd.DataFrame) -> pd.Series[Any]:
+    """cpu, or a GPU's name. Of runs that ended before they told it, that of most of their sweep; else unknown."""
+    known = runs.loc[runs["device"].notna(), ["sweep", "device"]]
+    common = {sweep: part["device"].mode().iloc[0] for sweep, part in known.groupby("sweep")}
+    return runs["device"].fillna(runs["sweep"].map(common).astype(object)).fillna("unknown")
+
+
+def costs(of_runs: pd.DataFrame, by: By) -> pd.DataFrame:
+    """A row a group and kind of device, the dearest first: `by`, kind (gpu, cpu, unknown), COLUMNS.
+
+    Hours of GPUs and of CPU cores are never added up: share is that of its kind. seconds are those that trials took,
+    several at once counting each.
+
+    Args:
+        of_runs: of `run_costs`.
+    """
+    if of_runs.empty:
+        return pd.DataFrame(columns=[by, "kind", *COLUMNS])
+    rows = []
+    for (group, kind), part in of_runs.groupby([by, "kind"]):
+        hours = part.groupby("outcome")["device_hours"].sum()
+        rows.append(
+            {
+                by: group,
+                "kind": kind,
+                "trials": len(part),
+                "device_hours": part["device_hours"].sum(),
+                **{f"{outcome}_hours": float(hours.get(outcome, 0.0)) for outcome in OUTCOMES},
+                "images": part["images"].sum(),
+                "seconds": part["seconds"].sum(),
+                "unrecorded": int((~part["recorded"]).sum()),
+            }
+        )
+    frame = pd.DataFrame(rows)
+    frame["share"] = frame["device_hours"] / frame.groupby("kind")["device_hours"].transform("sum")
+    order = {"gpu": 0, "cpu": 1, "unknown": 2}
+    keys = ["kind", "device_hours"] if by != "day" else ["kind", by]
+    frame = frame.sort_values(
+        keys,
+        ascending=[True, by == "day"],
+        key=lambda column: column.map(order) if column.name == "kind" else column,
+        ignore_index=True,
+    )
+    return frame[[by, "kind", *COLUMNS]]

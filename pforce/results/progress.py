@@ -1,0 +1,188 @@
+"""How far sweeps and their trials are: what `pforce runs` shows, from one reading of the store."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from pforce.results.frames import UNDER_WAY, Row, cells, primary_metric, smaller_is_better
+from pforce.tracking import Tracker, runs_frame, sweeps_frame
+
+SILENT_SECONDS = 600.0
+"""A run under way that has told nothing for so long may have lost its driver."""
+STATES = {"FINISHED": "done", "FAILED": "failed", "KILLED": "stopped"}
+BUDGET, RATE, COST = "training.images", "throughput/images_per_second", "cost/device_hours"
+TRIAL_COLUMNS = [
+    "sweep", "label", "state", "reason", "progress", "images_seen", "images", "images_per_second", "device_hours",
+    "seconds_left", "attempts", "started", "last_activity", "parent", "fingerprint", "run_id",
+]  # fmt: skip
+SWEEP_COLUMNS = [
+    "sweep", "state", "planned", "done", "running", "failed", "stopped", "progress", "device_hours", "started",
+    "last_activity", "seconds_left", "metric", "best", "run_id",
+]  # fmt: skip
+
+
+class Read(NamedTuple):
+    """What is in a store."""
+
+    runs: pd.DataFrame
+    """Of `pforce.tracking.runs_frame`."""
+    sweeps: pd.DataFrame
+    """Of `pforce.tracking.sweeps_frame`."""
+
+
+def read(tracker: Tracker, sweep: str | None = None) -> Read:
+    """Runs and sweeps: a few calls, whatever their number.
+
+    Args:
+        sweep: name of the sweeps wanted; None reads all. The runs are always all: a cell of a sweep may have been
+            finished by another.
+    """
+    return Read(runs_frame(tracker), sweeps_frame(tracker, sweep))
+
+
+def now_utc() -> pd.Timestamp:
+    """The time, as the frames of a store have it: UTC, without a zone."""
+    return pd.Timestamp.now("UTC").tz_localize(None)
+
+
+def _column(frame: pd.DataFrame, name: str) -> pd.Series[Any]:
+    if name not in frame:
+        return pd.Series(math.nan, index=frame.index, dtype=float)
+    return pd.to_numeric(frame[name], errors="coerce").astype(float)
+
+
+def trials(runs: pd.DataFrame, now: pd.Timestamp) -> pd.DataFrame:
+    """A row a trial: TRIAL_COLUMNS. NaN is what is not known.
+
+    state is done, failed, stopped, running, or silent (under way, but nothing was heard of it for SILENT_SECONDS).
+    progress is the share of the images that the training has seen, 0 to 1; 1 where it is done. seconds_left is that
+    of the training at its last speed; silent trials have none.
+
+    Args:
+        runs: of `pforce.tracking.runs_frame`.
+        now: UTC, of `now_utc`.
+    """
+    if runs.empty:
+        return pd.DataFrame(columns=TRIAL_COLUMNS)
+    under_way = runs["status"].isin(UNDER_WAY)
+    silent = under_way & ((now - runs["last_activity"]).dt.total_seconds() > SILENT_SECONDS)
+    state = runs["status"].map(STATES).fillna("running").mask(silent, "silent")
+    images, seen, rate = _column(runs, BUDGET), _column(runs, "images_trained"), _column(runs, RATE)
+    # A sampler's measurement and an evaluation train nothing: they are done, or not.
+    trained = images.notna()
+    progress = (seen.where(trained).fillna(0.0).where(trained) / images).clip(upper=1.0).mask(state == "done", 1.0)
+    left = ((images - seen).clip(lower=0) / rate.where(rate > 0)).where(state == "running")
+    return pd.DataFrame(
+        {
+            "sweep": runs["sweep"],
+            "label": runs["run_name"],
+            "state": state,
+            "reason": runs["reason"],
+            "progress": progress,
+            "images_seen": seen,
+            "images": images,
+            "images_per_second": rate,
+            "device_hours": _column(runs, COST),
+            "seconds_left": left,
+            "attempts": runs["attempts"],
+            "started": runs["start_time"],
+            "last_activity": runs["last_activity"],
+            "parent": runs["parent"],
+            "fingerprint": runs["fingerprint"],
+            "run_id": runs["run_id"],
+        }
+    )
+
+
+def sweeps(found: Read, now: pd.Timestamp) -> pd.DataFrame:
+    """A row a sweep, the newest first: SWEEP_COLUMNS. A name has several where its axes or seeds were changed.
+
+    Cells that another sweep had finished count as done. progress is the share of the planned images; device_hours
+    sums all trials, failed and stopped ones too; seconds_left is None where nothing runs. best is the best value of
+    metric (the Fréchet distance of its detector, else as `primary_metric`) among the finished trials.
+
+    Args:
+        found: of `read`.
+        now: UTC, of `now_utc`.
+    """
+    of_trials = trials(found.runs, now)
+    rows = [_sweep(parent, found.runs, of_trials, now) for _, parent in found.sweeps.iterrows()]
+    frame = pd.DataFrame(rows, columns=SWEEP_COLUMNS)
+    return frame.sort_values("started", ascending=False, ignore_index=True, kind="stable")
+
+
+def members(parent: pd.Series[Any], of_trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials of a sweep: its own, one a cell, and those of its cells that another sweep had finished."""
+    if of_trials.empty:
+        return of_trials
+    own = of_trials["parent"] == parent["run_id"]
+    reused: Sequence[str] = parent["reused"]
+    elsewhere = (of_trials["state"] == "done") & of_trials["fingerprint"].str.startswith(tuple(reused), na=False)
+    chosen = of_trials[own | (elsewhere if reused else False)]
+    # Its own run of a cell hides that of another sweep; the order is that of the store.
+    status = chosen["state"].map({"done": 2, "running": 1, "silent": 1}).fillna(0)
+    ranked = chosen.assign(_own=own[chosen.index], _rank=status).sort_values(["_rank", "_own"], kind="stable")
+    kept = ranked.drop_duplicates("fingerprint", keep="last").index
+    return chosen.loc[chosen.index.isin(kept)]
+
+
+def _sweep(parent: pd.Series[Any], runs: pd.DataFrame, of_trials: pd.DataFrame, now: pd.Timestamp) -> dict[str, Any]:
+    own = members(parent, of_trials)
+    counts = {state: int((own["state"] == state).sum()) for state in ("done", "running", "silent", "failed", "stopped")}
+    planned = max(int(parent["cells"]) if not math.isnan(parent["cells"]) else 0, len(own))
+    last = max([parent["start_time"], *own["last_activity"], *([parent["end_time"]] if _ended(parent) else [])])
+    running = parent["status"] in UNDER_WAY
+    silent = running and (now - last).total_seconds() > SILENT_SECONDS
+    done = STATES.get(parent["status"]) == "done"
+    progress = 1.0 if done else (own["progress"].fillna(0.0).sum() / planned if planned else 0.0)
+    metric, best = _best(runs.loc[own.index]) if len(own) else (None, math.nan)
+    return {
+        "sweep": parent["sweep"],
+        "state": "silent" if silent else STATES.get(parent["status"], "running"),
+        "planned": planned,
+        "done": counts["done"],
+        "running": counts["running"] + counts["silent"],
+        "failed": counts["failed"],
+        "stopped": counts["stopped"],
+        "progress": progress,
+        "device_hours": own.loc[own["parent"] == parent["run_id"], "device_hours"].sum(),
+        "started": parent["start_time"],
+        "last_activity": last,
+        "seconds_left": _seconds_left(own, planned, runs) if running and not silent else math.nan,
+        "metric": metric,
+        "best": best,
+        "run_id": parent["run_id"],
+    }
+
+
+def _ended(parent: pd.Series[Any]) -> bool:
+    return parent["status"] not in UNDER_WAY and not pd.isna(parent["end_time"])
+
+
+def _seconds_left(own: pd.DataFrame, planned: int, runs: pd.DataFrame) -> float:
+    """Until all cells are done, at the speed of the trials that run now; NaN where none does."""
+    running = own[(own["state"] == "running") & own["images_per_second"].gt(0)]
+    if running.empty:
+        return math.nan
+    open_images = own.loc[own["state"] != "done", ["images", "images_seen"]]
+    to_see = (open_images["images"] - open_images["images_seen"].fillna(0.0)).clip(lower=0).sum()
+    to_see += (planned - len(own)) * own["images"].mean()  # cells that have not started yet
+    at_once = float(to_see / running["images_per_second"].sum())
+    # A finished trial tells what its evaluation adds to its training.
+    mine = runs.loc[own.index]
+    ratio = (_column(mine, "cost/seconds") / _column(mine, "cost/training_seconds")).median()
+    return max(at_once, float(running["seconds_left"].max())) * (1.0 if math.isnan(ratio) else max(1.0, ratio))
+
+
+def _best(own: pd.DataFrame) -> tuple[str | None, float]:
+    """The metric that the trials are compared by, and its best value."""
+    done = cells(own)
+    done = done[done["status"] == "FINISHED"]
+    metric = primary_metric(done, [Row({}, list(done["fingerprint"]))]) if len(done) else None
+    if metric is None:
+        return None, math.nan
+    return metric, float(done[metric].min() if smaller_is_better(metric) else done[metric].max())

@@ -1,0 +1,73 @@
+"""What goes wrong with a bucket, in plain words: its servers' codes, what they mean, and what to do."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from pforce.validation import InputError
+
+
+class StorageError(InputError, RuntimeError):
+    """A storage cannot be used. The message names it, the reason and the cure, and no credentials."""
+
+
+class Cause(NamedTuple):
+    """Why something failed."""
+
+    reason: str
+    """May name {bucket} and {endpoint}."""
+    cure: str
+    lasting: bool
+    """Whether trying again is no use."""
+
+    def sentence(self, bucket: str, endpoint: str) -> str:
+        """Reason and cure."""
+        named = {"bucket": bucket, "endpoint": endpoint}
+        return f"{self.reason.format(**named)}; {self.cure.format(**named)}"
+
+
+# First match counts: a message about credentials also names the operation and the connection it failed on.
+CAUSES: tuple[tuple[str, Cause], ...] = (
+    (
+        r"OAuth2 access token|UNAUTHENTICATED",
+        Cause("there are no credentials for {endpoint}, or its servers do not answer", "set "
+              "GOOGLE_APPLICATION_CREDENTIALS, or write gs://anonymous@BUCKET for a public bucket", True),
+    ),
+    (
+        r"NO_SUCH_BUCKET|NoSuchBucket|bucket does not exist",
+        Cause("the bucket {bucket} does not exist at {endpoint}", "make it, or correct its name", True),
+    ),
+    (
+        r"INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN|InvalidToken|INVALID_SIGNATURE|EXPIRED|"
+        r"UNRECOGNIZED_CLIENT|MISSING_AUTHENTICATION",
+        Cause("{endpoint} does not know the credentials, or they have expired", "set AWS_ACCESS_KEY_ID and "
+              "AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN), or AWS_PROFILE", True),
+    ),
+    (
+        r"ACCESS_DENIED|PERMISSION_DENIED|AccessDenied|403",
+        Cause("no permission for the bucket {bucket}", "give these credentials the right to list, read, write and "
+              "delete in it (s3:ListBucket, GetObject, PutObject, DeleteObject), or use others", True),
+    ),
+    (
+        r"NETWORK_CONNECTION|curlCode|CURL error|UNAVAILABLE|DEADLINE_EXCEEDED|REQUEST_TIMEOUT",
+        Cause("{endpoint} does not answer", "check the network and the endpoint (endpoint_override in the URI, or "
+              "AWS_ENDPOINT_URL)", False),
+    ),
+    (
+        r"RESOURCE_NOT_FOUND|NOT_FOUND|404",
+        Cause("the bucket {bucket} is not at {endpoint}", "make it, or correct its name and the endpoint", True),
+    ),
+)  # fmt: skip
+
+
+def cause_of(error: Exception) -> Cause:
+    """Of an error of pyarrow or of this machine's files."""
+    if isinstance(error, OSError) and error.errno is not None:  # of a file here: pyarrow's own have none
+        return Cause(f"{error.strerror} ({error.filename})", "make room or give another PFORCE_CACHE", True)
+    for pattern, cause in CAUSES:
+        if re.search(pattern, str(error)):
+            return cause
+    # A URI in the message may hold credentials, and braces are no fields.
+    told = re.sub(r"(\w+://)\S*@", r"\1***@", str(error)).replace("{", "{{").replace("}", "}}")
+    return Cause(told, "check the URI and what the endpoint allows", isinstance(error, ValueError))

@@ -1,0 +1,129 @@
+"""How several workers train one model: whole copies (DDP), or each a part of every layer (FSDP2).
+
+Both give what one worker would, but for the order in which gradients are added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pforce.flow import Prediction
+from pforce.models import PatchForcingTransformer
+from pforce.parallel import Workers
+
+Sharding = Literal["none", "fsdp"]
+
+
+class Forward(Protocol):
+    """The model as the loss calls it."""
+
+    patch: int
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor, /) -> Prediction: ...
+
+    def synchronise(self, wanted: bool) -> AbstractContextManager[None]:
+        """Whether gradients of the backward passes inside are added up over the workers."""
+        ...
+
+
+class _Alone:
+    """One worker: the model itself."""
+
+    def __init__(self, model: PatchForcingTransformer, call: Callable[..., Prediction]) -> None:
+        self.patch, self.call = model.patch, call
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor, /) -> Prediction:
+        return self.call(x, t, y)
+
+    def synchronise(self, wanted: bool) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+class _Copies(_Alone):
+    """Distributed data parallel: gradients are averaged while the backward pass still runs."""
+
+    def __init__(self, model: PatchForcingTransformer, call: Callable[..., Prediction]) -> None:
+        # The call is a module too where it is compiled.
+        assert isinstance(call, nn.Module)
+        device = next(model.parameters()).device
+        ids = [device.index or 0] if device.type == "cuda" else None
+        from torch.nn.parallel import DistributedDataParallel
+
+        self.parallel = DistributedDataParallel(call, device_ids=ids, gradient_as_bucket_view=True)
+        super().__init__(model, self.parallel)
+
+    def synchronise(self, wanted: bool) -> AbstractContextManager[None]:
+        return nullcontext() if wanted else self.parallel.no_sync()
+
+
+class _Shards(_Alone):
+    """Fully sharded: the hooks are in the model (see `shard`)."""
+
+    def __init__(self, model: PatchForcingTransformer, call: Callable[..., Prediction]) -> None:
+        super().__init__(model, call)
+        self.model: Any = model
+
+    @contextmanager
+    def synchronise(self, wanted: bool) -> Iterator[None]:
+        self.model.set_requires_gradient_sync(wanted)
+        yield
+
+
+def shard(model: PatchForcingTransformer, workers: Workers, device: torch.device) -> None:
+    """Split every parameter over the workers (FSDP2); layers are gathered one block at a time when they are used."""
+    # Half a second of import, which a trial of one worker need not pay.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (workers.count,))
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def make_forward(model: PatchForcingTransformer, workers: Workers, *, compiled: bool) -> Forward:
+    """The model as a training calls it."""
+    call: Any = torch.compile(model) if compiled else model
+    if workers.count == 1:
+        return _Alone(model, call)
+    return _Shards(model, call) if is_split(next(model.parameters())) else _Copies(model, call)
+
+
+def is_split(tensor: Tensor) -> bool:
+    """Whether a tensor is spread over the workers (a DTensor)."""
+    if type(tensor) in (Tensor, nn.Parameter):
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor without its being split. To be called by all workers."""
+    return tensor.full_tensor() if is_split(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This worker's part of a tensor."""
+    return tensor.to_local() if is_split(tensor) else tensor  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def put(target: Tensor, value: Tensor | None, workers: Workers) -> None:
+    """Fill a tensor of every worker with the first worker's value (None on the others)."""
+    if is_split(target):
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(target, DTensor)
+        device = target.to_local().device
+        source = torch.empty(target.shape, dtype=target.dtype, device=device) if value is None else value.to(device)
+        target.copy_(distribute_tensor(source.to(target.dtype), target.device_mesh, target.placements))
+        return
+    if value is not None:
+        target.copy_(value)
+    workers.spread(target)

@@ -1,0 +1,49 @@
+"""A small sweep as a process of its own: `python driver.py STORAGE TRACKING_URI`. Two cells, many points.
+
+Its training waits while there is a file STORAGE/hold: so a drill does not race against it on a slow machine.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from pforce.orchestration import local
+from pforce.orchestration.plan import Options
+from pforce.orchestration.script import run_sweep
+from pforce.orchestration.sweep import Axis, Sweep
+from pforce.terminal import exit_on_errors
+from pforce.training import Callback, Record, TrainState
+from tests.training.conftest import tiny
+
+STEPS, LOG_EVERY, CHECKPOINT_EVERY = 150, 1, 5
+
+
+class Hold(Callback):
+    """Waits at every step while a file is there."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def on_record(self, state: TrainState, record: Record) -> None:
+        while self.file.exists():
+            time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    storage, uri = Path(sys.argv[1]), sys.argv[2]
+    base = tiny(STEPS, log_every=LOG_EVERY, checkpoint_every=CHECKPOINT_EVERY)
+    sweep = Sweep("drill", base, (Axis("timesteps.sigma", (0.2, 0.5)),))
+    exit_on_errors(
+        lambda: run_sweep(
+            sweep,
+            Options(storage, tracking_uri=uri, cpus_per_trial=1),
+            launcher=partial(local.launch, callbacks=[Hold(storage / "hold")]),
+            report=lambda plan, console: None,
+        )
+    )

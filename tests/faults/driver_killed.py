@@ -1,0 +1,269 @@
+"""Drill (c): the driver of a small sweep is killed (SIGKILL) at random moments, and the same command continued.
+
+    python -m tests.faults.driver_killed --moments 20 --out analysis/results/driver_killed
+
+Each round has a storage of its own. Afterwards the table must be the undisturbed sweep's, every cell must have one
+run, and nothing may be done again but the work since the last checkpoint. Writes JSON and a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pforce import results
+from pforce.tracking import Tracker, default_uri
+from tests.faults.drills import SEED, newest_step
+
+ROOT = Path(__file__).resolve().parents[2]
+BATCH, STEPS, EVERY, SIGMAS = 64, 150, 10, ("0.1", "0.2", "0.3")
+ARGUMENTS = [
+    "--m", "0.7", "--sigma", *SIGMAS,
+    "--set", "model.depth=2", "--set", "model.width=32", "--set", "model.heads=2",
+    "--set", f"training.images={STEPS * BATCH}", "--set", f"training.checkpoint_every={EVERY}",
+    "--set", f"training.log_every={EVERY}", "--set", "evaluation.images=64",
+    "--set", "evaluation.validation_images=64", "--set", "sampler.num_function_evaluations=4",
+]  # fmt: skip
+COMMAND = [sys.executable, str(ROOT / "sweeps" / "ltg_grid.py"), *ARGUMENTS, "--cpus-per-trial", "1"]
+RESULTS = ["m", "s", "sigma", "n", "val loss", "fd/openmoji", "R(0.2)", "R(0.6)", "images seen", "fd images", "NFE"]
+"""Columns of the table that are results, not times."""
+
+
+def processes_with(mark: str) -> list[int]:
+    """Processes that were started, by whomever, below a call with this mark."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            state = (process / "stat").read_text().rsplit(")", 1)[1].split()[0]
+            if state != "Z" and mark.encode() in (process / "environ").read_bytes():
+                found.append(int(process.name))
+        except OSError:
+            continue  # it ended while we looked
+    return found
+
+
+class Call:
+    """The sweep's command as a process."""
+
+    def __init__(self, storage: Path, log: Path) -> None:
+        self.mark, self.log = str(uuid.uuid4()), log
+        self.left: list[str] = []
+        """Processes that had to be ended."""
+        self.started, self.clock = time.time(), time.monotonic()
+        with log.open("a") as file:
+            self.process = subprocess.Popen(
+                [*COMMAND, "--storage", str(storage)],
+                stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, "PFORCE_DRILL": self.mark},
+            )  # fmt: skip
+
+    def wait(self) -> float:
+        """Seconds until it ended well."""
+        code = self.process.wait(timeout=400)
+        if code != 0:
+            raise RuntimeError(f"exit code {code}\n{self.log.read_text()}")
+        return time.monotonic() - self.clock
+
+    def kill(self, patience: float) -> float:
+        """SIGKILL to the driver alone. Seconds until all that it had started is gone too; after `patience` seconds it
+        is ended."""
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        killed = time.monotonic()
+        while (left := processes_with(self.mark)) and time.monotonic() - killed < patience:
+            time.sleep(0.1)
+        seconds = time.monotonic() - killed
+        for process in left:
+            with suppress(OSError):
+                self.left.append((Path("/proc") / str(process) / "cmdline").read_bytes().split(b"\0")[0].decode())
+                os.kill(process, signal.SIGKILL)
+        return seconds
+
+
+def table(storage: Path) -> pd.DataFrame:
+    """The results of a sweep's table, without times."""
+    frame = pd.read_csv(storage / "ltg_grid.csv")
+    return frame[[column for column in RESULTS if column in frame]]
+
+
+def curves(storage: Path) -> dict[str, list[tuple[int, float]]]:
+    """Of each cell (by its training's fingerprint) (step, time in seconds) of the points, as they were logged."""
+    uri = default_uri(storage)
+    if not (storage / "mlflow.db").exists():
+        return {}
+    client = Tracker(uri, artifacts=storage).client
+    found = {}
+    for run in results.runs(uri).to_dict("records"):
+        points = client.get_metric_history(run["run_id"], "train/loss")
+        found[run["training"]] = sorted(((p.step // BATCH, p.timestamp / 1000) for p in points), key=lambda p: p[1])
+    return found
+
+
+def steps_reached(storage: Path) -> dict[str, int]:
+    """training → step of its newest checkpoint."""
+    return {folder.name: newest_step(folder) for folder in storage.glob("trials/*")}
+
+
+def round_of(
+    storage: Path, moments: list[float], expected: pd.DataFrame, *, of_steps: bool = False, patience: float = 60.0
+) -> dict[str, Any]:
+    """Kill the driver, continue, kill that one, …, continue, and compare.
+
+    Args:
+        moments: seconds after its start at which each driver is killed; with `of_steps`, the steps of all cells
+            together that have been reached then.
+        expected: the undisturbed table.
+        patience: seconds after which what a killed driver had started, and is not gone, is ended.
+    """
+    lost, gone, left, seconds = 0, 0.0, [], []
+    for moment in moments:
+        call = Call(storage, storage.with_suffix(".log"))
+        if not of_steps:
+            time.sleep(moment)
+        while of_steps and call.process.poll() is None and sum(steps_reached(storage).values()) < moment:
+            time.sleep(0.1)
+        if call.process.poll() is None:
+            seconds.append(time.monotonic() - call.clock)
+            gone = max(gone, call.kill(patience))
+        left += call.left
+        reached = steps_reached(storage)
+        known = {training: points[-1][0] for training, points in curves(storage).items() if points}
+        lost += sum(max(0, step - max(0, reached.get(training, 0))) for training, step in known.items())
+    done = len(list(storage.glob("trials/*/evaluations/*/result.json")))
+    again = Call(storage, storage.with_suffix(".log"))
+    duration = again.wait()
+    uri = default_uri(storage)
+    frame = results.runs(uri)
+    client = Tracker(uri, artifacts=storage).client
+    (experiment,) = [e for e in client.search_experiments() if e.name == "ltg_grid"]
+    of_sweep = client.search_runs([experiment.experiment_id])
+    wrong, first_point = [], []
+    for training, points in curves(storage).items():
+        steps = [step for step, _ in points]
+        if steps != list(range(EVERY, STEPS + 1, EVERY)):
+            wrong.append(f"{training[:8]}: {steps}")
+        first_point += [at for step, at in points if at > again.started and step > reached.get(training, -1)]
+    return {
+        "killed after s": [round(moment, 2) for moment in seconds],
+        "cells done": done,
+        "checkpoints reached": sorted(reached.values()),
+        "processes gone after s": round(gone, 2),
+        "left behind": left,
+        "first new point after s": round(min(first_point) - again.started, 2) if first_point else None,
+        "continued in s": round(duration, 1),
+        "same table": table(storage).equals(expected),
+        "trial runs": len(frame),
+        "all runs": len(of_sweep),
+        "statuses": sorted(set(frame["status"])) + sorted({run.info.status for run in of_sweep}),
+        "steps done again": lost,
+        "curves that are not every point once": wrong,
+    }
+
+
+def is_good(found: dict[str, Any]) -> bool:
+    """One run a cell and one parent, all finished, the same table, and no work lost but since a checkpoint."""
+    return bool(
+        found["same table"]
+        and found["trial runs"] == len(SIGMAS)
+        and found["all runs"] == len(SIGMAS) + 1
+        and set(found["statuses"]) == {"FINISHED"}
+        and found["curves that are not every point once"] == []
+        and found["steps done again"] <= len(found["killed after s"]) * len(SIGMAS) * EVERY
+    )
+
+
+def drill(moments: int, folder: Path, *, seed: int = SEED) -> dict[str, Any]:
+    """The undisturbed sweep, and as many rounds as moments; these are spread over its whole duration at random."""
+    reference = folder / "undisturbed"
+    undisturbed = Call(reference, folder / "undisturbed.log").wait()
+    expected = table(reference)
+    chosen = random.Random(f"driver-{seed}")
+    width = undisturbed / moments
+    rounds = []
+    for number in range(moments):
+        storage = folder / f"round{number}"
+        found = round_of(storage, [chosen.uniform(number * width, (number + 1) * width)], expected)
+        rounds.append(found)
+        print(json.dumps(found), flush=True)
+        shutil.rmtree(storage, ignore_errors=True)
+    return {
+        "undisturbed s": round(undisturbed, 1),
+        "cells": len(SIGMAS),
+        "steps a cell": STEPS,
+        "steps between checkpoints": EVERY,
+        "seed": seed,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "good": sum(is_good(found) for found in rounds),
+        "rounds": rounds,
+    }
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The rounds as a table, and what holds over all of them."""
+    rounds = pd.DataFrame(report["rounds"])
+
+    def spread(name: str) -> str:
+        values = rounds[name].dropna()
+        return f"{values.median():.1f} s ({values.min():.1f} … {values.max():.1f}, n = {len(values)})"
+
+    left = ", ".join(sorted({name for names in rounds["left behind"] for name in names})) or "none"
+    shown = rounds[[
+        "killed after s", "cells done", "checkpoints reached", "processes gone after s", "first new point after s",
+        "continued in s", "same table", "trial runs", "steps done again",
+    ]].copy()  # fmt: skip
+    shown["killed after s"] = [", ".join(map(str, each)) for each in shown["killed after s"]]
+    shown["checkpoints reached"] = [", ".join(map(str, steps)) for steps in shown["checkpoints reached"]]
+    return "\n".join([
+        "# Drill (c): the driver killed at random moments",
+        "",
+        f"`python -m tests.faults.driver_killed --moments {len(rounds)}`; {report['machine']}; a sweep of "
+        f"{report['cells']} cells of {report['steps a cell']} steps, a checkpoint every "
+        f"{report['steps between checkpoints']}; undisturbed it takes {report['undisturbed s']} s. The driver gets "
+        "SIGKILL, then the same command is called again.",
+        "",
+        f"**{report['good']} of {len(rounds)} continued sweeps** ended with the table of the undisturbed one, one "
+        "FINISHED run a cell and one of the sweep, every point of every curve once, and did nothing again but the work "
+        "since the last checkpoint.",
+        "",
+        f"- All processes of the killed sweep were gone after {spread('processes gone after s')}; where that is 60 s, "
+        f"they were ended by hand: {left}.",
+        f"- First new point of a curve after the second call: {spread('first new point after s')}; this includes the "
+        "start of Python, Ray and the trial's process.",
+        f"- Steps done again in a sweep: median {rounds['steps done again'].median():.0f}, most "
+        f"{rounds['steps done again'].max()} of {report['cells'] * report['steps a cell']}.",
+        "",
+        shown.to_markdown(index=False),
+        "",
+    ])  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--moments", type=int, default=20, help="how often the driver is killed")
+    parser.add_argument("--out", type=Path, required=True, help="path of the .json and .md to write, without ending")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the moments")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        report = drill(arguments.moments, Path(folder), seed=arguments.seed)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    arguments.out.with_suffix(".md").write_text(markdown(report))
+    print(markdown(report))
+
+
+if __name__ == "__main__":
+    main()

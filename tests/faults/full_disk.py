@@ -1,0 +1,90 @@
+"""What `test_full_disk.py` runs in a mount namespace: a sweep on a disk that fills, then the same with room."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from pforce import results  # noqa: E402
+from pforce.tracking import Tracker, default_uri  # noqa: E402
+from pforce.training.checkpoint import CheckpointError, checkpoints, load  # noqa: E402
+
+BATCH, STEPS, EVERY = 64, 400, 10
+DISK_KILOBYTES = 24 * 1024
+FIELDS = {
+    "model.depth": 2, "model.width": 32, "model.heads": 2, "training.images": STEPS * BATCH,
+    "training.checkpoint_every": EVERY, "training.log_every": EVERY, "evaluation.images": 8,
+    "sampler.num_function_evaluations": 2,
+}  # fmt: skip
+
+
+def command(kind: str, storage: Path) -> list[str]:
+    where = ["--storage", str(storage), "--cpus-per-trial", "1"]
+    if kind == "train":
+        fields = [part for name, value in FIELDS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+        return [
+            sys.executable,
+            "-c",
+            "from pforce.cli import main; main()",
+            "train",
+            "openmoji32_micro",
+            *fields,
+            *where,
+        ]
+    fields = [part for name, value in FIELDS.items() for part in ("--set", f"{name}={value}")]
+    script = str(ROOT / "sweeps" / "ltg_grid.py")
+    return [sys.executable, script, "--m", "0.7", "--sigma", "0.2", *fields, *where]
+
+
+def call(kind: str, storage: Path) -> dict[str, object]:
+    done = subprocess.run(command(kind, storage), capture_output=True, text=True, check=False, timeout=270)
+    return {"code": done.returncode, "output": done.stdout + done.stderr}
+
+
+def filler(disk: Path, kilobytes: int) -> Path:
+    """Leave so much room on the disk."""
+    path = disk / "filler"
+    path.write_bytes(b"\0" * (DISK_KILOBYTES - kilobytes) * 1024)
+    return path
+
+
+def curve(storage: Path, run_id: str) -> list[int]:
+    client = Tracker(default_uri(storage), artifacts=storage).client
+    history = sorted(client.get_metric_history(run_id, "train/loss"), key=lambda point: point.timestamp)
+    return [point.step // BATCH for point in history]
+
+
+def main() -> None:
+    kind, kilobytes, disk, report = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_KILOBYTES}k", "none", str(disk)], check=True)
+    storage = disk / "runs"
+    # The database and the files of a sweep's start need some; what is left is for checkpoints.
+    extra = 4 * 1024
+    taken = filler(disk, kilobytes + extra)
+    found: dict[str, object] = {"first": call(kind, storage)}
+    newest = [path for folder in storage.glob("trials/*") for path in checkpoints(folder / "checkpoints")]
+    found["newest"] = int(newest[-1].name.removeprefix("step_")) if newest else -1
+    try:
+        found["whole"] = bool(newest) and bool(load(newest[-1]))
+    except CheckpointError as error:
+        found["whole"] = str(error)
+    taken.unlink()
+    frame = results.runs(default_uri(storage))
+    found["statuses"] = list(frame["status"]) if len(frame) else []
+    found["second"] = call(kind, storage)
+    frame = results.runs(default_uri(storage))
+    found["end"] = list(frame["status"])
+    steps = curve(storage, frame["run_id"].iloc[0])
+    repeated = [step for index, step in enumerate(steps) if step in steps[:index]]
+    found["repeated_before_checkpoint"] = [step for step in repeated if step <= int(str(found["newest"]))]
+    report.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Drill (b): nodes of a cluster are lost and others come. Two and three logical nodes on this host, each with a raylet
+of its own; real processes, real SIGKILL. Oracle: the same training by one worker, undisturbed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+from ray.cluster_utils import Cluster
+from rich.console import Console
+
+from pforce import results
+from pforce.orchestration import local
+from pforce.orchestration.launch import execute
+from pforce.orchestration.plan import Options, plan
+from pforce.terminal import DONE
+from pforce.tracking import Tracker, default_uri
+from sweeps.ltg_grid import Arguments, sweep
+from tests.faults.drills import moments, newest_step
+from tests.orchestration.processes import processes
+
+pytestmark = pytest.mark.timeout(600)
+ROOT = Path(__file__).resolve().parents[2]
+BATCH = 64
+SMALL = [
+    "--set", "model.depth=1", "--set", "model.width=16", "--set", "model.heads=2", "--set", "evaluation.images=8",
+    "--set", "evaluation.validation_images=16", "--set", "sampler.num_function_evaluations=2", "--set",
+    "training.checkpoint_every=10", "--m", "0.7", "--sigma", "0.2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cluster(openmoji_folder: Path) -> Iterator[Cluster]:
+    """A head without cores, where the drivers are; each test adds nodes, and takes them away."""
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        yield found
+    finally:
+        found.shutdown()
+
+
+@pytest.fixture
+def nodes(cluster: Cluster) -> Iterator[list[Any]]:
+    """Two nodes of one core, and those that a test adds to the list."""
+    found = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    yield found
+    for node in found:
+        cluster.remove_node(node, allow_graceful=False)
+
+
+def lose(cluster: Cluster, nodes: list[Any], node: Any) -> None:
+    """Kill a node's raylet, and with it all that runs there."""
+    cluster.remove_node(node, allow_graceful=False)
+    nodes.remove(node)
+
+
+class Drill:
+    """A sweep of one cell as a process."""
+
+    def __init__(self, storage: Path, steps: int, log_every: int, *options: str) -> None:
+        self.storage, self.steps, self.log_every = storage, steps, log_every
+        self.log = storage.with_suffix(".log")
+        command = [
+            sys.executable, str(ROOT / "sweeps" / "ltg_grid.py"), *SMALL, "--set", f"training.images={steps * BATCH}",
+            "--set", f"training.log_every={log_every}", "--storage", str(storage), *options,
+        ]  # fmt: skip
+        with self.log.open("w") as file:
+            # A token of the cluster's own head is needed, none of another test's.
+            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
+
+    def wait(self, seconds: float = 250) -> None:
+        assert self.process.wait(timeout=seconds) == DONE, self.log.read_text()
+
+    def wait_for_step(self, step: int) -> None:
+        while not any(newest_step(folder) >= step for folder in self.storage.glob("trials/*")):
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.1)
+
+    def wait_for_workers(self, raylets: set[int], title: bytes = b"ray::RayTrainWorker", count: int = 2) -> set[int]:
+        """Wait until so many of these raylets run a worker; they are returned."""
+        while True:
+            found = {parent for _, command, parent in processes() if command.startswith(title) and parent in raylets}
+            if len(found) >= count:
+                return found
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.1)
+
+    def curve(self) -> dict[int, float]:
+        """step → loss; every point of the curve, once."""
+        uri = default_uri(self.storage)
+        (run,) = results.runs(uri).to_dict("records")
+        assert run["status"] == "FINISHED"
+        history = Tracker(uri, artifacts=self.storage).client.get_metric_history(run["run_id"], "train/loss")
+        assert len(history) == self.steps // self.log_every
+        return {point.step // BATCH: point.value for point in history}
+
+
+def address(cluster: Cluster) -> tuple[str, str]:
+    return "--ray-address", cluster.address
+
+
+def raylet(node: Any) -> int:
+    return int(node.all_processes["raylet"][0].process.pid)
+
+
+def one_worker(folder: Path) -> dict[int, float]:
+    """The curve of one worker over 50 steps, without Ray."""
+    arguments = tyro.cli(
+        Arguments, args=[*SMALL, "--set", f"training.images={50 * BATCH}", "--set", "training.log_every=1"]
+    )
+    made = plan(sweep(arguments), Options(storage=str(folder), cpus_per_trial=1), Console(quiet=True))
+    assert execute(made, Console(quiet=True), local.launch) == DONE
+    (run,) = results.runs(made.options.uri).to_dict("records")
+    return {
+        point.step // BATCH: point.value
+        for point in made.tracker.client.get_metric_history(run["run_id"], "train/loss")
+    }
+
+
+def test_two_workers_on_two_nodes_give_the_curve_of_one_and_outlive_them(cluster, nodes, tmp_path):
+    """STRICT_SPREAD over two logical nodes: 1e-4 over 50 steps. Then, at two random moments, a node is removed and
+    another one comes: the training goes on each time."""
+    drill = Drill(tmp_path / "runs", 200, 1, "--workers", "2", "--spread", *address(cluster))
+    for number, step in enumerate(moments("nodes", 55, 155)):
+        drill.wait_for_step(step)
+        own = {raylet(node) for node in nodes}
+        assert drill.wait_for_workers(own) == own, "each worker lies on a node of its own"
+        lose(cluster, nodes, nodes[number % 2])
+        nodes.append(cluster.add_node(num_cpus=1))
+    drill.wait()
+    curve, expected = drill.curve(), one_worker(tmp_path / "one")
+    assert list(curve) == list(range(1, 201))
+    assert list(expected) == list(range(1, 51))
+    assert [curve[step] for step in expected] == pytest.approx(list(expected.values()), abs=1e-4)
+    assert "attempt 3 of 3 goes on at its last checkpoint" in drill.log.read_text()
+
+
+def test_a_trial_of_a_lost_node_goes_on_on_another(cluster, nodes, tmp_path):
+    """One worker: at two random moments its node is removed, the trial goes on on another one."""
+    drill = Drill(tmp_path / "runs", 200, 10, *address(cluster))
+    for step in moments("node", 10, 130):
+        drill.wait_for_step(step)
+        homes = drill.wait_for_workers({raylet(node) for node in nodes}, b"ray::ImplicitFunc", 1)
+        lose(cluster, nodes, next(node for node in nodes if raylet(node) in homes))
+        nodes.append(cluster.add_node(num_cpus=1))
+    drill.wait()
+    assert list(drill.curve()) == list(range(10, 201, 10))
+    assert "worker died; attempt 3 of 3" in drill.log.read_text()

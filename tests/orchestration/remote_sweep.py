@@ -1,0 +1,37 @@
+"""One tiny trial as a process, for tests that kill it: STORAGE TRACKING_URI STEPS SECONDS_A_STEP."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from pforce.orchestration import local
+from pforce.orchestration.plan import Options
+from pforce.orchestration.script import run_sweep
+from pforce.terminal import exit_on_errors
+from pforce.training.loop import Callback, Record, TrainState
+from tests.orchestration.conftest import small_sweep
+
+
+class Slowly(Callback):
+    """A step takes this long, so that a kill comes between two checkpoints."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def on_record(self, state: TrainState, record: Record) -> None:
+        print(f"step {state.step}", flush=True)
+        time.sleep(self.seconds)
+
+
+def main() -> int:
+    storage, tracking_uri, steps, seconds = sys.argv[1:]
+    run_cell = local.run_cell
+    slowly = Slowly(float(seconds))
+    local.run_cell = lambda *a, callbacks, **k: run_cell(*a, callbacks=(*callbacks, slowly), **k)  # type: ignore[assignment]
+    options = Options(storage=storage, tracking_uri=tracking_uri)
+    return run_sweep(small_sweep(steps=int(steps)), options, launcher=local.launch)
+
+
+if __name__ == "__main__":
+    exit_on_errors(main)

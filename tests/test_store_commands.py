@@ -1,0 +1,138 @@
+"""`pforce runs` and `pforce cost` as a user types them, after a real small sweep. Oracle: the database, the file."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from pforce import cli
+from pforce.commands import cost as cost_command
+from pforce.commands import runs as runs_command
+from pforce.orchestration import local
+from pforce.orchestration.plan import Options
+from pforce.orchestration.script import run_sweep
+from pforce.orchestration.sweep import Axis
+from pforce.results import runs
+from pforce.results.costs import costs, run_costs
+from pforce.terminal import exit_on_errors
+from pforce.tracking import Tracker, default_uri, runs_frame, sweeps_frame
+from tests.orchestration.conftest import small_sweep
+
+MAIN = [sys.executable, "-c", "from pforce.cli import main; main()"]
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sweeps: the second has one of its two cells from the first."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, values in (("first", (0.5,)), ("second", (0.5, 0.7))):
+        sweep = small_sweep(Axis("timesteps.m", values), steps=4, name=name)
+        assert run_sweep(sweep, Options(storage=folder), launcher=local.launch) == 0
+    return folder
+
+
+def out(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = cli._run(list(arguments))
+    return code, re.sub(r"\s+", " ", capsys.readouterr().out)
+
+
+def test_the_sweep_writes_down_how_large_it_is_and_whose(storage):
+    table = sweeps_frame(Tracker(default_uri(storage), artifacts=storage)).set_index("sweep")
+    assert table["cells"].to_dict() == {"first": 1.0, "second": 2.0}
+    assert [len(reused) for reused in table.loc[["first", "second"], "reused"]] == [0, 1]
+    assert set(table["user"]) != {"unknown"}
+
+
+def test_runs_and_trials(storage, capsys):
+    code, text = out(capsys, "runs", "--storage", str(storage))
+    assert code == 0
+    assert re.search(r"second │ done │ 2/2 │ ━+ 100 % ", text)
+    assert re.search(r"first │ done │ 1/1 │ ━+ 100 % ", text)
+    code, text = out(capsys, "runs", "second", "--storage", str(storage))
+    assert code == 0
+    assert re.search(r"m=0.5.* │ done │ ━+ 100 % .*m=0.7.* │ done │ ━+ 100 % ", text)
+    assert "first" not in text
+    images = int(runs(default_uri(storage))["training.images"].iloc[0])
+    assert f"{images:,}/{images:,}" in text
+    assert "m=0.5" in out(capsys, "runs", "--trials", "--storage", str(storage))[1]
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_tables_fit_their_columns(storage, width):
+    tracker = Tracker(default_uri(storage), artifacts=storage)
+    console = Console(width=width, file=io.StringIO())
+    console.print(runs_command.view(tracker, width, trials=True))
+    console.print(cost_command.cost_table(costs(run_costs(runs_frame(tracker)), "sweep"), "sweep", width))
+    text = console.file.getvalue()
+    assert "second" in text
+    assert max(map(len, text.splitlines())) <= width
+    assert width < 100 or "…" not in text
+
+
+def test_an_unknown_sweep_names_the_nearest(storage, capsys):
+    with pytest.raises(SystemExit) as ended:
+        exit_on_errors(lambda: cli._run(["runs", "secnd", "--storage", str(storage)]))
+    assert ended.value.code == 2
+    assert "did you mean second?" in re.sub(r"\s+", " ", capsys.readouterr().err)
+
+
+def test_an_empty_store_is_said_kindly_and_not_made(tmp_path, capsys):
+    for command in ("runs", "cost"):
+        code, text = out(capsys, command, "--storage", str(tmp_path / "none"))
+        assert (code, text.startswith("No runs yet in")) == (0, True)
+        empty = default_uri(tmp_path / command)
+        Tracker(empty, artifacts=tmp_path)
+        code, text = out(capsys, command, "--tracking-uri", empty)
+        assert (code, text.startswith("No runs yet in")) == (0, True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_cost_and_its_file(storage, tmp_path, capsys):
+    file = tmp_path / "cost.csv"
+    code, text = out(capsys, "cost", "--storage", str(storage), "--csv", str(file))
+    assert code == 0
+    table = pd.read_csv(file).set_index("sweep")
+    assert table["trials"].to_dict() == {"first": 1, "second": 1}
+    frame = runs(default_uri(storage))
+    assert table["device_hours"].sum() == pytest.approx(frame["cost/device_hours"].sum())
+    assert table["share"].sum() == pytest.approx(1)
+    assert set(table["kind"]) == {"cpu"}
+    assert "total │ core │ 2 │" in text
+    for by in ("user", "device", "day"):
+        assert out(capsys, "cost", "--by", by, "--storage", str(storage))[0] == 0
+
+
+@pytest.mark.timeout(120)
+def test_watching_shows_it_anew_until_it_is_interrupted(storage):
+    # A shell's background jobs, and what they start, ignore the signal: env undoes that.
+    command = ["env", "--default-signal=INT", *MAIN, "runs", "--watch", "1", "--storage", str(storage)]
+    with subprocess.Popen(command, env=os.environ, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        titles = 0
+        for line in process.stdout:
+            titles += line.startswith("Sweeps")
+            if titles == 2:
+                break
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        assert process.wait(timeout=30) == 0
+    assert titles == 2
+
+
+def test_help_explains(capsys):
+    for command, words in (("runs", ("SWEEP", "--watch", "--trials", "--all")), ("cost", ("--by", "--csv")),
+                           ("doctor", ("--ray-address", "--workers", "--json"))):  # fmt: skip
+        with pytest.raises(SystemExit) as ended:
+            cli._run([command, "--help"])
+        text = capsys.readouterr().out
+        assert ended.value.code == 0
+        assert all(word in text for word in words)
