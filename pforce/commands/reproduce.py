@@ -1,0 +1,103 @@
+"""`pforce reproduce`: the paper's tables at a scale that fits the machine at hand."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table as Shown
+
+from experiments.paper import SCALES, TABLES
+from pforce.orchestration.outlook import SUSTAINED_TFLOPS
+from pforce.orchestration.plan import Options
+from pforce.orchestration.reproduce import reproduce
+from pforce.reproduction import ScaleName, Table
+from pforce.terminal import DONE, STOPPED, make_console
+from pforce.validation import ConfigError, require
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Run a table of the paper: what is missing is trained and measured, then the paper's numbers stand beside the
+    measured ones, and each of its findings is reproduced, not reproduced, or undecided. Without a TABLE: the tables.
+
+    A table that was interrupted goes on with the same command; tables share their trainings.
+    """
+
+    tables: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[TABLE …]")] = ()
+    """Names of tables, or all."""
+    scale: ScaleName = "smoke"
+    """smoke: about a minute a table, decides nothing. cpu: hours on 2 cores. gpu: about an hour a table on one GPU.
+    paper: ImageNet 256² on 8 or more GPUs; look at its --dry-run first."""
+    seeds: tuple[int, ...] | None = None
+    """Training seeds, others than the scale's."""
+    dry_run: bool = False
+    """Print cells, steps, images, storage, device-hours and how they were estimated; run nothing."""
+    without_ray: bool = False
+    """Cell after cell in this process, without Ray."""
+    tflops: float = SUSTAINED_TFLOPS
+    """TFLOP/s that a GPU sustains, for the dry run's hours."""
+    gpus: int = 8
+    """GPUs that the dry run shares the hours among."""
+    options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
+
+    def __post_init__(self) -> None:
+        require(self.tflops > 0, "tflops", self.tflops, "> 0")
+        require(self.gpus > 0, "gpus", self.gpus, "> 0")
+        require(self.seeds is None or len(self.seeds) > 0, "seeds", self.seeds, "at least one")
+
+
+def tables_named(names: tuple[str, ...]) -> list[Table]:
+    """The tables; ConfigError with the nearest name for one that there is not."""
+    known = {table.name: table for table in TABLES}
+    if ALL in names:
+        return list(known.values())
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"tables are: {', '.join(known)}, or {ALL}"
+            raise ConfigError(f"{name}: unknown table; {hint}")
+    return [known[name] for name in names]
+
+
+def list_tables(console: Console) -> int:
+    """Names, questions, and rows of all tables."""
+    shown = Shown(title="pforce reproduce TABLE --scale smoke|cpu|gpu|paper", title_justify="left", show_lines=False)
+    for name in ("table", "question", "rows", "findings", "the paper's rows"):
+        shown.add_column(name)
+    scale = SCALES["cpu"]
+    for table in TABLES:
+        rows = table.rows(scale)
+        theirs = sum(row.paper is not None for row in rows) if table.paper else 0
+        shown.add_row(table.name, table.question, str(len(rows)), str(len(table.statements(scale))), str(theirs or "–"))
+    console.print(shown)
+    return DONE
+
+
+def reproduce_tables(a: Arguments) -> int:
+    """Run tables of the paper at a scale that fits this machine, and say which of the paper's findings hold."""
+    console = make_console()
+    if not a.tables:
+        return list_tables(console)
+    worst = DONE
+    for table in tables_named(a.tables):
+        code = reproduce(
+            table,
+            SCALES[a.scale],
+            a.options,
+            console,
+            seeds=a.seeds,
+            without_ray=a.without_ray,
+            dry_run=a.dry_run,
+            tflops=a.tflops,
+            gpus=a.gpus,
+        )
+        worst = max(worst, code)
+        if code == STOPPED:
+            break
+    return worst

@@ -1,0 +1,125 @@
+"""What a table will take, counted before anything runs: cells, steps, images, storage, GPU hours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from pforce import flow
+from pforce.config import Experiment, training_fingerprint
+from pforce.data import DataError, ensure
+from pforce.models import ModelConfig, PatchForcingTransformer
+from pforce.orchestration.sweep import Cell, Sweep
+from pforce.sampling import SamplerConfig, count_flops
+from pforce.training.checkpoint import KEPT
+
+SUSTAINED_TFLOPS = 300.0
+"""Of one GPU in training and sampling, an assumption: 38 % of the 798 TFLOP/s that an H100 reached in a bfloat16 matrix
+product of 8192³. What our own code reaches there at these sizes has not been measured."""
+COPIES = 4
+"""Of the weights in a checkpoint: weights, averages, two moments; float32."""
+
+
+@cache
+def training_flops(config: ModelConfig) -> int:
+    """FLOPs of forward and backward for one image, counted on tensors without data, a timestep a patch."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = PatchForcingTransformer(replace(config, attention="sdpa"))
+        x = torch.empty(1, config.channels, *config.image_size)
+        t = torch.empty(1, config.patches) if config.difficulty_head else torch.empty(1)
+        flow.loss(model, x, torch.zeros(1, dtype=torch.long), t, x).total.backward()
+    return int(counter.get_total_flops())
+
+
+@cache
+def parameter_count(config: ModelConfig) -> int:
+    """Parameters of a model."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in PatchForcingTransformer(config).parameters())
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a sweep will take as a whole, none of its cells being done."""
+
+    cells: int
+    trainings: int
+    steps: int
+    images_trained: int
+    images_drawn: int
+    storage_bytes: int
+    training_flops: float
+    evaluation_flops: float
+
+    def gpu_hours(self, tflops: float) -> float:
+        """At so many sustained TFLOP/s a GPU."""
+        return (self.training_flops + self.evaluation_flops) / (tflops * 1e12) / 3600
+
+
+def _evaluation_flops(e: Experiment) -> float:
+    # One evaluation is counted, and not every step of the sampler: its passes differ by what a second level adds to
+    # the modulation, which is nothing beside them.
+    evaluation = count_flops(e.model, SamplerConfig(num_function_evaluations=1))
+    per_image = evaluation * e.sampler.schedule().num_function_evaluations * (1 if e.sampler.guidance.scale == 1 else 2)
+    passes = flow.VALIDATION_SEGMENTS + len(e.evaluation.difficulty_timesteps) * e.model.difficulty_head
+    once = training_flops(e.model) / 3  # forward, without backward
+    return e.evaluation.images * per_image + e.evaluation.validation_images * passes * once
+
+
+def outlook(cells: list[Cell]) -> Outlook:
+    """Of cells; those that share a training train it once."""
+    trainings = {training_fingerprint(cell.experiment, {}): cell.experiment for cell in cells}
+    several = list(trainings.values())
+    return Outlook(
+        cells=len(cells),
+        trainings=len(several),
+        steps=sum(e.training.steps for e in several),
+        images_trained=sum(e.training.images for e in several),
+        images_drawn=sum(cell.experiment.evaluation.images for cell in cells),
+        storage_bytes=sum(KEPT * COPIES * 4 * parameter_count(e.model) for e in several),
+        training_flops=float(sum(training_flops(e.model) * e.training.images for e in several)),
+        evaluation_flops=sum(_evaluation_flops(cell.experiment) for cell in cells),
+    )
+
+
+def print_outlook(sweep: Sweep, console: Console, *, tflops: float, gpus: int) -> None:
+    """The rows of a table, and what all of it takes, with how that was estimated."""
+    cells = sweep.cells()
+    table = Table(title=f"{sweep.name}: {len(cells)} cells ({len(sweep.seeds)} seeds)", title_justify="left")
+    for name in ("row", "parameters", "steps", "images", "NFE", "images drawn", "GPU-hours a seed, alone"):
+        table.add_column(name, justify="left" if name == "row" else "right")
+    for cell in (cell for cell in cells if cell.experiment.seed == sweep.seeds[0]):
+        e, alone = cell.experiment, outlook([cell])
+        table.add_row(
+            str(cell.values[0][1]), f"{parameter_count(e.model) / 1e6:.0f} M", f"{e.training.steps:,}",
+            f"{e.training.images:,}", f"{e.sampler.schedule().num_function_evaluations}", f"{e.evaluation.images:,}",
+            f"{alone.gpu_hours(tflops):,.2f}",
+        )  # fmt: skip
+    console.print(table)
+    o = outlook(cells)
+    hours = o.gpu_hours(tflops)
+    lines = [
+        f"{o.cells} cells share {o.trainings} trainings: {o.steps:,} steps, {o.images_trained:,} images trained on, "
+        f"{o.images_drawn:,} drawn",
+        f"storage: {o.storage_bytes / 1e9:,.1f} GB of checkpoints ({KEPT} a training: weights, averages, two moments)",
+        f"device-hours: {hours:,.1f} GPU-hours, {hours / gpus:,.1f} hours on {gpus} GPU(s)",
+        f"estimated from counted products: {o.training_flops:.3g} FLOP of training, {o.evaluation_flops:.3g} of "
+        f"sampling and measuring, at {tflops:g} TFLOP/s a GPU: an assumption (--tflops), 38 % of what an H100 reached "
+        "in bfloat16 matrix products by default",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def missing_data(sweep: Sweep) -> str | None:
+    """Why the data of a sweep cannot be read here; None where they can."""
+    try:
+        ensure(sweep.base.data, progress=False)
+    except DataError as error:
+        return str(error)
+    return None

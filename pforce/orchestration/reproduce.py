@@ -1,0 +1,266 @@
+"""A table of the paper run as a sweep, the paper's numbers beside the measured ones, and verdicts."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from experiments.paper import SCALES, TABLES
+from pforce import results
+from pforce.data import Manifest, ensure
+from pforce.files import strict
+from pforce.orchestration import local
+from pforce.orchestration.outlook import missing_data, print_outlook
+from pforce.orchestration.plan import Options, Plan
+from pforce.orchestration.reproduction import sweep_name, sweep_of
+from pforce.orchestration.script import print_mlflow, push_files, run_sweep
+from pforce.orchestration.sweep import Sweep, Work
+from pforce.references import inputs_of
+from pforce.reproduction import Scale, Table, metric_of
+from pforce.results import Row, curves
+from pforce.results import reproduction_figures as figures
+from pforce.results.findings import Agreement, Finding, agreement, findings, paper_values, summary
+from pforce.results.paper import paper_table
+from pforce.results.tables import COST_COLUMNS, QUALITY_COLUMNS, Column
+from pforce.terminal import DONE
+from pforce.validation import ConfigError
+
+FOLDER = "reproduction"
+"""Below the storage's root: tables, figures and verdicts."""
+COSTS = tuple(column for column in COST_COLUMNS if column.header in ("images seen", "NFE", "seconds", "device-hours"))
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A table as far as it is measured."""
+
+    table: Table
+    scale: Scale
+    sweep: Sweep
+    work: Sequence[Work]
+    frame: pd.DataFrame
+    """Of `pforce.results.runs`: whole, as cells may be of other sweeps."""
+
+    @cached_property
+    def rows(self) -> dict[str, Row]:
+        """The rows by name. Rows of one distribution have the same cells."""
+        found: dict[str, list[str]] = {row.name: [] for row in self.sweep.rows}
+        for item in self.work:
+            for cell in item.cells:
+                found[str(cell.values[0][1])].append(item.fingerprint)
+        return {name: Row({"row": name}, fingerprints) for name, fingerprints in found.items()}
+
+    @property
+    def detector(self) -> str:
+        """Whose distances there are."""
+        return self.sweep.base.evaluation.detector_name
+
+    @property
+    def metric(self) -> str:
+        """What rows are ordered by."""
+        return metric_of(self.table.metric, self.detector)
+
+    @cached_property
+    def measured(self) -> pd.DataFrame:
+        """A row a row: means and spread over seeds, the paper's numbers, cost."""
+        shown = [Column(each.metric, each.header, each.decimals, True) for each in self.table.shown]
+        table = results.cell_table(self.frame, list(self.rows.values()), (*QUALITY_COLUMNS, *shown, *COSTS))
+        theirs = self.paper
+        if theirs is not None and self.table.paper is not None:
+            last = max((i for i, name in enumerate(table.columns) if name.startswith("n")), default=0)
+            table.insert(last + 1, self.table.paper.header, theirs)
+        return table
+
+    @property
+    def paper(self) -> list[float] | None:
+        """The paper's number of each row, NaN where it has none; None where it has no such table."""
+        if self.table.paper is None:
+            return None
+        known = paper_values(self.table.paper)
+        return [known.get(row.paper or "", float("nan")) for row in self.table.rows(self.scale)]
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """The paper's statements, decided."""
+        return findings(self.frame, self.rows, self.table.statements(self.scale), self.detector)
+
+    @cached_property
+    def agreement(self) -> Agreement | None:
+        """Of the order with the paper's."""
+        header = next((name for name in (self.metric, *self.measured.columns) if name in self.measured), None)
+        if self.paper is None or header != self.metric:
+            return None
+        return agreement(self.measured[self.metric].tolist(), self.paper)
+
+    @property
+    def lines(self) -> list[str]:
+        """What the table says, in sentences: first how many statements hold."""
+        order = [self.agreement.sentence] if self.agreement else []
+        return [summary(self.findings), *order, *(finding.sentence for finding in self.findings)]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know of the numbers."""
+        notes = results.table_notes(self.frame, list(self.rows.values()))
+        if self.table.figure == "curves":  # its rows differ in NFE, as they are to
+            notes = [note for note in notes if not note.startswith("cells differ in NFE")]
+        return notes
+
+    def figure(self) -> Figure | None:
+        """In the paper's layout; None where nothing is measured yet."""
+        if not self.measured["n"].any():
+            return None
+        frame, row = self.frame, next(iter(self.rows.values()))
+        drawn: Figure | None = None
+        match self.table.figure:
+            case "difficulty":
+                drawn = figures.difficulty_seeds_figure(curves.difficulty_curve(frame, row), paper_table("difficulty"))
+            case "context_helps":
+                drawn = figures.context_seeds_figure(curves.context_curve(frame, row), paper_table("context_helps"))
+            case "context_uncertainty":
+                drawn = figures.log_sigma_figure(curves.log_sigma_quantiles(frame, row))
+            case "curves":
+                drawn = figures.nfe_figure(curves.nfe_curves(frame, self.rows, self.metric), self.metric)
+            case "bars" if self.metric in self.measured:
+                paper = self.table.paper.header if self.table.paper else None
+                drawn = figures.bars_figure(self.measured, self.metric, paper)
+        return drawn
+
+    def record(self) -> dict[str, Any]:
+        """Verdicts as plain data."""
+        return {
+            "table": self.table.name,
+            "scale": self.scale.name,
+            "question": self.table.question,
+            "summary": summary(self.findings),
+            "agreement": self.agreement._asdict() if self.agreement else None,
+            "findings": [
+                {
+                    "statement": f.statement.text, "verdict": f.word, "sentence": f.sentence,
+                    "difference": f.verdict.difference._asdict(), "p": f.verdict.p, "p_holm": f.verdict.p_holm,
+                    "more_seeds": f.more_seeds,
+                }
+                for f in self.findings
+            ],
+        }  # fmt: skip
+
+
+def inputs_for(sweep: Sweep) -> dict[str, str]:
+    """Content hashes of what a table's cells read; the data are built where they can be."""
+    evaluation = sweep.base.evaluation
+    manifest = Manifest.load(ensure(sweep.base.data, progress=False))
+    return inputs_of(evaluation, manifest, evaluation.load_detector())
+
+
+def read(
+    table: Table, scale: Scale, tracking_uri: str, *, seeds: Sequence[int] | None = None,
+    inputs: Mapping[str, str] | None = None,
+) -> Reproduction:  # fmt: skip
+    """A table as far as a tracking store has it. Runs nothing.
+
+    Args:
+        seeds: by default the scale's, and all others that every row is finished with.
+        inputs: hashes of data and detector; by default those of the data here.
+    """
+    frame = results.runs(tracking_uri)
+    inputs = inputs or inputs_for(sweep_of(table, scale))
+    chosen = list(seeds) if seeds else whole_seeds(table, scale, frame, inputs)
+    sweep = sweep_of(table, scale, chosen)
+    return Reproduction(table, scale, sweep, sweep.work(inputs), frame)
+
+
+def known_tables() -> dict[str, tuple[Table, Scale]]:
+    """Tables of the paper at all scales, by the names of their sweeps: `timestep_schedules-cpu`."""
+    return {sweep_name(table, scale): (table, scale) for table in TABLES for scale in SCALES.values()}
+
+
+def read_sweep(name: str, tracking_uri: str) -> Reproduction:
+    """`read`, by the sweep's name. ConfigError with the nearest name for one that there is not."""
+    known = known_tables()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise ConfigError(f"{name}: no table at a scale (TABLE-SCALE){f'; did you mean {near[0]}?' if near else ''}")
+    return read(*known[name], tracking_uri)
+
+
+def whole_seeds(table: Table, scale: Scale, frame: pd.DataFrame, inputs: Mapping[str, str]) -> list[int]:
+    """The scale's seeds, and all others that every row of the table is finished with."""
+    done = set(frame.loc[frame["status"] == "FINISHED", "fingerprint"]) if len(frame) else set()
+    others = sorted(set(frame["seed"].dropna().astype(int)) - set(scale.seeds)) if "seed" in frame else []
+    if not others:
+        return list(scale.seeds)
+    sweep = sweep_of(table, scale, others)
+    missing = [item for item in sweep.work(inputs) if item.fingerprint not in done]
+    lacking = {cell.experiment.seed for item in missing for cell in item.cells}
+    return sorted({*scale.seeds, *(seed for seed in others if seed not in lacking)})
+
+
+def reproduce(
+    table: Table, scale: Scale, options: Options, console: Console, *, seeds: Sequence[int] | None = None,
+    without_ray: bool = False, dry_run: bool = False, tflops: float, gpus: int,
+) -> int:  # fmt: skip
+    """Run what is missing of a table, print it beside the paper's, and write its files. Returns the exit code."""
+    sweep = sweep_of(table, scale, seeds)
+    console.print(f"[bold]{table.title}[/]\n{table.question}\n{scale.name}: {scale.about}", highlight=False)
+    if dry_run:
+        print_outlook(sweep, console, tflops=tflops, gpus=gpus)
+        missing = missing_data(sweep)
+        if missing is not None:
+            console.print(
+                f"The data are not here, so nothing could be run: {missing}", highlight=False, markup=False,
+                soft_wrap=True,
+            )  # fmt: skip
+            return DONE
+    return run_sweep(
+        sweep,
+        options,
+        dry_run=dry_run,
+        launcher=local.launch if without_ray else None,
+        report=partial(report, table=table, scale=scale),
+    )
+
+
+def report(planned: Plan, console: Console, *, table: Table, scale: Scale) -> None:
+    """The table, its verdicts and its figure, on the console and in files."""
+    found = Reproduction(table, scale, planned.sweep, planned.work, results.runs(planned.options.uri))
+    console.print(results.to_terminal(found.measured, f"{table.title} · {scale.name}"))
+    for line in (*(f"note: {note}" for note in found.notes), *found.lines):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    name = sweep_name(table, scale)
+    written = write_files(found, planned.options.root / FOLDER)
+    push_files(planned.options.place, [f"{FOLDER}/{path.name}" for path in written], console)
+    endings = ",".join(path.suffix[1:] for path in written)
+    stem = planned.options.root / FOLDER / name
+    console.print(f"Table, verdicts, figure: {stem}.{{{endings}}}", soft_wrap=True, highlight=False)
+    print_mlflow(planned.options.uri, console)
+
+
+def write_files(found: Reproduction, folder: Path) -> list[Path]:
+    """Table, verdicts and figure of a reproduction below a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem, title = sweep_name(found.table, found.scale), f"{found.table.title} · {found.scale.name}"
+    notes, lines = found.notes, found.lines
+    texts = {
+        "csv": results.to_csv(found.measured),
+        "md": f"# {title}\n\n{found.table.question}\n\n{results.to_markdown(found.measured, notes, lines)}\n",
+        "tex": results.to_latex(found.measured, title, notes, lines),
+        "json": json.dumps(strict(found.record()), indent=1) + "\n",
+    }
+    written = []
+    for ending, text in texts.items():
+        written.append(folder / f"{stem}.{ending}")
+        written[-1].write_text(text, encoding="utf-8")
+    figure = found.figure()
+    if figure is not None:
+        written.append(folder / f"{stem}.png")
+        figure.savefig(written[-1], dpi=160)
+    return written

@@ -1,0 +1,24 @@
+"""The paper's tables as sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pforce.orchestration.sweep import NamedRow, Sweep
+from pforce.reproduction import Scale, Table
+
+
+def sweep_name(table: Table, scale: Scale) -> str:
+    """Of the sweep, its MLflow experiment and its files."""
+    return f"{table.name}-{scale.name}"
+
+
+def sweep_of(table: Table, scale: Scale, seeds: Sequence[int] | None = None) -> Sweep:
+    """A table at a scale as a sweep over its rows. ConfigError and FieldError for what does not fit together.
+
+    Args:
+        seeds: others than the scale's.
+    """
+    table.check(scale)
+    rows = tuple(NamedRow(row.name, row.changes) for row in table.rows(scale))
+    return Sweep(sweep_name(table, scale), table.base(scale), (), tuple(seeds or scale.seeds), rows)

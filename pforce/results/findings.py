@@ -1,0 +1,153 @@
+"""Does a finding of the paper hold here? Statements decided by seeds, and how far two tables agree in their order."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from pforce.reproduction import PaperColumn, Statement, Value, metric_of
+from pforce.results.frames import Row
+from pforce.results.paper import paper_table
+from pforce.results.statistics import (
+    ENOUGH_SEEDS,
+    MOST_SEEDS,
+    Claim,
+    Interval,
+    Verdict,
+    decimals_of,
+    judge,
+    mean_interval,
+    seeds_to_decide,
+    signed,
+    values_by_seed,
+)
+
+Word = Literal["reproduced", "not reproduced", "undecided"]
+WORDS: dict[str, Word] = {
+    "better": "reproduced", "worse": "not reproduced", "not distinguishable": "undecided"
+}  # fmt: skip
+MOST_EXACT = 8
+"""Rows up to which all orders are counted: 40,320 of them."""
+ORDERS = 20_000
+"""Random orders for more rows."""
+
+
+class Finding(NamedTuple):
+    """A statement, and what the seeds say of it."""
+
+    statement: Statement
+    word: Word
+    low: Interval | None
+    """Mean of the number that is said to be lower, over its own seeds; None without any."""
+    high: Interval | None
+    verdict: Verdict
+    """Of the difference low − high, by common seeds."""
+    more_seeds: int | None
+    """That would decide it, if difference and spread stay as they are; None where it is decided, or beyond reach."""
+
+    @property
+    def sentence(self) -> str:
+        """In plain words, with numbers, interval, n and p."""
+        d, text = self.verdict.difference, self.statement.text
+        if self.low is None or self.high is None or d.n < ENOUGH_SEEDS:
+            have = f"{d.n} common seed{'' if d.n == 1 else 's'}"
+            return f"{text}: undecided ({have}; a decision needs at least {ENOUGH_SEEDS})"
+        places = decimals_of(d)
+        mean, low, high = (signed(value, places) for value in d[:3])
+        p = "p < 0.0001" if self.verdict.p_holm < 1e-4 else f"p = {self.verdict.p_holm:.2g}"
+        over = f" after Holm over {self.verdict.claims}" if self.verdict.claims > 1 else ""
+        numbers = f"{signed(self.low.mean, places)} against {signed(self.high.mean, places)}"
+        told = f"{numbers}, difference {mean}, 95 % {low} … {high}, n = {d.n} seeds, {p}{over}"
+        if self.word != "undecided":
+            return f"{text}: {self.word} ({told})"
+        if self.more_seeds is None:
+            return f"{text}: undecided ({told}; more than {MOST_SEEDS} seeds would be needed)"
+        return f"{text}: undecided ({told}; about {self.more_seeds} more seeds would decide it)"
+
+
+def findings(
+    frame: pd.DataFrame, rows: Mapping[str, Row], statements: Sequence[Statement], detector: str
+) -> list[Finding]:
+    """Each statement decided, all corrected together (Holm).
+
+    Args:
+        frame: of `pforce.results.runs`.
+        rows: by name.
+        detector: whose distances `fd` and the like mean.
+    """
+
+    def by_seed(value: Value) -> dict[int, float]:
+        return values_by_seed(frame, rows[value.row], metric_of(value.metric, detector))
+
+    claims = [
+        Claim(metric_of(s.low.metric, detector), s.low.name, s.high.name, by_seed(s.low), by_seed(s.high))
+        for s in statements
+    ]
+    found = []
+    for statement, claim, verdict in zip(statements, claims, judge(claims), strict=True):
+        low, high = (
+            mean_interval(list(values.values())) if values else None for values in (claim.a_values, claim.b_values)
+        )
+        word, more = WORDS[verdict.word], None
+        if word == "undecided" and verdict.difference.n >= ENOUGH_SEEDS:
+            needed = seeds_to_decide(verdict.difference, max(1, verdict.claims))
+            more = None if needed is None else max(1, needed - verdict.difference.n)
+        found.append(Finding(statement, word, low, high, verdict, more))
+    return found
+
+
+def summary(found: Sequence[Finding]) -> str:
+    """`4 of 6 reproduced, 1 not reproduced, 1 undecided`."""
+    counts = {word: sum(each.word == word for each in found) for word in WORDS.values()}
+    first = f"{counts['reproduced']} of {len(found)} reproduced"
+    return ", ".join([first, *(f"{counts[word]} {word}" for word in ("not reproduced", "undecided") if counts[word])])
+
+
+class Agreement(NamedTuple):
+    """How far two orders of the same rows agree."""
+
+    tau: float
+    """Kendall's τ-b: 1 the same order, −1 the reverse."""
+    p: float
+    """Of a τ as large or larger, if one order were drawn at random."""
+    rows: int
+
+    @property
+    def sentence(self) -> str:
+        """In plain words."""
+        return f"order of {self.rows} rows against the paper's: Kendall's τ = {signed(self.tau, 2)} (p = {self.p:.2g})"
+
+
+def agreement(measured: Sequence[float], paper: Sequence[float]) -> Agreement | None:
+    """Kendall's τ of two columns with its permutation p (one-sided, exact up to 8 rows). None for fewer than 3 rows.
+
+    Rows of which one number is missing are left out.
+    """
+    pairs = np.array([(a, b) for a, b in zip(measured, paper, strict=True) if np.isfinite(a) and np.isfinite(b)])
+    if len(pairs) < 3:
+        return None
+    a, b = (np.sign(column[:, None] - column[None, :]) for column in pairs.T)
+    ties = np.sqrt((a != 0).sum() * (b != 0).sum())
+    if ties == 0:
+        return None
+    n = len(pairs)
+    tau = float((a * b).sum() / ties)
+    if n <= MOST_EXACT:
+        orders = np.array(list(itertools.permutations(range(n))))
+    else:
+        draws = np.random.default_rng(0).permuted(np.tile(np.arange(n), (ORDERS, 1)), axis=1)
+        orders = np.concatenate([np.arange(n)[None], draws])  # the one that there is counts among them
+    sums = np.array([(a * b[np.ix_(order, order)]).sum() for order in orders])
+    return Agreement(tau, float((sums >= (a * b).sum() - 1e-9).mean()), n)
+
+
+def paper_values(column: PaperColumn) -> dict[str, float]:
+    """The paper's rows by name."""
+    table = paper_table(column.table)
+    keys = [column.key] if isinstance(column.key, str) else list(column.key)
+    names = table[keys].fillna("").astype(str).agg(" ".join, axis=1).str.strip()
+    return {name: float(value) for name, value in zip(names, table[column.value], strict=True) if pd.notna(value)}
