@@ -14,8 +14,9 @@ from pforce import flow
 from pforce.config import Experiment, training_fingerprint
 from pforce.data import DataError, ensure
 from pforce.models import ModelConfig, PatchForcingTransformer
+from pforce.models.flops import forward_flops
 from pforce.orchestration.sweep import Cell, Sweep
-from pforce.sampling import SamplerConfig, count_flops
+from pforce.sampling import count_flops
 from pforce.training.checkpoint import KEPT
 
 SUSTAINED_TFLOPS = 300.0
@@ -62,13 +63,9 @@ class Outlook:
 
 
 def _evaluation_flops(e: Experiment) -> float:
-    # One evaluation is counted, and not every step of the sampler: its passes differ by what a second level adds to
-    # the modulation, which is nothing beside them.
-    evaluation = count_flops(e.model, SamplerConfig(num_function_evaluations=1))
-    per_image = evaluation * e.sampler.schedule().num_function_evaluations * (1 if e.sampler.guidance.scale == 1 else 2)
     passes = flow.VALIDATION_SEGMENTS + len(e.evaluation.difficulty_timesteps) * e.model.difficulty_head
-    once = training_flops(e.model) / 3  # forward, without backward
-    return e.evaluation.images * per_image + e.evaluation.validation_images * passes * once
+    once = forward_flops(e.model, e.model.patches if e.model.difficulty_head else 1)
+    return e.evaluation.images * count_flops(e.model, e.sampler) + e.evaluation.validation_images * passes * once
 
 
 def outlook(cells: list[Cell]) -> Outlook:

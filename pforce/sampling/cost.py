@@ -1,36 +1,44 @@
-"""What an image costs in floating-point operations: counted while the sampler runs, on tensors without data."""
+"""What an image costs in floating-point operations: added up while the sampler runs, on a model without weights."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
+from pforce.flow import Prediction
 from pforce.models.config import ModelConfig
-from pforce.models.transformer import PatchForcingTransformer
+from pforce.models.flops import forward_flops
+from pforce.models.transformer import TimestepLevels
 from pforce.sampling.budget import SOLVERS, SamplerConfig
+
+
+class _Meter:
+    """A model in a solver's eyes: it adds up what each forward pass would cost, and predicts zeros."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.flops = 0
+
+    def __call__(self, x: Tensor, t: Tensor | TimestepLevels, y: Tensor, /) -> Prediction:
+        times = t.values if isinstance(t, TimestepLevels) else t
+        self.flops += len(x) * forward_flops(self.config, times[0].numel())
+        log_variance = torch.zeros_like(x[:, :1]) if self.config.difficulty_head else None
+        return Prediction(torch.zeros_like(x), log_variance)
 
 
 @cache
 def count_flops(model: ModelConfig, sampler: SamplerConfig) -> int:
-    """FLOPs of one image: matrix products and convolutions of all forward passes, 2 a multiply-add.
-
-    The sampler itself runs, on the meta device: shapes without values, so nothing is computed. What is not a
-    product (norms, activations, modulation, the quantile) is not counted, as is usual.
-    """
-    timesteps = sampler.schedule().timesteps
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        # The attention's backend does not change the products, and flash-attn cannot be had on every machine.
-        network = PatchForcingTransformer(replace(model, attention="sdpa"))
-        x0 = torch.empty(1, model.channels, *model.image_size)
-        SOLVERS[sampler.name](
-            network,
-            x0,
-            timesteps,
-            y=torch.zeros(1, dtype=torch.long),
-            guidance=sampler.guidance,
-            **sampler.settings,
-        )
-    return counter.get_total_flops()
+    """FLOPs of one image over all forward passes (see `forward_flops`). The sampler itself runs: which passes it makes
+    depends on its settings, never on values."""
+    meter = _Meter(model)
+    SOLVERS[sampler.name](
+        meter,
+        torch.zeros(1, model.channels, *model.image_size),
+        sampler.schedule().timesteps,
+        y=torch.zeros(1, dtype=torch.long),
+        guidance=sampler.guidance,
+        **sampler.settings,
+    )
+    return meter.flops

@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from pforce.sampling import SamplerConfig, spaced, timesteps_for
+from pforce.models.flops import forward_flops
+from pforce.sampling import Guidance, SamplerConfig, generate, spaced, timesteps_for
 from pforce.sampling.cost import count_flops
 from pforce.validation import FieldError
 from tests.sampling.test_adaptive import awake
@@ -119,3 +121,24 @@ def test_flops_are_counted():
     two = linear_flops(config, 2)
     assert count_flops(config, SamplerConfig("dual_loop", 8)) == 2 * (euler + 3 * two)
     assert count_flops(config, SamplerConfig("look_ahead", 7)) == 4 * euler + 3 * two
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dual_loop", "random_order", "look_ahead"])
+@pytest.mark.parametrize("guidance", [Guidance(), Guidance(2.0, (0.3, 0.7))])
+def test_flops_are_those_of_the_model(sampler, guidance):
+    """Oracle: torch's own counter, while the sampler draws an image from the model."""
+    model = awake(patch=2, height=8, width=4)
+    config = SamplerConfig(sampler, 12, guidance=guidance)
+    with FlopCounterMode(display=False) as counter:
+        list(generate(model, config, torch.zeros(1, dtype=torch.long), seed=0, batch=1, device="cpu"))
+    assert count_flops(model.config, config) == counter.get_total_flops() > 0
+
+
+def test_flops_of_a_pass():
+    """Oracle: torch's counter. SiT, and a timestep a patch."""
+    cases = (({"difficulty_head": False}, torch.rand(1)), ({}, torch.rand(1, 8)), ({"mlp_ratio": 2.0}, torch.rand(1)))
+    for settings, t in cases:
+        model = awake(patch=2, height=8, width=4, **settings)
+        with FlopCounterMode(display=False) as counter:
+            model(torch.randn(1, model.config.channels, 8, 4), t, torch.zeros(1, dtype=torch.long))
+        assert forward_flops(model.config, t.numel()) == counter.get_total_flops()

@@ -1,0 +1,24 @@
+"""Floating-point operations of a forward pass, from the configuration alone."""
+
+from __future__ import annotations
+
+from pforce.models.config import ModelConfig
+from pforce.models.layers import TIME_FEATURES
+
+
+def forward_flops(config: ModelConfig, timesteps: int) -> int:
+    """FLOPs of one forward pass of one image: matrix products and convolutions, 2 a multiply-add.
+
+    What is not a product (norms, activations, modulation, softmax) is not counted, as is usual.
+
+    Args:
+        timesteps: distinct ones for which modulations are computed: 1 a sample, the number of levels, or of patches.
+    """
+    n, d, area = config.patches, config.width, config.patch**2
+    outputs = area * (config.channels + (1 if config.difficulty_head else 0))
+    embeddings = n * area * config.channels * d + timesteps * (TIME_FEATURES * d + d * d)
+    attention = n * 3 * d * d + 2 * n * n * d + n * d * d
+    mlp = 2 * n * d * int(d * config.mlp_ratio)
+    block = attention + mlp + timesteps * d * 6 * d
+    final = n * d * outputs + timesteps * d * 2 * d
+    return 2 * (embeddings + config.depth * block + final)
