@@ -7,6 +7,7 @@ and n − k steps are n steps, bit for bit on a CPU.
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -136,6 +137,20 @@ class Callback:
         """However the training ended."""
 
 
+class _AdamW(torch.optim.AdamW):
+    """torch's AdamW without the marks that keep its methods from being compiled.
+
+    At their first call these marks import torch's compiler, a second of every process, and nothing here compiles an
+    optimizer. The methods are torch's own, below the marks.
+    """
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
+
+
 def new_state(
     spec: TrainingSpec,
     model: PatchForcingTransformer,
@@ -157,7 +172,7 @@ def new_state(
     if sharding == "fsdp" and workers.count > 1:
         shard(model, workers, device)
         shard(ema.model, workers, device)
-    optimizer = torch.optim.AdamW(
+    optimizer = _AdamW(
         model.parameters(),
         lr=spec.optimizer.learning_rate,
         betas=spec.optimizer.betas,
