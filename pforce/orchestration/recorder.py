@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from pforce.storage import StorageError
 from pforce.tracking import Delivery, RunSpec, Status, Tags
 from pforce.trial import MAPS, RESULT, SAMPLES, evaluation_folder
 
+FIGURES = "pforce.results.difficulty_figures"
 TRAINING_SHARE = 0.8
 """Of a trial's progress bar; the rest is evaluation."""
 
@@ -65,6 +68,8 @@ class Recorder:
         trials. TrackingError where the store does not take it."""
         self.delivery.open_sweep(self.plan.sweep.name, self.sweep_tags)
         self.begun = True
+        # The driver has nothing to do until the first trial's process is up: time to import what its end will need.
+        threading.Thread(target=import_module, args=(FIGURES,), daemon=True).start()
 
     def close(self, status: Status) -> None:
         """The sweep has ended."""
@@ -173,13 +178,12 @@ def _uncertainty_picture(folder: Path) -> Path | None:
     """Maps of predicted uncertainty on held-out images, drawn here: a trial's process loads no plotting library."""
     if not (folder / MAPS).exists():
         return None
-    from pforce.results.difficulty_figures import uncertainty_maps
-
+    figures = import_module(FIGURES)
     with np.load(folder / MAPS) as arrays:
         images, timesteps, sigma = arrays["images"], arrays["timesteps"], arrays["sigma"]
     if images.shape[1] != 3:
         return None
     path = (folder / MAPS).with_suffix(".png")
     by_time = {float(t): maps for t, maps in zip(timesteps, sigma, strict=True)}
-    uncertainty_maps(torch.from_numpy(images), by_time, path)
+    figures.uncertainty_maps(torch.from_numpy(images), by_time, path)
     return path
