@@ -53,6 +53,15 @@ class GroupLost(ClusterError):
     """Groups of workers cannot be started."""
 
 
+class _Trainer(TorchTrainer):
+    """Without Ray's process that hands out data sets: it would have none, and it starts just when the workers import
+    torch. (Where a release of Ray chooses its callbacks elsewhere, this does nothing.)"""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        found: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # not in the stubs of all releases
+        return [each for each in found if self.datasets or type(each).__name__ != "DatasetsCallback"]
+
+
 class _Group(threading.Thread):
     """One TorchTrainer, in a thread of the driver: where it is called from another one Ray sets no signal handler."""
 
@@ -63,7 +72,7 @@ class _Group(threading.Thread):
         self.error: Exception | None = None
         options = plan.options
         resources = {"CPU": float(placement.cpus), **({"GPU": placement.gpus} if placement.gpus else {})}
-        self.trainer = TorchTrainer(
+        self.trainer = _Trainer(
             serve,
             train_loop_config={"desk": desk, "slot": slot, "group": number},
             torch_config=TorchConfig(
