@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pickle
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pforce.orchestration.doctor import cluster, machines, node, stores
+from pforce.orchestration.doctor import cluster, machines, node, software, stores
 from pforce.orchestration.doctor.check import Check, checked
 from pforce.orchestration.doctor.diagnose import _tracking
 from pforce.orchestration.placement import Node
@@ -63,7 +64,7 @@ def test_a_sound_machine_is_told_without_starting_ray(tmp_path):
     code, checks = doctor("--storage", str(storage), "--workers", "1")
     assert code == 0
     names = ("Python", "packages", "GPU", "NCCL", "attention", "torchvision", "storage", "MLflow store", "workers")
-    assert {*names, "CPU", "shared memory", "free disk", "open files", "data cache"} <= set(checks)
+    assert {*names, "process starts", "CPU", "shared memory", "free disk", "open files", "data cache"} <= set(checks)
     assert "only this machine was looked at" in checks["Ray cluster"][0]["found"]
     assert list(storage.iterdir()) == []  # no database is made by looking
 
@@ -102,6 +103,16 @@ def test_a_server_that_accepts_and_never_answers(tmp_path):
     assert (found.state, time.monotonic() - started < 8) == ("problem", True)
     assert "no answer within 2 s" in found.found
     assert "secret" not in found.found
+
+
+def test_what_slows_the_start_of_processes_is_told(tmp_path, monkeypatch):
+    """The package that JupyterLab brings, here an empty one of its name."""
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    assert software.process_starts().state == "ok"
+    (tmp_path / "rfc3987_syntax.py").touch()
+    importlib.invalidate_caches()
+    found = software.process_starts()
+    assert (found.state, "pip uninstall rfc3987-syntax" in found.cure) == ("warning", True)
 
 
 def test_a_check_that_crashes_is_a_problem():

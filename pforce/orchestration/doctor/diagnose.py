@@ -43,6 +43,7 @@ def diagnose(
     checks += checked("NCCL", software.communication)
     checks += checked("attention", software.attention)
     checks += checked("torchvision", software.torchvision)
+    checks += checked("process starts", software.process_starts)
     told("the stores")
     checks += checked("storage", lambda: stores.storage_folder(place))
     checks += checked("MLflow store", lambda: _tracking(place, tracking_uri))
