@@ -1,7 +1,8 @@
 """What a sweep costs besides training and evaluation: Ray's start, and each trial's fixed cost.
 
-Trials run one at a time. The first pays for its processes and the import of torch; later ones reuse them. With two
-workers a trial runs through Ray Train's TorchTrainer.
+A lone trial pays for its processes and the import of torch: on a cluster of its own, as `pforce train` has it, and on
+one that is up, where none of its processes have been started. Of four trials one after the other the later ones reuse
+the first one's. With two workers a trial runs through Ray Train's TorchTrainer.
 Fixed cost = (seconds of the launcher − training and evaluation seconds of its trials) / trials.
 """
 
@@ -49,15 +50,27 @@ def fixed_seconds(trials: int, name: str, workers: int = 1) -> tuple[float, floa
     return seconds, seconds - own
 
 
+def show(what: str, costs: list[float]) -> None:
+    print(f"{what}: {median(costs):.1f} s ({min(costs):.1f} … {max(costs):.1f}, n = {len(costs)})", flush=True)
+
+
 def main() -> None:
-    started = time.perf_counter()
-    tune.start_ray("local")
-    print(f"Ray's start: {time.perf_counter() - started:.1f} s")
+    starts = []
     for workers in (1, 2):
-        for trials in (1, 4):
-            costs = [fixed_seconds(trials, f"w{workers}-t{trials}-{n}", workers)[1] / trials for n in range(ROUNDS)]
-            spread = f"{median(costs):.1f} s ({min(costs):.1f} … {max(costs):.1f}, n = {ROUNDS})"
-            print(f"{workers} worker(s), {trials} trial(s) one after the other: a trial {spread}", flush=True)
+        costs = []
+        for number in range(ROUNDS):
+            started = time.perf_counter()
+            tune.start_ray("local")
+            starts.append(time.perf_counter() - started)
+            costs.append(fixed_seconds(1, f"w{workers}-own-{number}", workers)[1])
+            tune.ray.shutdown()
+        show(f"{workers} worker(s), a lone trial on a cluster of its own", costs)
+    show("Ray's start", starts)
+    tune.start_ray("local")
+    for workers in (1, 2):
+        for trials, what in ((1, "a lone trial on a cluster that is up"), (4, "4 trials one after the other, a trial")):
+            names = [f"w{workers}-t{trials}-{number}" for number in range(ROUNDS)]
+            show(f"{workers} worker(s), {what}", [fixed_seconds(trials, name, workers)[1] / trials for name in names])
     tune.ray.shutdown()
 
 
