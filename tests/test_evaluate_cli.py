@@ -25,7 +25,7 @@ from pforce.tracking import default_uri
 from pforce.validation import ConfigError, FieldError
 from tests.test_cli import pforce
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 
 def found(storage: Path, out: str = "") -> dict[str, object]:

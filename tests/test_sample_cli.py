@@ -20,7 +20,7 @@ from pforce.models.autoencoder import load_decoder
 from pforce.sources import load_source
 from tests.test_cli import ROOT, pforce
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")

@@ -111,7 +111,7 @@ def test_cost_and_its_file(storage, tmp_path, capsys):
         assert out(capsys, "cost", "--by", by, "--storage", str(storage))[0] == 0
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 def test_watching_shows_it_anew_until_it_is_interrupted(storage):
     # A shell's background jobs, and what they start, ignore the signal: env undoes that.
     command = ["env", "--default-signal=INT", *MAIN, "runs", "--watch", "1", "--storage", str(storage)]

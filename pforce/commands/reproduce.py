@@ -13,7 +13,7 @@ from rich.table import Table as Shown
 from experiments.paper import SCALES, TABLES
 from pforce.orchestration.outlook import SUSTAINED_TFLOPS
 from pforce.orchestration.plan import Options
-from pforce.orchestration.reproduce import reproduce
+from pforce.orchestration.reproduce import reproduce, show
 from pforce.reproduction import ScaleName, Table
 from pforce.terminal import DONE, STOPPED, make_console
 from pforce.validation import ConfigError, require
@@ -38,6 +38,8 @@ class Arguments:
     """Training seeds, others than the scale's."""
     dry_run: bool = False
     """Print cells, steps, images, storage, device-hours and how they were estimated; run nothing."""
+    show: bool = False
+    """Print the table and its verdicts as far as the tracking store has them; run nothing."""
     without_ray: bool = False
     """Cell after cell in this process, without Ray."""
     tflops: float = SUSTAINED_TFLOPS
@@ -86,6 +88,9 @@ def reproduce_tables(a: Arguments) -> int:
         return list_tables(console)
     worst = DONE
     for table in tables_named(a.tables):
+        if a.show:
+            show(table, SCALES[a.scale], a.options, console, seeds=a.seeds)
+            continue
         code = reproduce(
             table,
             SCALES[a.scale],

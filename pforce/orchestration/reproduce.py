@@ -232,16 +232,31 @@ def reproduce(
 def report(planned: Plan, console: Console, *, table: Table, scale: Scale) -> None:
     """The table, its verdicts and its figure, on the console and in files."""
     found = Reproduction(table, scale, planned.sweep, planned.work, results.runs(planned.options.uri))
-    console.print(results.to_terminal(found.measured, f"{table.title} · {scale.name}"))
+    _tell(found, planned.options, console)
+
+
+def show(
+    table: Table, scale: Scale, options: Options, console: Console, *, seeds: Sequence[int] | None = None
+) -> int:  # fmt: skip
+    """`report` of what the tracking store has, say of imported records. Runs nothing."""
+    found = read(table, scale, options.uri, seeds=seeds)
+    done, wanted = int(found.measured["n"].sum()), len(found.sweep.seeds) * len(found.rows)
+    console.print(f"{sweep_name(table, scale)}: {done} of {wanted} cells are measured", highlight=False)
+    if done:
+        _tell(found, options, console)
+    return DONE
+
+
+def _tell(found: Reproduction, options: Options, console: Console) -> None:
+    console.print(results.to_terminal(found.measured, f"{found.table.title} · {found.scale.name}"))
     for line in (*(f"note: {note}" for note in found.notes), *found.lines):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
-    name = sweep_name(table, scale)
-    written = write_files(found, planned.options.root / FOLDER)
-    push_files(planned.options.place, [f"{FOLDER}/{path.name}" for path in written], console)
+    written = write_files(found, options.root / FOLDER)
+    push_files(options.place, [f"{FOLDER}/{path.name}" for path in written], console)
     endings = ",".join(path.suffix[1:] for path in written)
-    stem = planned.options.root / FOLDER / name
+    stem = options.root / FOLDER / sweep_name(found.table, found.scale)
     console.print(f"Table, verdicts, figure: {stem}.{{{endings}}}", soft_wrap=True, highlight=False)
-    print_mlflow(planned.options.uri, console)
+    print_mlflow(options.uri, console)
 
 
 def write_files(found: Reproduction, folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pforce.records import FORMAT, TrialRecord, merged, read
-from pforce.tracking.reading import _search
+from pforce.tracking.reading import runs_of
 from pforce.tracking.store import PARENT, RunSpec, Tags, Tracker, default_uri
 
 OWN_TAGS = (PARENT, Tags.FINGERPRINT, Tags.KIND, Tags.OPENED)
@@ -21,7 +21,7 @@ IMPORTED = "pforce.imported"
 def exported(tracker: Tracker, sweep: str | None = None) -> list[TrialRecord]:
     """All finished trials of a sweep, or of all, oldest first."""
     found = []
-    for name, run in _search(tracker, sweep, "trial"):
+    for name, run in runs_of(tracker, sweep, "trial"):
         tags = run.data.tags
         if run.info.status != "FINISHED" or Tags.FINGERPRINT not in tags:
             continue

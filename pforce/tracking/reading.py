@@ -69,7 +69,7 @@ def runs_frame(tracker: Tracker, sweep: str | None = None) -> pd.DataFrame:
             **run.data.params,
             **run.data.metrics,
         }
-        for name, run in _search(tracker, sweep, "trial")
+        for name, run in runs_of(tracker, sweep, "trial")
     ]
     frame = pd.DataFrame(rows)
     for column in frame.columns.difference(TEXTS):
@@ -102,7 +102,7 @@ def sweeps_frame(tracker: Tracker, sweep: str | None = None) -> pd.DataFrame:
                 "cells": float(run.data.tags.get(CELLS, "nan")),
                 "reused": tuple(run.data.tags.get(Tags.REUSED, "").split()),
             }
-            for name, run in _search(tracker, sweep, "sweep")
+            for name, run in runs_of(tracker, sweep, "sweep")
         ]
     )
 
@@ -112,7 +112,7 @@ def experiment_names(tracker: Tracker) -> list[str]:
     return [experiment.name for experiment in _experiments(tracker)]
 
 
-def _search(tracker: Tracker, sweep: str | None, kind: str) -> Sequence[tuple[str, Any]]:
+def runs_of(tracker: Tracker, sweep: str | None, kind: str) -> Sequence[tuple[str, Any]]:
     """(experiment's name, run) of all runs of a kind; the store gives a page at a time."""
     names = {e.experiment_id: e.name for e in _experiments(tracker) if sweep is None or e.name == sweep}
     found: list[tuple[str, Any]] = []

@@ -134,11 +134,9 @@ def test_two_builders_at_once(openmoji_folder: Path, tmp_path: Path) -> None:
 
 
 def test_builds_once(openmoji_folder: Path) -> None:
-    """Oracle: file times and the clock: a second build touches nothing and returns the same manifest."""
+    """Oracle: file times: a second build touches nothing and returns the same manifest."""
     before = {path.name: path.stat().st_mtime_ns for path in openmoji_folder.iterdir()}
-    start = time.monotonic()
     assert openmoji.build(openmoji_folder, 32, progress=False) == Manifest.load(openmoji_folder)
-    assert time.monotonic() - start < 1
     assert {path.name: path.stat().st_mtime_ns for path in openmoji_folder.iterdir()} == before
 
 

@@ -38,7 +38,7 @@ def _rank(rank: int, workers: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_the_distance_of_one_two_and_three_workers_is_the_same(tmp_path: Path, workers: int) -> None:
     """1e-9 relative, on every rank."""

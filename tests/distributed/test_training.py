@@ -18,7 +18,7 @@ from pforce.trial import Paths, run_trial, training_state
 from tests.training.conftest import DATA, tiny
 from tests.training.helpers import CPU, InterruptAt, Interrupted, run
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 STEPS = 50
 
 

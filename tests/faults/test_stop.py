@@ -18,6 +18,7 @@ import pytest
 from pforce import results
 from pforce.terminal import DONE, STOPPED
 from pforce.tracking import default_uri
+from tests.clock import PATIENCE
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -69,9 +70,9 @@ class Job:
         """Send the signal; seconds until the process and all its descendants are gone."""
         started = time.monotonic()
         self.process.send_signal(number)
-        code = self.process.wait(timeout=60)
+        code = self.process.wait(timeout=SECONDS_TO_STOP * PATIENCE)
         assert code == STOPPED, self.log.read_text()
-        while self.alive() and time.monotonic() - started < 60:
+        while self.alive() and time.monotonic() - started < SECONDS_TO_STOP * PATIENCE:
             time.sleep(0.1)
         assert self.alive() == []
         return time.monotonic() - started
@@ -99,7 +100,7 @@ def test_sigterm_in_a_training_and_going_on(tmp_path, jobs):
         )
 
     job.wait_until(second_is_running)
-    assert job.stop(signal.SIGTERM) < SECONDS_TO_STOP
+    assert job.stop(signal.SIGTERM) < SECONDS_TO_STOP * PATIENCE
     before = results.runs(uri).set_index("timesteps.sigma")
     assert before["status"].to_dict() == {0.1: "FINISHED", 0.2: "KILLED"}
     client = mlflow.MlflowClient(uri)
@@ -111,7 +112,7 @@ def test_sigterm_in_a_training_and_going_on(tmp_path, jobs):
 
     again = Job(storage)
     jobs.append(again)
-    assert again.process.wait(timeout=200) == DONE, again.log.read_text()
+    assert again.process.wait(timeout=400) == DONE, again.log.read_text()
     after = results.runs(uri).set_index("timesteps.sigma")
     assert after["status"].to_dict() == {0.1: "FINISHED", 0.2: "FINISHED", 0.3: "FINISHED"}
     assert after["run_id"][0.1] == before["run_id"][0.1]
@@ -133,7 +134,7 @@ def test_ctrl_c_while_starting(tmp_path, jobs):
     job = Job(storage)
     jobs.append(job)
     job.wait_until(lambda: "at a time" in job.log.read_text())
-    assert job.stop(signal.SIGINT) < SECONDS_TO_STOP
+    assert job.stop(signal.SIGINT) < SECONDS_TO_STOP * PATIENCE
     frame = results.runs(default_uri(storage))
     assert "RUNNING" not in set(frame.get("status", []))
     assert "goes on from here" in job.log.read_text()

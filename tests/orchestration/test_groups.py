@@ -21,7 +21,7 @@ from pforce.tracking import Tracker
 from pforce.validation import ConfigError, FieldError
 from tests.orchestration.conftest import make_plan, small_sweep
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 STEPS = 50
 
 

@@ -23,7 +23,7 @@ from pforce.tracking import default_uri
 from pforce.validation import ConfigError
 from tests.ports import free_port
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 SMALL = [
@@ -53,7 +53,7 @@ class Head:
 
     def shell(self, command: str, *, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            command, shell=True, env={**self.env, **env}, cwd=ROOT, capture_output=True, text=True, timeout=200,
+            command, shell=True, env={**self.env, **env}, cwd=ROOT, capture_output=True, text=True, timeout=400,
             check=False,
         )  # fmt: skip
         assert not check or done.returncode == 0, done.stdout + done.stderr
@@ -136,7 +136,7 @@ def test_submitted_twice_it_runs_once_and_can_be_stopped(head, tmp_path):
     assert "the same command is not run twice" in watching.stdout.readline()
     name = submission_id(shlex.split(command))
     head.shell(f"ray job stop {name}")
-    watching.communicate(timeout=90)
+    watching.communicate(timeout=250)
     assert watching.returncode == STOPPED
     (run,) = results.runs(default_uri(storage)).to_dict("records")
     assert (run["status"], run["reason"]) == ("KILLED", "stopped")

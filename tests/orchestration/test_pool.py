@@ -22,7 +22,7 @@ from pforce.sources import load_source
 from pforce.validation import ConfigError
 from tests.orchestration.processes import processes, raylets
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 
 class Squares:

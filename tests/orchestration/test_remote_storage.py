@@ -32,7 +32,7 @@ from tests.buckets import KEYS, Server, s3_server
 from tests.orchestration.conftest import make_plan, small_sweep
 from tests.test_cli import ROOT, pforce
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")

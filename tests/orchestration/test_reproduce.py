@@ -35,8 +35,9 @@ from pforce.terminal import DONE
 from pforce.timesteps import LTG
 from pforce.tracking import default_uri
 from pforce.validation import ConfigError, FieldError
+from tests.clock import PATIENCE
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = SCALES["smoke"]
 NAMES = [table.name for table in TABLES]
@@ -104,6 +105,23 @@ def test_a_rerun_trains_nothing(smoke, uri):
     assert (smoke / "reproduction" / "timestep_schedules-smoke.csv").read_text() == text
 
 
+def test_a_table_is_shown_as_far_as_it_is_measured(smoke, uri, tmp_path, capsys, monkeypatch):
+    """The same table as when it was run; of a storage that has nothing, that."""
+    monkeypatch.setenv("COLUMNS", "250")
+    before = len(results.runs(uri))
+    path = smoke / "reproduction" / "difficulty-smoke.md"
+    text = path.read_text()
+    path.unlink()
+    assert _run(["reproduce", "difficulty", "--show", "--storage", str(smoke)]) == DONE
+    shown = capsys.readouterr().out
+    assert "difficulty-smoke: 2 of 2 cells are measured" in shown
+    assert all(line in shown for line in read_sweep("difficulty-smoke", uri).lines)
+    assert path.read_text() == text
+    assert len(results.runs(uri)) == before
+    assert _run(["reproduce", "difficulty", "--show", "--storage", str(tmp_path / "none")]) == DONE
+    assert "0 of 2 cells are measured" in capsys.readouterr().out
+
+
 def test_a_table_that_is_killed_and_continued_equals_the_uninterrupted_one(smoke, tmp_path):
     """SIGKILL once two cells are finished, and again a little later; then to its end."""
     command = [sys.executable, "-c", "from pforce.cli import main; main()", "reproduce", "timestep_schedules",
@@ -111,14 +129,14 @@ def test_a_table_that_is_killed_and_continued_equals_the_uninterrupted_one(smoke
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for wanted in (2, 4):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
-        end = time.monotonic() + 120
+        end = time.monotonic() + 60 * PATIENCE
         while len(list(tmp_path.glob("trials/*/evaluations/*/result.json"))) < wanted:
             assert process.poll() is None
             assert time.monotonic() < end
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert subprocess.run(command, env=environment, check=False, capture_output=True, timeout=200).returncode == DONE
+    assert subprocess.run(command, env=environment, check=False, capture_output=True, timeout=500).returncode == DONE
     continued, whole = (measured(folder, "timestep_schedules") for folder in (tmp_path, smoke))
     pd.testing.assert_frame_equal(continued.drop(columns=TIMES), whole.drop(columns=TIMES))
     frame = results.runs(default_uri(tmp_path))
@@ -199,7 +217,7 @@ def test_the_gpu_suite_does_what_is_missing_and_its_records_merge(smoke, openmoj
 
     def call(*more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=200
+            [*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=500
         )
 
     for _ in range(2):
@@ -261,7 +279,7 @@ def test_notebooks_run_on_the_smoke_run(path, smoke, uri, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     book = nbformat.read(path, as_version=4)
     NotebookClient(
-        book, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+        book, timeout=400, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
     ).execute()
     outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
     assert any("runs in the store" in output.get("text", "") for output in outputs)

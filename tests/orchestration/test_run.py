@@ -32,7 +32,7 @@ from tests.data.helpers import shards, write_samples
 from tests.orchestration.conftest import make_plan, small_sweep
 from tests.training.conftest import DATA, tiny
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 SIGMAS = Axis("timesteps.sigma", (0.2, 0.5, 0.6))
 
 

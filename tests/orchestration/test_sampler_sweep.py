@@ -28,7 +28,7 @@ from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import Tracker, default_uri
 from pforce.validation import ConfigError, FieldError
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 CONSOLE = Console(width=200)
 SPACE = SearchSpace(nfe=(4, 10), inner_steps=(2, 3))
 

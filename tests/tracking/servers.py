@@ -76,9 +76,10 @@ class Postgres:
         # Not pytest's folder: another user cannot enter that one.
         self.folder, self.user = Path(tempfile.mkdtemp(prefix="pforce-postgres-")), list[str]()
         if os.geteuid() == 0:  # PostgreSQL refuses to run as root
-            if not shutil.which("runuser"):
+            runuser = shutil.which("runuser", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+            if runuser is None:
                 pytest.skip("PostgreSQL cannot be started as root, and runuser is not there")
-            self.user = ["runuser", "-u", "postgres", "--"]
+            self.user = [runuser, "-u", "postgres", "--"]
             shutil.chown(self.folder, "postgres")
         self.process: subprocess.Popen[bytes] | None = None
 

@@ -23,8 +23,9 @@ from pforce import results
 from pforce.tracking import Delivery, RunSpec, Tags, Tracker, TrackingError, default_uri, deliver_leftovers, runs_frame
 from pforce.tracking.courier import Courier
 from pforce.tracking.spool import Spool, SpoolInUse, leftovers, open_spool
+from tests.clock import PATIENCE
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 
 def spec(fingerprint: str) -> RunSpec:
@@ -357,9 +358,9 @@ def test_a_server_that_hangs_holds_up_nobody_and_is_noticed(server, tmp_path):
             started = time.monotonic()
             for step in range(2000):
                 delivery.log("a", {"train/loss": step / 7}, step=step)
-            assert time.monotonic() - started < 2.0
+            assert time.monotonic() - started < 2 * PATIENCE
             while not said:
-                assert time.monotonic() - started < 15.0
+                assert time.monotonic() - started < 15 * PATIENCE
                 time.sleep(0.1)
             assert "is away since" in said[0]
             assert "it does not answer in time" in said[0]
@@ -391,7 +392,7 @@ def test_what_is_left_at_the_end_is_said_and_delivered_by_the_next_call(server, 
         delivery.close("a", "FINISHED")
         started = time.monotonic()
         assert delivery.finish() == 3
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < 4 * PATIENCE
     assert said[-1].startswith("3 record(s) are not in")
     assert "the next call of the same command delivers them" in said[-1]
     with pytest.raises(TrackingError, match="cannot be written: nothing listens there"):
