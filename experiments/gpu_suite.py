@@ -41,6 +41,7 @@ from pforce.training import Callback, Record, TrainState
 from pforce.training.loop import use_bfloat16
 from pforce.trial import SAMPLES, Paths, choose_device, evaluation_folder, run_trial
 
+LOOK_SECONDS = 2.0
 SPARE_SECONDS = 5.0
 """Between the deadline and the end of all processes."""
 
@@ -157,6 +158,9 @@ def serve(todo: Any, done: Any, arguments: argparse.Namespace, deadline: float) 
             done.put(("record", work.label, run(name, work, inputs, arguments, deadline)))
         except OutOfTime as error:
             done.put(("stopped", work.label, str(error)))
+        except torch.AcceleratorError:  # a device in a broken state fails whatever comes next: for another process
+            done.put(("failed", work.label, traceback.format_exc()))
+            break
         except Exception:  # one cell's failure ends no other
             done.put(("failed", work.label, traceback.format_exc()))
     done.put(("end", "", None))
@@ -181,7 +185,7 @@ def main() -> None:
     arguments = parser.parse_args()
     started = time.time()
     deadline = started + 60 * arguments.minutes - SPARE_SECONDS
-    output = arguments.out.with_suffix(".jsonl")
+    output = Path(f"{arguments.out}.jsonl")
     arguments.known.append(output)
     cells = list(planned(arguments))
     print(f"{len(cells)} cells to run, {arguments.processes} at a time, {arguments.minutes:g} minutes", flush=True)
@@ -199,10 +203,13 @@ def main() -> None:
         worker.start()
     counts: Counter[str] = Counter()
     while counts["end"] < len(workers):
+        alive = any(worker.is_alive() for worker in workers)
         try:
-            kind, label, value = done.get(timeout=max(1.0, deadline + SPARE_SECONDS - time.time()))
-        except Empty:  # a process hangs in an evaluation
-            break
+            kind, label, value = done.get(timeout=LOOK_SECONDS)
+        except Empty:
+            if not alive or time.time() > deadline + SPARE_SECONDS:  # killed, or hanging in an evaluation
+                break
+            continue
         counts[kind] += 1
         if kind == "record":
             records.append(output, value)
@@ -221,7 +228,7 @@ def main() -> None:
         "finished": counts["record"], "failed": counts["failed"], "left": left, "processes": arguments.processes,
         "seconds": round(time.time() - started, 1),
     }  # fmt: skip
-    arguments.out.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
+    Path(f"{arguments.out}.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(json.dumps(summary), flush=True)
     raise SystemExit(3 if counts["failed"] else 4 if left else 0)
 
