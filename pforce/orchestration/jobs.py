@@ -14,6 +14,7 @@ from rich.console import Console
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
@@ -32,6 +33,9 @@ NO_AGENT_CURE = (
 ATTACHED = "attached to the job that is already there: the same command is not run twice"
 
 
+RECONNECTIONS = 5
+
+
 def submission_id(command: Sequence[str]) -> str:
     """Of a command, whoever submits it and whenever."""
     text = "\0".join(command)
@@ -43,8 +47,9 @@ def connect(address: str | None) -> JobSubmissionClient:
     variables = (os.environ.get(name) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"))
     where = address or next(filter(None, variables), "http://127.0.0.1:8265")
     if not where.startswith(("http://", "https://")):
+        given = "--address" if address else "RAY_API_SERVER_ADDRESS or RAY_ADDRESS"
         raise ConfigError(
-            f"--address {where}: must be the job server's, such as http://HEAD:8265 (ray start --head prints it as the "
+            f"{given} {where}: must be the job server's, such as http://HEAD:8265 (ray start --head prints it as the "
             "dashboard's)"
         )
     os.environ["RAY_API_SERVER_ADDRESS"] = where  # to Ray's client the variable goes before an argument
@@ -109,12 +114,32 @@ def submit(client: JobSubmissionClient, command: Sequence[str], working_dir: Pat
 def follow(client: JobSubmissionClient, name: str, console: Console) -> int:
     """Print a job's output until it ends. Returns the exit code of its script; STOPPED where it was stopped."""
 
-    async def tail() -> None:
-        async for text in client.tail_job_logs(name):
-            console.out(text, end="", highlight=False)
+    shown = 0
 
-    asyncio.run(tail())
-    job = client.get_job_info(name)
+    async def tail() -> None:
+        nonlocal shown
+        seen = 0  # a new connection begins with the first line
+        async for text in client.tail_job_logs(name):
+            new = text[max(0, shown - seen) :]
+            seen += len(text)
+            shown = max(shown, seen)
+            console.out(new, end="", highlight=False)
+
+    lost = 0
+    while True:
+        try:
+            asyncio.run(tail())
+            job = client.get_job_info(name)
+            if job.status.is_terminal():
+                break
+        except (RuntimeError, OSError, ClientError) as error:
+            lost += 1
+            if lost > RECONNECTIONS:
+                raise ClusterError(
+                    f"{name}: the connection to the cluster is lost ({_first_line(error)}). The job goes on; the same "
+                    "command watches it again"
+                ) from None
+        time.sleep(1.0)
     if job.status == JobStatus.SUCCEEDED:
         return 0
     if job.driver_exit_code is None and job.message:
