@@ -6,6 +6,7 @@ import fcntl
 import getpass
 import json
 import os
+import re
 import shlex
 import socket
 import sys
@@ -86,7 +87,7 @@ def held_message(name: str, who: dict[str, Any], what: str = "this sweep is") ->
     return (
         f"{name}: {what} being run by {_holder(who)} since {who.get('since', '?')}: {who.get('command', '?')}. "
         "Wait for it, or stop it there (kill, or Ctrl-C); the same command then goes on. Where it should run beside "
-        "this one, give it another --name or --storage"
+        "this one, give it another --storage (or another --name, if its command has one)"
     )
 
 
@@ -125,12 +126,14 @@ def only_driver(
         if storage.remote:
             _await_end(storage, relative, name, who, say)
         storage.push(relative)
+        beat = _Beat(storage, relative, file, who, say) if storage.remote else None
         try:
-            with _Beat(storage, relative, file, who, say) if storage.remote else nullcontext():
+            with beat or nullcontext():
                 yield
         finally:
-            with suppress(StorageError):
-                storage.delete(relative)
+            if beat is None or not beat.lost:  # else it names another driver
+                with suppress(StorageError):
+                    storage.delete(relative)
 
 
 def _write(file: TextIO, who: dict[str, Any]) -> None:
@@ -143,8 +146,8 @@ def _write(file: TextIO, who: dict[str, Any]) -> None:
 def _refuse_common(own: Path, name: str, cells: Collection[str]) -> None:
     """SweepHeld where another sweep of the name is at one of the cells: both would write into its run."""
     wanted = {cell[:CELL] for cell in cells}
-    for path in own.parent.glob(f"{name}-*.json"):
-        if path == own:
+    for path in own.parent.glob("*.json"):
+        if path == own or not re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{12}}\.json", path.name):
             continue
         with path.open("r+", encoding="utf-8") as file:
             try:
@@ -189,6 +192,8 @@ class _Beat(threading.Thread):
         super().__init__(name="lease", daemon=True)
         self.storage, self.relative, self.file, self.who, self.say = storage, relative, file, who, say
         self.over = threading.Event()
+        self.lost = False
+        """The lease is another's."""
 
     def run(self) -> None:
         while not self.over.wait(BEAT_SECONDS):
@@ -196,6 +201,7 @@ class _Beat(threading.Thread):
             with suppress(StorageError, OSError):
                 there = _read(self.storage, self.relative)
                 if there and any(there.get(key) != self.who[key] for key in ("host", "boot", "pid")):
+                    self.lost = True
                     self.say(
                         f"warning: {_holder(there)} runs this sweep too, since {there.get('since', '?')}; stop one"
                     )
