@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table as Shown
 
 from experiments.paper import SCALES, TABLES
+from pforce.commands.store_options import open_store
 from pforce.orchestration.outlook import SUSTAINED_TFLOPS
 from pforce.orchestration.plan import Options
 from pforce.orchestration.reproduce import reproduce, show
@@ -52,6 +53,9 @@ class Arguments:
         require(self.tflops > 0, "tflops", self.tflops, "> 0")
         require(self.gpus > 0, "gpus", self.gpus, "> 0")
         require(self.seeds is None or len(self.seeds) > 0, "seeds", self.seeds, "at least one")
+        o = self.options
+        if self.without_ray and (o.max_hours is not None or o.ray_address is not None or o.workers > 1):
+            raise ConfigError("--max-hours, --ray-address and --workers need Ray: leave --without-ray out")
 
 
 def tables_named(names: tuple[str, ...]) -> list[Table]:
@@ -86,11 +90,14 @@ def reproduce_tables(a: Arguments) -> int:
     console = make_console()
     if not a.tables:
         return list_tables(console)
+    tables = tables_named(a.tables)
+    if a.show:
+        if open_store(a.options.storage, a.options.tracking_uri, console) is not None:
+            for table in tables:
+                show(table, SCALES[a.scale], a.options, console, seeds=a.seeds)
+        return DONE
     worst = DONE
-    for table in tables_named(a.tables):
-        if a.show:
-            show(table, SCALES[a.scale], a.options, console, seeds=a.seeds)
-            continue
+    for table in tables:
         code = reproduce(
             table,
             SCALES[a.scale],

@@ -180,14 +180,17 @@ def seeds_to_decide(difference: Interval, claims: int = 1, level: float = LEVEL)
         difference: over the seeds that there are: two or more.
         claims: that share the level (Bonferroni, which Holm is never harder than).
 
-    None where more than MOST_SEEDS would be needed, or where there is no spread to go by.
+    None where more than MOST_SEEDS would be needed, or where there is no difference. Where there is one and no spread,
+    as many as the test of signs needs.
     """
     from scipy import stats
 
     half = (difference.high - difference.low) / 2
     spread = half * math.sqrt(difference.n) / float(stats.t.ppf(1 - LEVEL / 2, difference.n - 1))
-    if not spread > 0 or difference.mean == 0:
+    if difference.mean == 0 or not math.isfinite(spread):
         return None
+    if spread <= ROUNDING * abs(difference.mean):
+        return max(difference.n, 1 + math.ceil(math.log2(claims / level)))  # p is 2^(1 − n)
     for n in range(max(ENOUGH_SEEDS, difference.n), MOST_SEEDS + 1):
         bound = stats.t.ppf(1 - level / claims / 2, n - 1)
         if stats.nct.sf(bound, n - 1, abs(difference.mean) / spread * math.sqrt(n)) >= POWER:

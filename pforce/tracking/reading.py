@@ -150,4 +150,6 @@ def _images_trained(run: Any) -> float:
     """Images that the training has seen, from the last point of its curve; NaN where it trained nothing so far."""
     seen = run.data.metrics.get("train/images_seen")
     steps = [metric.step for metric in run.data._metric_objs if metric.key == "train/loss"]
+    if seen is None and not steps and "cost/training_seconds" in run.data.metrics:
+        seen = run.data.metrics.get("cost/images_seen")  # an imported record has no curve
     return float(seen if seen is not None else max(steps, default=float("nan")))

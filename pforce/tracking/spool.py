@@ -12,6 +12,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -162,8 +163,11 @@ def open_spool(folder: Path, identity: str, store: str) -> Spool:
 
 def leftovers(folder: Path, store: str) -> Iterator[Spool]:
     """Files that no process holds, oldest first; the caller closes each. Those of another store are there too."""
-    paths = sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []
-    for path in paths:
+    ages: list[tuple[float, Path]] = []
+    for path in folder.glob("*.jsonl") if folder.is_dir() else ():
+        with suppress(FileNotFoundError):  # its sweep has just ended
+            ages.append((path.stat().st_mtime, path))
+    for _, path in sorted(ages):
         try:
             yield Spool(path, store)
         except SpoolInUse:

@@ -35,10 +35,13 @@ class Diverged(RuntimeError):
     """The loss or its gradient is not finite. The last checkpoint is from before."""
 
     def __init__(self, step: int, loss: float, gradient_norm: float) -> None:
-        self.step = step
+        self.step, self.loss, self.gradient_norm = step, loss, gradient_norm
         super().__init__(
             f"the training diverged: at step {step} the loss is {loss} and the gradient's norm {gradient_norm}"
         )
+
+    def __reduce__(self) -> tuple[type[Diverged], tuple[int, float, float]]:
+        return Diverged, (self.step, self.loss, self.gradient_norm)
 
 
 class TrainingBatch(Protocol):

@@ -119,7 +119,10 @@ def test_a_table_is_shown_as_far_as_it_is_measured(smoke, uri, tmp_path, capsys,
     assert path.read_text() == text
     assert len(results.runs(uri)) == before
     assert _run(["reproduce", "difficulty", "--show", "--storage", str(tmp_path / "none")]) == DONE
-    assert "0 of 2 cells are measured" in capsys.readouterr().out
+    assert "No runs yet" in capsys.readouterr().out
+    assert not (tmp_path / "none" / "mlflow.db").exists(), "reading makes no database"
+    with pytest.raises(ConfigError, match="need Ray: leave --without-ray out"):
+        _run(["reproduce", "difficulty", "--without-ray", "--max-hours", "1"])
 
 
 def test_a_table_that_is_killed_and_continued_equals_the_uninterrupted_one(smoke, tmp_path):
