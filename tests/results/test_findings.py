@@ -103,7 +103,10 @@ def test_so_many_seeds_decide_in_four_of_five_simulated_tables():
 def test_what_no_number_of_seeds_decides():
     assert seeds_to_decide(Interval(0.0, -1.0, 1.0, 4)) is None
     assert seeds_to_decide(Interval(1e-6, -1.0, 1.0, 4)) is None
-    assert seeds_to_decide(Interval(1.0, 1.0, 1.0, 4)) is None, "no spread to go by"
+    # Without a spread p is that of equal signs, 2^(1 − n): 2^−5 at 6 seeds, 2^−7 < 0.05 / 6 at 8.
+    assert seeds_to_decide(Interval(1.0, 1.0, 1.0, 4)) == 6
+    assert seeds_to_decide(Interval(-1.0, -1.0, -1.0, 2), claims=6) == 8
+    assert seeds_to_decide(Interval(0.0, 0.0, 0.0, 4)) is None
 
 
 def test_the_papers_rows_by_name():
