@@ -31,7 +31,7 @@ from pforce.orchestration.plan import Options
 from pforce.orchestration.reproduce import inputs_for, read, read_sweep, reproduce
 from pforce.orchestration.reproduction import sweep_of
 from pforce.reproduction import Statement, Table, TableRow, Value
-from pforce.terminal import DONE
+from pforce.terminal import DONE, USAGE_ERROR
 from pforce.timesteps import LTG
 from pforce.tracking import default_uri
 from pforce.validation import ConfigError, FieldError
@@ -121,8 +121,13 @@ def test_a_table_is_shown_as_far_as_it_is_measured(smoke, uri, tmp_path, capsys,
     assert _run(["reproduce", "difficulty", "--show", "--storage", str(tmp_path / "none")]) == DONE
     assert "No runs yet" in capsys.readouterr().out
     assert not (tmp_path / "none" / "mlflow.db").exists(), "reading makes no database"
-    with pytest.raises(ConfigError, match="need Ray: leave --without-ray out"):
+
+
+def test_options_that_need_ray_are_refused_without_it(capsys):
+    with pytest.raises(SystemExit) as ended:
         _run(["reproduce", "difficulty", "--without-ray", "--max-hours", "1"])
+    assert ended.value.code == USAGE_ERROR
+    assert "need Ray: leave --without-ray out" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_table_that_is_killed_and_continued_equals_the_uninterrupted_one(smoke, tmp_path):
