@@ -22,7 +22,7 @@ from pforce.orchestration.placement import Placement, place
 from pforce.orchestration.plan import Plan, payload, ray_folder
 from pforce.orchestration.recorder import Recorder
 from pforce.orchestration.sweep import Work
-from pforce.orchestration.tune import start_ray
+from pforce.orchestration.tune import cluster
 from pforce.orchestration.worker import CellFailed
 
 # Read by Ray Train in the driver and passed on to the controller and the workers. It looks at its workers this often:
@@ -222,9 +222,7 @@ class _Driver:
 def launch(plan: Plan, recorder: Recorder, console: Console) -> None:
     """Run what is missing on the cluster, as many trials at once as fit; ends the cluster if it started it."""
     options = plan.options
-    ours = not ray.is_initialized()
-    try:
-        nodes = start_ray(options.ray_address)
+    with cluster(options.ray_address) as nodes:
         placement = place(
             len(plan.missing),
             nodes=nodes,
@@ -245,6 +243,3 @@ def launch(plan: Plan, recorder: Recorder, console: Console) -> None:
         driver = _Driver(plan, recorder, placement)
         with stop_on_signals(restore=False):
             driver.run()
-    finally:
-        if ours:
-            ray.shutdown()

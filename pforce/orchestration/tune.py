@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -113,12 +115,21 @@ def start_ray(address: str | None = None) -> list[Node]:
     return [Node(int(resources.get("CPU", 0)), resources.get("GPU", 0.0)) for resources in alive]
 
 
+@contextmanager
+def cluster(address: str | None) -> Iterator[list[Node]]:
+    """`start_ray`, and the cluster's end after the block where this call started it."""
+    ours = not ray.is_initialized()
+    try:
+        yield start_ray(address)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
 def launch(plan: Plan, recorder: Recorder, console: Console) -> None:
     """Run what is missing on the cluster, as many trials at once as fit; ends the cluster if it started it."""
     options = plan.options
-    ours = not ray.is_initialized()
-    try:
-        nodes = start_ray(options.ray_address)
+    with cluster(options.ray_address) as nodes:
         placement = place(
             len(plan.missing),
             nodes=nodes,
@@ -150,6 +161,3 @@ def launch(plan: Plan, recorder: Recorder, console: Console) -> None:
         # Once more: ray.init put a handler of its own over SIGTERM, which ends the process without a clean-up.
         with stop_on_signals(restore=False):
             tuner.fit()
-    finally:
-        if ours:
-            ray.shutdown()
