@@ -64,3 +64,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trial")
     run_trial(tiny(20), Paths(DATA, folder), identity="tiny", training="tiny", device=torch.device("cpu"))
     return folder
+
+
+@pytest.fixture(scope="module")
+def server():
+    """An S3 server of this module's own, with an empty bucket."""
+    from tests.buckets import s3_server
+
+    with s3_server() as running:
+        running.client().create_bucket(Bucket="bucket")
+        yield running

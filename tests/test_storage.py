@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterator
 from urllib.parse import quote
 
 import pytest
@@ -20,13 +19,6 @@ from tests.clock import PATIENCE
 
 pytestmark = pytest.mark.timeout(400)
 SECONDS_TO_REFUSE = 15
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with s3_server() as running:
-        running.client().create_bucket(Bucket="bucket")
-        yield running
 
 
 @pytest.fixture(autouse=True)

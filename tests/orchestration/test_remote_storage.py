@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,13 +32,6 @@ from tests.orchestration.conftest import make_plan, small_sweep
 from tests.test_cli import ROOT, pforce
 
 pytestmark = pytest.mark.timeout(600)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with s3_server() as running:
-        running.client().create_bucket(Bucket="bucket")
-        yield running
 
 
 @pytest.fixture(autouse=True)
