@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
 
 from pforce.config import Experiment
-from pforce.validation import ConfigError
+from pforce.validation import ConfigError, did_you_mean
 
 PACKAGE = "experiments"
 
@@ -44,7 +43,6 @@ def find(name: str) -> Callable[[], Experiment]:
     known = experiments()
     function = known.get(name.rsplit(".", 1)[-1])
     if function is None or ("." in name and function.__module__ != f"{PACKAGE}.{name.rsplit('.', 1)[0]}"):
-        near = difflib.get_close_matches(name.rsplit(".", 1)[-1], known, n=1)
-        hint = f"did you mean {near[0]}?" if near else "experiments are: " + ", ".join(sorted(known))
+        hint = did_you_mean(name.rsplit(".", 1)[-1], sorted(known), "experiments are:")
         raise ConfigError(f"{name}: unknown experiment; {hint}")
     return function

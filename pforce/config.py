@@ -25,7 +25,7 @@ from pforce.models.config import ModelConfig
 from pforce.sampling import SamplerConfig, check_sampler
 from pforce.timesteps import LTG, SAMPLERS, TimestepSampler
 from pforce.training.config import OptimizerConfig, TrainingConfig
-from pforce.validation import ConfigError, FieldError, require
+from pforce.validation import ConfigError, FieldError, did_you_mean, require
 
 RESULT_VERSION = 2
 """Raised when a change of the code changes results: fingerprints of older results no longer match."""
@@ -108,9 +108,7 @@ T = TypeVar("T")
 
 
 def _unknown(name: str, known: list[str], where: str) -> ConfigError:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else "it must be one of: " + ", ".join(known)
-    return ConfigError(f"{where}{name}: unknown field; {hint}")
+    return ConfigError(f"{where}{name}: unknown field; {did_you_mean(name, known, 'it must be one of:', cutoff=0.5)}")
 
 
 def to_dict(value: Any) -> Any:

@@ -7,6 +7,9 @@ wrong value is refused wherever it comes from: a Python call, the command line, 
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(Exception):
     """What a user gave is wrong; the message names it, what is wrong with it, and the cure."""
@@ -37,3 +40,15 @@ def require(condition: bool, field: str, value: object, allowed: str) -> None:
     """
     if not condition:
         raise FieldError(field, value, allowed)
+
+
+def did_you_mean(name: str, known: Iterable[str], listed: str = "there are", *, cutoff: float = 0.6) -> str:
+    """The cure of an unknown name: "did you mean X?" for the nearest, else all that there are.
+
+    Args:
+        listed: what the list begins with.
+        cutoff: how near a name must be, from 0 to 1 (difflib's ratio).
+    """
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
+    return f"did you mean {near[0]}?" if near else f"{listed} {', '.join(names) or 'none'}"

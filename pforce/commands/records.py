@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +14,9 @@ from pforce.orchestration.plan import tracker_of
 from pforce.orchestration.script import print_mlflow
 from pforce.storage import Storage, default_storage
 from pforce.terminal import DONE, make_console
-from pforce.tracking import experiment_names
+from pforce.tracking import sweep_names
 from pforce.tracking.exchange import exported, imported
-from pforce.validation import ConfigError
+from pforce.validation import ConfigError, did_you_mean
 
 
 def _advance(bar: Progress, task: TaskID, done: int) -> None:
@@ -43,12 +42,10 @@ def export_records(
     tracker = open_store(storage or default_storage(), tracking_uri, console)
     if tracker is None:
         return DONE
-    known = experiment_names(tracker)
+    known = sweep_names(tracker)
     for name in sweeps:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it has: {', '.join(known) or 'none'}"
-            raise ConfigError(f"{name}: no such sweep in the store; {hint}")
+            raise ConfigError(f"{name}: no such sweep in {tracker.shown}; {did_you_mean(name, known, 'it has')}")
     found = [record for name in (sweeps or (None,)) for record in exported(tracker, name)]
     there = {(r["sweep"], r["fingerprint"]) for r in (records.read(out) if out.exists() else [])}
     new = [record for record in records.merged([found]) if (record["sweep"], record["fingerprint"]) not in there]

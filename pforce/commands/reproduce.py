@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -17,7 +16,7 @@ from pforce.orchestration.plan import Options
 from pforce.orchestration.reproduce import reproduce, show
 from pforce.reproduction import ScaleName, Table
 from pforce.terminal import DONE, STOPPED, make_console
-from pforce.validation import ConfigError, require
+from pforce.validation import ConfigError, did_you_mean, require
 
 ALL = "all"
 
@@ -65,9 +64,7 @@ def tables_named(names: tuple[str, ...]) -> list[Table]:
         return list(known.values())
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"tables are: {', '.join(known)}, or {ALL}"
-            raise ConfigError(f"{name}: unknown table; {hint}")
+            raise ConfigError(f"{name}: unknown table; {did_you_mean(name, [*known, ALL], 'tables are:')}")
     return [known[name] for name in names]
 
 

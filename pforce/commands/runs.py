@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 import time
 from typing import Annotated
@@ -19,8 +18,8 @@ from pforce.commands.store_options import FIRST_RUN, NONE, SHORT, WIDE, about, c
 from pforce.results import progress
 from pforce.storage import default_storage
 from pforce.terminal import DONE, make_console
-from pforce.tracking import Tracker, experiment_names
-from pforce.validation import ConfigError, require
+from pforce.tracking import Tracker, sweep_names
+from pforce.validation import ConfigError, did_you_mean, require
 
 COLOURS = {"done": "green", "running": "cyan", "silent": "yellow", "stopped": "yellow", "failed": "red"}
 NEWEST = 20
@@ -110,10 +109,7 @@ def view(
 
 
 def _unknown(tracker: Tracker, sweep: str) -> str:
-    names = sorted(set(experiment_names(tracker)) - {"Default"})
-    near = difflib.get_close_matches(sweep, names, n=1)
-    there = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}" if names else "it has none yet"
-    return f"sweep = {sweep!r}: is not in {tracker.shown}; {there}"
+    return f"sweep = {sweep!r}: is not in {tracker.shown}; {did_you_mean(sweep, sweep_names(tracker))}"
 
 
 def _number(value: float, text: str) -> str:

@@ -18,7 +18,7 @@ from pforce.results.reproduction_figures import bars_figure
 from pforce.terminal import duration
 from pforce.tracking import Tracker, runs_frame, sweeps_frame
 from pforce.trial import SAMPLES
-from pforce.validation import ConfigError
+from pforce.validation import ConfigError, did_you_mean
 
 MAPS_PICTURE = "uncertainty_maps.png"
 MOST_PICTURES = 12
@@ -38,8 +38,8 @@ def section_of(name: str, tracker: Tracker) -> Section:
             )
         return _of_table(found, tracker, command)
     if frame.empty or name not in set(frame["sweep"]):
-        names = ", ".join(sorted(set(frame["sweep"]))) if len(frame) else "none"
-        raise ConfigError(f"{name}: no such sweep in {tracker.shown}; it has: {names}")
+        names = sorted(set(frame["sweep"])) if len(frame) else []
+        raise ConfigError(f"{name}: no such sweep in {tracker.shown}; {did_you_mean(name, names, 'it has')}")
     return _of_sweep(name, frame, tracker, command)
 
 

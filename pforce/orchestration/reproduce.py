@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from pforce.results.findings import Agreement, Finding, agreement, findings, pap
 from pforce.results.paper import paper_table
 from pforce.results.tables import COST_COLUMNS, QUALITY_COLUMNS, Column
 from pforce.terminal import DONE
-from pforce.validation import ConfigError
+from pforce.validation import ConfigError, did_you_mean
 
 FOLDER = "reproduction"
 """Below the storage's root: tables, figures and verdicts."""
@@ -187,8 +186,7 @@ def read_sweep(name: str, tracking_uri: str) -> Reproduction:
     """`read`, by the sweep's name. ConfigError with the nearest name for one that there is not."""
     known = known_tables()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        raise ConfigError(f"{name}: no table at a scale (TABLE-SCALE){f'; did you mean {near[0]}?' if near else ''}")
+        raise ConfigError(f"{name}: no table at a scale (TABLE-SCALE); {did_you_mean(name, known)}")
     return read(*known[name], tracking_uri)
 
 

@@ -107,9 +107,9 @@ def sweeps_frame(tracker: Tracker, sweep: str | None = None) -> pd.DataFrame:
     )
 
 
-def experiment_names(tracker: Tracker) -> list[str]:
-    """Names of all MLflow experiments of the store."""
-    return [experiment.name for experiment in _experiments(tracker)]
+def sweep_names(tracker: Tracker) -> list[str]:
+    """Names of all sweeps of the store, in order: its MLflow experiments but MLflow's own first one."""
+    return sorted({experiment.name for experiment in _experiments(tracker)} - {"Default"})
 
 
 def runs_of(tracker: Tracker, sweep: str | None, kind: str) -> Sequence[tuple[str, Any]]:

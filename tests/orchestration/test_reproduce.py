@@ -276,7 +276,7 @@ def test_a_report_is_one_page_that_needs_nothing_else(smoke, tmp_path, capsys):
     for part in ("viewport", "prefers-color-scheme:dark", "pforce reproduce timestep_schedules --scale smoke",
                  "LTG below SiT", "core-hours", "paper FID-10k"):  # fmt: skip
         assert part in text, part
-    with pytest.raises(ConfigError, match=r"no such sweep.*it has: .*ltg_grid-smoke"):
+    with pytest.raises(ConfigError, match=r"no such sweep.*did you mean ltg_grid-smoke"):
         _run(["report", "ltg_gird", "--out", str(out), "--storage", str(smoke)])
 
 

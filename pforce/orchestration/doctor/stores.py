@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pforce.orchestration.doctor.check import Check
 from pforce.orchestration.doctor.node import connect, write_error
 from pforce.storage import Storage, StorageError
-from pforce.tracking import Tracker, TrackingError, experiment_names, mask, sqlite_path
+from pforce.tracking import Tracker, TrackingError, mask, sqlite_path, sweep_names
 
 STORE_SECONDS = 10.0
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
@@ -39,7 +39,7 @@ def tracking(uri: str, storage: Path, *, limit: float = STORE_SECONDS) -> Check:
 
     def ask() -> None:
         try:
-            found.append(experiment_names(Tracker(uri, artifacts=storage / "artifacts")))
+            found.append(sweep_names(Tracker(uri, artifacts=storage / "artifacts")))
         except Exception as error:  # raised in this thread it would be lost
             found.append(error)
 
@@ -55,7 +55,7 @@ def tracking(uri: str, storage: Path, *, limit: float = STORE_SECONDS) -> Check:
         return Check(name, "problem", mask(str(result)), "As the message says.")
     if isinstance(result, Exception):
         raise result
-    return Check(name, "ok", f"{shown}: answers, its schema fits, {len(result)} experiment(s)")
+    return Check(name, "ok", f"{shown}: answers, its schema fits, {len(result)} sweep(s)")
 
 
 def storage_folder(storage: Storage) -> Check:
