@@ -7,6 +7,7 @@ fingerprint, so files of several machines and days merge without asking (`pforce
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -47,9 +48,10 @@ class TrialRecord(TypedDict):
 def append(path: Path, record: TrialRecord) -> None:
     """One more line. What a killed writer left of its last line is no record, and does not spoil this one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    cut = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
-    with path.open("a", encoding="utf-8") as file:
-        file.write(("\n" if cut else "") + json.dumps(record, sort_keys=True, allow_nan=False) + "\n")
+    line = json.dumps(record, sort_keys=True, allow_nan=False) + "\n"
+    with path.open("ab+") as file:
+        cut = file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+        file.write((b"\n" if cut else b"") + line.encode())
 
 
 def read(path: Path) -> list[TrialRecord]:

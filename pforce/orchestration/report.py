@@ -27,7 +27,6 @@ NOT_AXES = ("seed", "name")
 
 def section_of(name: str, tracker: Tracker) -> Section:
     """A sweep's part of the report. ConfigError where the store has no finished trial of it."""
-    frame = runs_frame(tracker)
     command = _commands(tracker, name)
     if name in known_tables():
         table, scale = known_tables()[name]
@@ -37,6 +36,7 @@ def section_of(name: str, tracker: Tracker) -> Section:
                 f"{name}: nothing of it is measured; run `pforce reproduce {table.name} --scale {scale.name}`"
             )
         return _of_table(found, tracker, command)
+    frame = runs_frame(tracker)
     if frame.empty or name not in set(frame["sweep"]):
         names = sorted(set(frame["sweep"])) if len(frame) else []
         raise ConfigError(f"{name}: no such sweep in {tracker.shown}; {did_you_mean(name, names, 'it has')}")
