@@ -28,9 +28,9 @@ from pforce.images import from_uint8
 from pforce.metrics.difficulty import patch_errors
 from pforce.models import PatchForcingTransformer
 from pforce.orchestration.find import find_source
-from pforce.sources import load_source
 from pforce.storage import default_storage
 from pforce.terminal import exit_on_errors
+from pforce.trial.source import load_source
 from pforce.validation import ConfigError
 
 CONTRAST = 0.2

@@ -11,7 +11,7 @@ from __future__ import annotations
 from experiments.variants import as_sit
 from pforce.config import Experiment
 from pforce.data.config import DataConfig
-from pforce.metrics.evaluate import EvaluationConfig
+from pforce.metrics.config import EvaluationConfig
 from pforce.models import sized
 from pforce.sampling import SamplerConfig
 from pforce.timesteps import LTG
@@ -47,5 +47,5 @@ def _pft(size: str, name: str) -> Experiment:
         optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=1000),
         training=TrainingConfig(images=400_000 * 256, batch=256, ema_decay=0.9999, precision="auto"),
         sampler=SamplerConfig(num_function_evaluations=100),
-        evaluation=EvaluationConfig(images=50_000, validation_images=5000),
+        evaluation=EvaluationConfig(images=50_000, held_out_images=5000, label_images=5000, reference_images=5000),
     )

@@ -13,7 +13,7 @@ from dataclasses import replace
 from experiments.variants import as_sit
 from pforce.config import Experiment
 from pforce.data.config import DataConfig
-from pforce.metrics.evaluate import EvaluationConfig
+from pforce.metrics.config import EvaluationConfig
 from pforce.models import sized
 from pforce.sampling import SamplerConfig
 from pforce.timesteps import LTG

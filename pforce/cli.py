@@ -57,13 +57,30 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "report.report",
         "Write one self-contained page of HTML about sweeps: tables, findings, figures, samples, cost, commands.",
     ),
+    ("records", "list"): Command(
+        "records.list_records",
+        "List the finished parts that a storage knows: trainings, weights, drawings, image metrics, held-out "
+        "measurements.",
+    ),
+    ("records", "show"): Command(
+        "records.show_record",
+        "Print a record whole, as JSON: values, what it was made from, where and with what, and what it cost.",
+    ),
+    ("records", "forget"): Command(
+        "records.forget_records",
+        "Write a tombstone for records: they count no more, and what needs them is measured again.",
+    ),
     ("records", "export"): Command(
         "records.export_records",
-        "Write the finished trials of sweeps as lines of JSON, for another store or a repository.",
+        "Write sweeps and their records as lines of JSON, for another storage or a repository.",
     ),
     ("records", "import"): Command(
         "records.import_records",
-        "Take records into the tracking store: a finished run each, told by fingerprint, none twice.",
+        "Take records into a storage: from files of `pforce records export`, or from another storage's folder.",
+    ),
+    ("records", "migrate"): Command(
+        "records.migrate_records",
+        "Carry results of commit 0641df2 over: files of its records, and what it left in the storage's folder.",
     ),
     ("doctor",): Command(
         "doctor.doctor", "Check this machine, its stores and a cluster, and say what is wrong and how it is cured."

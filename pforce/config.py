@@ -1,51 +1,31 @@
 """The whole experiment as one typed, frozen, validated, hashable value.
 
 The parts are the core's own dataclasses, which check their ranges. Here they are put together, checked against
-each other, read from and written to plain data with every name and type checked (pydantic, strict), changed by
-dotted paths, and hashed.
+each other, read from and written to plain data with every name and type checked (pydantic, strict), and changed by
+dotted paths. How results are named is in `pforce.records.identity`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar, cast, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from pforce.data.config import DataConfig
 from pforce.flow import FlowConfig
-from pforce.metrics.evaluate import EvaluationConfig
+from pforce.metrics.config import EvaluationConfig
 from pforce.models.config import ModelConfig
 from pforce.sampling import SamplerConfig, check_sampler
 from pforce.timesteps import LTG, SAMPLERS, TimestepSampler
 from pforce.training.config import OptimizerConfig, TrainingConfig
 from pforce.validation import ConfigError, FieldError, did_you_mean, require
-
-RESULT_VERSION = 2
-"""Raised when a change of the code changes results: fingerprints of older results no longer match."""
-TRAINING_VERSION = 1
-"""The same for trained weights: those of before stay usable where only the evaluation changed."""
-
-# What does not determine the result beyond rounding: names, places, speed and logging.
-NOT_IN_FINGERPRINT = (
-    "name",
-    "model.attention",
-    "data.path",
-    "training.accumulation",
-    "training.compile",
-    "training.checkpoint_every",
-    "training.log_every",
-    "evaluation.batch",
-    "evaluation.detector_weights",
-)
-EVALUATION_ONLY = ("sampler", "evaluation")
-"""What does not determine the trained weights: cells that differ in nothing else share a training."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +33,7 @@ class Experiment:
     """A training and its evaluation."""
 
     name: str
-    """What tables call it; not part of the fingerprint."""
+    """What tables call it; results are not named by it."""
     model: ModelConfig
     """The transformer."""
     timesteps: TimestepSampler = field(default_factory=LTG)
@@ -122,12 +102,23 @@ def to_dict(value: Any) -> Any:
     return value
 
 
+@cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    """Made once per type: making one takes longer than a thousand checks."""
+    return TypeAdapter(hint)
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
 def _leaf(hint: Any, value: Any, path: str) -> Any:
     """A plain value checked strictly against a type; JSON mode lets a list be a tuple and an int a float."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{path} = {value!r}: must be a finite number")
     try:
-        return TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
+        return _adapter(hint).validate_json(json.dumps(value), strict=True)
     except (ValidationError, TypeError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise ConfigError(f"{path} = {value!r}: {reason}") from error
@@ -148,7 +139,7 @@ def _construct(cls: type[T], data: Any, path: str) -> T:
         data = {k: v for k, v in data.items() if k != "name"} if isinstance(data, Mapping) else {}
     if not isinstance(data, Mapping):
         raise ConfigError(f"{path} = {data!r}: must be a group of fields")
-    hints = get_type_hints(cls)
+    hints = _hints(cast(Any, cls))
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     arguments = {}
     for name, value in data.items():
@@ -185,11 +176,21 @@ def field_paths(experiment: Experiment) -> list[str]:
     return walk(experiment, "")
 
 
+def _is_path(experiment: Experiment, path: str) -> bool:
+    """Whether `path` is one of `field_paths`, without listing them."""
+    value: Any = experiment
+    for name in path.split("."):
+        if not dataclasses.is_dataclass(value) or name not in value.__dataclass_fields__:
+            return False
+        value = getattr(value, name)
+    return isinstance(value, TimestepSampler) or not dataclasses.is_dataclass(value)
+
+
 def check_path(experiment: Experiment, path: str) -> None:
     """ConfigError with the nearest right name where `path` is no field of this experiment."""
-    known = field_paths(experiment)
-    if path in known:
+    if _is_path(experiment, path):
         return
+    known = field_paths(experiment)
     # A bare or misspelt last part is best matched among last parts: timesteps.sigm → timesteps.sigma.
     last = {known_path.rsplit(".", 1)[-1]: known_path for known_path in known}
     near = difflib.get_close_matches(path, known, n=1, cutoff=0.7) or [
@@ -220,45 +221,3 @@ def with_fields(experiment: Experiment, changes: Mapping[str, Any]) -> Experimen
             value = {"name": value}
         target[leaf] = to_dict(value)
     return from_dict(data)
-
-
-def canonical(experiment: Experiment) -> dict[str, Any]:
-    """What determines the result, as plain data: equal distributions look equal, and speed and names are left out."""
-    data = to_dict(dataclasses.replace(experiment, timesteps=experiment.timesteps.canonical()))
-    for path in NOT_IN_FINGERPRINT:
-        *parents, leaf = path.split(".")
-        target = data
-        for parent in parents:
-            target = target[parent]
-        del target[leaf]
-    data["sampler"] = experiment.sampler.canonical()
-    if experiment.evaluation.reference.endswith(".npz"):
-        data["evaluation"]["reference"] = "file"  # wherever it lies: its hash is among the inputs
-    data["evaluation"]["metrics"] = sorted(experiment.evaluation.metrics)
-    if not experiment.evaluation.context_timesteps:
-        del data["evaluation"]["context_timesteps"]  # what was measured without them keeps its fingerprint
-    if experiment.model.attention != "sdpa":
-        # flash-attn computes in bfloat16: another result. sdpa is left out, so that it is the same as ever.
-        data["model"]["attention"] = experiment.model.attention
-    return data
-
-
-def fingerprint(experiment: Experiment, inputs: Mapping[str, str]) -> str:
-    """Hash of what determines an experiment's result: 32 hexadecimal digits.
-
-    Args:
-        experiment: names, paths, speed and logging do not enter.
-        inputs: content hashes of what the experiment reads: the data set's manifest, the detector's weights.
-    """
-    return _digest({"version": RESULT_VERSION, "inputs": dict(inputs), "experiment": canonical(experiment)})
-
-
-def training_fingerprint(experiment: Experiment, inputs: Mapping[str, str]) -> str:
-    """Hash of what determines the trained weights: of `inputs` the data set's, of the experiment all but how it is
-    sampled and measured. Names the folder of a training, so that another evaluation of it trains nothing."""
-    trained = {name: value for name, value in canonical(experiment).items() if name not in EVALUATION_ONLY}
-    return _digest({"version": TRAINING_VERSION, "data": inputs.get("data"), "training": trained})
-
-
-def _digest(record: dict[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=16).hexdigest()

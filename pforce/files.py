@@ -1,10 +1,13 @@
-"""Files that appear whole or not at all, and where files lie that can be made again."""
+"""Files that appear whole or not at all, hashes of files and of data, and where files lie that can be made again."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,21 +23,76 @@ def cache_folder() -> Path:
     return Path.home() / ".cache" / "pforce"
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """`write` a file in a scratch folder beside `path`, flush it, rename it: it appears whole or not at all.
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
-    Missing folders are made. OSError as the file system raises it.
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """`write` a file in a scratch folder beside `path`, flush it, rename it, flush the folder: it appears whole or not
+    at all, and stays after a power cut.
+
+    Missing folders are made. A link in the file's place is replaced, not followed; a folder, a pipe or a device there
+    is left alone.
+
+    Raises:
+        FileExistsError: what is there is neither a file nor a link.
+        OSError: as the file system raises it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    check_replaceable(path)
     with tempfile.TemporaryDirectory(prefix=".tmp_", dir=path.parent) as folder:
         scratch = Path(folder) / path.name
         write(scratch)
-        descriptor = os.open(scratch, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(scratch)
         scratch.replace(path)
+    sync(path.parent)
+
+
+def check_replaceable(path: Path) -> None:
+    """FileExistsError where something other than a file or a link is in the place of a file that is to be written."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise FileExistsError(errno.EEXIST, f"is {kind}, not a file: it is not overwritten", str(path))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """`write_whole` of bytes."""
+
+    def write(scratch: Path) -> None:
+        scratch.write_bytes(content)
+
+    write_whole(path, write)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_whole` of plain data as JSON for people, with null for what is not a finite number."""
+    write_bytes(path, (json.dumps(strict(value), indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_small(path: Path, most: int) -> bytes:
+    """The bytes of a file of ours. It does not block on a pipe, and does not read what is too large to be ours.
+
+    Raises:
+        ValueError: not a regular file, or more than `most` bytes.
+        OSError: it is missing, or may not be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("is not a file")
+        if found.st_size > most:
+            raise ValueError(f"has {found.st_size:,} bytes, where at most {most:,} are expected")
+        return file.read(most + 1)
 
 
 def folder_hash(folder: Path) -> str:
@@ -49,6 +107,20 @@ def sha256_of(path: Path) -> str:
     """Hash of a file's content. OSError where it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_digest(content: bytes) -> str:
+    """32 hexadecimal digits that name bytes (blake2b, 128 bits)."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def digest(kind: str, identity: Any) -> str:
+    """32 hexadecimal digits that name plain data of a kind, whatever the order of its keys. The only such function.
+
+    ValueError for a number that is not finite: it has no JSON, and nothing is named by it.
+    """
+    text = json.dumps({"kind": kind, "identity": identity}, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    return content_digest(text.encode())
 
 
 def strict(value: Any) -> Any:

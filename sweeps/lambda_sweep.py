@@ -35,6 +35,7 @@ from pforce.orchestration.script import (
     print_report,
     push_files,
     run_sweep,
+    sweep_frame,
     table_rows,
 )
 from pforce.orchestration.sweep import Axis, Sweep, parse_axis
@@ -83,7 +84,7 @@ def sweep(arguments: Arguments) -> Sweep:
 def report(planned: Plan, console: Console, comparison: Comparison = ALL_ROWS) -> None:
     """The usual table with calibration columns, and the calibration figure."""
     print_report(planned, console, (*QUALITY_COLUMNS, *CALIBRATION_COLUMNS, *COST_COLUMNS), comparison)
-    frame, rows = results.runs(planned.options.uri), table_rows(planned)
+    frame, rows = sweep_frame(planned), table_rows(planned)
     curves = results.calibration_curves(frame, rows)
     if len(curves):
         path = planned.options.root / f"{planned.sweep.name}_calibration.png"

@@ -24,9 +24,9 @@ from pforce.orchestration.sampler_search import SearchSpace, check_space
 from pforce.orchestration.sampler_sweep import SamplerSweep, run
 from pforce.orchestration.script import print_mlflow, push_files
 from pforce.sampling import Guidance
-from pforce.sources import load_source
 from pforce.storage import Storage, default_storage
 from pforce.terminal import exit_on_errors, make_console
+from pforce.trial.source import load_source
 from pforce.validation import require
 
 
@@ -78,7 +78,9 @@ def main() -> int:
     storage.check()
     source = load_source(find_source(a.model, storage=a.storage, tracking_uri=a.tracking_uri))
     check_space(a.space, guidance, source.model.config)
-    subject = make_subject(source, data=a.data, images=a.images, reference_images=a.reference_images, seed=a.noise_seed)
+    subject = make_subject(
+        source, storage, data=a.data, images=a.images, reference=a.reference_images, seed=a.noise_seed
+    )
     sweep = SamplerSweep(
         a.name, subject, a.space, a.trials, guidance, a.seed, confirm=a.confirm, weights=source.weights
     )

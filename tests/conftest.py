@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pforce.data import openmoji
-from pforce.trial import Paths, run_trial
+from pforce.storage import Storage
+from pforce.trial.run import Paths, Where, run_trial
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -58,11 +59,12 @@ def ray_cluster():
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished trial: a tiny PFT after 20 real steps on 64 drawings."""
+    """The folder of a finished training, in a storage of its own: a tiny PFT after 20 real steps on 64 drawings."""
     from tests.training.conftest import DATA, tiny
 
-    folder = tmp_path_factory.mktemp("trial")
-    run_trial(tiny(20), Paths(DATA, folder), identity="tiny", training="tiny", device=torch.device("cpu"))
+    storage = Storage.open(tmp_path_factory.mktemp("trial"))
+    run_trial(tiny(20), Paths(DATA, storage), Where(torch.device("cpu")))
+    (folder,) = storage.root.glob("trainings/*/*")
     return folder
 
 

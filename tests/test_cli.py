@@ -19,7 +19,7 @@ from sweeps import ltg_grid
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
     "--model.depth", "1", "--model.width", "16", "--model.heads", "2", "--training.images", "128",
-    "--evaluation.images", "4", "--evaluation.validation-images", "8", "--sampler.num-function-evaluations", "2",
+    "--evaluation.images", "4", "--evaluation.held-out-images", "8", "--sampler.num-function-evaluations", "2",
 ]  # fmt: skip
 
 

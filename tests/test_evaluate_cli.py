@@ -20,6 +20,8 @@ from pforce.metrics.detectors import load_detector
 from pforce.metrics.image_sets import ImageSetError
 from pforce.metrics.reference import StatisticsError
 from pforce.models import ModelConfig, build, save_model, save_published
+from pforce.records.ledger import Ledger
+from pforce.storage import Storage
 from pforce.terminal import DONE, make_console
 from pforce.tracking import default_uri
 from pforce.validation import ConfigError, FieldError
@@ -43,8 +45,8 @@ def measure(target: object, storage: Path, **options: object) -> dict[str, float
 @pytest.fixture(scope="module")
 def recorded(trained: Path) -> dict[str, float]:
     """What the trial itself measured."""
-    (path,) = trained.glob("evaluations/*/result.json")
-    return json.loads(path.read_text())["metrics"]
+    ledger = Ledger(Storage.open(trained.parents[2]))
+    return {name: value for record in ledger.all() for name, value in record.numbers().items()}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def test_a_model_is_measured_as_its_trial_was(trained, recorded, tmp_path) -> No
                  "cost/nfe", "cost/flops_per_image"):  # fmt: skip
         assert metrics[name] == recorded[name], name
     assert len([name for name in metrics if name.startswith("difficulty/pearson")]) == 3 * 19
-    record = found(tmp_path)["record"]
+    record = found(tmp_path)["about"]
     for name in ("detector_sha256", "reference_identity", "images", "sampler.name", "sampler.num_function_evaluations",
                  "sampler.guidance.scale", "weights", "seed", "sha256", "data_hash"):  # fmt: skip
         assert record[name] not in (None, ""), name
@@ -106,24 +108,26 @@ def test_images_from_files_are_measured_as_those_of_the_sampler(trained, drawn, 
 
 def test_a_stopped_evaluation_goes_on_with_what_is_missing(trained, tmp_path, capsys) -> None:
     """Oracle: times of the batches' files, and the number of the undisturbed call."""
-    options = {"images": 24, "batch": 8, "measure": ("images",), "out": tmp_path / "out"}
-    evaluate(Arguments(target=str(trained), storage=tmp_path / "whole", **options))  # type: ignore[arg-type]
+    options = {"images": 160, "measure": ("images",), "out": tmp_path / "out"}
+    storage = tmp_path / "whole"
+    evaluate(Arguments(target=str(trained), storage=storage, **options))  # type: ignore[arg-type]
     whole = json.loads((tmp_path / "out" / "evaluation.json").read_text())["metrics"]
-    batches = sorted((tmp_path / "out" / "batches").iterdir())
-    before = [path.stat().st_mtime_ns for path in batches]
-    batches[1].unlink()
-    (tmp_path / "out" / "evaluation.json").unlink()
-    options["batch"] = 5  # another size does not begin anew: the folder's own is taken
-    assert evaluate(Arguments(target=str(trained), storage=tmp_path / "whole", **options)) == DONE  # type: ignore[arg-type]
-    after = [path.stat().st_mtime_ns for path in batches]
+    blocks = sorted(storage.glob("drawings/*/openmoji-*/*.npz"))
+    assert [path.name.split(".")[0] for path in blocks] == ["0-64", "128-192", "64-128"]
+    before = [path.stat().st_mtime_ns for path in blocks]
+    blocks[1].unlink()
+    for path in storage.glob("records/*/*.json"):
+        path.unlink()
+    assert evaluate(Arguments(target=str(trained), storage=storage, **options)) == DONE  # type: ignore[arg-type]
+    after = [path.stat().st_mtime_ns for path in blocks]
     assert (after[0], after[2]) == (before[0], before[2])
     assert after[1] > before[1]
     metrics = json.loads((tmp_path / "out" / "evaluation.json").read_text())["metrics"]
     assert metrics["fd/openmoji"] == whole["fd/openmoji"]
-    assert evaluate(Arguments(target=str(trained), storage=tmp_path / "whole", again=True, **options)) == DONE  # type: ignore[arg-type]
-    assert all(
-        path.stat().st_mtime_ns > time for path, time in zip(sorted(batches[0].parent.iterdir()), after, strict=False)
-    )
+    assert evaluate(Arguments(target=str(trained), storage=storage, again=True, **options)) == DONE  # type: ignore[arg-type]
+    again = sorted(storage.glob("drawings/*/openmoji-*/*.npz"))
+    assert [path.name for path in again] == [path.name for path in blocks], "the same features, bit for bit"
+    assert all(path.stat().st_mtime_ns > time for path, time in zip(again, after, strict=True))
 
 
 def test_a_folder_of_the_users_holds_the_last_evaluation(trained, drawn, tmp_path, capsys) -> None:
@@ -165,14 +169,15 @@ def test_few_images_lack_what_needs_more(drawn, tmp_path) -> None:
     assert "fd_infinity/openmoji" not in metrics
     notes = " ".join(found(tmp_path / "runs")["notes"])  # type: ignore[arg-type]
     assert "precision_recall: left out, as 3 images are fewer than the 4" in notes
-    assert "extrapolate: left out" in notes
+    assert "frechet_infinity: left out" in notes
 
 
 def test_what_was_measured_is_shown_again(trained, tmp_path, capsys) -> None:
     options = {"images": 8, "measure": ("images",)}
     first = measure(trained, tmp_path, **options)
     capsys.readouterr()
-    assert measure(trained, tmp_path, **options) == first
+    again = measure(trained, tmp_path, **options)
+    assert again == {name: value for name, value in first.items() if name != "cost/evaluation_seconds"}
     shown = capsys.readouterr().out
     assert "measured before" in shown
     assert f"{first['fd/openmoji']:.4f}" in shown
@@ -204,7 +209,7 @@ def test_statistics_are_written_and_read(trained, drawn, tmp_path) -> None:
 def refused(target: object, storage: Path, match: str, kind: type[Exception], **options: object) -> None:
     with pytest.raises(kind, match=match):
         evaluate(Arguments(target=str(target), storage=storage, **options))  # type: ignore[arg-type]
-    assert not list(storage.glob("evaluations/*/batches"))
+    assert not list(storage.glob("drawings/*/*"))
 
 
 def test_bad_input_is_refused_before_anything_is_drawn(trained, drawn, tmp_path) -> None:
@@ -248,7 +253,9 @@ def test_a_sit_has_no_difficulty(tmp_path) -> None:
     options = {"data": "openmoji32_micro", "images": 8, "held_out": 16, "nfe": 2}
     console = make_console()
     planned = plan_model(Arguments(target=str(path), storage=tmp_path, **options), console)  # type: ignore[arg-type]
-    assert planned.analyses == ("loss",)
+    assert planned.model is not None
+    assert planned.model.request.loss
+    assert not planned.model.request.difficulty
     refused(path, tmp_path, "no difficulty head", FieldError, measure=("difficulty",), **options)
     assert (
         planned.identity

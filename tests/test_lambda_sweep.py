@@ -11,16 +11,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from rich.console import Console
 
 from pforce import results
 from pforce.orchestration import local
-from pforce.orchestration.plan import Options, plan
+from pforce.orchestration.plan import Options
 from pforce.orchestration.script import run_sweep
 from pforce.orchestration.sweep import Axis, Sweep
 from pforce.terminal import DONE, exit_on_errors
-from pforce.tracking import RunSpec
 from sweeps import lambda_sweep
+from tests.results.conftest import planned_with
 from tests.training.conftest import tiny
 
 SCRIPT = Path(__file__).resolve().parents[1] / "sweeps" / "lambda_sweep.py"
@@ -52,12 +51,7 @@ def test_the_sweep_ends_in_a_table_with_calibration_and_a_figure(tmp_path, capsy
 def test_a_result_from_before_calibration_was_measured_stays_and_is_said_to_lack_it(tmp_path, capsys):
     """Its fingerprint is the same, so it is not run again: a note, and no figure without a line."""
     sweep = Sweep("older", tiny(6), (WEIGHTS,))
-    planned = plan(sweep, Options(storage=str(tmp_path)), Console(quiet=True))
-    parent = planned.tracker.open_sweep("older", sweep.identity(planned.work), {})
-    for item in planned.work:
-        run = planned.tracker.open_trial(parent, RunSpec(item.label, item.fingerprint, {}, {}))
-        planned.tracker.log(run, {"val/loss": 1.0})
-        planned.tracker.close(run, "FINISHED")
+    planned = planned_with(sweep, tmp_path, lambda item: {"val/loss": 1.0})
     assert run_sweep(sweep, planned.options, report=lambda_sweep.report) == DONE
     printed = " ".join(capsys.readouterr().out.split())
     assert "2 finished before" in printed

@@ -10,7 +10,8 @@ import torch
 
 from experiments.openmoji32 import openmoji32_micro
 from pforce import catalog, cli, timesteps
-from pforce.config import field_paths, fingerprint, from_dict, to_dict, with_fields
+from pforce.config import field_paths, from_dict, to_dict, with_fields
+from pforce.records.parts import Inputs, training_part
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 
@@ -31,7 +32,9 @@ def test_the_sampler_of_the_readme_works_as_it_stands(monkeypatch):
     experiment = with_fields(openmoji32_micro(), {"timesteps": "power_uniform", "timesteps.power": 3})
     assert experiment.timesteps == sampler(3.0)
     assert from_dict(to_dict(experiment)) == experiment
-    assert fingerprint(experiment, {}) != fingerprint(with_fields(experiment, {"timesteps.power": 2}), {})
+    inputs = Inputs("d", 10, 5, "openmoji", "e", "none")
+    of_two = training_part(with_fields(experiment, {"timesteps.power": 2}), inputs)
+    assert training_part(experiment, inputs).digest != of_two.digest
 
 
 def test_commands_name_things_that_are_there():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from PIL import Image
 from pforce import cli
 from pforce.models import ModelConfig, build, load_published, save_model, save_published
 from pforce.models.autoencoder import load_decoder
-from pforce.sources import load_source
+from pforce.trial.source import load_source
 from tests.test_cli import ROOT, pforce
 
 pytestmark = pytest.mark.timeout(600)
@@ -76,13 +77,18 @@ def test_everything_at_once(trained, tmp_path):
     assert "seed 0, now 3" in other.stderr
 
 
-def interrupted(arguments: list[str], out: Path, sent: signal.Signals) -> int:
-    """Exit code of a call that gets a signal after three batches."""
+def blocks(storage: Path) -> dict[str, int]:
+    """Name of each block of images → last image, of a storage."""
+    return {path.name: int(re.split(r"[-.]", path.name)[1]) for path in storage.glob("drawings/*/images/*.npz")}
+
+
+def interrupted(arguments: list[str], storage: Path, sent: signal.Signals) -> int:
+    """Exit code of a call that gets a signal after 70 images."""
     process = subprocess.Popen(
-        [sys.executable, "-c", "from pforce.cli import main; main()", *arguments, "--out", str(out)],
+        [sys.executable, "-c", "from pforce.cli import main; main()", *arguments, "--storage", str(storage)],
         cwd=ROOT, env=dict(os.environ), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    while len(list((out / "batches").glob("*.npz"))) < 3:
+    while max(blocks(storage).values(), default=0) < 70:
         time.sleep(0.02)
         assert process.poll() is None, "it ended before it could be interrupted"
     process.send_signal(sent)
@@ -92,23 +98,27 @@ def interrupted(arguments: list[str], out: Path, sent: signal.Signals) -> int:
 MANY = ["--nfe", "24", "--count", "400", "--batch", "4", "--save", "npz"]
 
 
-def test_a_stopped_call_says_so_and_keeps_its_batches(trained, tmp_path):
+def test_a_stopped_call_says_so_and_keeps_what_it_drew(trained, tmp_path):
     assert interrupted(["sample", str(trained), *MANY], tmp_path / "stopped", signal.SIGTERM) == 4
-    assert 3 <= len(list((tmp_path / "stopped" / "batches").glob("*.npz"))) < 100
-    assert not list((tmp_path / "stopped" / "batches").glob(".tmp*"))
+    assert 70 <= max(blocks(tmp_path / "stopped").values()) < 400
+    assert not list((tmp_path / "stopped").rglob(".tmp*"))
 
 
 def test_a_killed_call_goes_on_where_it_was(trained, tmp_path):
-    """SIGKILL in the middle; the same command keeps the finished batches and ends with the undisturbed images."""
+    """SIGKILL in the middle; the same command keeps the finished blocks and ends with the undisturbed images."""
     arguments = ["sample", str(trained), *MANY]
-    batches = tmp_path / "killed" / "batches"
     interrupted(arguments, tmp_path / "killed", signal.SIGKILL)
-    kept = {path.name: path.stat().st_mtime_ns for path in batches.glob("*.npz")}
-    assert 3 <= len(kept) < 100
-    assert pforce(*arguments, "--out", str(tmp_path / "killed")).returncode == 0
-    assert all((batches / name).stat().st_mtime_ns == written for name, written in kept.items())
-    assert pforce(*arguments, "--out", str(tmp_path / "whole")).returncode == 0
-    with np.load(tmp_path / "killed" / "samples.npz") as a, np.load(tmp_path / "whole" / "samples.npz") as b:
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("drawings/*/images/0-64.*.npz")}
+    assert kept
+    went_on = pforce(*arguments, "--storage", str(tmp_path / "killed"))
+    assert went_on.returncode == 0
+    assert int(re.search(r"(\d+) images in", went_on.stdout)[1]) <= 330
+    assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
+    assert pforce(*arguments, "--storage", str(tmp_path / "whole")).returncode == 0
+    with (
+        np.load(tmp_path / "killed" / "samples" / "samples.npz") as a,
+        np.load(tmp_path / "whole" / "samples" / "samples.npz") as b,
+    ):
         assert np.array_equal(a["arr_0"], b["arr_0"])
 
 
@@ -145,7 +155,7 @@ REFUSED = [
     (("{latent}", "--animate"), "without a --decoder"),
     (("{latent}", "--decoder", "nowhere"), "is not a folder with an autoencoder"),
     (("nowhere.ckpt",), "does not exist"),
-    (("openmoji32_micro", "--storage", "nothing"), "holds no runs"),
+    (("openmoji32_micro", "--storage", "nothing"), "holds no sweeps"),
 ]
 
 
@@ -168,7 +178,7 @@ def refusal(tmp_path, monkeypatch, capsys):
 def test_bad_input_is_refused_before_anything_is_drawn(arguments, message, trained, latent, refusal):
     told = refusal("sample", *(word.format(trained=trained, latent=latent) for word in arguments))
     assert message in told
-    assert not Path("samples/batches").exists()
+    assert not list(Path().glob("*/drawings"))
 
 
 def test_a_model_without_label_dropout_is_not_guided(tmp_path, refusal):

@@ -10,10 +10,10 @@ from urllib.parse import quote
 import pytest
 import torch
 
-from pforce.mirror import TrialMirror
 from pforce.storage import Storage, StorageError, default_storage
 from pforce.storage.uri import RAY_JOB
 from pforce.training import checkpoint
+from pforce.trial.mirror import TrialMirror
 from tests.buckets import KEYS, Server, s3_server
 from tests.clock import PATIENCE
 

@@ -14,9 +14,9 @@ from rich.table import Table
 from pforce.config import to_dict
 from pforce.models import TimestepLevels, save_model, save_published
 from pforce.orchestration.find import find_source
-from pforce.sources import PUBLISHED_SUFFIXES, Source, SourceError, content_hash, load_source
 from pforce.storage import default_storage
 from pforce.terminal import DONE, make_console
+from pforce.trial.source import PUBLISHED_SUFFIXES, Source, SourceError, content_hash, load_source
 from pforce.validation import ConfigError
 
 Text = Annotated[str, tyro.conf.Positional]

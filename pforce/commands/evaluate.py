@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from pforce.commands.evaluation_plan import Arguments, is_model, plan_images, plan_model
-from pforce.generation import BATCHES, RECORD, recorded_batch
 from pforce.metrics.distances import few_images, interval_names, metric_name
 from pforce.metrics.reference import save_statistics
-from pforce.orchestration.evaluation import RESULT, Evaluation, Outcome, record_run, recorded, run
+from pforce.orchestration.evaluation import RESULT, Evaluation, Outcome, forget, known, record_run, run
 from pforce.orchestration.launch import stop_on_signals
 from pforce.orchestration.plan import check_folder, tracker_of, tracking_uri_of
 from pforce.orchestration.script import print_mlflow
+from pforce.records.ledger import Ledger
 from pforce.storage import Storage
 from pforce.terminal import DONE, STOPPED, make_console
 from pforce.validation import require
@@ -64,22 +62,12 @@ def _about(a: Arguments, e: Evaluation) -> str:
     parts = [f"{a.target}: {len(e.images):,} images" if e.images is not None else ""]
     if e.source is not None:
         parts = [f"{e.source.path} ({e.source.weights} weights)"]
-    if e.job is not None:
-        sampler = e.job.sampler
+    if e.model is not None and e.model.request.images:
+        sampler = e.model.sampler
         guidance = f", guidance {sampler.guidance.scale:g}" if sampler.guidance.scale != 1 else ""
         nfe = sampler.schedule().num_function_evaluations
-        parts.append(f"{e.job.count:,} images, {sampler.name}, {nfe} NFE{guidance}")
+        parts.append(f"{e.model.request.images:,} images, {sampler.name}, {nfe} NFE{guidance}")
     return "; ".join([*parts, f"detector {e.detector.name}, reference {a.reference}"])
-
-
-def _prepared(e: Evaluation, folder: Path, *, again: bool) -> Evaluation:
-    """Batches of an earlier call are removed where it is measured again; else this call goes on with their size."""
-    if e.job is None:
-        return e
-    if again:
-        shutil.rmtree(folder / BATCHES, ignore_errors=True)
-        (folder / RECORD).unlink(missing_ok=True)
-    return replace(e, job=replace(e.job, batch=recorded_batch(folder) or e.job.batch))
 
 
 def evaluate(a: Arguments) -> int:
@@ -103,22 +91,24 @@ def evaluate(a: Arguments) -> int:
 def _evaluate(a: Arguments, storage: Storage, console: Console) -> int:
     e = plan_model(a, console) if is_model(a.target) else plan_images(a, console)
     relative = f"evaluations/{e.identity}"
-    if a.out is None and not a.again:
-        storage.pull(relative)
     folder = check_folder(a.out or storage.root / relative, "--out" if a.out else "--storage")
     tracker = tracker_of(storage, a.tracking_uri)
     console.print(_about(a, e), highlight=False, soft_wrap=True, markup=False)
-    outcome = None if a.again else recorded(tracker, e, folder)
-    if outcome is not None:
-        console.print(f"measured before (fingerprint {e.identity[:12]}); --again measures it again")
-    else:
-        e = _prepared(e, folder, again=a.again)
-        outcome = run(e, folder, console, workers=a.workers, address=a.ray_address)
-        if a.out is None:
-            storage.push(relative, last=RESULT, skip=(BATCHES,))
+    ledger = Ledger(
+        storage, lambda line: console.print(f"warning: {line}", markup=False, soft_wrap=True, highlight=False)
+    )
+    if a.again:
+        forget(e, ledger, "measured again (--again)")
+    elif known(e, ledger):
+        console.print(f"measured before (evaluation {e.identity[:12]}); --again measures it again")
+    outcome = run(e, ledger, folder, console, workers=a.workers, address=a.ray_address)
+    if a.out is None:
+        storage.push(relative, last=RESULT)
+    if outcome.measured:
         record_run(tracker, e, outcome)
     if a.save_reference is not None:
-        save_statistics(a.save_reference, e.reference(torch.device("cpu"), lambda done: None))
+        on = e.detector.to(torch.device("cpu"))
+        save_statistics(a.save_reference, e.reference.statistics(on, None, device=torch.device("cpu")))
         console.print(f"{a.save_reference}: statistics of the reference", highlight=False, soft_wrap=True)
     _print(e, outcome, folder, console)
     print_mlflow(tracker.uri, console)

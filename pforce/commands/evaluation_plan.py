@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,37 +14,33 @@ from rich.console import Console
 from pforce import catalog
 from pforce.commands.sampler_arguments import SamplerArguments, sampler_config
 from pforce.config import Experiment
-from pforce.data import Batch, Manifest, ensure, read_split
-from pforce.evaluation import FeatureJob
+from pforce.data import Manifest, ensure
 from pforce.files import folder_hash
-from pforce.generation import decoder_for
-from pforce.metrics.analyses import Analysis
+from pforce.metrics.config import EvaluationConfig, LabelRule
+from pforce.metrics.context import CONTEXT_TIMESTEPS
 from pforce.metrics.detectors import Detector, load_detector
+from pforce.metrics.difficulty import TIMESTEPS
 from pforce.metrics.distances import IMAGE_METRICS, ImageMetric
-from pforce.metrics.evaluate import classes_of
-from pforce.metrics.image_sets import ImageSet, ImageTensor, open_images
-from pforce.metrics.reference import (
-    BATCH,
-    ReferenceStatistics,
-    cached_reference,
-    is_statistics,
-    load_statistics,
-    reference_key,
-)
+from pforce.metrics.image_sets import open_images
+from pforce.metrics.reference import BATCH, is_statistics, load_statistics
 from pforce.orchestration.evaluation import Evaluation
 from pforce.orchestration.find import find_source
-from pforce.references import SplitImages
+from pforce.orchestration.measuring import Measurable
+from pforce.records.identity import canonical_sampler, time_key, versions_of
+from pforce.records.parts import Inputs, Part, Request, image_set, label_cycle, metrics_of
 from pforce.sampling import check_sampler
-from pforce.sources import EVALUATIONS, EXPERIMENT, PUBLISHED_SUFFIXES, Source, load_source
 from pforce.storage import Storage, default_storage
+from pforce.trial.folder import CHECKPOINTS, EVALUATIONS, EXPERIMENT
+from pforce.trial.jobs import decoder_for
+from pforce.trial.reference import ReferenceImages, inputs_of, reference_images
+from pforce.trial.source import PUBLISHED_SUFFIXES, Source, load_source
 from pforce.validation import ConfigError, require
 
 Measured = Literal["images", "loss", "difficulty", "context"]
 MODEL_SUFFIXES = (*PUBLISHED_SUFFIXES, ".safetensors")
-Told = Callable[[int], None]
 OF_IMAGES = (
     "target", "metrics", "data", "reference", "detector", "detector_weights", "detector_sha256", "extrapolate",
-    "held_out", "out", "save_reference", "storage", "tracking_uri", "again",
+    "reference_images", "out", "save_reference", "storage", "tracking_uri", "again",
 )  # fmt: skip
 """Options that apply to given images; the others are of models."""
 
@@ -71,6 +66,9 @@ class Arguments(SamplerArguments):
     three, and with inception all."""
     data: str | None = None
     """Experiment whose data set gives held-out images, classes and reference. Default: the model's own."""
+    labels: LabelRule = "validation"
+    """Classes of the drawn images: those of the data set's held-out images in turn, or all classes in turn (as `pforce
+    sample` takes them)."""
     reference: str = "validation"
     """validation or train images of the data set, a folder or .npz of images, or an .npz of stored statistics (mu,
     sigma, mu_s, sigma_s) as ADM publishes them."""
@@ -85,7 +83,13 @@ class Arguments(SamplerArguments):
     images: int = 1000
     """Images that are drawn of a model."""
     held_out: int = 1000
-    """Held-out images for loss, difficulty, context and the reference `validation`; all where there are fewer."""
+    """Held-out images for loss, difficulty and context, and whose classes are drawn; all where there are fewer."""
+    reference_images: int | None = None
+    """Images of the reference `validation` or `train`. Default: all of train, and up to 1,000 of validation."""
+    difficulty_timesteps: tuple[float, ...] = TIMESTEPS
+    """Timesteps of R(t)."""
+    context_timesteps: tuple[float, ...] = CONTEXT_TIMESTEPS
+    """Timesteps of the context ablations; the paper's by default."""
     seed: int = 0
     """Image i starts from the noise of (seed, i), whatever the number of workers."""
     batch: int = BATCH
@@ -122,7 +126,7 @@ def is_model(target: str) -> bool:
     if path.is_dir():
         if path.absolute().parent.name == EVALUATIONS and (path / EXPERIMENT).exists():
             return True
-        return path.name.startswith("step_") or (path / "checkpoints").is_dir() or any(path.glob("step_*"))
+        return path.name.startswith("step_") or (path / CHECKPOINTS).is_dir() or any(path.glob("step_*"))
     return path.suffix in MODEL_SUFFIXES
 
 
@@ -138,16 +142,13 @@ class _Data:
 
     folder: Path
     manifest: Manifest
-    held_out: Batch
 
 
-def _data(a: Arguments, experiment: Experiment | None, console: Console) -> _Data | None:
+def _data(experiment: Experiment | None, console: Console) -> _Data | None:
     if experiment is None:
         return None
     folder = ensure(experiment.data, progress=console.is_terminal).absolute()
-    manifest = Manifest.load(folder)
-    held_out = read_split(folder, "validation", limit=min(a.held_out, manifest.validation.samples))
-    return _Data(folder, manifest, held_out)
+    return _Data(folder, Manifest.load(folder))
 
 
 def _detector(a: Arguments, experiment: Experiment | None) -> tuple[Detector, str, str | None]:
@@ -167,51 +168,27 @@ def _detector(a: Arguments, experiment: Experiment | None) -> tuple[Detector, st
     return load_detector(name, weights, a.detector_sha256), name, str(Path(weights).absolute()) if weights else None
 
 
-@dataclass(frozen=True)
-class _Reference:
-    """A reference before it is read."""
-
-    make: Callable[[torch.device, Told], ReferenceStatistics]
-    images: int
-    size: tuple[int, int] | None
-    identity: str
-
-
-def _reference(a: Arguments, data: _Data | None, detector: Detector) -> _Reference:
-    """Where the reference comes from; errors of the file before anything is drawn."""
-    cache = Storage.open(a.storage).root / "references"
+def _reference(a: Arguments, data: _Data | None, detector: Detector) -> ReferenceImages:
+    """What is compared with; errors of a file before anything is drawn."""
     if a.reference in ("validation", "train"):
         if data is None:
             raise ConfigError(
                 f"reference = {a.reference}: no data set is known; name one with --data, such as openmoji32_micro, or "
                 "give --reference a folder or .npz of images, or an .npz of statistics"
             )
-        split = data.manifest.split("train" if a.reference == "train" else "validation")
-        images: ImageSet
-        if a.reference == "train" or split.samples == len(data.held_out.images):
-            images = SplitImages(data.folder, "train" if a.reference == "train" else "validation")
-        else:
-            images = ImageTensor(data.held_out.images)
-        return _image_reference(images, detector, cache, f"{a.reference} images of {data.folder.name}")
+        config = EvaluationConfig(reference=a.reference, reference_images=a.reference_images)
+        inputs = inputs_of(config, data.manifest, detector)
+        return reference_images(config, data.folder, inputs, data.manifest.resolution)
+    allowed = "left out, as the reference is a file or folder of its own"
+    require(a.reference_images is None, "reference_images", a.reference_images, allowed)
     path = Path(a.reference)
     if path.suffix == ".npz" and is_statistics(path):
         found = load_statistics(path, detector, images=False)
-
-        def make(device: torch.device, told: Told) -> ReferenceStatistics:
-            return load_statistics(path, detector.to(device), device=device, progress=told)
-
-        return _Reference(make, found.moments.n or 0, None, found.identity)
-    return _image_reference(open_images(path), detector, cache, str(path))
-
-
-def _image_reference(images: ImageSet, detector: Detector, cache: Path, source: str) -> _Reference:
-    content = images.content_hash()
-
-    def make(device: torch.device, told: Told) -> ReferenceStatistics:
-        on = detector.to(device)
-        return cached_reference(images, on, cache, source=source, content=content, device=device, progress=told)
-
-    return _Reference(make, len(images), images.size, reference_key(content, detector))
+        return ReferenceImages("statistics", str(path.absolute()), f"file:{found.identity}", found.moments.n or 0)
+    images = open_images(path)
+    return ReferenceImages(
+        "images", str(path.absolute()), f"images:{images.content_hash()}", len(images), images.size
+    )  # fmt: skip
 
 
 def _metrics(a: Arguments, detector: Detector) -> tuple[ImageMetric, ...]:
@@ -220,7 +197,7 @@ def _metrics(a: Arguments, detector: Detector) -> tuple[ImageMetric, ...]:
     return IMAGE_METRICS if detector.name == "inception" else ("frechet", "kernel", "precision_recall")
 
 
-def _check_sizes(reference: _Reference, size: tuple[int, int] | None, detector: Detector) -> None:
+def _check_sizes(reference: ReferenceImages, size: tuple[int, int] | None, detector: Detector) -> None:
     """Images of two sizes are not compared: resizing one of them is part of what would be measured."""
     if size is not None and reference.size is not None and size != reference.size:
         raise ConfigError(
@@ -241,7 +218,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _common_record(a: Arguments, detector: Detector, reference: _Reference) -> dict[str, Any]:
+def _about(a: Arguments, detector: Detector, reference: ReferenceImages) -> dict[str, Any]:
+    """Parameters of the run, of images and models alike."""
     return {
         "detector": detector.name,
         "detector_sha256": detector.sha256,
@@ -261,17 +239,24 @@ def plan_images(a: Arguments, console: Console) -> Evaluation:
         if option.name not in OF_IMAGES and getattr(a, option.name) != option.default:
             require(False, option.name, getattr(a, option.name), "left out for images: they are measured as they are")
     detector, _, _ = _detector(a, experiment)
-    reference = _reference(a, _data(a, experiment, console), detector)
+    reference = _reference(a, _data(experiment, console), detector)
     _check_sizes(reference, images.size, detector)
     for note in images.notes:
         console.print(f"note: {a.target}: {note}", highlight=False, soft_wrap=True, markup=False)
-    record = {
-        "target": "images", "source": str(a.target), "sha256": images.content_hash(), "images": len(images),
-        **_common_record(a, detector, reference),
+    content = images.content_hash()
+    parts = {
+        metric: Part(
+            "image_metric",
+            {"metric": metric, "image_set": content, "images": len(images), "reference": reference.identity,
+             "detector": {"name": detector.name, "sha256": detector.sha256, "preprocessing": detector.preprocessing}},
+            versions_of(f"metric.{metric}", f"detector.{detector.name}"),
+        )
+        for metric in metrics_of(_metrics(a, detector), extrapolate=a.extrapolate)
     }  # fmt: skip
+    about = {"target": "images", "source": str(a.target), "sha256": content, "images": len(images),
+             **_about(a, detector, reference)}  # fmt: skip
     return Evaluation(
-        Path(a.target).name, detector, _metrics(a, detector), a.extrapolate, reference.make, reference.images, record,
-        images=images,
+        Path(a.target).name, detector, reference, about, images=images, image_parts=parts
     )  # fmt: skip
 
 
@@ -297,7 +282,7 @@ def plan_model(a: Arguments, console: Console) -> Evaluation:
     path = find_source(a.target, storage=a.storage, tracking_uri=a.tracking_uri)
     source = load_source(path, weights=a.weights, heads=a.heads)
     experiment = _experiment(a, source)
-    data = _data(a, experiment, console)
+    data = _data(experiment, console)
     config = source.model.config
     if config.channels != 3 and a.decoder is None:
         raise ConfigError(f"{source.path}: samples latents; give their --decoder, so that there are images to measure")
@@ -307,44 +292,70 @@ def plan_model(a: Arguments, console: Console) -> Evaluation:
     sampler = sampler_config(a, source)
     check_sampler(sampler, config)
     require(a.images >= 2, "images", a.images, "≥ 2")
+    require(a.held_out >= 2, "held_out", a.held_out, "≥ 2")
     require(a.workers >= 1, "workers", a.workers, "≥ 1")
-    require(a.batch >= 1, "batch", a.batch, "≥ 1")
     detector, detector_name, detector_weights = _detector(a, experiment)
     reference = _reference(a, data, detector)
-    record: dict[str, Any] = {"target": "model", **source.about(), "seed": a.seed, "measure": sorted(measured)}
-    job = None
+    decoder = None
+    if a.decoder is not None and "images" in measured:
+        decoder_for(source, str(a.decoder), torch.device("cpu"))
+        decoder = folder_hash(a.decoder)
+    elif "images" in measured:
+        _check_sizes(reference, config.image_size, detector)
+    evaluation = EvaluationConfig(
+        images=a.images, labels=a.labels, label_images=a.held_out, held_out_images=a.held_out, detector=detector_name,
+        metrics=_metrics(a, detector), extrapolate=a.extrapolate,
+        difficulty_timesteps=a.difficulty_timesteps, context_timesteps=a.context_timesteps, seed=a.seed, batch=a.batch,
+    )  # fmt: skip
+    inputs = None if data is None else inputs_of(evaluation, data.manifest, detector)
+    request = replace(
+        _request(evaluation, inputs, measured, config.classes), sampler=canonical_sampler(sampler), decoder=decoder,
+        reference=reference.identity,
+        detector={"name": detector.name, "sha256": detector.sha256, "preprocessing": detector.preprocessing},
+    )  # fmt: skip
+    about: dict[str, Any] = {"target": "model", **source.about(), "seed": a.seed, "measure": sorted(measured)}
     if "images" in measured:
-        if a.decoder is not None:
-            decoder_for(source, str(a.decoder), torch.device("cpu"))
-            record["decoder"] = folder_hash(a.decoder)
-        else:
-            _check_sizes(reference, config.image_size, detector)
-        labels = range(config.classes) if data is None else classes_of(data.held_out.labels, a.images).tolist()
-        job = FeatureJob(
-            source=str(source.path), sha256=source.sha256, sampler=sampler, classes=tuple(labels), count=a.images,
-            seed=a.seed, batch=min(a.batch, a.images), weights=a.weights, heads=a.heads,
-            decoder=str(a.decoder.absolute()) if a.decoder else None,
-            detector=detector_name,
-            detector_weights=detector_weights,
-            detector_sha256=detector.sha256,
-        )  # fmt: skip
-        record |= _flat(sampler.canonical(), "sampler.") | {"images": a.images, "classes": _hash(labels)}
-        record |= _common_record(a, detector, reference)
+        about |= _flat(sampler.canonical(), "sampler.") | {"images": a.images, "labels": a.labels}
+        about |= _about(a, detector, reference)
         if sampler.unspent:
             console.print(f"warning: {sampler.unspent}", highlight=False)
     if data is not None and set(measured) != {"images"}:
-        record |= {"held_out": len(data.held_out.images), "data_hash": data.manifest.hash}
-    analyses: tuple[Analysis, ...] = tuple(part for part in measured if part != "images")
+        about |= {"held_out": request.held_out["images"], "data_hash": data.manifest.hash}
+    model = Measurable(
+        source=str(source.path), sha256=source.sha256, request=request, evaluation=evaluation, sampler=sampler,
+        storage=Storage.open(a.storage).uri, reference=reference, data=str(data.folder) if data else None,
+        weights=a.weights, heads=a.heads, decoder=str(a.decoder.absolute()) if a.decoder else None,
+        detector=detector_name, detector_weights=detector_weights,
+    )  # fmt: skip
     return Evaluation(
         a.target if not Path(a.target).exists() else Path(a.target).name,
-        detector, _metrics(a, detector), a.extrapolate, reference.make, reference.images, record,
-        source=source, job=job, analyses=analyses, held_out=data.held_out if data else None,
-        classes=data.manifest.classes if data else (), seed=a.seed, batch=a.batch,
+        detector, reference, about, model=model, source=source, classes=data.manifest.classes if data else (),
     )  # fmt: skip
 
 
-def _hash(labels: Iterable[int]) -> str:
-    return hashlib.sha256(",".join(map(str, labels)).encode()).hexdigest()[:16]
+def _request(
+    evaluation: EvaluationConfig, inputs: Inputs | None, measured: tuple[Measured, ...], classes: int
+) -> Request:
+    """What is asked of the model, by content, but for sampler, detector and reference. Without a data set classes are
+    taken in turn."""
+    labels: Mapping[str, Any] = label_cycle(range(classes))
+    held_out: Mapping[str, Any] = {}
+    if inputs is not None:
+        held_out = image_set(inputs.data, "validation", min(evaluation.held_out_images, inputs.validation))
+        if evaluation.labels == "validation":
+            labels = image_set(inputs.data, "validation", min(evaluation.label_images, inputs.validation))
+    difficulty = evaluation.difficulty_timesteps if "difficulty" in measured else ()
+    context = evaluation.context_timesteps if "context" in measured else ()
+    return Request(
+        images=evaluation.images if "images" in measured else 0,
+        seed=evaluation.seed,
+        labels=labels,
+        metrics=metrics_of(evaluation.metrics, extrapolate=evaluation.extrapolate),
+        held_out=held_out,
+        loss="loss" in measured,
+        difficulty=tuple(sorted({time_key(t) for t in difficulty})),
+        context=tuple(sorted({time_key(t) for t in context})),
+    )
 
 
 def _check_fits(source: Source, data: _Data, a: Arguments) -> None:

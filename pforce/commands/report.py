@@ -7,10 +7,9 @@ from pathlib import Path
 import pandas as pd
 import tyro
 
-from pforce.commands.store_options import open_store
-from pforce.files import write_whole
+from pforce.files import write_bytes
 from pforce.orchestration.plan import check_folder
-from pforce.orchestration.report import section_of
+from pforce.orchestration.report import Source, section_of
 from pforce.results.page import page
 from pforce.storage import Storage, default_storage
 from pforce.terminal import DONE, make_console
@@ -23,7 +22,6 @@ def report(
     out: Path | None = None,
     title: str = "Patch Forcing: what was measured",
     storage: str | None = None,
-    tracking_uri: str | None = None,
 ) -> int:
     """Write one self-contained page of HTML about sweeps: tables, findings, figures, samples, cost, commands.
 
@@ -32,24 +30,17 @@ def report(
         out: the file; by default report.html in the storage folder.
         title: of the page.
         storage: where sweeps leave their files; by default $PFORCE_STORAGE, else runs.
-        tracking_uri: MLflow store; by default the database in the storage folder.
     """
     if not sweeps:
         raise ConfigError("sweeps: must be at least one name; `pforce runs` lists them")
     console = make_console()
-    where = storage or default_storage()
-    tracker = open_store(where, tracking_uri, console)
-    if tracker is None:
-        return DONE
-    path = out or Storage.open(where).root / "report.html"
+    place = Storage.open(storage or default_storage())
+    path = out or place.root / "report.html"
     check_folder(path.parent, "--out")
-    sections = [section_of(name, tracker) for name in sweeps]
+    source = Source(place, lambda line: console.print(f"warning: {line}", markup=False, soft_wrap=True))
+    sections = [section_of(name, source) for name in sweeps]
     intro = f"{', '.join(sweeps)}. Made {pd.Timestamp.now():%d %B %Y, %H:%M}. Numbers are means over training seeds."
     text = page(title, intro, sections)
-    write_whole(path, lambda scratch: _write(scratch, text))
+    write_bytes(path, text.encode("ascii"))
     console.print(f"{path}: {len(sections)} sweep(s), {len(text) / 1e6:.1f} MB", highlight=False, soft_wrap=True)
     return DONE
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="ascii")

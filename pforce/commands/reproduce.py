@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table as Shown
 
 from experiments.paper import SCALES, TABLES
-from pforce.commands.store_options import open_store
 from pforce.orchestration.outlook import SUSTAINED_TFLOPS
 from pforce.orchestration.plan import Options
 from pforce.orchestration.reproduce import reproduce, show
@@ -39,7 +38,7 @@ class Arguments:
     dry_run: bool = False
     """Print cells, steps, images, storage, device-hours and how they were estimated; run nothing."""
     show: bool = False
-    """Print the table and its verdicts as far as the tracking store has them; run nothing."""
+    """Print the table and its verdicts as far as the storage has them; run nothing."""
     without_ray: bool = False
     """Cell after cell in this process, without Ray."""
     tflops: float = SUSTAINED_TFLOPS
@@ -89,9 +88,8 @@ def reproduce_tables(a: Arguments) -> int:
         return list_tables(console)
     tables = tables_named(a.tables)
     if a.show:
-        if open_store(a.options.storage, a.options.tracking_uri, console) is not None:
-            for table in tables:
-                show(table, SCALES[a.scale], a.options, console, seeds=a.seeds)
+        for table in tables:
+            show(table, SCALES[a.scale], a.options, console, seeds=a.seeds)
         return DONE
     worst = DONE
     for table in tables:

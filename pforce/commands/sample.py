@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,17 +17,20 @@ from rich.progress import Progress
 from pforce import seeding
 from pforce.commands.sampler_arguments import SamplerArguments, sampler_config
 from pforce.data import Manifest, ensure
-from pforce.files import write_whole
-from pforce.generation import BATCHES, Job, decoder_for, recorded_batch
+from pforce.files import folder_hash, write_json
 from pforce.orchestration.find import find_source
 from pforce.orchestration.plan import check_folder
 from pforce.orchestration.sample import Spent, run_job
+from pforce.records.ledger import Ledger
+from pforce.records.provenance import provenance
 from pforce.results import drawn
 from pforce.sampling import check_sampler, count_flops
 from pforce.sampling.trace import Trace
-from pforce.sources import Source, load_source
 from pforce.storage import Storage, default_storage
 from pforce.terminal import DONE, STOPPED, duration, make_console
+from pforce.trial.jobs import Job, claim, decoder_for, recorded_batch
+from pforce.trial.measure import Subject, record_drawing
+from pforce.trial.source import Source, load_source
 from pforce.validation import ConfigError, require
 
 DEFAULT_BATCH = 64
@@ -44,7 +47,7 @@ class Arguments(SamplerArguments):
     """A trial's folder or checkpoint, a .safetensors or published .ckpt file, an MLflow run id, an experiment that was
     trained, or best:SWEEP (the run of a sweep with the smallest distance) such as best:ltg_grid."""
     out: Path | None = None
-    """Folder of the images; one folder holds one request. Default: samples below the storage."""
+    """Folder of what is written; one folder holds one request. Default: samples below the storage."""
     count: int = 64
     """Images."""
     classes: tuple[str, ...] = ()
@@ -75,8 +78,8 @@ class Arguments(SamplerArguments):
     ray_address: str | None = None
     """Ray cluster; by default RAY_ADDRESS, else one is started here when workers > 1."""
     storage: str = field(default_factory=default_storage)
-    """Where sweeps leave their files, for models given by run, experiment or sweep: a folder, or a bucket
-    (s3://BUCKET/PREFIX, gs://…). Default: $PFORCE_STORAGE, else runs."""
+    """Where the drawing is kept, so that an evaluation of the same images draws nothing, and where sweeps leave their
+    files: a folder, or a bucket (s3://BUCKET/PREFIX, gs://…). Default: $PFORCE_STORAGE, else runs."""
     tracking_uri: str | None = None
     """MLflow store; by default the database in the storage folder. A bucket needs one."""
 
@@ -131,18 +134,18 @@ def _write(a: Arguments, job: Job, folder: Path, console: Console, *, pixels: bo
     """The outputs asked for. Latents have no pictures: they are written as npz."""
     if "npz" in a.save or not pixels:
         with _exporting(console, job, "writing samples.npz") as told:
-            drawn.write_npz(folder, job, folder / "samples.npz", told)
+            drawn.write_npz(job, folder / "samples.npz", told)
         what = "images (uint8 NHWC arr_0)" if pixels else "latents (float32 NCHW); --decoder makes images of them"
         console.print(f"{folder / 'samples.npz'}: {job.count:,} {what}", highlight=False)
     if a.save_maps:
-        drawn.write_maps(folder, job, folder / "maps.npz")
+        drawn.write_maps(job, folder / "maps.npz")
         console.print(f"{folder / 'maps.npz'}: timesteps and σ of every patch at every evaluation", highlight=False)
     if "images" in a.save and pixels:
         with _exporting(console, job, "writing PNG files") as told:
-            drawn.write_images(folder, job, folder / "images", told)
+            drawn.write_images(job, folder / "images", told)
         console.print(f"{folder / 'images'}: {job.count:,} PNG files", highlight=False)
     if "grid" in a.save and pixels:
-        drawn.write_grid(folder, job, folder / "grid.png")
+        drawn.write_grid(job, folder / "grid.png")
         console.print(f"{folder / 'grid.png'}: the first {min(job.count, drawn.GRID_IMAGES)}", highlight=False)
 
 
@@ -166,13 +169,9 @@ def _tell(job: Job, source: Source, spent: Spent, folder: Path, console: Console
             highlight=False,
             soft_wrap=True,
         )
-        write_whole(folder / "cost.json", lambda scratch: _dump(scratch, record))
+        write_json(folder / "cost.json", record)
     else:
         console.print("All images were there already.")
-
-
-def _dump(path: Path, record: dict[str, object]) -> None:
-    path.write_text(json.dumps(record, indent=1))
 
 
 def sample(a: Arguments) -> int:
@@ -200,18 +199,15 @@ def sample(a: Arguments) -> int:
         decoder_for(source, str(a.decoder), torch.device("cpu"))  # refused here, before anything is drawn
     pixels = source.model.config.channels == 3 or a.decoder is not None
     require(pixels or not a.animate, "animate", True, "left out for latents without a --decoder")
-    storage = None
-    if a.out is not None:
-        folder = check_folder(a.out, "--out")
-    else:
-        storage = Storage.open(a.storage)
-        storage.check()
-        folder = storage.root / SAMPLES
+    storage = Storage.open(a.storage)
+    folder = check_folder(a.out, "--out") if a.out is not None else storage.root / SAMPLES
+    storage.check()
     batch = a.batch if a.batch is not None else recorded_batch(folder) or min(DEFAULT_BATCH, a.count)
     job = Job(
         source=str(source.path), sha256=source.sha256, sampler=sampler, classes=class_numbers(a.classes, source),
-        count=a.count, seed=a.seed, batch=batch, maps=a.save_maps, weights=a.weights, heads=a.heads,
-        decoder=str(a.decoder.absolute()) if a.decoder else None,
+        count=a.count, storage=storage.uri, seed=a.seed, batch=batch, maps=a.save_maps, weights=a.weights,
+        heads=a.heads, decoder=str(a.decoder.absolute()) if a.decoder else None,
+        decoder_sha256=folder_hash(a.decoder) if a.decoder else None, pixels=pixels,
     )  # fmt: skip
     seen = f", {source.images_seen:,} images seen" if source.images_seen is not None else ""
     console.print(
@@ -221,16 +217,28 @@ def sample(a: Arguments) -> int:
     )  # fmt: skip
     if sampler.unspent:
         console.print(f"warning: {sampler.unspent}", highlight=False)
+    claim(folder, job)
+    started = time.time()
     try:
-        spent = run_job(job, folder, console, workers=a.workers, address=a.ray_address)
+        spent = run_job(job, console, workers=a.workers, address=a.ray_address)
     except (KeyboardInterrupt, SystemExit) as stopped:  # Ray's own SIGTERM handler, while it starts, exits
         console.print(f"Stopped by {stopped}; the same command goes on from here.", markup=False)
         return STOPPED
+    if spent.images and pixels:
+        devices = float(torch.get_num_threads() if spent.device == "cpu" else a.workers)  # workers share the cores
+        subject = Subject(
+            source.model, source.sha256, torch.device("cpu"), sampler=job.sampler, devices=devices,
+            provenance={**provenance(), "device": spent.device},
+        )  # fmt: skip
+        record_drawing(
+            job.request, subject, Ledger(storage), started=started, images=spent.images, passes=spent.forward_passes,
+            sampling=spent.seconds_per_image * spent.images, seconds=spent.seconds,
+        )  # fmt: skip
     _tell(job, source, spent, folder, console)
     _write(a, job, folder, console, pixels=pixels)
     if maps and pixels:
         _show_first(a, job, source, folder, console)
-    if storage is not None and storage.remote:
-        storage.push(SAMPLES, skip=(BATCHES,))
-        console.print(f"All but the batches also in {storage}: {SAMPLES}", highlight=False, soft_wrap=True)
+    if a.out is None and storage.remote:
+        storage.push(SAMPLES)
+        console.print(f"Also in {storage}: {SAMPLES}", highlight=False, soft_wrap=True)
     return DONE

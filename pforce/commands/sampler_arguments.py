@@ -9,7 +9,7 @@ from pforce.grid import Pooling
 from pforce.sampling import Guidance, SamplerConfig
 from pforce.sampling.budget import Solver
 from pforce.sampling.schedule import Spacing
-from pforce.sources import Source
+from pforce.trial.source import Source
 from pforce.validation import require
 
 

@@ -3,7 +3,7 @@
 from pforce.data.cache import ensure
 from pforce.data.config import DataConfig
 from pforce.data.manifest import DataError, Manifest, Shard, Split
-from pforce.data.reader import Batch, TrainingStream, merge_states, read_batches, read_split
+from pforce.data.reader import Batch, TrainingStream, check_streams, merge_states, read_batches, read_split
 
 __all__ = [
     "Batch",
@@ -13,6 +13,7 @@ __all__ = [
     "Shard",
     "Split",
     "TrainingStream",
+    "check_streams",
     "ensure",
     "merge_states",
     "read_batches",

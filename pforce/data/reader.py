@@ -134,19 +134,11 @@ class TrainingStream:
         cache_bytes: int = GIBIBYTE,
     ) -> None:
         count = config.streams
-        require(batch > 0 and batch % count == 0, "batch", batch, f"a positive multiple of streams = {count}")
         require(world_size > 0 and count % world_size == 0, "streams", count, f"a multiple of the {world_size} workers")
         require(0 <= rank < world_size, "rank", rank, f"in [0, {world_size})")
         self.manifest = _open_manifest(folder)
-        here = self.manifest.resolution
-        require(config.resolution == here, "resolution", config.resolution, f"{here}, the resolution of {folder}")
+        check_streams(folder, self.manifest, config, batch=batch)
         shards = self.manifest.train.shards
-        for number in range(count):
-            if sum(shard.samples for shard in shards[number::count]) == 0:
-                raise DataError(
-                    f"{folder} has {len(shards)} training shards for {count} streams: stream {number} would be empty. "
-                    f"Set streams to at most {len(shards)}, or write the data in more shards"
-                )
         self._folder, self._seed, self._count = folder, seed, count
         self._cache = ShardCache(cache_bytes)
         self._damage = DamageCount(folder, self.manifest.train)
@@ -223,6 +215,22 @@ class TrainingStream:
             self._damage.add(shard, decoded)
             self._cache.put(shard.name, decoded)
         return decoded
+
+
+def check_streams(folder: Path, manifest: Manifest, config: DataConfig, *, batch: int) -> None:
+    """FieldError for a batch or a resolution that does not fit, DataError for fewer shards than streams.
+
+    Nothing is read.
+    """
+    count, here, shards = config.streams, manifest.resolution, manifest.train.shards
+    require(batch > 0 and batch % count == 0, "batch", batch, f"a positive multiple of streams = {count}")
+    require(config.resolution == here, "resolution", config.resolution, f"{here}, the resolution of {folder}")
+    for number in range(count):
+        if sum(shard.samples for shard in shards[number::count]) == 0:
+            raise DataError(
+                f"{folder} has {len(shards)} training shards for {count} streams: stream {number} would be empty. "
+                f"Set streams to at most {len(shards)}, or write the data in more shards"
+            )
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import struct
@@ -61,17 +62,25 @@ def decode_shard(folder: Path, shard: Shard, manifest: Manifest, executor: Execu
     """Read and decode a whole shard, images in parallel on the executor's threads (Pillow drops the GIL).
 
     A sample is damaged if its image cannot be decoded or has another size than the manifest's, if its label is
-    missing or no class, or if the manifest counts it and the tar file ends before it.
+    missing or no class, or if the manifest counts it and the tar file ends before it: it was written so.
 
     Raises:
-        DataError: the shard cannot be opened, or holds more samples than the manifest says.
+        DataError: the shard cannot be opened, is not the one that the manifest names (its hash is another: it was
+            damaged or changed since), or holds more samples than the manifest says.
     """
     path = folder / shard.name
     try:
-        with path.open("rb") as file:
-            samples, archive_error = _read_tar(file, path)
+        content = path.read_bytes()
     except OSError as error:
         raise DataError(f"shard {path} cannot be read: {error}. Copy it there again") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != shard.sha256:
+        # Results are named by the manifest: of other bytes they would be other numbers under the same name.
+        raise DataError(
+            f"shard {path} is damaged or was changed: its sha256 is {found[:12]}…, its manifest says "
+            f"{shard.sha256[:12]}…. Copy it there again, or build the data set again"
+        )
+    samples, archive_error = _read_tar(io.BytesIO(content), path)
     if len(samples) > shard.samples:
         raise DataError(
             f"shard {path} holds {len(samples)} samples, its manifest says {shard.samples}: they do not belong "

@@ -1,6 +1,7 @@
-"""Metrics: Fréchet distance, difficulty correlation, calibration, context ablations, and the evaluation of a trial."""
+"""Metrics: Fréchet distance, difficulty correlation, calibration, context ablations. Draws no image."""
 
 from pforce.metrics.calibration import Calibration, calibration, calibration_of
+from pforce.metrics.config import EvaluationConfig
 from pforce.metrics.context import ContextHelps, ContextUncertainty, context_helps, context_uncertainty
 from pforce.metrics.difficulty import (
     TIMESTEPS,
@@ -11,7 +12,6 @@ from pforce.metrics.difficulty import (
     difficulty_correlation,
     patch_errors,
 )
-from pforce.metrics.evaluate import EvaluationConfig, TrialEvaluation, evaluate
 from pforce.metrics.frechet import Moments, distance_of_moments, frechet_distance, moments
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "EvaluationConfig",
     "Moments",
     "PatchErrors",
-    "TrialEvaluation",
     "calibration",
     "calibration_of",
     "context_helps",
@@ -32,7 +31,6 @@ __all__ = [
     "correlation_of",
     "difficulty_correlation",
     "distance_of_moments",
-    "evaluate",
     "frechet_distance",
     "moments",
     "patch_errors",

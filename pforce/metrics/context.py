@@ -24,6 +24,8 @@ from pforce.models.transformer import TimestepLevels
 from pforce.sampling.confidence import confident_patches, uncertainty
 from pforce.validation import require
 
+CONTEXT_TIMESTEPS = (0.1, 0.2, 0.3)
+"""The paper's."""
 CONFIDENT_SHARE = 0.4
 """The paper's."""
 CONTEXT_TIMES = 13

@@ -29,7 +29,7 @@ INCEPTION_NAMES = {"fd": "fid", "fd_infinity": "fid_infinity", "sfd": "sfid", "k
 LEAST = {
     "precision_recall": NEIGHBOURS + 1,
     "inception_score": SCORE_SPLITS,
-    "extrapolate": 4 * max(EXTRAPOLATED_SHARES),
+    "frechet_infinity": 4 * max(EXTRAPOLATED_SHARES),
 }
 """Images that a metric needs; with fewer it is left out, with a note."""
 
@@ -73,27 +73,29 @@ class _Record:
             self.metrics[f"{name}_reference_images"] = float(references)
 
 
-def _frechet(record: _Record, generated: FeatureSet, reference: ReferenceStatistics, extrapolate: bool) -> None:
-    of = Reference(reference.moments)
-    record.put("fd", frechet_estimate(generated.features, of), reference.moments.n)
+def _frechet(record: _Record, generated: FeatureSet, reference: ReferenceStatistics) -> None:
+    record.put("fd", frechet_estimate(generated.features, Reference(reference.moments)), reference.moments.n)
     record.metrics[f"{metric_name('fd', record.detector)}_features"] = float(generated.features.shape[1])
-    if extrapolate and record.n >= LEAST["extrapolate"]:
-        record.put("fd_infinity", frechet_infinity(generated.features, of), reference.moments.n)
     if generated.spatial is not None and reference.spatial is not None:
         record.put("sfd", frechet_estimate(generated.spatial, Reference(reference.spatial)), reference.spatial.n)
 
 
+EXTRAPOLATED = "frechet_infinity"
+"""The Fréchet distance with endless images, beside the metrics that are chosen by name."""
+
+
 def distances(
-    generated: FeatureSet,
-    reference: ReferenceStatistics,
-    metrics: Sequence[ImageMetric] = ("frechet",),
-    *,
-    extrapolate: bool = False,
+    generated: FeatureSet, reference: ReferenceStatistics, metrics: Sequence[str] = ("frechet",)
 ) -> Distances:
     """Measure generated images against a reference.
 
     What cannot be measured (precision without reference images, a score without classes) is left out, with a note.
-    ValueError for fewer than two images, values that are not finite, and features of different detectors.
+
+    Args:
+        metrics: some of `IMAGE_METRICS`, and `EXTRAPOLATED`.
+
+    Raises:
+        ValueError: fewer than two images, values that are not finite, or features of different detectors.
     """
     n = len(generated)
     if (reference.sha256 or generated.sha256) != generated.sha256 or reference.detector != generated.detector:
@@ -105,7 +107,10 @@ def distances(
     if bool((generated.features == generated.features[0]).all()):
         notes.append(f"all {n} images look the same to the detector: a collapsed model, or images that are one")
     if "frechet" in metrics:
-        _frechet(record, generated, reference, extrapolate)
+        _frechet(record, generated, reference)
+    if EXTRAPOLATED in metrics and n >= LEAST[EXTRAPOLATED]:
+        record.put("fd_infinity", frechet_infinity(generated.features, Reference(reference.moments)),
+                   reference.moments.n)  # fmt: skip
     if reference.features is None:
         without = [metric for metric in ("kernel", "precision_recall") if metric in metrics]
         notes += [f"{metric}: left out, as {reference.source} holds moments but no images" for metric in without]
@@ -122,10 +127,9 @@ def distances(
         elif n >= LEAST["inception_score"]:
             record.put("is", inception_score(generated.logits), None)
     fewest = n if reference.features is None else min(n, len(reference.features))
-    asked = [*metrics, *(["extrapolate"] if extrapolate else [])]
     notes += [
         f"{metric}: left out, as {fewest} images are fewer than the {LEAST[metric]} that it needs"
-        for metric in asked
+        for metric in metrics
         if (fewest if metric == "precision_recall" else n) < LEAST.get(metric, 0)
     ]
     return Distances(record.metrics, tuple(notes))

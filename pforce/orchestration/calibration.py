@@ -14,7 +14,7 @@ from pforce.config import Experiment
 from pforce.models import build
 from pforce.orchestration.placement import Placement, place, this_machine
 from pforce.training import train
-from pforce.trial import Paths, choose_device, training_state
+from pforce.trial.run import choose_device, training_state
 
 WARMUP_STEPS, TIMED_STEPS = 1, 4
 TIMED_EVALUATIONS = 3
@@ -68,7 +68,7 @@ def _training_seconds(experiment: Experiment, data: Path) -> float:
     def budget(steps: int) -> Experiment:
         return replace(experiment, training=replace(config, images=steps * config.batch, log_every=1))
 
-    state = training_state(budget(WARMUP_STEPS + TIMED_STEPS), Paths(data, data), "calibration", choose_device())
+    state = training_state(budget(WARMUP_STEPS + TIMED_STEPS), data, "calibration", choose_device())
     state.spec = replace(state.spec, training=budget(WARMUP_STEPS).training)
     train(state)
     state.spec = replace(state.spec, training=budget(WARMUP_STEPS + TIMED_STEPS).training)
@@ -91,5 +91,5 @@ def _evaluation_seconds(experiment: Experiment) -> float:
     sampling.euler(model, x, schedule.timesteps, y=y, guidance=experiment.sampler.guidance).sum().item()
     per_image = (time.perf_counter() - started) / TIMED_EVALUATIONS / batch
     measured = flow.VALIDATION_SEGMENTS + len(evaluation.difficulty_timesteps)
-    passes = evaluation.images * experiment.sampler.num_function_evaluations + evaluation.validation_images * measured
+    passes = evaluation.images * experiment.sampler.num_function_evaluations + evaluation.held_out_images * measured
     return per_image * passes

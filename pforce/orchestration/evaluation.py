@@ -1,44 +1,49 @@
-"""Carries out `pforce evaluate`: features of a model's or of given images, distances, analyses, and their record."""
+"""Carries out `pforce evaluate`: what is missing of a model's or of given images' parts, their figures, their run."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor
 
-from pforce.data import Batch
-from pforce.evaluation import FeatureDrawer, FeatureJob, features_of, identity_of, samples_of
-from pforce.files import strict, write_whole
-from pforce.images import from_uint8, save_grid
-from pforce.metrics.analyses import Analyses, Analysis, analyse
+from pforce.files import digest, write_json
+from pforce.metrics.calibration import DECILES, Calibration, calibration_of
+from pforce.metrics.context import ContextHelps, ContextUncertainty
 from pforce.metrics.detectors import Detector
-from pforce.metrics.distances import Distances, ImageMetric, distances
+from pforce.metrics.difficulty import DifficultyCorrelation, PatchErrors, correlation_by_class
 from pforce.metrics.features import FeatureSet, read_features
+from pforce.metrics.held_out import MAP_IMAGES, SHOWN_TIMESTEPS, context_of, correlation_from, errors_of
 from pforce.metrics.image_sets import ImageSet
-from pforce.metrics.reference import BATCH, ReferenceStatistics
+from pforce.metrics.reference import BATCH
+from pforce.orchestration.launch import stop_on_signals
+from pforce.orchestration.measuring import Done, Failed, Measurable, Measurer, Shared, Task
 from pforce.orchestration.plan import provenance
-from pforce.orchestration.sample import run_job
+from pforce.orchestration.pool import Pool, drain, make_pool
+from pforce.records.ledger import Ledger
+from pforce.records.parts import Part
+from pforce.records.record import Record
+from pforce.records.row import BESIDE, joined
 from pforce.results import difficulty_figures as figures
-from pforce.sampling import count_flops
-from pforce.sources import Source
 from pforce.tracking import RunSpec, Tracker
-from pforce.trial import choose_device
+from pforce.trial.draw import Blocks, features_folder, folder_of, save_samples
+from pforce.trial.measure import arrays_of, measure, missing, record_metrics
+from pforce.trial.reference import REFERENCES, HeldOut, ReferenceImages
+from pforce.trial.run import choose_device
+from pforce.trial.source import Source
 
-SHOWN_ONLY = ("source", "reference", "experiment")
-"""Of a record: paths and names. Their contents are in it by hash."""
 EXPERIMENT = "evaluations"
 """MLflow experiment of all evaluations."""
 RESULT, SAMPLES, MAPS = "evaluation.json", "samples.png", "uncertainty_maps.png"
+CLASS_TIMESTEP = 0.6
 
 
 @dataclass(frozen=True)
@@ -48,29 +53,29 @@ class Evaluation:
     name: str
     """What the run is called."""
     detector: Detector
-    metrics: tuple[ImageMetric, ...]
-    extrapolate: bool
-    reference: Callable[[torch.device, Callable[[int], None]], ReferenceStatistics]
-    """Makes the reference, on a device; told the images that are done."""
-    reference_images: int
-    """Of them, for the progress bar."""
-    record: Mapping[str, Any]
-    """What determines the result, and is told with it: flat."""
-    images: ImageSet | None = None
-    """Given images; or a model:"""
+    reference: ReferenceImages
+    about: Mapping[str, Any]
+    """What people see of it, flat: parameters of its run."""
+    model: Measurable | None = None
+    """A model, by names and paths,"""
     source: Source | None = None
-    job: FeatureJob | None = None
-    """What is drawn of it; None measures no images."""
-    analyses: tuple[Analysis, ...] = ()
-    held_out: Batch | None = None
+    """and in memory; or given images:"""
+    images: ImageSet | None = None
+    image_parts: Mapping[str, Part] = field(default_factory=dict)
+    """Metric → part, of given images."""
     classes: tuple[str, ...] = ()
-    seed: int = 0
-    batch: int = BATCH
 
-    @property
+    @cached_property
+    def parts(self) -> list[Part]:
+        """All that is measured."""
+        if self.model is not None:
+            return list(self.model.request.parts(self.model.sha256))
+        return list(self.image_parts.values())
+
+    @cached_property
     def identity(self) -> str:
-        """Fingerprint: of what determines the result, not of where it lies."""
-        return identity_of({key: value for key, value in self.record.items() if key not in SHOWN_ONLY})
+        """Digest of what is measured: names the folder of its figures, and its run."""
+        return digest("evaluation", sorted(part.digest for part in self.parts))
 
 
 @dataclass
@@ -78,6 +83,8 @@ class Outcome:
     """What was found."""
 
     metrics: dict[str, float]
+    measured: bool
+    """Whether anything was missing."""
     notes: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
 
@@ -86,7 +93,7 @@ class _Bars:
     """A bar for each part on a terminal; elsewhere a line when it begins."""
 
     def __init__(self, console: Console) -> None:
-        self.console, self.told = console, ""
+        self.console, self.begun = console, ""
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -101,9 +108,9 @@ class _Bars:
     def part(self, name: str, share: float) -> None:
         """Part `name` is `share` done."""
         if not self.console.is_terminal:
-            if name != self.told:
+            if name != self.begun:
                 self.console.print(f"{name} …", highlight=False, markup=False)
-            self.told = name
+            self.begun = name
             return
         if name not in self.tasks:
             self.tasks[name] = self.progress.add_task(name, total=1.0)
@@ -119,122 +126,165 @@ class _Bars:
             yield
 
 
-def run(e: Evaluation, folder: Path, console: Console, *, workers: int = 1, address: str | None = None) -> Outcome:
-    """Measure, and leave pictures, figures and `evaluation.json` in the folder.
+def run(
+    e: Evaluation, ledger: Ledger, folder: Path, console: Console, *, workers: int = 1, address: str | None = None
+) -> Outcome:
+    """Measure what is missing, and leave pictures, figures and `evaluation.json` in the folder.
 
-    A model's batches that are in the folder are not drawn again. KeyboardInterrupt on SIGINT and SIGTERM.
+    KeyboardInterrupt on SIGINT and SIGTERM; what was drawn and measured until then is kept.
     """
-    device = choose_device()
-    bars = _Bars(console)
-    metrics: dict[str, float] = {}
-    notes: list[str] = []
-    started = time.perf_counter()
-    reference = None
-    if e.job is not None or e.images is not None:
-        with bars.shown():  # before anything is drawn: a broken reference is found first
-            reference = _reference(e, device, bars)
-    if e.job is not None:
-        assert e.source is not None
-        spent = run_job(e.job, folder, console, workers=workers, address=address, make=FeatureDrawer)
-        schedule = e.job.sampler.schedule()
-        metrics["cost/nfe"] = float(schedule.num_function_evaluations)
-        metrics["cost/flops_per_image"] = float(count_flops(e.source.model.config, e.job.sampler))
-        if spent.images:
-            metrics["cost/forward_passes"] = float(spent.forward_passes)
-            metrics["cost/sampling_seconds_per_image"] = spent.seconds_per_image
-    bars = _Bars(console)
-    with bars.shown():
-        if reference is not None:
-            found = _distances(e, reference, folder, device, bars)
-            metrics |= found.metrics
-            notes += found.notes
-        analyses = _analyse(e, device, bars)
-    metrics |= analyses.metrics
-    metrics["cost/evaluation_seconds"] = time.perf_counter() - started
-    files = _pictures(e, analyses, folder)
-    outcome = Outcome(metrics, notes, [*files, folder / RESULT])
-    record = {
-        "fingerprint": e.identity,
-        "record": dict(e.record),
-        "metrics": metrics,
-        "notes": notes,
-        "curves": curves(analyses),
-    }
-    text = json.dumps(strict(record), indent=1, allow_nan=False)
-    write_whole(folder / RESULT, lambda scratch: _write(scratch, text))
-    return outcome
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
-
-
-def _reference(e: Evaluation, device: torch.device, bars: _Bars) -> ReferenceStatistics:
-    def told(done: int) -> None:
-        bars.part("features of the reference", min(1.0, done / max(1, e.reference_images)))
-
-    return e.reference(device, told)
-
-
-def _distances(
-    e: Evaluation, reference: ReferenceStatistics, folder: Path, device: torch.device, bars: _Bars
-) -> Distances:
-    detector = e.detector.to(device)
-    generated: FeatureSet
-    if e.job is not None:
-        generated = features_of(folder, e.job, detector)
+    started, device, bars = time.perf_counter(), choose_device(), _Bars(console)
+    absent = len(e.parts) - len(ledger.find(e.parts))
+    if e.model is not None:
+        _measure_model(e, e.model, ledger, device, bars, workers=workers, address=address)
+        found = ledger.find(e.parts)
+        drawn = ledger.get(e.model.request.drawn(e.model.sha256)) if e.model.request.images else None
+        metrics = joined(e.model.request, e.model.sha256, found, drawn)
     else:
-        assert e.images is not None
-        count = len(e.images)
-        generated = read_features(
-            detector,
-            e.images.batches(BATCH),
-            size=min(BATCH, count),
-            device=device,
+        _measure_images(e, ledger, device, bars)
+        found = ledger.find(e.parts)
+        metrics = {name: value for record in found.values() for name, value in record.numbers().items()}
+    metrics.pop(BESIDE, None)
+    if absent:
+        metrics["cost/evaluation_seconds"] = time.perf_counter() - started
+    notes = list(dict.fromkeys(note for record in found.values() for note in record.notes))
+    analyses = Analyses.of(e, ledger, found)
+    files = _pictures(e, ledger, analyses, folder)
+    record = {"evaluation": e.identity, "about": dict(e.about), "metrics": metrics, "notes": notes,
+              "records": sorted(found), "curves": analyses.curves()}  # fmt: skip
+    write_json(folder / RESULT, record)
+    return Outcome(metrics, absent > 0, notes, [*files, folder / RESULT])
+
+
+def _measure_model(
+    e: Evaluation, model: Measurable, ledger: Ledger, device: torch.device, bars: _Bars, *, workers: int,
+    address: str | None,
+) -> None:  # fmt: skip
+    subject = model.subject(device, e.source)
+    todo = missing(model.request, model.sha256, ledger)
+    if not todo:
+        return
+    if todo.metrics and subject.reference is not None:
+        read = subject.reference
+        with bars.shown():  # before anything is drawn: a broken reference is found first
+            bars.part("features of the reference", 0.0)
+            statistics = read()
+            bars.part("features of the reference", 1.0)
+        subject = replace(subject, reference=lambda: statistics)
+    if todo.metrics and (workers > 1 or address is not None):
+        _share(model, ledger, bars, workers, address)
+        ledger.refresh()
+    with bars.shown():
+        measure(model.request, subject, ledger, progress=bars.part)
+
+
+def _share(model: Measurable, ledger: Ledger, bars: _Bars, workers: int, address: str | None) -> None:
+    """Draw a model's images on several workers of Ray."""
+    shared = Shared([model], ledger)
+    tasks = shared.tasks(held_out=False)
+    if not tasks:
+        return
+    waiting = iter(tasks)
+    with stop_on_signals(restore=False):
+        pool: Pool[Task, Done | Failed] = make_pool(min(workers, len(tasks)), address, Measurer, (model,))
+        # Once more: starting Ray puts a handler of its own over SIGTERM.
+        with stop_on_signals(restore=False), pool, bars.shown():
+            for number, (task, result) in enumerate(drain(pool, lambda: next(waiting, None)), start=1):
+                shared.take(task, _done(result))
+                bars.part("sampling", number / len(tasks))
+    shared.record(0, model.subject(torch.device("cpu")))
+
+
+def _done(result: Done | Failed) -> Done:
+    if isinstance(result, Failed):
+        raise RuntimeError(f"images could not be drawn: {result.reason}: {result.error}")  # noqa: TRY004  # no wrong type
+    return result
+
+
+def _measure_images(e: Evaluation, ledger: Ledger, device: torch.device, bars: _Bars) -> None:
+    assert e.images is not None
+    images, count = e.images, len(e.images)
+    wanted = {name: part for name, part in e.image_parts.items() if ledger.get(part) is None}
+    if not wanted:
+        return
+    detector = e.detector.to(device)
+    with bars.shown():
+        bars.part("features of the reference", 0.0)
+        reference = e.reference.statistics(detector, ledger.storage.root / REFERENCES, device=device)
+        bars.part("features of the reference", 1.0)
+        features: FeatureSet = read_features(
+            detector, images.batches(BATCH), size=min(BATCH, count), device=device,
             progress=lambda done: bars.part("features of the images", done / count),
-        )
-    bars.part("distances and their intervals", 0.0)
-    found = distances(generated, reference, e.metrics, extrapolate=e.extrapolate)
-    bars.part("distances and their intervals", 1.0)
-    return found
+        )  # fmt: skip
+        record_metrics(wanted, features, reference, ledger, progress=bars.part)
 
 
-def _analyse(e: Evaluation, device: torch.device, bars: _Bars) -> Analyses:
-    if not e.analyses:
-        return Analyses()
-    assert e.source is not None
-    assert e.held_out is not None
-    return analyse(
-        e.source.model.to(device),
-        e.held_out.images,
-        e.held_out.labels,
-        what=e.analyses,
-        seed=e.seed,
-        batch=e.batch,
-        device=device,
-        progress=bars.part,
-    )
+@dataclass
+class Analyses:
+    """What figures show of a model's difficulty head, from records and what is kept beside them."""
 
+    correlations: list[DifficultyCorrelation] = field(default_factory=list)
+    by_class: dict[int, DifficultyCorrelation] = field(default_factory=dict)
+    calibrations: list[Calibration] = field(default_factory=list)
+    errors: list[PatchErrors] = field(default_factory=list)
+    maps: dict[float, Any] = field(default_factory=dict)
+    helps: list[ContextHelps] = field(default_factory=list)
+    uncertainty: list[ContextUncertainty] = field(default_factory=list)
 
-def curves(a: Analyses) -> dict[str, Any]:
-    """Everything that figures show, as plain data."""
-    return {
-        "difficulty": [r._asdict() for r in a.correlations],
-        "difficulty_by_class": {str(label): r._asdict() for label, r in a.by_class.items()},
-        "context_helps": [{name: _plain(value) for name, value in c._asdict().items()} for c in a.helps],
-        "context_uncertainty": [
-            {"t": u.t, "context_time": u.context_time, "difference": u.difference._asdict(), "images": u.images,
-             "alone_mean": float(u.alone.mean()), "with_context_mean": float(u.with_context.mean())}
-            for u in a.uncertainty
-        ],
-    }  # fmt: skip
+    @classmethod
+    def of(cls, e: Evaluation, ledger: Ledger, found: Mapping[str, Record]) -> Analyses:
+        """Of an evaluation's held-out measurements."""
+        result = cls()
+        if e.model is None:
+            return result
+        patches = e.source.model.config.patches if e.source else 0
+        for (analysis, key), part in e.model.request.held_out_parts(e.model.sha256).items():
+            record = found.get(part.digest)
+            if record is None or analysis == "loss":
+                continue
+            t, arrays = float(key), arrays_of(ledger, record)
+            if analysis == "difficulty":
+                images = int(record.number(BESIDE)) if BESIDE in record.values else 0
+                result.correlations.append(
+                    correlation_from(record.values, t, images=images, patches=images * patches)
+                )  # fmt: skip
+                result._difficulty(arrays or {}, t)
+            elif arrays is not None:
+                helps, uncertainty = context_of(arrays, t)
+                result.helps.append(helps)
+                result.uncertainty.append(uncertainty)
+        return result
+
+    def _difficulty(self, arrays: Mapping[str, Any], t: float) -> None:
+        errors = errors_of(dict(arrays), t)
+        if errors is None or t not in SHOWN_TIMESTEPS:
+            return
+        self.errors.append(errors)
+        self.maps[t] = arrays["maps"]
+        if errors.patches >= DECILES:
+            self.calibrations.append(calibration_of(errors))
+        if t == CLASS_TIMESTEP:
+            self.by_class = correlation_by_class(errors)
+
+    def curves(self) -> dict[str, Any]:
+        """Everything that figures show, as plain data."""
+        return {
+            "difficulty": [r._asdict() for r in self.correlations],
+            "difficulty_by_class": {str(label): r._asdict() for label, r in self.by_class.items()},
+            "context_helps": [{name: _plain(value) for name, value in c._asdict().items()} for c in self.helps],
+            "context_uncertainty": [
+                {"t": u.t, "context_time": u.context_time, "difference": u.difference._asdict(), "images": u.images,
+                 "alone_mean": float(u.alone.mean()), "with_context_mean": float(u.with_context.mean())}
+                for u in self.uncertainty
+            ],
+        }  # fmt: skip
 
 
 def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def _pictures(e: Evaluation, a: Analyses, folder: Path) -> list[Path]:
+def _pictures(e: Evaluation, ledger: Ledger, a: Analyses, folder: Path) -> list[Path]:
     """Samples and figures of what was measured."""
     made: list[Path] = []
 
@@ -242,35 +292,48 @@ def _pictures(e: Evaluation, a: Analyses, folder: Path) -> list[Path]:
         made.append(folder / name)
         return made[-1]
 
-    if e.job is not None:
-        _grid(samples_of(folder, e.job), path(SAMPLES))
+    model = e.model
+    if model is not None and model.request.images:
+        drawing = model.request.drawing(model.sha256).digest
+        if save_samples(ledger.storage, drawing, model.request.images, folder / SAMPLES):
+            made.append(folder / SAMPLES)
     if a.correlations:
         figures.difficulty_figure(a.correlations, path("difficulty.png"))
+    if a.errors:
         figures.difficulty_scatter(a.errors, path("difficulty_scatter.png"))
         named = {(e.classes[label] if e.classes else f"class {label}"): r for label, r in sorted(a.by_class.items())}
         if named:
             figures.class_figure(named, path("difficulty_by_class.png"))
         if a.calibrations:
             figures.calibrations_figure(a.calibrations, path("calibration.png"))
-        assert e.held_out is not None
-        shown = len(next(iter(a.maps.values())))
-        figures.uncertainty_maps(e.held_out.images[:shown], a.maps, path(MAPS))
+        assert model is not None
+        assert model.data is not None
+        images = HeldOut(Path(model.data))(model.evaluation.held_out_images).images[:MAP_IMAGES]
+        figures.uncertainty_maps(images, a.maps, path(MAPS))
     if a.helps:
         figures.context_helps_figure(a.helps, path("context_helps.png"))
         figures.context_uncertainty_figure(a.uncertainty, path("context_uncertainty.png"))
     return made
 
 
-def _grid(images: Tensor, path: Path) -> None:
-    save_grid(from_uint8(images), path, scale=max(1, 64 // images.shape[-1]))
+def forget(e: Evaluation, ledger: Ledger, reason: str) -> None:
+    """What is known of an evaluation counts no more; images are drawn anew, too."""
+    for part in e.parts:
+        ledger.forget(part.digest, reason)
+    if e.model is not None and e.model.request.images:
+        request, storage = e.model.request, ledger.storage
+        ledger.forget(request.drawn(e.model.sha256).digest, reason)
+        drawing = request.drawing(e.model.sha256).digest
+        for relative in (features_folder(drawing, e.detector), f"{folder_of(drawing)}/images"):
+            Blocks(storage, relative).clear()
 
 
 def record_run(tracker: Tracker, e: Evaluation, outcome: Outcome) -> str:
     """The evaluation as an MLflow run; returns its id."""
     tags = provenance()
     sweep = tracker.open_sweep(EXPERIMENT, EXPERIMENT, tags)
-    run_id = tracker.open_trial(sweep, RunSpec(e.name, e.identity, e.record, tags))
-    tracker.log(run_id, outcome.metrics)
+    run_id = tracker.open_trial(sweep, RunSpec(e.name, e.identity, e.about, tags))
+    tracker.log(run_id, {name: value for name, value in outcome.metrics.items() if math.isfinite(value)})
     if outcome.notes:
         tracker.tag(run_id, {"notes": "; ".join(outcome.notes)})
     for path in outcome.files:
@@ -280,14 +343,9 @@ def record_run(tracker: Tracker, e: Evaluation, outcome: Outcome) -> str:
     return run_id
 
 
-def recorded(tracker: Tracker, e: Evaluation, folder: Path) -> Outcome | None:
-    """What an earlier call found, where it is recorded; None where it is not."""
-    there = tracker.finished([e.identity]).get(e.identity)
-    if there is None or not (folder / RESULT).exists():
-        return None
-    found = json.loads((folder / RESULT).read_text())
-    if found["fingerprint"] != e.identity:  # a folder of the user's, which another evaluation has used since
-        return None
-    files = sorted(folder.glob("*.png"))
-    metrics = {name: math.nan if value is None else value for name, value in found["metrics"].items()}
-    return Outcome(metrics, found["notes"], [*files, folder / RESULT])
+def known(e: Evaluation, ledger: Ledger) -> bool:
+    """Whether every part of an evaluation has a record."""
+    return len(ledger.find(e.parts)) == len({part.digest for part in e.parts})
+
+
+__all__ = ["RESULT", "Analyses", "Evaluation", "Outcome", "forget", "known", "record_run", "run"]

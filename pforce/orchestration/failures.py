@@ -11,10 +11,11 @@ from safetensors import SafetensorError
 
 from pforce.data import DataError
 from pforce.metrics.detectors import DetectorError
+from pforce.metrics.held_out import NotFinite
 from pforce.storage import StorageError
 from pforce.training import Diverged
 from pforce.training.checkpoint import CheckpointError
-from pforce.trial import TrialLocked
+from pforce.trial.folder import TrialLocked
 from pforce.validation import ConfigError, FieldError, InputError
 
 DISK_FULL = "disk full"
@@ -56,7 +57,7 @@ def failure_of(error: BaseException) -> Failure:  # noqa: PLR0911  (one line for
     message = f"{type(error).__name__}: {error}"
     if is_disk_full(error):
         return Failure(DISK_FULL, message)
-    if isinstance(error, Diverged):
+    if isinstance(error, Diverged | NotFinite):
         return Failure("diverged", message)
     if isinstance(error, DataError):
         return Failure("bad data", message)

@@ -8,15 +8,21 @@ from pathlib import Path
 import pandas as pd
 
 from pforce import catalog
-from pforce.config import fingerprint, training_fingerprint
 from pforce.data import Manifest, ensure
 from pforce.metrics.distances import metric_name
-from pforce.mirror import TrialMirror
-from pforce.orchestration.plan import TRIALS, tracker_of, tracking_uri_of
-from pforce.references import inputs_of
-from pforce.sources import EVALUATIONS, EXPERIMENT, SourceError
+from pforce.orchestration.plan import tracker_of, tracking_uri_of
+from pforce.records.ledger import Ledger
+from pforce.records.parts import BFLOAT16, FLOAT32, CellParts, cell_parts
+from pforce.records.row import row_of
+from pforce.records.sweeps import CellEntry, read_sweeps
+from pforce.results.stored import storage_frame
 from pforce.storage import Storage
-from pforce.tracking import Tracker, runs_frame, sqlite_path
+from pforce.tracking import runs_frame, sqlite_path
+from pforce.trial.folder import EVALUATIONS, EXPERIMENT, training_folder
+from pforce.trial.mirror import TrialMirror
+from pforce.trial.reference import inputs_of
+from pforce.trial.run import with_precision
+from pforce.trial.source import SourceError
 
 BEST = "best:"
 FORMS = (
@@ -37,49 +43,68 @@ def find_source(text: str, *, storage: str | Path, tracking_uri: str | None = No
         return Path(text)
     if not text.startswith(BEST) and ("/" in text or Path(text).suffix):
         raise SourceError(f"{text}: does not exist. A model is {FORMS}")
-    place = Storage.open(storage)
-    uri = tracking_uri_of(place, tracking_uri)
-    database = sqlite_path(uri)
-    if database is not None and not database.exists():
+    place, problems = Storage.open(storage), _Problems()
+    ledger = Ledger(place, problems)
+    cells = {cell.cell: cell for entry in read_sweeps(place, problems) for cell in entry.cells}
+    if not cells and tracking_uri is None:
         raise SourceError(
-            f"{text}: no such file, and {place} holds no runs (set --storage or --tracking-uri). A model is {FORMS}"
+            f"{text}: no such file, and {place} holds no sweeps (set --storage). A model is {FORMS}{problems}"
         )
-    tracker = tracker_of(place, tracking_uri)
     if text.startswith(BEST):
-        return _folder(place, *_best(tracker, text.removeprefix(BEST)), text)
+        return _folder(place, _entry(cells, _best(place, ledger, text.removeprefix(BEST)), text), text)
     if re.fullmatch(r"[0-9a-f]{32}", text):
-        frame = runs_frame(tracker)
-        found = frame[(frame["run_id"] == text) | (frame["fingerprint"] == text)] if len(frame) else frame
-        if found.empty:
-            raise SourceError(f"{text}: no run of {tracker.shown} has this id or fingerprint")
-        return _folder(place, *_training(found.iloc[0], text), text)
+        wanted = text if text in cells else _of_run(place, tracking_uri, text)
+        return _folder(place, _entry(cells, wanted, text), text)
     if text not in catalog.experiments():
         raise SourceError(f"{text}: no such file, experiment or run. A model is {FORMS}")
     experiment = catalog.experiment(text)
     evaluation = experiment.evaluation
-    inputs = inputs_of(evaluation, Manifest.load(ensure(experiment.data)), evaluation.load_detector())
-    wanted = fingerprint(experiment, inputs)
-    if wanted not in tracker.finished([wanted]):
-        raise SourceError(
-            f"{text}: no finished run of this experiment in {tracker.shown}. Train it: pforce train {text}"
-        )
-    return _folder(place, training_fingerprint(experiment, inputs), wanted, text)
+    manifest, detector = Manifest.load(ensure(experiment.data)), evaluation.load_detector()
+    for auto in (BFLOAT16, FLOAT32):
+        inputs = inputs_of(evaluation, manifest, detector, auto=auto)
+        parts = cell_parts(with_precision(experiment, inputs), inputs)
+        if row_of(parts, ledger) is not None:
+            return _folder(place, parts, text)
+    raise SourceError(f"{text}: {place} has no finished cell of this experiment. Train it: pforce train {text}")
 
 
-def _training(run: pd.Series, text: str) -> tuple[str, str]:
-    """Fingerprints of the training that a run belongs to, and of the run."""
-    found = run.get("training")
-    if not isinstance(found, str):
+class _Problems(list[str]):
+    """Lines about damage, for the end of an error's message."""
+
+    def __call__(self, line: str) -> None:
+        self.append(line)
+
+    def __str__(self) -> str:
+        return "".join(f"; {line}" for line in self)
+
+
+def _entry(cells: dict[str, CellEntry], wanted: str, text: str) -> CellParts:
+    """A cell's parts, by its digest."""
+    parts = cells[wanted].parts() if wanted in cells else None
+    if parts is None:
         raise SourceError(f"{text}: its run trained nothing, or is of an earlier version: give its folder's path")
-    return found, str(run["fingerprint"])
+    return parts
 
 
-def _best(tracker: Tracker, sweep: str) -> tuple[str, str]:
-    """The same of the sweep's finished run with the smallest distance."""
-    frame = runs_frame(tracker, sweep)
-    finished = frame[frame["status"] == "FINISHED"] if len(frame) else frame
+def _of_run(place: Storage, tracking_uri: str | None, run_id: str) -> str:
+    """The digest of the cell that an MLflow run is of."""
+    uri = tracking_uri_of(place, tracking_uri)
+    database = sqlite_path(uri)
+    if database is not None and not database.exists():
+        raise SourceError(f"{run_id}: {place} has no cell of this digest, and no MLflow database to look for a run in")
+    tracker = tracker_of(place, tracking_uri)
+    frame = runs_frame(tracker)
+    found = frame[frame["run_id"] == run_id] if len(frame) else frame
+    if found.empty:
+        raise SourceError(f"{run_id}: no run of {tracker.shown} has this id, and no cell of {place} this digest")
+    return str(found.iloc[0]["fingerprint"])
+
+
+def _best(place: Storage, ledger: Ledger, sweep: str) -> str:
+    """The digest of the sweep's finished cell with the smallest distance."""
+    finished: pd.DataFrame = storage_frame(place, sweep, ledger=ledger)
     if finished.empty:
-        raise SourceError(f"{BEST}{sweep}: {tracker.shown} has no finished run of a sweep {sweep}")
+        raise SourceError(f"{BEST}{sweep}: {place} has no finished cell of a sweep {sweep}")
     known = "evaluation.detector" in finished and "cost/images_seen" in finished
     detectors: list[str] = list(finished["evaluation.detector"].dropna().unique()) if known else []
     if not detectors:  # a sampler sweep's runs
@@ -88,6 +113,8 @@ def _best(tracker: Tracker, sweep: str) -> tuple[str, str]:
     if len(detectors) > 1 or distance not in finished:
         raise SourceError(f"{BEST}{sweep}: its runs have no distance in common; give one run's id")
     trained = finished.dropna(subset=[distance, "cost/images_seen"])
+    if trained.empty:
+        raise SourceError(f"{BEST}{sweep}: none of its cells has a distance; give one run's id")
     for name in (f"{distance}_images", "cost/nfe"):
         if name in trained and trained[name].nunique() > 1:
             values = ", ".join(f"{value:g}" for value in sorted(trained[name].unique()))
@@ -95,17 +122,18 @@ def _best(tracker: Tracker, sweep: str) -> tuple[str, str]:
                 f"{BEST}{sweep}: its runs differ in {name} ({values}), so their distances do not compare; give "
                 "one run's id"
             )
-    return _training(trained.sort_values(distance).iloc[0], f"{BEST}{sweep}")
+    return str(trained.sort_values(distance).iloc[0]["fingerprint"])
 
 
-def _folder(storage: Storage, training: str, fingerprint: str, text: str) -> Path:
-    """The run's own folder where it has one: it says with which sampler the run was measured."""
-    folder = storage.root / TRIALS / training
+def _folder(storage: Storage, parts: CellParts, text: str) -> Path:
+    """The cell's own folder where it has one: it says with which sampler it was measured."""
+    relative = training_folder(parts.training.digest, parts.images_seen)
+    folder = storage.root / relative
     if storage.remote:
-        TrialMirror(storage, f"{TRIALS}/{training}", EXPERIMENT).fetch(f"{EVALUATIONS}/{fingerprint}/{EXPERIMENT}")
+        TrialMirror(storage, relative, EXPERIMENT).fetch(f"{EVALUATIONS}/{parts.digest}/{EXPERIMENT}")
     if not folder.is_dir():
         raise SourceError(
-            f"{text}: its run is recorded, but its files are not in {storage}: give the --storage of its sweep"
+            f"{text}: it is recorded, but its files are not in {storage}: give the --storage of its sweep"
         )
-    own = folder / EVALUATIONS / fingerprint
+    own = folder / EVALUATIONS / parts.digest
     return own if (own / EXPERIMENT).exists() else folder

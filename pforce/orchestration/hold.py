@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import getpass
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from pforce.records.provenance import user
 from pforce.storage import Storage, StorageError
 from pforce.storage.uri import RAY_JOB
 from pforce.tracking import mask
@@ -36,14 +36,6 @@ class SweepHeld(InputError, RuntimeError):
 def this_command() -> str:
     """What was called, as a shell takes it, passwords masked."""
     return mask(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
-
-
-def user() -> str:
-    """Who runs this process."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # an id without a name, as containers have
-        return str(os.getuid())
 
 
 def _job() -> str | None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from pforce.orchestration.display import SweepDisplay
 from pforce.orchestration.failures import DISK_FULL, is_disk_full
 from pforce.orchestration.hold import only_driver, this_command
-from pforce.orchestration.plan import Plan, provenance
+from pforce.orchestration.plan import Plan, finished_of, provenance
 from pforce.orchestration.recorder import Recorder
 from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import CELLS, SPOOL, Delivery, Status, Tags, TrackingError, deliver_leftovers
@@ -59,8 +59,8 @@ def _size(plan: Plan) -> dict[str, str]:
 def execute(plan: Plan, console: Console, launcher: Launcher) -> int:
     """Run what is missing. Returns DONE, SOME_FAILED or STOPPED; everything that ended is in MLflow.
 
-    A killed sweep needs no state of its launcher's to go on: finished cells are in the store by their fingerprint,
-    and a running one has checkpoints in a folder named by its fingerprint.
+    A killed sweep needs no state of its launcher's to go on: finished parts are records in the storage, and a running
+    training has checkpoints in a folder named by its digest.
     """
     if not plan.missing:
         return DONE
@@ -74,7 +74,8 @@ def execute(plan: Plan, console: Console, launcher: Launcher) -> int:
         with stop_on_signals(), only_driver(plan.options.place, plan.sweep.name, identity, cells, say):
             # Another driver may have ended since the plan was made: its cells are not run again.
             deliver_leftovers(plan.tracker, plan.options.root / SPOOL, say)
-            plan.done |= set(plan.tracker.finished([item.fingerprint for item in plan.missing]))
+            plan.ledger.refresh()
+            plan.done |= finished_of(plan.missing, plan.ledger)
             plan.recorded = plan.tracker.recorded(plan.sweep.name, [item.fingerprint for item in plan.missing])
             return _execute(plan, console, launcher, identity, say) if plan.missing else DONE
     except KeyboardInterrupt as stopped:

@@ -11,11 +11,12 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from pforce import flow
-from pforce.config import Experiment, training_fingerprint
+from pforce.config import Experiment
 from pforce.data import DataError, ensure
 from pforce.models import ModelConfig, PatchForcingTransformer
 from pforce.models.flops import forward_flops
 from pforce.orchestration.sweep import Cell, Sweep
+from pforce.records.parts import Inputs, training_part, weights_part
 from pforce.sampling import count_flops
 from pforce.training.checkpoint import KEPT
 
@@ -65,12 +66,16 @@ class Outlook:
 def _evaluation_flops(e: Experiment) -> float:
     passes = flow.VALIDATION_SEGMENTS + len(e.evaluation.difficulty_timesteps) * e.model.difficulty_head
     once = forward_flops(e.model, e.model.patches if e.model.difficulty_head else 1)
-    return e.evaluation.images * count_flops(e.model, e.sampler) + e.evaluation.validation_images * passes * once
+    return e.evaluation.images * count_flops(e.model, e.sampler) + e.evaluation.held_out_images * passes * once
 
 
 def outlook(cells: list[Cell]) -> Outlook:
     """Of cells; those that share a training train it once."""
-    trainings = {training_fingerprint(cell.experiment, {}): cell.experiment for cell in cells}
+    nothing = Inputs("", 0, 0, "", "", "")  # the data are the same for all
+    trainings = {
+        weights_part(training_part(cell.experiment, nothing).digest, cell.experiment.training.images).digest:
+        cell.experiment for cell in cells
+    }  # fmt: skip
     several = list(trainings.values())
     return Outlook(
         cells=len(cells),

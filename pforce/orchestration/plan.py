@@ -1,33 +1,31 @@
-"""The plan of a sweep: held against the ledger before anything starts. No Ray in here."""
+"""The plan of a sweep: compared with what is already finished, before anything starts. No Ray in here."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import shutil
-import subprocess
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from pforce.config import Experiment, to_dict
-from pforce.data import ensure
-from pforce.orchestration.hold import user
+from pforce.data import Manifest, ensure
 from pforce.orchestration.placement import Placement
 from pforce.orchestration.sweep import Sweep, Work, same_distribution_notes
 from pforce.orchestration.worker import Payload
-from pforce.references import check_reference, inputs_of
+from pforce.records import provenance as made
+from pforce.records.ledger import Ledger
+from pforce.records.parts import BFLOAT16, FLOAT32, Inputs
+from pforce.records.row import missing_of
 from pforce.storage import Storage, default_storage, in_ray_job
 from pforce.tracking import SPOOL, Tracker, default_uri, deliver_leftovers, is_server, mask, sqlite_path
 from pforce.training import Sharding
-from pforce.trial import check_data
+from pforce.trial.folder import training_folder
+from pforce.trial.reference import check_reference, inputs_of
+from pforce.trial.run import auto_precision_on, check_data, choose_device
 from pforce.validation import ConfigError, require
-
-TRIALS = "trials"
-"""Folder of all trainings, below a storage's root."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +96,16 @@ class Options:
 
 @dataclass
 class Plan:
-    """A sweep held against the ledger."""
+    """A sweep compared with what is already finished."""
 
     sweep: Sweep
     options: Options
     data: Path
     tracker: Tracker
-    inputs: dict[str, str]
-    """Content hashes of what the experiments read: data set, detector."""
+    inputs: Inputs
+    """What the experiments read, by content."""
     work: list[Work]
+    ledger: Ledger
     done: set[str]
     """Fingerprints of finished cells."""
     notes: list[str] = field(default_factory=list)
@@ -189,52 +188,78 @@ def check_workers(experiment: Experiment, workers: int) -> None:
         )
 
 
+def auto_precision(options: Options) -> str:
+    """What `training.precision = auto` is: bfloat16 where the workers have GPUs that compute in it, as far as this
+    process can know before any worker starts."""
+    if options.gpus_per_trial is not None:
+        return BFLOAT16 if options.gpus_per_trial > 0 else FLOAT32
+    return auto_precision_on(choose_device())
+
+
 def plan(sweep: Sweep, options: Options, console: Console, *, deliver: bool = True) -> Plan:
     """Check storage, every cell against the data, and tracking, and look up which cells are done. Starts no worker.
 
     Args:
         deliver: first take to the store what an earlier call left behind.
     """
+
+    def say(line: str) -> None:
+        console.print(f"warning: {line}", markup=False, soft_wrap=True, highlight=False)
+
     tracking_uri_of(options.place, options.tracking_uri)
     options.place.check()
     folder = ensure(sweep.base.data, progress=console.is_terminal).absolute()  # workers have another directory
+    manifest = Manifest.load(folder)
+    manifest.check(folder)
     detector = sweep.base.evaluation.load_detector()
+    checked: set[tuple[object, ...]] = set()
     for cell in sweep.cells():
-        if _reads(cell.experiment) != _reads(sweep.base):
+        experiment = cell.experiment
+        if _reads(experiment) != _reads(sweep.base):
             raise ConfigError(
                 "data, evaluation.detector and evaluation.reference cannot be axes; run one sweep for each of their "
                 "values"
             )
-        check_workers(cell.experiment, options.workers)
-        manifest = check_data(cell.experiment, folder, detector)
+        what = (experiment.model, experiment.data, experiment.training)
+        if what not in checked:  # cells that differ in neither need no second look
+            check_workers(experiment, options.workers)
+            check_data(experiment, folder, manifest, detector)
+            checked.add(what)
     check_reference(sweep.base.evaluation, detector)
-    inputs = inputs_of(sweep.base.evaluation, manifest, detector)
+    inputs = inputs_of(sweep.base.evaluation, manifest, detector, auto=auto_precision(options))
     tracker = tracker_of(options.place, options.tracking_uri)
     tracker.check(sweep.name)
     if deliver:
         deliver_leftovers(tracker, options.root / SPOOL, partial(console.print, markup=False, soft_wrap=True))
-    work = sweep.work(inputs)
-    done = set(tracker.finished([item.fingerprint for item in work]))
-    return Plan(sweep, options, folder, tracker, inputs, work, done, same_distribution_notes(work))
+    work, ledger = sweep.work(inputs), Ledger(options.place, say)
+    notes = same_distribution_notes(work)
+    if sweep.base.training.precision == "auto" and options.ray_address and inputs.auto == FLOAT32:
+        notes.append(
+            "precision auto is float32, as this machine has no GPU; where the cluster's workers have some, give "
+            "--gpus-per-trial, or --set training.precision=bfloat16"
+        )
+    return Plan(sweep, options, folder, tracker, inputs, work, ledger, finished_of(work, ledger), notes)
+
+
+def finished_of(work: list[Work], ledger: Ledger) -> set[str]:
+    """Fingerprints of the cells of which every part has a record."""
+    return {item.fingerprint for item in work if missing_of(item.parts, ledger) == []}
 
 
 def provenance() -> dict[str, str]:
     """Tags of every run: versions, and the git commit of this code where it is a checkout."""
-    tags = {f"version.{name}": importlib.metadata.version(name) for name in ("pforce", "torch", "ray", "mlflow")}
-    tags["mlflow.user"] = user()
-    root = Path(__file__).resolve().parents[2]
-    if (root / ".git").exists() and shutil.which("git"):
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-        changed = subprocess.run(["git", "status", "-s", "-uno"], cwd=root, capture_output=True, text=True, check=False)
-        tags["mlflow.source.git.commit"] = commit.stdout.strip()
-        # A fingerprint cannot see edited code; at least the record does.
-        tags["git.uncommitted_changes"] = str(bool(changed.stdout.strip()))
+    tags = {**made.versions(), "mlflow.user": made.user()}
+    code = made.code()
+    if code:
+        tags["mlflow.source.git.commit"] = code["commit"]
+        # A name cannot see edited code; at least the record does.
+        tags["git.uncommitted_changes"] = str("changes" in code)
     return tags
 
 
 def trial_folder(options: Options, item: Work) -> Path:
-    """Folder of a training, named by what determines its weights."""
-    return options.root / TRIALS / item.training
+    """Folder of a training."""
+    return options.root / training_folder(item.training, item.parts.images_seen)
 
 
 def ray_folder(options: Options) -> str:
@@ -249,17 +274,15 @@ def payload(plan: Plan, item: Work, placement: Placement) -> Payload:
     """A cell as its worker gets it."""
     return Payload(
         fingerprint=item.fingerprint,
-        training=item.training,
         experiment=to_dict(item.experiment),
+        inputs=asdict(plan.inputs),
         data=str(plan.data),
-        data_hash=plan.inputs["data"],
         storage=plan.options.place.uri,
-        reference_cache="references",
-        folder=f"{TRIALS}/{item.training}",
         device="cuda" if placement.gpus else "cpu",
         train_only=plan.options.evaluation_workers is not None,
         threads=placement.cpus,
         devices=placement.devices,
         sharding=plan.options.sharding,
         recorded=plan.recorded.get(item.fingerprint, 0),
+        provenance=made.code(),
     )

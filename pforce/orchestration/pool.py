@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from pforce.trial import choose_device
+from pforce.trial.run import choose_device
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

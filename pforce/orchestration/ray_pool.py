@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from pforce.orchestration.placement import place
 from pforce.orchestration.pool import Result, Task, Work
 from pforce.orchestration.tune import start_ray
-from pforce.trial import choose_device
+from pforce.trial.run import choose_device
 
 RESTARTS = 3
 """Deaths of one worker that are put up with; a task that kills it each time must end the job."""

@@ -19,7 +19,7 @@ from pforce.orchestration.plan import Plan, trial_folder
 from pforce.orchestration.sweep import Work, flat_params
 from pforce.storage import StorageError
 from pforce.tracking import Delivery, RunSpec, Status, Tags
-from pforce.trial import MAPS, RESULT, SAMPLES, evaluation_folder
+from pforce.trial.folder import MAPS, SAMPLES, evaluation_folder
 
 FIGURES = "pforce.results.difficulty_figures"
 TRAINING_SHARE = 0.8
@@ -80,7 +80,7 @@ class Recorder:
         """A trial starts: its run is made, or an unfinished one is taken up again."""
         if item.fingerprint in self.open:
             return
-        inputs = {f"input.{name}": value for name, value in self.plan.inputs.items()}
+        inputs = {f"input.{name}": value for name, value in self.plan.inputs.tags().items()}
         tags = {**self.tags, **inputs, "weights": "ema", Tags.SEED: str(item.experiment.seed)}
         tags[Tags.TRAINING] = item.training
         spec = RunSpec(item.label, item.fingerprint, flat_params(item.experiment), tags)
@@ -154,18 +154,19 @@ class Recorder:
 
     def _done(self, item: Work, result: dict[str, Any]) -> None:
         delivery, fingerprint = self.delivery, item.fingerprint
-        delivery.log(fingerprint, result["metrics"], step=item.experiment.training.images)
+        # What is undefined or infinite has no place in a store that would make a large number of it.
+        finite = {name: value for name, value in result["metrics"].items() if math.isfinite(value)}
+        delivery.log(fingerprint, finite, step=item.experiment.training.images)
         delivery.tag(fingerprint, {key: str(value) for key, value in result["environment"].items()})
         folder = evaluation_folder(trial_folder(self.plan.options, item), item.fingerprint)
         try:
-            if not (folder / RESULT).exists():  # in a bucket, as the worker was on another machine
+            if not (folder / SAMPLES).exists():  # in a bucket, as the worker was on another machine
                 self.plan.options.place.pull(folder.relative_to(self.plan.options.root).as_posix())
         except StorageError as error:  # the result is there, and counts: its pictures only are not here
             self.report(item, {"phase": "warning", "message": f"pictures are not in the tracking store: {error}"})
-        for path in (folder / SAMPLES, _uncertainty_picture(folder), folder / RESULT):
+        for path in (folder / SAMPLES, _uncertainty_picture(folder)):
             if path is not None and path.exists():
                 delivery.artifact(fingerprint, path)
-        # FINISHED is the ledger's word for done: it comes after the record, never before.
         delivery.close(fingerprint, "FINISHED")
         del self.open[fingerprint]
         self.finished.add(fingerprint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
@@ -11,45 +11,54 @@ from pforce import results
 from pforce.orchestration.plan import provenance
 from pforce.orchestration.reproduce import Reproduction, known_tables, read
 from pforce.orchestration.sweep import flat_params
+from pforce.records.ledger import Ledger
+from pforce.records.sweeps import CellEntry, read_sweeps
 from pforce.results import Row
 from pforce.results.costs import run_costs
 from pforce.results.page import Section, png
 from pforce.results.reproduction_figures import bars_figure
+from pforce.results.stored import MAPS_PICTURE, pictures_of, storage_frame
+from pforce.storage import Storage
 from pforce.terminal import duration
-from pforce.tracking import Tracker, runs_frame, sweeps_frame
-from pforce.trial import SAMPLES
 from pforce.validation import ConfigError, did_you_mean
 
-MAPS_PICTURE = "uncertainty_maps.png"
 MOST_PICTURES = 12
 NOT_AXES = ("seed", "name")
 
 
-def section_of(name: str, tracker: Tracker) -> Section:
-    """A sweep's part of the report. ConfigError where the store has no finished trial of it."""
-    command = _commands(tracker, name)
+class Source:
+    """A storage, read once for all sections."""
+
+    def __init__(self, storage: Storage, say: Callable[[str], None]) -> None:
+        self.storage, self.ledger = storage, Ledger(storage, say)
+        self.sweeps = list(read_sweeps(storage, say))
+        self.cells: dict[str, CellEntry] = {cell.cell: cell for entry in self.sweeps for cell in entry.cells}
+        self.frame = storage_frame(storage, ledger=self.ledger, say=say)
+
+    def commands(self, name: str) -> list[str]:
+        """What was called for a sweep, each once."""
+        return list(dict.fromkeys(entry.command for entry in self.sweeps if entry.name == name and entry.command))
+
+
+def section_of(name: str, source: Source) -> Section:
+    """A sweep's part of the report. ConfigError where the storage has no finished cell of it."""
+    commands = source.commands(name)
     if name in known_tables():
         table, scale = known_tables()[name]
-        found = read(table, scale, tracker.uri)
+        found = read(table, scale, source.storage)
         if not found.measured["n"].any():
             raise ConfigError(
                 f"{name}: nothing of it is measured; run `pforce reproduce {table.name} --scale {scale.name}`"
             )
-        return _of_table(found, tracker, command)
-    frame = runs_frame(tracker)
+        return _of_table(found, source, commands)
+    frame = source.frame
     if frame.empty or name not in set(frame["sweep"]):
         names = sorted(set(frame["sweep"])) if len(frame) else []
-        raise ConfigError(f"{name}: no such sweep in {tracker.shown}; {did_you_mean(name, names, 'it has')}")
-    return _of_sweep(name, frame, tracker, command)
+        raise ConfigError(f"{name}: no such sweep in {source.storage}; {did_you_mean(name, names, 'it has')}")
+    return _of_sweep(name, frame, source, commands)
 
 
-def _commands(tracker: Tracker, name: str) -> list[str]:
-    sweeps = sweeps_frame(tracker, name)
-    told = [] if sweeps.empty else [text for text in sweeps["command"] if isinstance(text, str) and text]
-    return list(dict.fromkeys(told))
-
-
-def _of_table(found: Reproduction, tracker: Tracker, commands: list[str]) -> Section:
+def _of_table(found: Reproduction, source: Source, commands: list[str]) -> Section:
     table, scale = found.table, found.scale
     figure = found.figure()
     rows = list(found.rows.values())
@@ -65,7 +74,7 @@ def _of_table(found: Reproduction, tracker: Tracker, commands: list[str]) -> Sec
             for f in found.findings
         ],
         figures=[(png(figure), f"{table.title}, {scale.name}")] if figure is not None else [],
-        pictures=_pictures(found.frame, list(found.rows.items()), tracker),
+        pictures=_pictures(found.frame, list(found.rows.items()), source),
         facts=_facts(results.finished(found.frame, rows)),
         commands=list(dict.fromkeys([again, *commands])),
     )
@@ -93,7 +102,7 @@ def _parameters(frame: pd.DataFrame) -> list[str]:
     return [name for name in (*known, *own) if name in frame and name not in NOT_AXES]
 
 
-def _of_sweep(name: str, frame: pd.DataFrame, tracker: Tracker, commands: list[str]) -> Section:
+def _of_sweep(name: str, frame: pd.DataFrame, source: Source, commands: list[str]) -> Section:
     own = frame[frame["sweep"] == name]
     rows = rows_of(own)
     table = results.cell_table(own, rows)
@@ -106,28 +115,30 @@ def _of_sweep(name: str, frame: pd.DataFrame, tracker: Tracker, commands: list[s
         drawn.append((png(bars_figure(shown, metric)), f"{metric}, bars of one standard deviation over seeds"))
     return Section(
         title=name,
-        about=f"{len(own)} runs, {int((own['status'] == 'FINISHED').sum())} finished.",
+        about=f"{len(own)} finished cells.",
         table=results.to_html(table, "", results.table_notes(own, rows), claims),
         figures=drawn,
-        pictures=_pictures(own, list(zip(names, rows, strict=True)), tracker),
+        pictures=_pictures(own, list(zip(names, rows, strict=True)), source),
         facts=_facts(results.finished(own, rows)),
         commands=commands,
     )
 
 
-def _pictures(frame: pd.DataFrame, rows: Sequence[tuple[str, Row]], tracker: Tracker) -> list[tuple[bytes, str]]:
+def _pictures(frame: pd.DataFrame, rows: Sequence[tuple[str, Row]], source: Source) -> list[tuple[bytes, str]]:
     """Samples of the first seed of each row that has any, and the uncertainty maps of the last one."""
     pictures: list[tuple[bytes, str]] = []
     maps: tuple[bytes, str] | None = None
     for name, row in rows:
-        for run in results.finished(frame, row).sort_values("seed").to_dict("records"):
-            data = tracker.read_artifact(run["run_id"], SAMPLES)
-            if data is None:
+        for cell in results.finished(frame, row).sort_values("seed").to_dict("records"):
+            entry = source.cells.get(cell["fingerprint"])
+            found = pictures_of(source.storage, source.ledger, entry) if entry else []
+            samples = [path for path in found if path.name != MAPS_PICTURE]
+            if not samples:
                 continue
             if len(pictures) < MOST_PICTURES:
-                pictures.append((data, f"{name}, seed {int(run['seed'])}: the first 64 images"))
-            of_run = tracker.read_artifact(run["run_id"], MAPS_PICTURE)
-            maps = (of_run, f"{name}: held-out images and predicted σ") if of_run else maps
+                pictures.append((samples[0].read_bytes(), f"{name}, seed {int(cell['seed'])}: the first 64 images"))
+            of_maps = [path for path in found if path.name == MAPS_PICTURE]
+            maps = (of_maps[0].read_bytes(), f"{name}: held-out images and predicted σ") if of_maps else maps
             break
     return [*pictures, *([maps] if maps else [])]
 

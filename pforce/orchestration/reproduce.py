@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,16 +21,19 @@ from pforce.orchestration import local
 from pforce.orchestration.outlook import missing_data, print_outlook
 from pforce.orchestration.plan import Options, Plan
 from pforce.orchestration.reproduction import sweep_name, sweep_of
-from pforce.orchestration.script import print_mlflow, push_files, run_sweep
+from pforce.orchestration.script import print_mlflow, push_files, run_sweep, sweep_frame
 from pforce.orchestration.sweep import Sweep, Work
-from pforce.references import inputs_of
+from pforce.records.parts import Inputs
 from pforce.reproduction import Scale, Table, metric_of
 from pforce.results import Row, curves
 from pforce.results import reproduction_figures as figures
 from pforce.results.findings import Agreement, Finding, agreement, findings, paper_values, summary
 from pforce.results.paper import paper_table
+from pforce.results.stored import storage_frame
 from pforce.results.tables import COST_COLUMNS, QUALITY_COLUMNS, Column
+from pforce.storage import Storage
 from pforce.terminal import DONE
+from pforce.trial.reference import inputs_of
 from pforce.validation import ConfigError, did_you_mean
 
 FOLDER = "reproduction"
@@ -153,24 +156,24 @@ class Reproduction:
         }  # fmt: skip
 
 
-def inputs_for(sweep: Sweep) -> dict[str, str]:
-    """Content hashes of what a table's cells read; the data are built where they can be."""
+def inputs_for(sweep: Sweep) -> Inputs:
+    """What a table's cells read, by content; the data are built where they can be."""
     evaluation = sweep.base.evaluation
     manifest = Manifest.load(ensure(sweep.base.data, progress=False))
     return inputs_of(evaluation, manifest, evaluation.load_detector())
 
 
 def read(
-    table: Table, scale: Scale, tracking_uri: str, *, seeds: Sequence[int] | None = None,
-    inputs: Mapping[str, str] | None = None,
+    table: Table, scale: Scale, storage: Storage, *, seeds: Sequence[int] | None = None,
+    inputs: Inputs | None = None,
 ) -> Reproduction:  # fmt: skip
-    """A table as far as a tracking store has it. Runs nothing.
+    """A table as far as a storage has it. Runs nothing.
 
     Args:
         seeds: by default the scale's, and all others that every row is finished with.
         inputs: hashes of data and detector; by default those of the data here.
     """
-    frame = results.runs(tracking_uri)
+    frame = storage_frame(storage)
     inputs = inputs or inputs_for(sweep_of(table, scale))
     chosen = list(seeds) if seeds else whole_seeds(table, scale, frame, inputs)
     sweep = sweep_of(table, scale, chosen)
@@ -182,15 +185,15 @@ def known_tables() -> dict[str, tuple[Table, Scale]]:
     return {sweep_name(table, scale): (table, scale) for table in TABLES for scale in SCALES.values()}
 
 
-def read_sweep(name: str, tracking_uri: str) -> Reproduction:
+def read_sweep(name: str, storage: Storage) -> Reproduction:
     """`read`, by the sweep's name. ConfigError with the nearest name for one that there is not."""
     known = known_tables()
     if name not in known:
         raise ConfigError(f"{name}: no table at a scale (TABLE-SCALE); {did_you_mean(name, known)}")
-    return read(*known[name], tracking_uri)
+    return read(*known[name], storage)
 
 
-def whole_seeds(table: Table, scale: Scale, frame: pd.DataFrame, inputs: Mapping[str, str]) -> list[int]:
+def whole_seeds(table: Table, scale: Scale, frame: pd.DataFrame, inputs: Inputs) -> list[int]:
     """The scale's seeds, and all others that every row of the table is finished with."""
     done = set(frame.loc[frame["status"] == "FINISHED", "fingerprint"]) if len(frame) else set()
     others = sorted(set(frame["seed"].dropna().astype(int)) - set(scale.seeds)) if "seed" in frame else []
@@ -229,15 +232,15 @@ def reproduce(
 
 def report(planned: Plan, console: Console, *, table: Table, scale: Scale) -> None:
     """The table, its verdicts and its figure, on the console and in files."""
-    found = Reproduction(table, scale, planned.sweep, planned.work, results.runs(planned.options.uri))
+    found = Reproduction(table, scale, planned.sweep, planned.work, sweep_frame(planned))
     _tell(found, planned.options, console)
 
 
 def show(
     table: Table, scale: Scale, options: Options, console: Console, *, seeds: Sequence[int] | None = None
 ) -> int:  # fmt: skip
-    """`report` of what the tracking store has, say of imported records. Runs nothing."""
-    found = read(table, scale, options.uri, seeds=seeds)
+    """`report` of what the storage has, say of imported records. Runs nothing."""
+    found = read(table, scale, options.place, seeds=seeds)
     done, wanted = int(found.measured["n"].sum()), len(found.sweep.seeds) * len(found.rows)
     console.print(f"{sweep_name(table, scale)}: {done} of {wanted} cells are measured", highlight=False)
     if done:

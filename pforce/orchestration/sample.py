@@ -1,20 +1,20 @@
-"""Runs a sampling job: the batches that are missing, on one or many workers, into the job's folder."""
+"""Runs a sampling job: the passes that are missing, on one or many workers, into the storage's drawings."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pforce.generation import Drawer, Drawn, Job, claim, missing, save_batch
 from pforce.orchestration.display import LINE_EVERY_SECONDS
 from pforce.orchestration.launch import stop_on_signals
 from pforce.orchestration.pool import Pool, drain, make_pool
+from pforce.trial.draw import Span
+from pforce.trial.jobs import Drawer, Drawn, Job, Keeper, missing
 
 
 class Spent(NamedTuple):
@@ -62,35 +62,33 @@ class _Display:
 
 def run_job(
     job: Job,
-    folder: Path,
     console: Console,
     *,
     workers: int = 1,
     address: str | None = None,
-    make: Callable[..., Callable[[int], Drawn]] = Drawer,
+    make: Callable[..., Callable[[Span], Drawn]] = Drawer,
 ) -> Spent:
-    """Draw what is missing of a job. KeyboardInterrupt on SIGINT and SIGTERM; finished batches are kept.
+    """Draw what is missing of a job. KeyboardInterrupt on SIGINT and SIGTERM; finished passes are kept.
 
     Args:
         workers: 1 draws in this process, on all cores or the first GPU; more are Ray actors.
         address: of a Ray cluster; by default RAY_ADDRESS, else one is started here.
-        make: what draws a batch, made of the job and a device.
+        make: what draws a pass, made of the job and a device.
     """
-    claim(folder, job)
-    todo = missing(folder, job)
-    absent = sum(min(job.batch, job.count - number * job.batch) for number in todo)
+    todo, ends = missing(job)
     if not todo:
         return Spent(0, 0, 0, 0.0, "", 0.0)
+    absent = sum(_asked(span, job) for span in todo)
     started = time.perf_counter()
     display = _Display(console, job.count, job.count - absent)
     with stop_on_signals():
-        pool: Pool[int, Drawn] = make_pool(min(workers, len(todo)), address, make, job)
+        pool: Pool[Span, Drawn] = make_pool(min(workers, len(todo)), address, make, job)
         # Once more: starting Ray puts a handler of its own over SIGTERM.
         with stop_on_signals(restore=False), pool:
             if console.is_terminal:
                 display.progress.start()
             try:
-                drawn, seconds = _draw(pool, todo, job, folder, display)
+                drawn, seconds = _draw(pool, todo, job, Keeper(job, ends), display)
             finally:
                 if console.is_terminal:  # elsewhere it would print an empty line
                     display.progress.stop()
@@ -98,20 +96,25 @@ def run_job(
         absent,
         drawn.num_function_evaluations,
         drawn.forward_passes,
-        float(np.median(seconds)) / job.batch,
+        float(np.median(seconds)),
         drawn.device,
         time.perf_counter() - started,
     )
 
 
+def _asked(span: Span, job: Job) -> int:
+    """Images of a pass that the job counts: the last pass may reach beyond."""
+    return max(0, min(span.end, job.count) - span.first)
+
+
 def _draw(
-    pool: Pool[int, Drawn], todo: list[int], job: Job, folder: Path, display: _Display
+    pool: Pool[Span, Drawn], todo: list[Span], job: Job, keeper: Keeper, display: _Display
 ) -> tuple[Drawn, list[float]]:
-    """All of `todo`; the last batch that came, and the seconds of each."""
+    """All of `todo`; the last pass that came, and the seconds per image of each."""
     waiting = iter(todo)
     seconds = []
-    for _, drawn in drain(pool, lambda: next(waiting, None)):
-        save_batch(folder, job, drawn)
-        seconds.append(drawn.seconds)
-        display.advance(min(job.batch, job.count - drawn.number * job.batch))
+    for span, drawn in drain(pool, lambda: next(waiting, None)):
+        keeper.take(drawn)
+        seconds.append(drawn.seconds / (span.end - span.first))
+        display.advance(_asked(span, job))
     return drawn, seconds

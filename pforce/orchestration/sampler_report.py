@@ -12,12 +12,13 @@ from rich.table import Table
 from pforce import catalog
 from pforce.config import Experiment
 from pforce.data import Manifest, ensure
-from pforce.files import cache_folder
-from pforce.orchestration.measurer import Subject
+from pforce.orchestration.measuring import Measurable
 from pforce.orchestration.sampler_sweep import Outcome, SamplerSweep
-from pforce.references import check_reference, inputs_of
+from pforce.records.parts import request_of
 from pforce.results.pareto import front_figure
-from pforce.sources import Source
+from pforce.storage import Storage
+from pforce.trial.reference import check_reference, inputs_of, reference_images
+from pforce.trial.source import Source
 from pforce.validation import ConfigError
 
 MEASURED_TO_TELL = 5
@@ -25,12 +26,17 @@ MEASURED_TO_TELL = 5
 DECIMALS = {"GFLOPs/image": 2, "s/image": 4, "quantile": 2, "context_ratio": 2, "start_after": 2}
 
 
-def make_subject(source: Source, *, data: str | None, images: int, reference_images: int, seed: int) -> Subject:
-    """What is measured. ConfigError where the model's data set is not known or does not fit.
+def make_subject(
+    source: Source, storage: Storage, *, data: str | None, images: int, reference: int, seed: int
+) -> Measurable:
+    """The model that is searched on. ConfigError where its data set is not known or does not fit.
 
     Args:
+        storage: keeps what is drawn and measured.
         data: an experiment whose data and evaluation are used; by default the one that trained the model.
-        images: generated a sampler. reference_images: held-out ones. seed: of the noise that all share.
+        images: generated per sampler.
+        reference: held-out images that they are compared with, and whose classes they take.
+        seed: of the noise that all samplers share.
     """
     experiment: Experiment | None = catalog.experiment(data) if data else source.experiment
     if experiment is None:
@@ -49,10 +55,23 @@ def make_subject(source: Source, *, data: str | None, images: int, reference_ima
             f"{source.path}: a model of {config.classes} classes, {config.channels} channels and {config.image_size}, "
             f"where {folder.name} has {wanted[0]}, {wanted[1]} and {wanted[2]}"
         )
-    evaluation = replace(experiment.evaluation, images=images, validation_images=reference_images, seed=seed)
-    inputs = tuple(inputs_of(evaluation, manifest, detector).items())
-    return Subject(str(source.path), source.sha256, "raw" if source.weights == "raw" else "ema", str(folder), inputs,
-                   evaluation, str(cache_folder() / "references"))  # fmt: skip
+    stored = experiment.evaluation.reference.endswith(".npz")
+    evaluation = replace(
+        experiment.evaluation, images=images, label_images=reference, seed=seed,
+        reference_images=None if stored else reference,
+    )  # fmt: skip
+    inputs = inputs_of(evaluation, manifest, detector)
+    request = request_of(
+        evaluation, experiment.sampler, inputs, classes=config.classes, difficulty_head=config.difficulty_head
+    )
+    return Measurable(
+        source=str(source.path), sha256=source.sha256,
+        request=replace(request, loss=False, difficulty=(), context=()), evaluation=evaluation,
+        sampler=experiment.sampler, storage=storage.uri,
+        reference=reference_images(evaluation, folder, inputs, manifest.resolution), data=str(folder),
+        weights="raw" if source.weights == "raw" else "ema", detector=evaluation.detector,
+        detector_weights=evaluation.detector_weights,
+    )  # fmt: skip
 
 
 def _shown(frame: pd.DataFrame) -> pd.DataFrame:
@@ -61,7 +80,7 @@ def _shown(frame: pd.DataFrame) -> pd.DataFrame:
     for name in frame.columns:
         if frame[name].isna().all() and name != "again":
             continue
-        decimals = 2 if name.startswith("fd/") or name == "again" else DECIMALS.get(name, 0)
+        decimals = 2 if name.startswith(("fd/", "fid")) or name == "again" else DECIMALS.get(name, 0)
         number = pd.api.types.is_numeric_dtype(frame[name]) and frame[name].dtype != bool
         shown[name] = [
             "–" if pd.isna(value) else f"{value:,.{decimals}f}" if number else str(value) for value in frame[name]
@@ -71,7 +90,7 @@ def _shown(frame: pd.DataFrame) -> pd.DataFrame:
 
 def report(sweep: SamplerSweep, source: Source, outcome: Outcome, folder: Path, console: Console) -> bool:
     """The front as a table, all samplers as CSV, the figure, and what the numbers are worth. Whether there were any."""
-    frame, distance = outcome.frame, f"fd/{sweep.subject.evaluation.detector}"
+    frame, distance = outcome.frame, sweep.distance
     if frame.empty:
         console.print("Nothing was measured yet.")
         return False
@@ -106,10 +125,10 @@ def report(sweep: SamplerSweep, source: Source, outcome: Outcome, folder: Path, 
 
 
 def _caveat(sweep: SamplerSweep, frame: pd.DataFrame, distance: str) -> str:
-    evaluation = sweep.subject.evaluation
+    request = sweep.subject.request
     text = (
-        f"Smaller is better. {evaluation.images:,} generated images a sampler, all from the noise of seed "
-        f"{evaluation.seed}; guidance scale {sweep.guidance.scale:g}."
+        f"Smaller is better. {request.images:,} generated images per sampler, all from the noise of seed "
+        f"{request.seed}; guidance scale {sweep.guidance.scale:g}."
     )
     both = frame.dropna(subset=["again"])
     if len(both):

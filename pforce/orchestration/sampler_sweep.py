@@ -1,31 +1,48 @@
-"""A sampler sweep: nothing is trained. Workers keep the model, Optuna suggests samplers, MLflow keeps the results."""
+"""A sampler sweep: nothing is trained. Workers keep the model, Optuna suggests samplers, the storage keeps results."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 from rich.console import Console
 
+from pforce.files import digest
+from pforce.metrics.distances import metric_name
 from pforce.orchestration.display import SweepDisplay
-from pforce.orchestration.hold import only_driver
+from pforce.orchestration.hold import only_driver, this_command
 from pforce.orchestration.launch import stop_on_signals
-from pforce.orchestration.measurer import Failed, Measurement, Measurer, Subject
+from pforce.orchestration.measuring import Done, Failed, Measurable, Measurer, Task
 from pforce.orchestration.plan import provenance
 from pforce.orchestration.pool import Pool, drain, make_pool
 from pforce.orchestration.sampler_search import Search, SearchSpace
+from pforce.records.identity import canonical_sampler
+from pforce.records.ledger import Ledger
+from pforce.records.parts import Request
+from pforce.records.provenance import user
+from pforce.records.row import joined
+from pforce.records.sweeps import CellEntry, SweepEntry, read_sweep
 from pforce.results.pareto import on_front
 from pforce.sampling import Guidance, SamplerConfig
 from pforce.storage import Storage
 from pforce.terminal import DONE, SOME_FAILED, STOPPED
-from pforce.tracking import RunSpec, Status, Tags, Tracker, runs_frame
+from pforce.tracking import RunSpec, Status, Tags, Tracker
+from pforce.trial.measure import missing
 from pforce.validation import require
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A sampler, and the seed of the noise that all samplers start from."""
+
+    sampler: SamplerConfig
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -33,14 +50,15 @@ class SamplerSweep:
     """What is searched on one model."""
 
     name: str
-    """Of the MLflow experiment and the files."""
-    subject: Subject
+    """Name of the MLflow experiment and of the files."""
+    subject: Measurable
+    """The model, and what every sampler is measured with."""
     space: SearchSpace
     trials: int
     """Samplers that are measured."""
     guidance: Guidance = field(default_factory=Guidance)
     seed: int = 0
-    """Of Optuna's suggestions."""
+    """Seed of Optuna's sampler."""
     confirm: bool = True
     """Measure the front once more from other noise: the best of many is flattered by its noise."""
     weights: str = "ema"
@@ -51,16 +69,30 @@ class SamplerSweep:
                 "names files)")  # fmt: skip
 
     @property
+    def noise_seed(self) -> int:
+        """Seed of the noise that the search draws from."""
+        return self.subject.request.seed
+
+    @property
+    def distance(self) -> str:
+        """The metric that is searched for."""
+        return metric_name("fd", self.subject.request.detector["name"])
+
+    def request(self, task: Measurement) -> Request:
+        """What is asked of the model for a sampler."""
+        return replace(self.subject.request, sampler=canonical_sampler(task.sampler), seed=task.seed)
+
+    def key(self, task: Measurement) -> str:
+        """Digest of a measurement."""
+        parts = self.request(task).image_parts(self.subject.sha256).values()
+        return digest("measurement", sorted(part.digest for part in parts))
+
+    @property
     def identity(self) -> str:
-        """Hash of what is searched, the number of trials left out: the same command with more of them goes on."""
-        record = {
-            "name": self.name,
-            "space": asdict(self.space),
-            "guidance": asdict(self.guidance),
-            "search_seed": self.seed,
-            "subject": self.subject.fingerprint(SamplerConfig(guidance=self.guidance), self.subject.evaluation.seed),
-        }
-        return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=16).hexdigest()
+        """Digest of what is searched, the number of trials left out: the same command with more of them goes on."""
+        task = Measurement(SamplerConfig(guidance=self.guidance), self.noise_seed)
+        own = [self.name, asdict(self.space), asdict(self.guidance), self.seed, self.key(task)]
+        return digest("sampler sweep", json.loads(json.dumps(own)))
 
 
 SHOWN = ("sampler", "quantile", "inner_steps", "context_ratio", "start_after")
@@ -87,17 +119,17 @@ class Outcome:
 class _Run:
     """The state of a call: the ledger, the search, the runs under way."""
 
-    def __init__(self, sweep: SamplerSweep, tracker: Tracker, console: Console) -> None:
-        self.sweep, self.tracker, self.console = sweep, tracker, console
-        self.evaluation = sweep.subject.evaluation
-        self.distance = f"fd/{self.evaluation.detector}"
+    def __init__(self, sweep: SamplerSweep, tracker: Tracker, storage: Storage, console: Console) -> None:
+        self.sweep, self.tracker, self.storage, self.console = sweep, tracker, storage, console
+        self.distance = sweep.distance
+        self.ledger = Ledger(storage, self._say)
         self.search = Search(sweep.space, sweep.guidance, seed=sweep.seed)
         self.metrics: dict[str, dict[str, float]] = {}
-        """Fingerprint → what is known of it."""
+        """Key → what is known of a measurement."""
         self.configs: dict[str, SamplerConfig] = {}
-        """Fingerprint → sampler, of the search's own seed, in the order they came."""
+        """Key → sampler, of the search's own seed, in the order they came."""
         self.reused: list[str] = []
-        """Of these, those that another sweep measured."""
+        """Of these, those that were measured before, by whomever."""
         self.failed: dict[str, str] = {}
         """Label → reason."""
         self.open: dict[str, str] = {}
@@ -107,24 +139,28 @@ class _Run:
         self.measured = 0
         self._recall()
 
+    def _say(self, line: str) -> None:
+        self.console.print(f"warning: {line}", markup=False, soft_wrap=True, highlight=False)
+
     def _recall(self) -> None:
-        """What earlier calls measured, from the store."""
-        frame = runs_frame(self.tracker)
-        if frame.empty or "sampler.json" not in frame:
-            return
-        before = self.tracker.tags(self.parent.run_id).get(Tags.REUSED, "").split()
-        finished = frame[(frame["status"] == "FINISHED") & frame["sampler.json"].notna()]
-        for _, row in finished.sort_values("start_time").iterrows():
-            key = str(row["fingerprint"])
-            # Of every sampler sweep: a finished measurement is never made twice, whoever made it.
-            self.metrics[key] = {name: float(row[name]) for name in row.index
-                                 if "/" in str(name) and pd.notna(row[name])}  # fmt: skip
-            mine = row["parent"] == self.parent.run_id
-            if not mine and key not in before:
-                continue
-            config = SamplerConfig(**_from_json(str(row["sampler.json"])))
-            if key == self.sweep.subject.fingerprint(config, self.evaluation.seed):  # not a confirmation's
-                self.accept(config, key, reused=not mine)
+        """The samplers that earlier calls of this sweep measured."""
+        there = read_sweep(self.storage, self.sweep.name, self.sweep.identity, self._say)
+        for cell in there.cells if there else ():
+            config = SamplerConfig(**_from_json(str(cell.params["sampler.json"])))
+            task = Measurement(config, self.sweep.noise_seed)
+            if self.known(task):
+                self.accept(config, self.sweep.key(task), reused=False)
+
+    def known(self, task: Measurement) -> bool:
+        """Whether a measurement is there, whoever made it: none is made twice."""
+        key = self.sweep.key(task)
+        if key not in self.metrics:
+            request, weights = self.sweep.request(task), self.sweep.subject.sha256
+            if missing(request, weights, self.ledger):
+                return False
+            found = self.ledger.find(request.parts(weights))
+            self.metrics[key] = joined(request, weights, found, self.ledger.get(request.drawn(weights)))
+        return True
 
     def accept(self, config: SamplerConfig, key: str, *, reused: bool) -> None:
         """A sampler whose metrics are known becomes part of this sweep."""
@@ -132,34 +168,50 @@ class _Run:
         if reused:
             self.reused.append(key)
         self.search.tell(config, self.metrics[key][self.distance], self.metrics[key]["cost/nfe"])
+        self.keep()
 
-    def start(self, task: Measurement) -> None:
-        """Open the run of a measurement."""
-        key = self.sweep.subject.fingerprint(task.sampler, task.seed)
+    def keep(self) -> None:
+        """Write down which samplers this sweep is of."""
+        cells = []
+        for key, config in self.configs.items():
+            task = Measurement(config, self.sweep.noise_seed)
+            cells.append(
+                CellEntry(label(task), key, self.params(task), self.sweep.request(task).plain(), task.seed,
+                          weights=self.sweep.subject.sha256)
+            )  # fmt: skip
+        SweepEntry(self.sweep.name, self.sweep.identity, cells, command=this_command(), user=user()).write(self.storage)
+
+    def params(self, task: Measurement) -> dict[str, object]:
+        """A measurement's parameters, as its run shows them."""
         record = task.sampler.canonical()
         guidance = record.pop("guidance")
-        params = {
+        return {
             **{f"sampler.{name}": value for name, value in record.items()},
             "sampler.guidance": guidance["scale"],
             "sampler.json": _to_json(task.sampler),
-            "evaluation.images": self.evaluation.images,
+            "evaluation.images": self.sweep.subject.request.images,
             "evaluation.seed": task.seed,
         }
+
+    def start(self, task: Measurement) -> None:
+        """Open the run of a measurement."""
         subject = self.sweep.subject
         tags = {**self.tags, "model": subject.source, "model.sha256": subject.sha256, "weights": self.sweep.weights}
-        self.open[key] = self.tracker.open_trial(self.parent, RunSpec(label(task), key, params, tags))
+        key = self.sweep.key(task)
+        self.open[key] = self.tracker.open_trial(self.parent, RunSpec(label(task), key, self.params(task), tags))
 
-    def finish(self, task: Measurement, metrics: dict[str, float] | Failed) -> None:
-        """Record a measurement."""
-        key = self.sweep.subject.fingerprint(task.sampler, task.seed)
+    def finish(self, task: Measurement, result: Done | Failed) -> None:
+        """Close the run of a measurement."""
+        key = self.sweep.key(task)
         run_id = self.open[key]
-        if isinstance(metrics, Failed):
-            self.tracker.tag(run_id, {Tags.REASON: metrics.reason, Tags.ERROR: metrics.error})
+        if isinstance(result, Failed):
+            self.tracker.tag(run_id, {Tags.REASON: result.reason, Tags.ERROR: result.error})
             self.tracker.close(run_id, "FAILED")
         else:
-            self.tracker.log(run_id, metrics)
+            metrics = {**result.metrics, "cost/evaluation_seconds": result.seconds}
+            self.tracker.log(run_id, {name: value for name, value in metrics.items() if math.isfinite(value)})
             self.tracker.close(run_id, "FINISHED")
-            self.busy += metrics["cost/evaluation_seconds"]
+            self.busy += result.seconds
             self.measured += 1
         del self.open[key]
 
@@ -173,61 +225,71 @@ class _Run:
         rows = []
         for key, config in self.configs.items():
             metrics = self.metrics[key]
-            other = None if again is None else self.metrics.get(self.sweep.subject.fingerprint(config, again))
+            other = None if again is None else self.metrics.get(self.sweep.key(Measurement(config, again)))
             record = config.canonical()
             rows.append({
                 "sampler": config.name,
                 **{name: record.get(name) for name in SHOWN[1:]},
                 "NFE": int(metrics["cost/nfe"]),
-                "passes": int(metrics["cost/forward_passes"]),
+                "passes": metrics.get("cost/forward_passes", float("nan")),
                 "GFLOPs/image": metrics["cost/flops_per_image"] / 1e9,
-                "s/image": metrics["cost/sampling_seconds_per_image"],
+                "s/image": metrics.get("cost/sampling_seconds_per_image", float("nan")),
                 self.distance: metrics[self.distance],
                 "again": other[self.distance] if other else float("nan"),
-                "n": self.evaluation.images,
+                "n": self.sweep.subject.request.images,
             })  # fmt: skip
         frame = pd.DataFrame(rows)
         frame["front"] = on_front(frame, [self.distance, "NFE"]) if len(frame) else []
         return frame
 
-    def told(self, task: Measurement, result: dict[str, float] | Failed) -> None:
+    def told(self, task: Measurement, result: Done | Failed) -> None:
         """A result, before the next sampler is suggested: the search and the table know it from here on."""
-        searched = task.seed == self.evaluation.seed
+        searched = task.seed == self.sweep.noise_seed
         if isinstance(result, Failed):
             self.failed[label(task)] = result.reason
             if searched:
                 self.search.fail(task.sampler)
             return
-        key = self.sweep.subject.fingerprint(task.sampler, task.seed)
-        self.metrics[key] = result
+        key = self.sweep.key(task)
+        self.metrics[key] = result.metrics
         if searched:
             self.accept(task.sampler, key, reused=False)
 
     def drive(
         self,
-        pool: Pool[Measurement, dict[str, float] | Failed],
+        pool: Pool[Task, Done | Failed],
         ask: Callable[[], Measurement | None],
         display: SweepDisplay,
-        also: Callable[[Measurement, dict[str, float] | Failed], None] = lambda task, result: None,
+        also: Callable[[Measurement], None] = lambda task: None,
     ) -> None:
-        """Measure until `ask` has no more, and record; `also` is told each result first."""
+        """Measure until `ask` has no more, and record; `also` is called with each first."""
         started = time.perf_counter()
 
-        def tell(task: Measurement, result: dict[str, float] | Failed) -> None:
-            also(task, result)
-            self.told(task, result)
+        def asked() -> Task | None:
+            wanted = ask()
+            return None if wanted is None else Task(0, "all", wanted.sampler, self.sweep.request(wanted))
 
-        def begin(task: Measurement) -> None:
-            self.start(task)
-            display.update(label(task), 0.0, "measuring")
+        def measurement(task: Task) -> Measurement:
+            assert task.sampler is not None
+            assert task.request is not None
+            return Measurement(task.sampler, task.request.seed)
 
-        for task, result in drain(pool, ask, tell=tell, begin=begin):
-            self.finish(task, result)
+        def tell(task: Task, result: Done | Failed) -> None:
+            also(measurement(task))
+            self.told(measurement(task), result)
+
+        def begin(task: Task) -> None:
+            self.start(measurement(task))
+            display.update(label(measurement(task)), 0.0, "measuring")
+
+        for task, result in drain(pool, asked, tell=tell, begin=begin):
+            of = measurement(task)
+            self.finish(of, result)
             if isinstance(result, Failed):
-                display.end(label(task), f"FAILED ({result.reason}): {result.error}")
+                display.end(label(of), f"FAILED ({result.reason}): {result.error}")
             else:
-                note = f"{self.distance} {result[self.distance]:.2f} · {result['cost/nfe']:.0f} NFE"
-                display.end(label(task), note)
+                note = f"{self.distance} {result.metrics[self.distance]:.2f} · {result.metrics['cost/nfe']:.0f} NFE"
+                display.end(label(of), note)
         self.seconds += time.perf_counter() - started
 
 
@@ -266,14 +328,20 @@ def run(
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     with only_driver(storage, sweep.name, sweep.identity, say=say):
-        return _run(sweep, tracker, console, workers=workers, address=address)
+        return _run(sweep, tracker, storage, console, workers=workers, address=address)
 
 
 def _run(
-    sweep: SamplerSweep, tracker: Tracker, console: Console, *, workers: int | None, address: str | None
+    sweep: SamplerSweep,
+    tracker: Tracker,
+    storage: Storage,
+    console: Console,
+    *,
+    workers: int | None,
+    address: str | None,
 ) -> Outcome:
-    state = _Run(sweep, tracker, console)
-    seed = sweep.subject.evaluation.seed
+    state = _Run(sweep, tracker, storage, console)
+    seed = sweep.noise_seed
     again = seed + 1 if sweep.confirm else None
     code, used = STOPPED, 0
     with stop_on_signals():
@@ -302,11 +370,11 @@ def _measure(state: _Run, seed: int, again: int | None, workers: int | None, add
             config = state.search.ask()
             if config is None:
                 return None
-            key = sweep.subject.fingerprint(config, seed)
-            if key not in state.metrics:
+            task = Measurement(config, seed)
+            if not state.known(task):
                 tried += 1
-                return Measurement(config, seed)
-            state.accept(config, key, reused=True)
+                return task
+            state.accept(config, sweep.key(task), reused=True)
         return None
 
     first = ask()
@@ -317,11 +385,11 @@ def _measure(state: _Run, seed: int, again: int | None, workers: int | None, add
     def following() -> Measurement | None:
         return waiting.pop() if waiting else ask()
 
-    def told(task: Measurement, result: dict[str, float] | Failed) -> None:
+    def told(task: Measurement) -> None:
         nonlocal tried
         tried -= 1
 
-    pool: Pool[Measurement, dict[str, float] | Failed] = make_pool(workers, address, Measurer, sweep.subject)
+    pool: Pool[Task, Done | Failed] = make_pool(workers, address, Measurer, (sweep.subject,))
     # Once more: starting Ray puts a handler of its own over SIGTERM.
     with stop_on_signals(restore=False), pool:
         with SweepDisplay(state.console, sweep.trials, len(state.configs)) as display:
@@ -340,6 +408,8 @@ def _unconfirmed(state: _Run, again: int | None) -> list[SamplerConfig]:
     """The front's samplers that were not measured from the other noise yet."""
     if again is None or not state.configs:
         return []
+    for config in state.configs.values():
+        state.known(Measurement(config, again))
     frame = state.frame(again)
     configs = list(state.configs.values())
     return [config for config, front, value in zip(configs, frame["front"], frame["again"], strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,23 +15,32 @@ from rich.console import Console
 from rich.table import Table
 
 from pforce import results
-from pforce.config import fingerprint, with_fields
+from pforce.config import with_fields
 from pforce.orchestration.calibration import TIMED_EVALUATIONS, TIMED_STEPS, estimate
 from pforce.orchestration.doctor.cluster import check_cluster
+from pforce.orchestration.hold import this_command
 from pforce.orchestration.launch import Launcher, execute
 from pforce.orchestration.plan import Options, Plan, plan
 from pforce.orchestration.recorder import Recorder
-from pforce.orchestration.sweep import Sweep, format_value, parse_axis
+from pforce.orchestration.sweep import Sweep, flat_params, format_value, parse_axis
+from pforce.records.parts import cell_parts
+from pforce.records.provenance import user
+from pforce.records.sweeps import CellEntry, SweepEntry
 from pforce.results import Row
 from pforce.results.figures import cell_figure
 from pforce.results.statistics import MOST_CLAIMS
+from pforce.results.stored import storage_frame
 from pforce.results.tables import COLUMNS, Column
 from pforce.storage import Storage, StorageError
 from pforce.terminal import DONE, STOPPED, duration, make_console
-from pforce.tracking import TrackingError, mask
+from pforce.tracking import TrackingError, mask, runs_frame
+from pforce.trial.run import with_precision
 from pforce.validation import ConfigError, require
 
-QUICK = {"training.images": 6_400, "evaluation.images": 256, "evaluation.validation_images": 256}
+QUICK = {
+    "training.images": 6_400, "evaluation.images": 256, "evaluation.held_out_images": 256,
+    "evaluation.label_images": 256, "evaluation.reference_images": 256,
+}  # fmt: skip
 """Settings of a training sweep's quick preset: minutes, ranks nothing."""
 HONEST_IMAGES = 96_000
 HONEST_SEEDS = 3
@@ -79,6 +89,7 @@ def run_sweep(
     if dry_run:
         _print_dry_run(planned, console)
         return DONE
+    keep_sweep(planned)
     console.print(
         f"{sweep.name}: {len(sweep.cells())} cells, {len(planned.work)} distinct, {len(planned.done)} finished before"
     )
@@ -97,6 +108,17 @@ def run_sweep(
         console.print(f"No table: {error}", highlight=False, soft_wrap=True, markup=False)
     console.print(f"{time.perf_counter() - started:.0f} s in all", highlight=False)
     return code
+
+
+def keep_sweep(planned: Plan) -> None:
+    """Write down which cells the sweep is of, beside its records."""
+    sweep = planned.sweep
+    cells = [
+        CellEntry.of(item.label, item.parts, flat_params(item.experiment), item.experiment.seed)
+        for item in planned.work
+    ]  # fmt: skip
+    entry = SweepEntry(sweep.name, sweep.identity(planned.work), cells, command=this_command(), user=user())
+    entry.write(planned.options.place)
 
 
 def ray_launcher(options: Options) -> Launcher:
@@ -190,7 +212,8 @@ def compared_rows(planned: Plan, comparison: Comparison) -> tuple[int, list[int]
     if comparison.baseline is not None:
         baseline = _find_row(planned, rows, "--baseline", comparison.baseline)
     else:
-        own = {fingerprint(with_fields(sweep.base, {"seed": seed}), planned.inputs) for seed in sweep.seeds}
+        bases = (with_precision(with_fields(sweep.base, {"seed": seed}), planned.inputs) for seed in sweep.seeds)
+        own = {cell_parts(base, planned.inputs).digest for base in bases}
         baseline = next((n for n, row in enumerate(rows) if own & set(row.fingerprints)), 0)
     if not comparison.compare:
         return baseline, [number for number in range(len(rows)) if number != baseline]
@@ -218,7 +241,7 @@ def print_report(
 ) -> None:
     """The table on the console and in files, with notes and claims below it, its figure, and how to open MLflow."""
     sweep, options = planned.sweep, planned.options
-    frame, rows = results.runs(options.uri), table_rows(planned)
+    frame, rows = sweep_frame(planned), table_rows(planned)
     table, title = results.cell_table(frame, rows, columns), f"{sweep.name} · {sweep.base.name}"
     console.print(results.to_terminal(table, title))
     notes, claims = [_caveat(sweep), *results.table_notes(frame, rows)], _claims(planned, frame, rows, comparison)
@@ -240,6 +263,21 @@ def print_report(
     where = f"{options.place}, and here {stem}" if options.place.remote else stem
     console.print(f"Table and figure: {where}.{{csv,md,tex,html,png}}", soft_wrap=True, highlight=False)
     print_mlflow(options.uri, console)
+
+
+def sweep_frame(planned: Plan) -> pd.DataFrame:
+    """The finished cells of the storage, and what the tracking store says of those that are not, where it is there."""
+    planned.ledger.refresh()
+    try:
+        stored = storage_frame(planned.options.place, ledger=planned.ledger)
+    except StorageError as error:  # a bucket that went away meanwhile: what is finished is known to the tracking store
+        warnings.warn(f"the table is of the tracking store: {error}", stacklevel=2)
+        return runs_frame(planned.tracker, planned.sweep.name)
+    try:
+        return results.with_states(stored, runs_frame(planned.tracker, planned.sweep.name))
+    except Exception as error:  # every kind of store raises its own; the table is of records, and stands without it
+        warnings.warn(f"failed and running cells are not shown: {mask(str(error))[:200]}", stacklevel=2)
+        return stored
 
 
 def push_files(storage: Storage, names: Sequence[str], console: Console) -> None:

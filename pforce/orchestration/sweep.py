@@ -1,20 +1,23 @@
 """A sweep as data: axes over the fields of an experiment, checked when it is defined.
 
-A cell is one combination of axis values and a seed. Cells whose experiments have the same fingerprint (an LTG
-with sigma 0.5 and 0.6 under the reference truncation, say) are one piece of work: reported, and run once.
+A cell is one combination of axis values and a seed. Cells whose experiments give the same row (an LTG with sigma 0.5
+and 0.6 under the reference truncation, say) are one piece of work: reported, and run once.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-from pforce.config import Experiment, check_path, fingerprint, to_dict, training_fingerprint, with_fields
+from pforce.config import Experiment, check_path, to_dict, with_fields
+from pforce.files import digest
+from pforce.records.parts import CellParts, Inputs, cell_parts
 from pforce.timesteps import TimestepSampler
+from pforce.trial.run import with_precision
 from pforce.validation import ConfigError
 
 ROW = "row"
@@ -67,17 +70,24 @@ class Cell:
 
 @dataclass(frozen=True)
 class Work:
-    """What is run once: a fingerprint and the cells that have it."""
+    """What is run once: the parts of a row, and the cells that they are of."""
 
-    fingerprint: str
+    parts: CellParts
     cells: tuple[Cell, ...]
 
-    training: str
-    """Fingerprint of the training, which cells share that differ in sampler or evaluation only."""
+    @property
+    def fingerprint(self) -> str:
+        """The digest of the cell: equal for cells that give the same row."""
+        return self.parts.digest
+
+    @property
+    def training(self) -> str:
+        """The digest of the training, which cells share that differ in sampler, evaluation or budget only."""
+        return self.parts.training.digest
 
     @property
     def experiment(self) -> Experiment:
-        """The experiment of the first cell; the others give the same result."""
+        """The experiment of the first cell, its precision resolved; the others give the same result."""
         return self.cells[0].experiment
 
     @property
@@ -118,7 +128,7 @@ class Sweep:
             for path in row.changes:
                 if path == "seed" or path in paths:
                     raise ConfigError(f"row {row.name}: {path} is an axis of the sweep, no field of a row")
-        self.cells()  # every cell must be a valid experiment
+        _ = self.all_cells  # every cell must be a valid experiment
 
     @property
     def headers(self) -> list[str]:
@@ -129,8 +139,14 @@ class Sweep:
 
     def cells(self) -> list[Cell]:
         """All cells, seeds outermost: an interrupted sweep has whole tables of fewer seeds."""
+        return list(self.all_cells)
+
+    @cached_property
+    def all_cells(self) -> tuple[Cell, ...]:
+        """`cells`, made once: of thousands each is an experiment that is checked whole."""
         paths = [axis.path for axis in self.axes]
         rows = self.rows or (None,)
+        headers = self.headers
         found = []
         for seed in self.seeds:
             for row, *values in itertools.product(rows, *(axis.values for axis in self.axes)):
@@ -142,22 +158,21 @@ class Sweep:
                     if row is None:
                         raise
                     raise ConfigError(f"row {row.name}: {error}") from error
-                found.append(Cell(tuple(zip(self.headers, shown, strict=True)), experiment))
-        return found
+                found.append(Cell(tuple(zip(headers, shown, strict=True)), experiment))
+        return tuple(found)
 
-    def work(self, inputs: Mapping[str, str]) -> list[Work]:
-        """The cells by fingerprint, in order. `inputs` as in `pforce.config.fingerprint`."""
-        groups: dict[str, list[Cell]] = {}
-        for cell in self.cells():
-            groups.setdefault(fingerprint(cell.experiment, inputs), []).append(cell)
-        return [
-            Work(key, tuple(cells), training_fingerprint(cells[0].experiment, inputs)) for key, cells in groups.items()
-        ]
+    def work(self, inputs: Inputs) -> list[Work]:
+        """The cells by what is run once, in order; `auto` precision is resolved."""
+        groups: dict[str, tuple[CellParts, list[Cell]]] = {}
+        for cell in self.all_cells:
+            resolved = replace(cell, experiment=with_precision(cell.experiment, inputs))
+            parts = cell_parts(resolved.experiment, inputs)
+            groups.setdefault(parts.digest, (parts, []))[1].append(resolved)
+        return [Work(parts, tuple(cells)) for parts, cells in groups.values()]
 
     def identity(self, work: list[Work]) -> str:
-        """Hash of the name and of all cells: the same command finds its own parent run again."""
-        text = "\n".join([self.name, *sorted(item.fingerprint for item in work)])
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        """Digest of the name and of all cells: the same command finds its own parent run again."""
+        return digest("sweep", [self.name, sorted(item.fingerprint for item in work)])
 
 
 def same_distribution_notes(work: list[Work]) -> list[str]:

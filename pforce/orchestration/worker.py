@@ -13,15 +13,17 @@ import torch
 
 from pforce.config import Experiment, from_dict
 from pforce.data import DataError, Manifest, ensure
-from pforce.mirror import TrialMirror
 from pforce.orchestration.failures import FINAL, Failure, failure_of
 from pforce.parallel import ALONE, Workers
-from pforce.sources import EXPERIMENT
+from pforce.records.ledger import Ledger
+from pforce.records.parts import Inputs, cell_parts
+from pforce.records.row import training_metrics
 from pforce.storage import Storage
 from pforce.training import Callback, Diverged, OnRecord, Record, Sharding
 from pforce.training.checkpoint import CheckpointError
 from pforce.training.loop import use_bfloat16
-from pforce.trial import Paths, TrialLocked, run_trial, train_trial
+from pforce.trial.folder import TrialLocked
+from pforce.trial.run import Paths, Where, run_trial, train_trial
 
 PROGRESS_EVERY_SECONDS = 2.0
 TOGETHER = (Diverged, CheckpointError, TrialLocked)
@@ -34,18 +36,14 @@ class Payload(TypedDict):
     """A cell as it travels to its worker: plain data."""
 
     fingerprint: str
-    training: str
     experiment: dict[str, Any]
+    inputs: dict[str, Any]
+    """What it reads, by content (`pforce.records.parts.Inputs`)."""
     data: str
-    data_hash: str
     storage: str
     """URI; of a bucket every machine has a mirror of its own."""
-    reference_cache: str
-    """Folder below the storage's root."""
     train_only: bool
     """Leave the evaluation to others (see `pforce.orchestration.apart`)."""
-    folder: str
-    """Of the training, below the storage's root."""
     device: str
     threads: int
     devices: float
@@ -53,6 +51,8 @@ class Payload(TypedDict):
     sharding: Sharding
     recorded: int
     """Images seen at the last point of its curve that the tracking store has."""
+    provenance: dict[str, str]
+    """Commit and changes of the driver's code."""
 
 
 class CellFailed(RuntimeError):
@@ -68,9 +68,7 @@ class CellFailed(RuntimeError):
 
 def paths_of(payload: Payload, data: Path) -> Paths:
     """Where this machine finds and leaves a cell's files."""
-    storage = Storage.open(payload["storage"])
-    mirror = TrialMirror(storage, payload["folder"], EXPERIMENT) if storage.remote else None
-    return Paths(data, storage.root / payload["folder"], storage.root / payload["reference_cache"], mirror)
+    return Paths(data, Storage.open(payload["storage"]))
 
 
 def find_data(experiment: Experiment, payload: Payload) -> Path:
@@ -79,10 +77,11 @@ def find_data(experiment: Experiment, payload: Payload) -> Path:
     if experiment.data.name != "shards" and not folder.exists():
         folder = ensure(experiment.data, progress=False)
     found = Manifest.load(folder).hash
-    if found != payload["data_hash"]:
+    planned = Inputs(**payload["inputs"]).data
+    if found != planned:
         raise DataError(
             f"{folder} on this machine holds other data (hash {found[:12]}) than was planned with "
-            f"({payload['data_hash'][:12]}): the same versions of the packages, or a shared folder, are needed"
+            f"({planned[:12]}): the same versions of the packages, or a shared folder, are needed"
         )
     return folder
 
@@ -134,20 +133,27 @@ def run_cell(
 
     try:
         with _warnings_to(report):
-            how: dict[str, Any] = {
-                "training": payload["training"],
-                "device": device,
-                "callbacks": [OnRecord(on_record, recorded=payload["recorded"]), *callbacks],
-                "progress": on_progress,
-                "device_count": payload["devices"],
-                "workers": workers,
-                "sharding": payload["sharding"],
-            }
+            where = Where(
+                device=device,
+                workers=workers,
+                sharding=payload["sharding"],
+                devices=payload["devices"],
+                callbacks=[OnRecord(on_record, recorded=payload["recorded"]), *callbacks],
+                progress=on_progress,
+                provenance=payload["provenance"],
+            )
+            inputs = Inputs(**payload["inputs"])
             paths = paths_of(payload, find_data(experiment, payload))
+            metrics: dict[str, float] = {}
             if payload["train_only"]:
-                _, metrics = train_trial(experiment, paths, **how)
+                ledger = Ledger(paths.storage, lambda line: warnings.warn(line, stacklevel=2))
+                trained = train_trial(experiment, paths, cell_parts(experiment, inputs), where, ledger)
+                if trained.record is not None:
+                    metrics = training_metrics(trained.record)
             else:
-                metrics = run_trial(experiment, paths, identity=payload["fingerprint"], **how)
+                row = run_trial(experiment, paths, where, inputs=inputs)
+                if row is not None:
+                    metrics = row.metrics
     except CellFailed:  # of a report: the driver wants an end
         raise
     except Exception as error:

@@ -1,87 +1,161 @@
-"""Finished trials as lines of JSON: what a machine without a tracking store leaves, and what a repository keeps.
+"""The formats of commit 0641df2: how it named results, and its lines of JSON. For `pforce records migrate` only.
 
-A record has everything that a run in MLflow has but its curve: parameters, metrics, tags. A trial is known by its
-fingerprint, so files of several machines and days merge without asking (`pforce records import`).
+Every old fingerprint is computed again from the parameters beside it, so that no result is carried over under the name
+of another.
 """
 
 from __future__ import annotations
 
+import ast
+import copy
+import hashlib
 import json
-import os
+import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
-from pforce.validation import InputError
+from pforce.config import Experiment, from_dict, to_dict
+from pforce.metrics.config import MOST_VALIDATION
+from pforce.records.record import RecordError
+from pforce.sampling import Guidance, SamplerConfig
+from pforce.timesteps import SAMPLERS
+from pforce.validation import ConfigError, FieldError
 
 FORMAT = 1
+RESULT_VERSION, TRAINING_VERSION = 2, 1
+NOT_IN_FINGERPRINT = (
+    "name", "model.attention", "data.path", "training.accumulation", "training.compile", "training.checkpoint_every",
+    "training.log_every", "evaluation.batch", "evaluation.detector_weights",
+)  # fmt: skip
+NEEDED = ("sweep", "name", "fingerprint", "params", "metrics", "tags", "started", "ended", "files")
+MOST_LINE = 4 << 20
 
 
-class RecordError(InputError, ValueError):
-    """A file holds no records that this version reads."""
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-class TrialRecord(TypedDict):
-    """A finished trial."""
-
-    format: int
-    sweep: str
-    """Name of the sweep (MLflow experiment)."""
-    name: str
-    """Its label: `row=LTG seed=0`."""
-    fingerprint: str
-    params: dict[str, str]
-    metrics: dict[str, float]
-    """Last values; those that are not finite are left out, as JSON has no word for them."""
-    tags: dict[str, str]
-    """Seed, training, device, versions, and what else a run is tagged with."""
-    started: int
-    ended: int
-    """Milliseconds since 1970."""
-    step: int
-    """Images seen."""
-    files: list[str]
-    """Pictures, relative to the file of the records; they may be left out."""
-
-
-def append(path: Path, record: TrialRecord) -> None:
-    """One more line. What a killed writer left of its last line is no record, and does not spoil this one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(record, sort_keys=True, allow_nan=False) + "\n"
-    with path.open("ab+") as file:
-        cut = file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
-        file.write((b"\n" if cut else b"") + line.encode())
+def canonical(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """What determined a result, of an experiment as plain data of then."""
+    data: dict[str, Any] = copy.deepcopy(dict(plain))
+    fields = dict(data["timesteps"])
+    data["timesteps"] = to_dict(SAMPLERS[fields.pop("name")](**fields).canonical())
+    attention = data["model"]["attention"]
+    for path in NOT_IN_FINGERPRINT:
+        *parents, leaf = path.split(".")
+        target = data
+        for parent in parents:
+            target = target[parent]
+        del target[leaf]
+    sampler = dict(data["sampler"])
+    interval = sampler["guidance"]["interval"]
+    guidance = Guidance(sampler["guidance"]["scale"], None if interval is None else tuple(interval))
+    data["sampler"] = SamplerConfig(**{**sampler, "guidance": guidance}).canonical()
+    evaluation = data["evaluation"]
+    if evaluation["reference"].endswith(".npz"):
+        evaluation["reference"] = "file"
+    evaluation["metrics"] = sorted(evaluation["metrics"])
+    if not evaluation.get("context_timesteps"):
+        evaluation.pop("context_timesteps", None)
+    if attention != "sdpa":
+        data["model"]["attention"] = attention
+    return data
 
 
-def read(path: Path) -> list[TrialRecord]:
-    """All records of a file, in order. A damaged line is passed over with a warning.
+def fingerprint(plain: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """The name of a cell's result then."""
+    return _digest({"version": RESULT_VERSION, "inputs": dict(inputs), "experiment": canonical(plain)})
 
-    RecordError where the file cannot be read, or is of another format.
-    """
+
+def training_fingerprint(plain: Mapping[str, Any], data: str) -> str:
+    """The name of a training then."""
+    trained = {name: value for name, value in canonical(plain).items() if name not in ("sampler", "evaluation")}
+    return _digest({"version": TRAINING_VERSION, "data": data, "training": trained})
+
+
+def plain_of(params: Mapping[str, str]) -> dict[str, Any]:
+    """An experiment as plain data, of a run's flat parameters. ValueError for one that is no value."""
+    data: dict[str, Any] = {}
+    for path, text in params.items():
+        *parents, leaf = ("timesteps.name" if path == "timesteps" else path).split(".")
+        target = data
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[leaf] = _value(text)
+    return data
+
+
+def _value(text: str) -> Any:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        value = ast.literal_eval(text)  # numbers, lists, True, None; it runs nothing
+    except (ValueError, SyntaxError):
+        return text
+    return list(value) if isinstance(value, tuple) else value
+
+
+def experiment_of(plain: Mapping[str, Any]) -> Experiment:
+    """Today's experiment of plain data of then: one number decided held-out images, classes and reference."""
+    data: dict[str, Any] = copy.deepcopy(dict(plain))
+    evaluation = data["evaluation"]
+    held_out = evaluation.pop("validation_images", MOST_VALIDATION)
+    evaluation |= {"held_out_images": held_out, "label_images": held_out}
+    if evaluation.get("reference", "validation") == "validation":
+        evaluation["reference_images"] = held_out
+    return from_dict(data)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of records of then. A line that is damaged is passed over with a warning.
+
+    RecordError where the file cannot be read, or is no such file.
+    """
+    found: list[dict[str, Any]] = []
+    try:
+        with path.open("rb") as file:
+            lines = list(iter(lambda: file.readline(MOST_LINE + 1), b""))
+    except OSError as error:
         raise RecordError(f"{path}: cannot be read as records: {error}") from error
-    found: list[TrialRecord] = []
     for number, line in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
         try:
             record = json.loads(line)
-        except ValueError:
-            warnings.warn(f"{path}, line {number}: passed over, as it is no whole record", stacklevel=2)
+        except (ValueError, RecursionError):
+            warnings.warn(f"{where}: passed over, as it is no whole record", stacklevel=2)
             continue
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             kind = record.get("format") if isinstance(record, dict) else type(record).__name__
-            raise RecordError(f"{path}, line {number}: format {kind!r}, this version reads {FORMAT}")
-        if missing := TrialRecord.__required_keys__ - record.keys():
-            raise RecordError(f"{path}, line {number}: lacks {', '.join(sorted(missing))}")
-        found.append(record)  # type: ignore[arg-type]  # its keys were just checked
+            raise RecordError(f"{where}: format {kind!r}, where lines of {FORMAT} are carried over")
+        if lacking := [name for name in NEEDED if name not in record]:
+            raise RecordError(f"{where}: lacks {', '.join(lacking)}")
+        try:
+            checked(record)
+        except (TypeError, ValueError) as error:
+            raise RecordError(f"{where}: {error}") from error
+        found.append(record)
     return found
 
 
-def merged(several: Iterable[Sequence[TrialRecord]]) -> list[TrialRecord]:
-    """Records of several files, one a (sweep, fingerprint): the one that ended first, as a finished cell is final."""
-    first: dict[tuple[str, str], TrialRecord] = {}
-    for record in sorted((record for part in several for record in part), key=lambda record: record["ended"]):
-        first.setdefault((record["sweep"], record["fingerprint"]), record)
-    return list(first.values())
+def checked(record: Mapping[str, Any]) -> None:
+    """TypeError or ValueError where a line holds what has no place in it."""
+    for name in ("params", "tags"):
+        if not isinstance(record[name], dict) or not all(isinstance(value, str) for value in record[name].values()):
+            raise TypeError(f"{name} is no table of texts")
+    if not isinstance(record["metrics"], dict):
+        raise TypeError("metrics is no table")
+    for name, value in record["metrics"].items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise TypeError(f"metrics.{name} = {value!r}: is no finite number")
+    for name in ("started", "ended"):
+        if isinstance(record[name], bool) or not isinstance(record[name], int | float):
+            raise TypeError(f"{name} is no time")
+    for name in ("sweep", "name", "fingerprint"):
+        if not isinstance(record[name], str):
+            raise TypeError(f"{name} is no text")
+    if not isinstance(record["files"], list) or not all(isinstance(each, str) for each in record["files"]):
+        raise TypeError("files is no list of names")
+
+
+NOT_WELL_FORMED = (ConfigError, FieldError, KeyError, TypeError, ValueError, AttributeError)
+"""What a line of parameters raises that makes no experiment."""

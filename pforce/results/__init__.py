@@ -11,6 +11,7 @@ from pforce.results.frames import (
     row_names,
     runs,
     smaller_is_better,
+    with_states,
 )
 from pforce.results.notes import table_notes
 from pforce.results.paper import paper_table
@@ -42,4 +43,5 @@ __all__ = [
     "to_latex",
     "to_markdown",
     "to_terminal",
+    "with_states",
 ]

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from pforce.files import write_whole
-from pforce.generation import Job, drawn_batches
 from pforce.images import from_uint8, save_grid, to_uint8
+from pforce.trial.jobs import Job, drawn_batches
 
 GRID_IMAGES = 64
 SHOWN_PIXELS = 128
@@ -27,7 +27,7 @@ Told = Callable[[int], None]
 """Told how many images are done."""
 
 
-def write_npz(folder: Path, job: Job, path: Path, told: Told = lambda done: None) -> None:
+def write_npz(job: Job, path: Path, told: Told = lambda done: None) -> None:
     """All images as ADM's evaluator reads them: `arr_0` uint8 (N, H, W, 3); latents as `latents`, float32 (N, C, H, W).
 
     `labels` holds the classes. One batch is in memory at a time.
@@ -37,7 +37,7 @@ def write_npz(folder: Path, job: Job, path: Path, told: Told = lambda done: None
         labels, done = [], 0
         with zipfile.ZipFile(scratch, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             file = None
-            for batch in drawn_batches(folder, job, ("images", "latents", "labels")):
+            for batch in drawn_batches(job, ("images", "latents", "labels")):
                 key = "images" if "images" in batch else "latents"
                 values = np.ascontiguousarray(batch[key])
                 if file is None:
@@ -60,9 +60,9 @@ def write_npz(folder: Path, job: Job, path: Path, told: Told = lambda done: None
     write_whole(path, write)
 
 
-def write_maps(folder: Path, job: Job, path: Path) -> None:
+def write_maps(job: Job, path: Path) -> None:
     """All maps in one npz: `timesteps` and `sigma`, float32 (N, E, h, w), E the function evaluations."""
-    parts = list(drawn_batches(folder, job, ("timesteps", "sigma")))
+    parts = list(drawn_batches(job, ("timesteps", "sigma")))
     named: dict[str, Any] = {
         key: np.concatenate([part[key] for part in parts]) for key in ("timesteps", "sigma") if key in parts[0]
     }
@@ -74,24 +74,24 @@ def write_maps(folder: Path, job: Job, path: Path) -> None:
     write_whole(path, write)
 
 
-def write_images(folder: Path, job: Job, path: Path, told: Told = lambda done: None) -> None:
+def write_images(job: Job, path: Path, told: Told = lambda done: None) -> None:
     """Each image as `000000.png` in a folder of them alone, by its number; those of a longer job are removed."""
     path.mkdir(parents=True, exist_ok=True)
     for surplus in path.glob("[0-9]*.png"):
         if not surplus.stem.isdigit() or int(surplus.stem) >= job.count:
             surplus.unlink()
     number = 0
-    for batch in drawn_batches(folder, job, ("images",)):
+    for batch in drawn_batches(job, ("images",)):
         for image in batch["images"]:
             Image.fromarray(image).save(path / f"{number:06d}.png")
             number += 1
         told(number)
 
 
-def _first(folder: Path, job: Job, images: int) -> dict[str, NDArray[Any]]:
+def _first(job: Job, images: int) -> dict[str, NDArray[Any]]:
     """The arrays of the first images."""
     parts: list[dict[str, NDArray[Any]]] = []
-    for batch in drawn_batches(folder, job):
+    for batch in drawn_batches(job):
         parts.append(batch)
         if sum(len(part["labels"]) for part in parts) >= images:
             break
@@ -102,9 +102,9 @@ def _as_tensor(images: NDArray[np.uint8]) -> Tensor:
     return from_uint8(torch.from_numpy(images)).permute(0, 3, 1, 2)
 
 
-def write_grid(folder: Path, job: Job, path: Path, images: int = GRID_IMAGES) -> None:
+def write_grid(job: Job, path: Path, images: int = GRID_IMAGES) -> None:
     """The first images as one PNG, small ones enlarged."""
-    drawn = _as_tensor(_first(folder, job, images)["images"])
+    drawn = _as_tensor(_first(job, images)["images"])
     save_grid(drawn, path, scale=max(1, SHOWN_PIXELS // 2 // drawn.shape[-1]))
 
 

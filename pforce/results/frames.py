@@ -10,7 +10,10 @@ from typing import NamedTuple
 import pandas as pd
 
 from pforce.metrics.distances import INCEPTION_NAMES, metric_name
-from pforce.tracking import Tracker, runs_frame
+from pforce.results.stored import storage_frame
+from pforce.storage import Storage
+from pforce.tracking import Tracker, is_server, runs_frame
+from pforce.tracking.checks import is_database
 
 UNDER_WAY = ("RUNNING", "SCHEDULED")
 DISTANCES = ("fd", "fd_infinity", "sfd", "kd", "precision", "recall", "is")
@@ -35,18 +38,38 @@ class Row(NamedTuple):
     """One a seed."""
 
 
-def runs(tracking_uri: str, sweep: str | None = None) -> pd.DataFrame:
-    """A row a trial: run_id, status, fingerprint, every parameter by its dotted path, every metric's last value.
+def runs(storage_or_tracking_uri: str | Path, sweep: str | None = None) -> pd.DataFrame:
+    """A row per cell of a storage's sweeps, from its records; or a row per run of a tracking store.
 
-    A trial that was stopped and taken up again is one row, with the last values. Nothing is left out: failed, stopped
-    and running trials are rows, told by `status` and `reason`, and where several sweeps ran one experiment (one
-    fingerprint), or an earlier attempt was given up, each run is a row. `cells` keeps one row a fingerprint.
+    Columns: run_name, status, fingerprint, every parameter by its dotted path, every metric. From a storage there are
+    finished cells only, whole. From a tracking store nothing is left out: failed, stopped and running trials are rows,
+    told by `status` and `reason`, and where several sweeps ran one experiment (one fingerprint), each run is a row.
+    `cells` keeps one row per fingerprint.
 
     Args:
-        tracking_uri: `sqlite:///…/mlflow.db` or a server. TrackingError where it cannot be read.
-        sweep: name of one sweep (its MLflow experiment), such as `ltg_grid`; None reads all.
+        storage_or_tracking_uri: a folder or bucket that sweeps leave their files in; or `sqlite:///…/mlflow.db` or an
+            MLflow server.
+        sweep: name of one sweep, such as `ltg_grid`; None reads all.
+
+    Raises:
+        StorageError, TrackingError: it cannot be read.
     """
-    return runs_frame(Tracker(tracking_uri, artifacts=Path("runs")), sweep)
+    text = str(storage_or_tracking_uri)
+    if is_server(text) or is_database(text):
+        return runs_frame(Tracker(text, artifacts=Path("runs")), sweep)
+    return storage_frame(Storage.open(text), sweep)
+
+
+def with_states(stored: pd.DataFrame, tracked: pd.DataFrame) -> pd.DataFrame:
+    """A storage's finished cells, and of a tracking store's runs those of cells that are not finished: failed, stopped
+    or running ones, for a table to show."""
+    if tracked.empty:
+        return stored
+    done = set(stored["fingerprint"]) if len(stored) else set()
+    others = tracked[~tracked["fingerprint"].isin(done) & (tracked["status"] != "FINISHED")]
+    if others.empty:
+        return stored
+    return others if stored.empty else pd.concat([stored, others], ignore_index=True)
 
 
 def cells(frame: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -32,6 +33,11 @@ COMMON = ("model", "x0", "timesteps", "y", "guidance", "generator", "callback")
 
 def own_settings(sampler: str) -> dict[str, Any]:
     """A solver's own settings with their defaults, read from its signature."""
+    return dict(_own_settings(sampler))
+
+
+@cache
+def _own_settings(sampler: str) -> dict[str, Any]:
     parameters = inspect.signature(SOLVERS[sampler]).parameters
     return {name: parameter.default for name, parameter in parameters.items() if name not in COMMON}
 

@@ -179,6 +179,11 @@ def sqlite_path(uri: str) -> Path | None:
     return None if not name or name == ":memory:" else Path(name)
 
 
+def sqlite_uri(path: Path) -> str:
+    """The URI of a sqlite database, whatever its path is made of: `?` and `%41` mean something in a URI."""
+    return sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
+
+
 def _sqlite(path: Path) -> closing[sqlite3.Connection]:
     return closing(sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None))
 

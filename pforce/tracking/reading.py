@@ -15,7 +15,7 @@ USER = "mlflow.user"
 TEXTS = [
     "run_id", "run_name", "status", "sweep", "parent", "fingerprint", "training", "reason", "device", "computed_in",
     "torch", "commit", "user",
-    "start_time", "end_time", "last_activity",
+    "start_time", "end_time", "last_activity", "origin",
 ]  # fmt: skip
 """Columns of `runs_frame` that are not made numbers."""
 
@@ -71,14 +71,18 @@ def runs_frame(tracker: Tracker, sweep: str | None = None) -> pd.DataFrame:
         }
         for name, run in runs_of(tracker, sweep, "trial")
     ]
-    frame = pd.DataFrame(rows)
+    return numbers_where_all_are(pd.DataFrame(rows))
+
+
+def numbers_where_all_are(frame: pd.DataFrame) -> pd.DataFrame:
+    """Columns of texts as numbers, where every value that is there is one; those of TEXTS stay."""
+    found = {name: frame[name] for name in frame.columns}
     for column in frame.columns.difference(TEXTS):
         if frame[column].dtype == object or str(frame[column].dtype) in ("str", "string"):
             numbers = pd.to_numeric(frame[column], errors="coerce")
-            # A column is numeric where every value that is there is a number.
             if numbers.notna().sum() == frame[column].notna().sum():
-                frame[column] = numbers
-    return frame
+                found[column] = numbers
+    return pd.DataFrame(found, index=frame.index)  # at once: hundreds of columns one by one are slow to read
 
 
 def sweeps_frame(tracker: Tracker, sweep: str | None = None) -> pd.DataFrame:

@@ -19,7 +19,16 @@ import mlflow
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
-from pforce.tracking.checks import TrackingError, check_store, check_writable, is_database, is_server, mask, sqlite_path
+from pforce.tracking.checks import (
+    TrackingError,
+    check_store,
+    check_writable,
+    is_database,
+    is_server,
+    mask,
+    sqlite_path,
+    sqlite_uri,
+)
 
 PARENT = "mlflow.parentRunId"
 METRICS_A_CALL = 1000
@@ -67,7 +76,7 @@ class RunSpec(NamedTuple):
 
 def default_uri(storage: Path) -> str:
     """The sqlite database below a storage folder."""
-    return f"sqlite:///{storage.resolve() / 'mlflow.db'}"
+    return sqlite_uri(storage.resolve() / "mlflow.db")
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ def _make_database(uri: str) -> None:
         return
     with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=path.parent) as folder:
         scratch = Path(folder) / path.name
-        mlflow.MlflowClient(tracking_uri=f"sqlite:///{scratch}").search_experiments(max_results=1)
+        mlflow.MlflowClient(tracking_uri=sqlite_uri(scratch)).search_experiments(max_results=1)
         try:
             path.hardlink_to(scratch)
         except FileExistsError:  # another process was quicker
@@ -305,14 +314,6 @@ class Tracker:
     def artifact(self, run_id: str, path: Path) -> None:
         """Copy a file into the run's artifacts."""
         self.client.log_artifact(run_id, str(path))
-
-    def read_artifact(self, run_id: str, name: str) -> bytes | None:
-        """A file of the run's artifacts; None where it has no such one."""
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                return Path(self.client.download_artifacts(run_id, name, folder)).read_bytes()
-        except (MlflowException, OSError):
-            return None
 
     def close(self, run_id: str, status: Status, *, ended: int | None = None) -> None:
         """End a run, at a time in milliseconds since 1970 (now by default)."""

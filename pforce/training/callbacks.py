@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pforce.training import checkpoint
 from pforce.training.checkpoint import CheckpointError
-from pforce.training.loop import Callback, Record, TrainState
+from pforce.training.loop import Callback, Record, TrainState, require_finite
 from pforce.training.strategy import put, whole
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -109,6 +109,7 @@ class Checkpoints(Callback):
 
     def _save(self, state: TrainState) -> None:
         workers = state.workers
+        require_finite(state)
         # All have just ended a step: one that does not come to the meeting hangs, and is not waited for with patience.
         streams = workers.gather(state.stream.state_dict(), patient=False)
         meta = {

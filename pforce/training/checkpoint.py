@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 import tempfile
 import warnings
@@ -20,23 +19,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pforce.files import sha256_of
+from pforce.files import digest, read_small, sha256_of, sync
 
 FORMAT = 1
 KEPT = 2
 STATE, META = "state.safetensors", "meta.json"
+CHECKSUM = "checksum"
+"""Key of meta.json: the hash of all of its other entries. Checkpoints of commit 0641df2 have none."""
+MOST_META_BYTES = 64 << 20
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be used."""
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
@@ -52,14 +46,14 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, An
     scratch = Path(tempfile.mkdtemp(prefix=".tmp_", dir=folder))
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch / STATE)
-        _flush(scratch / STATE)
+        sync(scratch / STATE)
         record = {**meta, "format": FORMAT, "step": step, "sha256": sha256_of(scratch / STATE)}
-        (scratch / META).write_text(json.dumps(record, indent=1))
-        _flush(scratch / META)
+        (scratch / META).write_text(json.dumps({**record, CHECKSUM: checksum(record)}, indent=1))
+        sync(scratch / META)
         if final.exists():
             shutil.rmtree(final)  # the same step again, after a resume from an older checkpoint
         scratch.rename(final)
-        _flush(folder)
+        sync(folder)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
@@ -79,12 +73,36 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*")) if folder.is_dir() else []
 
 
+def checksum(meta: dict[str, Any]) -> str:
+    """The hash of a checkpoint's entries as JSON reads them back."""
+    return digest("checkpoint", json.loads(json.dumps({key: meta[key] for key in meta if key != CHECKSUM})))
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The entries of a checkpoint's meta.json. CheckpointError where it is missing, damaged or of another format."""
+    try:
+        meta = json.loads(read_small(path / META, MOST_META_BYTES))
+    except PermissionError as error:
+        raise CheckpointError(f"{path / META}: may not be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path / META}: {error}") from error
+    if not isinstance(meta, dict):
+        raise CheckpointError(f"{path / META}: holds a {type(meta).__name__}, not an object")
+    if meta.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: checkpoint format {meta.get('format')}, this version reads {FORMAT}")
+    if CHECKSUM not in meta:
+        raise CheckpointError(
+            f"{path / META}: has no checksum; one of an earlier version is carried over by `pforce records migrate`"
+        )
+    if checksum(meta) != meta[CHECKSUM]:
+        raise CheckpointError(f"{path / META}: is damaged: its checksum is not that of its entries")
+    return meta
+
+
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and meta of one checkpoint. CheckpointError where a file is missing, damaged or of another format."""
+    meta = read_meta(path)
     try:
-        meta = json.loads((path / META).read_text())
-        if meta.get("format") != FORMAT:
-            raise CheckpointError(f"{path}: checkpoint format {meta.get('format')}, this version reads {FORMAT}")
         found = sha256_of(path / STATE)
         if found != meta["sha256"]:
             raise CheckpointError(f"{path / STATE}: sha256 {found[:12]}…, meta.json says {meta['sha256'][:12]}…")
@@ -102,6 +120,8 @@ def load_newest(folder: Path, *, identity: str) -> tuple[dict[str, Tensor], dict
         try:
             tensors, meta = load(path)
         except CheckpointError as error:
+            if isinstance(error.__cause__, PermissionError):  # no damage: an older one in its place would hide it
+                raise
             warnings.warn(f"damaged checkpoint passed over: {error}", stacklevel=2)
             continue
         if meta["identity"] != identity:

@@ -26,22 +26,25 @@ from pforce.parallel import ALONE, Workers
 from pforce.timesteps import TimestepSampler
 from pforce.training.config import OptimizerConfig, Precision, TrainingConfig
 from pforce.training.ema import EMA
-from pforce.training.strategy import Forward, Sharding, make_forward, shard, whole
+from pforce.training.strategy import Forward, Sharding, local, make_forward, shard, whole
 
 CURVE_POINTS = 300
 
 
 class Diverged(RuntimeError):
-    """The loss or its gradient is not finite. The last checkpoint is from before."""
+    """The loss, its gradient, or a weight is not finite. The last checkpoint is from before.
 
-    def __init__(self, step: int, loss: float, gradient_norm: float) -> None:
-        self.step, self.loss, self.gradient_norm = step, loss, gradient_norm
-        super().__init__(
-            f"the training diverged: at step {step} the loss is {loss} and the gradient's norm {gradient_norm}"
-        )
+    Args:
+        step: optimiser steps done.
+        what: what was found: `the loss is nan`.
+    """
 
-    def __reduce__(self) -> tuple[type[Diverged], tuple[int, float, float]]:
-        return Diverged, (self.step, self.loss, self.gradient_norm)
+    def __init__(self, step: int, what: str) -> None:
+        self.step, self.what = step, what
+        super().__init__(f"the training diverged: at step {step} {what}")
+
+    def __reduce__(self) -> tuple[type[Diverged], tuple[int, str]]:
+        return Diverged, (self.step, self.what)
 
 
 class TrainingBatch(Protocol):
@@ -229,7 +232,8 @@ class _Curve:
         rows = state.workers.mean(torch.stack(self.rows)).cpu().double()
         for offset, row in enumerate(rows):
             if not row.isfinite().all():
-                raise Diverged(state.step - len(rows) + offset + 1, row[0].item(), row[3].item())
+                told = f"the loss is {row[0].item()} and the gradient's norm {row[3].item()}"
+                raise Diverged(state.step - len(rows) + offset + 1, told)
         seconds = time.perf_counter() - self.since
         batch, rate = state.spec.training.batch, state.spec.optimizer.learning_rate_at(state.step - 1)
         loss, mse, nll, norm = rows.mean(dim=0).tolist()
@@ -241,6 +245,17 @@ class _Curve:
         )  # fmt: skip
         self.rows, self.since = [], time.perf_counter()
         return result
+
+
+@torch.no_grad()
+def require_finite(state: TrainState) -> None:
+    """Diverged where a weight or an average is not finite: a loss is of before its update. Asked by all workers."""
+    for name, model in (("weights", state.model), ("averaged weights", state.ema.model)):
+        parts = [local(value) for value in model.parameters()]
+        finite = torch.stack([part.isfinite().all() for part in parts]).all()
+        # Each worker may hold another part: all learn of it at once.
+        if state.workers.mean(finite.float().reshape(1)).item() < 1:
+            raise Diverged(state.step, f"{name} are not finite")
 
 
 def train(state: TrainState, *, flip: bool = False, callbacks: Sequence[Callback] = ()) -> None:
@@ -266,6 +281,8 @@ def _run(state: TrainState, flip: bool, callbacks: Sequence[Callback]) -> None:
         if state.step % training.log_every == 0 or state.step == training.steps:
             record = curve.record(state)
             state.curve.append(record)
+            if state.step == training.steps:
+                require_finite(state)
             for callback in callbacks:
                 callback.on_record(state, record)
 

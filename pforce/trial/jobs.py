@@ -1,19 +1,17 @@
-"""A sampling job: many images of one model, drawn in batches that survive a kill.
+"""A sampling job: many images of one model, drawn in passes that survive a kill, into the drawings of a storage.
 
-A batch is known by its number. Its images start from noise keyed by (seed, image index), and it always has the
-same size (the last one is drawn whole and cut), so neither the number of workers nor an interruption changes an
-image. Each finished batch is a file that appears whole; a job goes on with those that are missing.
-
-Folder of a job: `job.json` (what is drawn), `batches/00000000.npz`, and the outputs made from them.
+Image i starts from noise keyed by (seed, i), so neither the number of workers nor an interruption changes an image.
+What was drawn is kept as a drawing's blocks (see `pforce.trial.draw`): an evaluation of the same drawing reads it
+there, and a job of one that an evaluation drew draws what is missing only.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,15 +20,19 @@ import torch
 from numpy.typing import NDArray
 
 from pforce import seeding
-from pforce.files import write_whole
+from pforce.files import write_json
 from pforce.images import to_uint8
 from pforce.models.autoencoder import Decoder, load_decoder
+from pforce.records.identity import canonical_sampler
+from pforce.records.parts import Request, label_cycle
 from pforce.sampling import SamplerConfig
 from pforce.sampling.trace import Trace
-from pforce.sources import Source, SourceError, Weights, load_source
+from pforce.storage import Storage
+from pforce.trial.draw import BLOCK, IMAGES, Arrays, Blocks, Span, folder_of, joined, spans_to_draw
+from pforce.trial.source import Source, SourceError, Weights, load_source
 from pforce.validation import InputError, require
 
-RECORD, BATCHES = "job.json", "batches"
+RECORD, LATENTS, MAPS = "job.json", "latents", "maps"
 
 
 class JobError(InputError, ValueError):
@@ -50,9 +52,11 @@ class Job:
     """Image i is of class classes[i mod their number]."""
     count: int
     """Images."""
+    storage: str
+    """URI of the storage that keeps the drawing."""
     seed: int = 0
-    batch: int = 64
-    """Images a forward pass."""
+    batch: int = BLOCK
+    """Images per forward pass."""
     maps: bool = False
     """Keep uncertainty and timestep maps."""
     weights: Weights = "ema"
@@ -60,6 +64,10 @@ class Job:
     """Attention heads of an original SiT of unusual size."""
     decoder: str | None = None
     """Folder of an autoencoder whose decoder makes pixels of a model's latents; None keeps what the model samples."""
+    decoder_sha256: str | None = None
+    """Of that folder."""
+    pixels: bool = True
+    """Whether images come out, not latents."""
 
     def __post_init__(self) -> None:
         require(self.count >= 1, "count", self.count, "≥ 1 image")
@@ -67,10 +75,26 @@ class Job:
         require(self.seed >= 0, "seed", self.seed, "≥ 0")
         require(len(self.classes) > 0, "classes", self.classes, "at least one class")
 
+    @cached_property
+    def request(self) -> Request:
+        """What is asked of the model, as an evaluation asks it."""
+        return Request(
+            images=self.count,
+            seed=self.seed,
+            sampler=canonical_sampler(self.sampler),
+            labels=label_cycle(self.classes),
+            decoder=self.decoder_sha256,
+        )
+
     @property
-    def batches(self) -> int:
-        """How many batches make the images."""
-        return -(-self.count // self.batch)
+    def identity(self) -> str:
+        """Digest of the drawing: equal for an evaluation of the same images."""
+        return self.request.drawing(self.sha256).digest
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What is kept of it, as folders of the drawing."""
+        return (IMAGES if self.pixels else LATENTS, *([MAPS] if self.maps else []))
 
     def record(self) -> dict[str, Any]:
         """What determines the images, as plain data. The count is not part of it: a job can be made longer."""
@@ -81,21 +105,17 @@ class Job:
             "seed": self.seed,
             "batch": self.batch,
             "maps": self.maps,
-            "decoder": self.decoder,
+            "decoder": self.decoder_sha256,
         }
-
-    @property
-    def identity(self) -> str:
-        """Hash of the record."""
-        return hashlib.blake2b(json.dumps(self.record(), sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 class Drawn(NamedTuple):
-    """A finished batch and what it cost."""
+    """The images of a forward pass and what they cost."""
 
-    number: int
-    arrays: dict[str, NDArray[Any]]
-    """`images` (B, H, W, 3) uint8, or `latents` (B, C, H, W) float32; with maps `timesteps`, `sigma` (B, E, h, w)."""
+    span: Span
+    arrays: dict[str, Arrays]
+    """Kind → arrays of these images: `images` (B, 3, H, W) uint8, or `latents` (B, C, H, W) float32; with maps
+    `timesteps`, `sigma` (B, E, h, w)."""
     num_function_evaluations: int
     forward_passes: int
     seconds: float
@@ -104,7 +124,7 @@ class Drawn(NamedTuple):
 
 
 class Drawer:
-    """Draws batches of a job. Loads the model once. SourceError where it is no longer the job's."""
+    """Draws passes of a job. Loads the model once. SourceError where it is no longer the job's."""
 
     def __init__(self, job: Job, device: torch.device) -> None:
         source = load_source(job.source, weights=job.weights, heads=job.heads)
@@ -117,28 +137,26 @@ class Drawer:
         self.model = source.model.to(device)
         self.decode = None if job.decoder is None else decoder_for(source, job.decoder, device)
 
-    def __call__(self, number: int) -> Drawn:
+    def __call__(self, span: Span) -> Drawn:
         job, config = self.job, self.model.config
         started = time.perf_counter()
-        first = number * job.batch
-        labels = [job.classes[i % len(job.classes)] for i in range(first, first + job.batch)]
-        y = torch.tensor(labels, device=self.device)
-        x0 = seeding.noise_for_images(job.seed, first, job.batch, (config.channels, *config.image_size), self.device)
+        count = span.end - span.first
+        y = torch.tensor([job.classes[i % len(job.classes)] for i in range(*span)], device=self.device)
+        x0 = seeding.noise_for_images(job.seed, span.first, count, (config.channels, *config.image_size), self.device)
         trace = Trace(config.image_size, config.patch)
-        x1 = job.sampler.sample(self.model, x0, y, seed=job.seed, first=first, callback=trace)
-        rows = slice(0, job.count - first)  # the last batch is drawn whole: its size must not change its images
-        arrays: dict[str, NDArray[Any]]
+        x1 = job.sampler.sample(self.model, x0, y, seed=job.seed, first=span.first, callback=trace)
         pixels = x1 if self.decode is None else self.decode(x1)
-        if pixels.shape[1] == 3:
-            arrays = {"images": to_uint8(pixels[rows]).permute(0, 2, 3, 1).cpu().numpy()}
+        arrays: dict[str, Arrays] = {}
+        if job.pixels:
+            arrays[IMAGES] = {"images": to_uint8(pixels).cpu().numpy()}
         else:
-            arrays = {"latents": pixels[rows].float().cpu().numpy()}
+            arrays[LATENTS] = {"latents": pixels.float().cpu().numpy()}
         if job.maps:
-            arrays["timesteps"] = trace.timesteps[rows].numpy()
+            arrays[MAPS] = {"timesteps": trace.timesteps.numpy()}
             if trace.sigma is not None:
-                arrays["sigma"] = trace.sigma[rows].numpy()
+                arrays[MAPS]["sigma"] = trace.sigma.numpy()
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        return Drawn(number, arrays, trace.evaluations, trace.forward_passes, time.perf_counter() - started, name)
+        return Drawn(span, arrays, trace.evaluations, trace.forward_passes, time.perf_counter() - started, name)
 
 
 def decoder_for(source: Source, path: str, device: torch.device) -> Decoder:
@@ -149,17 +167,11 @@ def decoder_for(source: Source, path: str, device: torch.device) -> Decoder:
     return load_decoder(path, device, channels=channels)
 
 
-def _batch_path(folder: Path, number: int) -> Path:
-    return folder / BATCHES / f"{number:08d}.npz"
-
-
 def claim(folder: Path, job: Job) -> None:
-    """Make the job's folder, or check that it is this job's. JobError naming what differs."""
+    """Make the folder of a job's outputs, or check that it is this job's. JobError naming what differs."""
     path = folder / RECORD
     if not path.exists():
-        if (folder / BATCHES).exists():
-            raise JobError(f"{folder}: holds batches without a {RECORD}: choose another output folder")
-        write_whole(path, lambda scratch: _write_json(scratch, job))
+        write_json(path, job.record())
         return
     there, now = _flat(json.loads(path.read_text())), _flat(job.record())
     differing = [key for key in {**there, **now} if there.get(key) != now.get(key)]
@@ -175,50 +187,85 @@ def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _write_json(path: Path, job: Job) -> None:
-    path.write_text(json.dumps(job.record(), indent=1))
+def blocks_of(job: Job) -> dict[str, Blocks]:
+    """Kind → the blocks that are kept of it."""
+    storage = Storage.open(job.storage)
+    return {kind: Blocks(storage, f"{folder_of(job.identity)}/{kind}") for kind in job.kinds}
 
 
-def missing(folder: Path, job: Job) -> list[int]:
-    """Numbers of the batches that are not on disk, or hold too few images (the job was made longer)."""
-    found = []
-    for number in range(job.batches):
-        path = _batch_path(folder, number)
-        if not path.exists() or len(load_batch(folder, job, number, ("labels",))["labels"]) < _rows(job, number):
-            found.append(number)
-    return found
+def missing(job: Job) -> tuple[list[Span], dict[int, int]]:
+    """Passes whose images are not kept, or damaged; and of each block, by its first image, how far it is there."""
+    ends: dict[int, int] = {}
+    several = [(blocks, blocks.names()) for blocks in blocks_of(job).values()]
+    for first in range(0, job.count, BLOCK):
+        found = [blocks.block(first, names) for blocks, names in several]
+        ends[first] = min(first + (0 if arrays is None else count_of(arrays)) for arrays in found)
+    return [span for group in spans_to_draw(job.count, job.batch, ends) for span in group], ends
 
 
-def _rows(job: Job, number: int) -> int:
-    return min(job.batch, job.count - number * job.batch)
+def count_of(arrays: Arrays) -> int:
+    """Images of a block."""
+    return len(next(iter(arrays.values())))
 
 
-def save_batch(folder: Path, job: Job, drawn: Drawn) -> None:
-    """Write a batch; it appears whole."""
-    first = drawn.number * job.batch
-    labels = np.array([job.classes[i % len(job.classes)] for i in range(first, first + _rows(job, drawn.number))])
+class Keeper:
+    """Takes passes in any order and keeps what is whole from each block's start on."""
 
-    def write(scratch: Path) -> None:
-        with scratch.open("wb") as file:
-            np.savez(file, labels=labels, **drawn.arrays)  # type: ignore[arg-type]  # the stubs know no names
+    def __init__(self, job: Job, ends: dict[int, int]) -> None:
+        self.blocks, self.ends = blocks_of(job), dict(ends)
+        self.waiting: dict[int, dict[int, dict[str, Arrays]]] = {}
+        """Block → first image → arrays, of passes whose forerunners are still drawn."""
 
-    write_whole(_batch_path(folder, drawn.number), write)
+    def take(self, drawn: Drawn) -> None:
+        """Keep a pass; it appears whole."""
+        for first in range(drawn.span.first // BLOCK * BLOCK, drawn.span.end, BLOCK):
+            low, high = max(first, drawn.span.first), min(first + BLOCK, drawn.span.end)
+            rows = slice(low - drawn.span.first, high - drawn.span.first)
+            part = {kind: {key: value[rows] for key, value in arrays.items()} for kind, arrays in drawn.arrays.items()}
+            self.waiting.setdefault(first, {})[low] = part
+            self._keep(first)
+
+    def _keep(self, first: int) -> None:
+        waiting, found = self.waiting[first], []
+        end = start = self.ends.get(first, first)
+        while end in waiting:
+            found.append(waiting.pop(end))
+            end += count_of(next(iter(found[-1].values())))
+        if not found:
+            return
+        for kind, blocks in self.blocks.items():
+            before = blocks.block(first)
+            if before is not None and first + count_of(before) >= end:
+                continue  # an evaluation has kept more of the images than of the maps
+            parts = [] if before is None else [{key: value[: start - first] for key, value in before.items()}]
+            blocks.save(first, joined([*(part for part in parts if count_of(part)), *(part[kind] for part in found)]))
+        self.ends[first] = end
 
 
-def load_batch(folder: Path, job: Job, number: int, keys: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
-    """The arrays of a batch (or some of them), cut to the job's count, with its `labels`."""
-    with np.load(_batch_path(folder, number)) as arrays:
-        return {key: arrays[key][: _rows(job, number)] for key in keys or arrays.files if key in arrays.files}
+def drawn_batches(job: Job, keys: Sequence[str] | None = None) -> Iterator[dict[str, NDArray[Any]]]:
+    """All images in order, a block in memory at a time, cut to the job's count: all their arrays or some of them.
 
-
-def drawn_batches(folder: Path, job: Job, keys: Sequence[str] | None = None) -> Iterator[dict[str, NDArray[Any]]]:
-    """All batches in order, one in memory at a time; all their arrays or some of them."""
-    for number in range(job.batches):
-        yield load_batch(folder, job, number, keys)
+    `images` (B, H, W, 3) uint8 or `latents` (B, C, H, W) float32, `labels` (B,), with maps `timesteps` and `sigma`
+    (B, E, h, w).
+    """
+    several = [(blocks, blocks.names()) for blocks in blocks_of(job).values()]
+    for first in range(0, job.count, BLOCK):
+        rows = min(BLOCK, job.count - first)
+        found: dict[str, NDArray[Any]] = {
+            "labels": np.array([job.classes[i % len(job.classes)] for i in range(first, first + rows)])
+        }
+        for blocks, names in several:
+            arrays = blocks.block(first, names)
+            if arrays is None or count_of(arrays) < rows:
+                raise JobError(f"{blocks.folder}: lacks images {first} to {first + rows - 1}: run the command again")
+            found |= {key: value[:rows] for key, value in arrays.items()}
+        if IMAGES in found:
+            found[IMAGES] = found[IMAGES].transpose(0, 2, 3, 1)
+        yield {key: value for key, value in found.items() if keys is None or key in keys}
 
 
 def recorded_batch(folder: Path) -> int | None:
-    """The batch of the job whose folder this is; None where it is none."""
+    """The batch of the job whose outputs a folder has; None where it has none."""
     try:
         return int(json.loads((folder / RECORD).read_text())["batch"])
     except FileNotFoundError:

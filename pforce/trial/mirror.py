@@ -1,7 +1,6 @@
 """A training's folder in a bucket: what a machine pulls before it works on it, and pushes once it is whole.
 
-In the bucket a checkpoint's tensors come first and its `meta.json` last, an evaluation's `result.json` last: what is
-half uploaded is never taken for whole.
+In the bucket a checkpoint's tensors come first and its `meta.json` last: half an upload is never taken for whole.
 """
 
 from __future__ import annotations
@@ -16,9 +15,8 @@ from typing import Any
 
 from pforce.files import sha256_of
 from pforce.storage import Storage, StorageError
-from pforce.training.checkpoint import KEPT, META, STATE, checkpoints
-
-CHECKPOINTS = "checkpoints"
+from pforce.training.checkpoint import CHECKSUM, KEPT, META, STATE, checkpoints, checksum
+from pforce.trial.folder import CHECKPOINTS
 
 
 class TrialMirror:
@@ -85,7 +83,8 @@ class TrialMirror:
             meta = json.loads(content) if content else None
         except ValueError:
             return None
-        return (content, meta) if content and isinstance(meta, dict) and "sha256" in meta else None
+        whole = isinstance(meta, dict) and "sha256" in meta and meta.get(CHECKSUM) == checksum(meta)
+        return (content, dict(meta)) if content and meta is not None and whole else None
 
     def _fetch(self, step: str) -> bool:
         """One checkpoint into the mirror; it appears whole. False, with a warning, where it is damaged."""

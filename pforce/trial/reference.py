@@ -1,49 +1,74 @@
-"""What generated images are compared with: real images of a data set, or stored statistics."""
+"""What an evaluation reads of a data set: held-out images, and what generated images are compared with."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from pforce.data import Batch, Manifest, read_batches
+from pforce.data import Batch, Manifest, read_batches, read_split
 from pforce.data.manifest import SplitName
 from pforce.files import sha256_of
+from pforce.metrics.config import EvaluationConfig
 from pforce.metrics.detectors import Detector
-from pforce.metrics.evaluate import EvaluationConfig
-from pforce.metrics.image_sets import ImageTensor
+from pforce.metrics.image_sets import ImageSet, open_images
 from pforce.metrics.reference import (
     ReferenceStatistics,
     StatisticsError,
     cached_reference,
     load_statistics,
 )
-from pforce.validation import ConfigError
+from pforce.records.parts import FLOAT32, Inputs, reference_of
 
 STORED = (".npz",)
+REFERENCES = "references"
+"""Folder of reference features, below a storage's root: they can be made again."""
 
 
 class SplitImages:
-    """The images of a data set's split, read shard by shard."""
+    """Images of a data set's split, all of them read shard by shard, or some spread evenly over it."""
 
     notes: tuple[str, ...] = ()
 
-    def __init__(self, folder: Path, split: SplitName) -> None:
+    def __init__(self, folder: Path, split: SplitName, images: int | None = None) -> None:
         self.folder, self.split, self.manifest = folder, split, Manifest.load(folder)
         self.size = (self.manifest.resolution, self.manifest.resolution)
+        samples = self.manifest.split(split).samples
+        self.images = samples if images is None else min(images, samples)
 
     def __len__(self) -> int:
-        return self.manifest.split(self.split).samples
+        return self.images
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """uint8 (B, 3, H, W)."""
-        return read_batches(self.folder, self.split, size)
+        if self.images == self.manifest.split(self.split).samples:
+            return read_batches(self.folder, self.split, size)
+        return iter(read_split(self.folder, self.split, limit=self.images).images.split(size))
 
     def content_hash(self) -> str:
-        """The manifest's, and the split."""
-        return f"{self.manifest.hash} {self.split}"
+        """Hash of the manifest, with the split and the number of images."""
+        return f"{self.manifest.hash} {self.split} {self.images}"
+
+
+class HeldOut:
+    """A data set's held-out images, read once per number of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.samples = Manifest.load(folder).validation.samples
+        self._read: dict[int, Batch] = {}
+
+    def __call__(self, images: int) -> Batch:
+        """So many, spread evenly; all where there are fewer."""
+        wanted = min(images, self.samples)
+        if wanted not in self._read:
+            self._read[wanted] = read_split(self.folder, "validation", limit=wanted)
+        return self._read[wanted]
 
 
 def is_stored(config: EvaluationConfig) -> bool:
@@ -57,25 +82,96 @@ def check_reference(config: EvaluationConfig, detector: Detector) -> None:
         load_statistics(Path(config.reference), detector, images=False)
 
 
-def inputs_of(config: EvaluationConfig, manifest: Manifest, detector: Detector) -> dict[str, str]:
-    """Content hashes of what a training and its evaluation read: what a fingerprint hashes besides the experiment."""
-    inputs = {"data": manifest.hash, "detector": detector.sha256}
-    if config.detector_is_foreign:  # its weights may be the same where what is done with them is not
-        inputs["preprocessing"] = detector.preprocessing
+@cache
+def _sha256(path: str, changed: int, size: int) -> str:
+    return sha256_of(Path(path))
+
+
+def inputs_of(config: EvaluationConfig, manifest: Manifest, detector: Detector, *, auto: str = FLOAT32) -> Inputs:
+    """What a training and its evaluation read, by content.
+
+    Args:
+        auto: what `training.precision = auto` is on the devices that will train.
+
+    Raises:
+        StatisticsError: a file of statistics cannot be read.
+    """
+    reference = None
     if is_stored(config):
         try:
-            inputs["reference"] = sha256_of(Path(config.reference))
+            found = Path(config.reference).stat()
+            reference = _sha256(config.reference, found.st_mtime_ns, found.st_size)
         except OSError as error:
             raise StatisticsError(f"reference statistics {config.reference}: cannot be read ({error})") from error
-    return inputs
+    return Inputs(
+        manifest.hash, manifest.train.samples, manifest.validation.samples, detector.name, detector.sha256,
+        detector.preprocessing, reference, auto,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ReferenceImages:
+    """What generated images are compared with, before any of it is read."""
+
+    kind: Literal["split", "statistics", "images"]
+    """Images of a data set; a file of statistics; a folder or an npz of images."""
+    path: str
+    """Folder of the data set, or the file or folder itself."""
+    identity: str
+    """By content: what results are named by."""
+    images: int
+    """How many; 0 where a file does not say."""
+    size: tuple[int, int] | None = None
+    """Height and width; None where a file does not say."""
+    split: SplitName = "validation"
+
+    def statistics(
+        self,
+        detector: Detector,
+        cache: Path | None,
+        *,
+        device: torch.device,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> ReferenceStatistics:
+        """Read through a detector, which is on the device, or from the cache.
+
+        Args:
+            cache: folder of reference features that were made before.
+        """
+        path = Path(self.path)
+        if self.kind == "statistics":
+            return load_statistics(path, detector, device=device, progress=progress)
+        images: ImageSet
+        if self.kind == "split":
+            images = SplitImages(path, self.split, self.images)
+            source = f"{self.images:,} {'training' if self.split == 'train' else 'held-out'} images of {path.name}"
+        else:
+            images, source = open_images(path), str(path)
+        return cached_reference(
+            images, detector, cache, source=source, content=self.identity, device=device, progress=progress
+        )
+
+
+def reference_images(config: EvaluationConfig, folder: Path, inputs: Inputs, resolution: int) -> ReferenceImages:
+    """The reference of an evaluation.
+
+    Args:
+        folder: of the data set.
+    """
+    identity = reference_of(config, inputs)
+    if is_stored(config):
+        return ReferenceImages("statistics", config.reference, identity, 0)
+    split: SplitName = "train" if config.reference == "train" else "validation"
+    count = config.reference_count(inputs.train if split == "train" else inputs.validation)
+    return ReferenceImages("split", str(folder), identity, count, (resolution, resolution), split)
 
 
 def reference_for(
     config: EvaluationConfig,
     folder: Path,
     detector: Detector,
+    inputs: Inputs,
     *,
-    held_out: Batch,
     cache: Path | None,
     device: torch.device,
     progress: Callable[[int], None] = lambda done: None,
@@ -83,19 +179,9 @@ def reference_for(
     """The reference of an evaluation.
 
     Args:
-        folder: of the data set. held_out: its images that the evaluation has read; the reference where it is
-            `validation`.
-        detector: on the device. cache: folder of reference features that were made before.
+        folder: of the data set.
+        detector: on the device.
+        cache: folder of reference features that were made before.
     """
-    if is_stored(config):
-        return load_statistics(Path(config.reference), detector, device=device, progress=progress)
-    name = folder.name
-    if config.reference == "train":
-        source = f"training images of {name}"
-        return cached_reference(
-            SplitImages(folder, "train"), detector, cache, source=source, device=device, progress=progress
-        )
-    if config.reference != "validation":
-        raise ConfigError(f"reference = {config.reference!r}: must be validation, train or an .npz file")
-    images = ImageTensor(held_out.images)
-    return cached_reference(images, detector, cache, source=f"{len(images):,} held-out images of {name}", device=device)
+    found = reference_images(config, folder, inputs, 0)
+    return found.statistics(detector, cache, device=device, progress=progress)

@@ -1,44 +1,49 @@
-"""A trial: train a model, measure it, leave its record. The same for every launcher, Ray or not.
-
-Folder of a training, named by its training fingerprint: `experiment.json`, `checkpoints/` (see
-`pforce.training.checkpoint`), and `evaluations/<fingerprint>/` with the pictures of an evaluation and, written last,
-its `result.json`. Trials that differ in sampler or evaluation only share the training.
-"""
+"""A trial: train a model, measure it, leave records. The same for every launcher, Ray or not."""
 
 from __future__ import annotations
 
-import fcntl
-import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
 
 from pforce import data, seeding
-from pforce.config import Experiment
+from pforce.config import Experiment, to_dict
 from pforce.files import write_whole
-from pforce.images import save_grid
 from pforce.metrics.detectors import Detector
-from pforce.metrics.evaluate import GRID_IMAGES, Progress, TrialEvaluation, evaluate
-from pforce.mirror import TrialMirror
+from pforce.metrics.held_out import MAP_IMAGES, shown_timesteps
 from pforce.models import PatchForcingTransformer, build
 from pforce.parallel import ALONE, Workers
-from pforce.references import reference_for
-from pforce.sources import EVALUATIONS, write_experiment
+from pforce.records.ledger import Ledger
+from pforce.records.parts import BFLOAT16, FLOAT32, CellParts, Inputs, cell_parts
+from pforce.records.provenance import made_on
+from pforce.records.record import Record
+from pforce.records.row import TENSORS, Row, row_of
+from pforce.storage import Storage
 from pforce.training import Callback, Checkpoints, Sharding, TrainingSpec, TrainState, new_state, train, whole
+from pforce.training.loop import use_bfloat16
+from pforce.trial.draw import save_samples
+from pforce.trial.folder import (
+    CHECKPOINTS,
+    EVALUATIONS,
+    EXPERIMENT,
+    MAPS,
+    SAMPLES,
+    evaluation_folder,
+    held,
+    training_folder,
+    write_experiment,
+)
+from pforce.trial.measure import Progress, Subject, arrays_of, cycle_of, measure, quiet
+from pforce.trial.mirror import TrialMirror
+from pforce.trial.reference import REFERENCES, HeldOut, inputs_of, reference_for
+from pforce.trial.source import content_hash
 from pforce.validation import ConfigError
-
-RESULT = "result.json"
-SAMPLES = "samples.png"
-MAPS = "uncertainty_maps.npz"
-"""What `pforce.metrics.evaluate.UncertaintyMaps` holds."""
-LOCK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -47,27 +52,54 @@ class Paths:
 
     data: Path
     """Folder of the data set."""
-    folder: Path
-    """Folder of the training, named by its fingerprint."""
-    references: Path | None = None
-    """Where features of reference images are kept; None makes them anew."""
-    mirror: TrialMirror | None = None
-    """Of the folder in a bucket; None where the folder is the storage itself."""
+    storage: Storage
+    """Where its folder, its drawings and its records go."""
+
+    def folder(self, cell: CellParts) -> Path:
+        """Folder of the training."""
+        return self.storage.root / training_folder(cell.training.digest, cell.images_seen)
+
+    def mirror(self, cell: CellParts) -> TrialMirror | None:
+        """The folder in a bucket; None where the folder is the storage itself."""
+        if not self.storage.remote:
+            return None
+        return TrialMirror(self.storage, training_folder(cell.training.digest, cell.images_seen), EXPERIMENT)
+
+    @property
+    def references(self) -> Path:
+        """Where features of reference images are kept."""
+        return self.storage.root / REFERENCES
 
 
-def evaluation_folder(folder: Path, identity: str) -> Path:
-    """Folder of one evaluation of a training."""
-    return folder / EVALUATIONS / identity
+@dataclass(frozen=True)
+class Where:
+    """Who runs a trial, and on what. Nothing here changes results beyond rounding."""
+
+    device: torch.device
+    workers: Workers = ALONE
+    """Those that share the trial; called by all of them."""
+    sharding: Sharding = "none"
+    """How the training is shared; see `pforce.training.strategy`."""
+    devices: float = 1.0
+    """Devices that the trial occupies, over all workers, for device-hours (on a CPU: cores)."""
+    callbacks: Sequence[Callback] = ()
+    """Called by the first worker only."""
+    progress: Progress = quiet
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    """What the driver knows of the code, where this process cannot see it."""
+
+    def record(self, experiment: Experiment) -> dict[str, str]:
+        """Provenance of what is made here."""
+        precision = "bfloat16" if use_bfloat16(experiment.training.precision, self.device) else "float32"
+        return {
+            **made_on(self.device, precision=precision), **self.provenance, "attention": experiment.model.attention,
+            "workers": str(self.workers.count),
+            **({"sharding": self.sharding} if self.sharding != "none" else {}),
+        }  # fmt: skip
 
 
-class TrialLocked(RuntimeError):
-    """Another process runs this trial."""
-
-
-def check_data(experiment: Experiment, folder: Path, detector: Detector) -> data.Manifest:
-    """The data set's manifest. DataError where it is unusable, ConfigError where it does not fit the experiment."""
-    manifest = data.Manifest.load(folder)
-    manifest.check(folder)
+def check_data(experiment: Experiment, folder: Path, manifest: data.Manifest, detector: Detector) -> None:
+    """ConfigError where the data set does not fit the experiment, DataError where it cannot be read."""
     expected = {
         "model.classes": (experiment.model.classes, len(manifest.classes)),
         "model.channels": (experiment.model.channels, manifest.channels),
@@ -83,43 +115,7 @@ def check_data(experiment: Experiment, folder: Path, detector: Detector) -> data
         )
     if manifest.validation.samples < 2:
         raise ConfigError(f"{folder} has {manifest.validation.samples} validation images: a distance needs 2")
-    # Reads the manifest only, and refuses what the reader would: streams, shards, batch.
-    data.TrainingStream(folder, experiment.data, batch=experiment.training.batch, seed=experiment.seed)
-    return manifest
-
-
-@contextmanager
-def only_one(folder: Path, *, wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold a folder until the block or the process ends.
-
-    Args:
-        wait: called about once a second while another process has it; without it that is TrialLocked.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if wait is None:
-                    message = f"{folder} is in use by another process: the same cell is being run twice"
-                    raise TrialLocked(message) from error
-                wait()
-                time.sleep(LOCK_SECONDS)
-        yield
-
-
-@contextmanager
-def _held(workers: Workers, folder: Path, *, wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """`only_one` by the first of several workers; the others wait for it, or raise what it raised."""
-    with ExitStack() as stack:
-
-        def hold() -> None:
-            stack.enter_context(only_one(folder, wait=wait))
-
-        workers.first_does(hold)
-        yield
+    data.check_streams(folder, manifest, experiment.data, batch=experiment.training.batch)
 
 
 def choose_device() -> torch.device:
@@ -127,9 +123,14 @@ def choose_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def auto_precision_on(device: torch.device) -> str:
+    """What `training.precision = auto` is on a device."""
+    return BFLOAT16 if use_bfloat16("auto", device) else FLOAT32
+
+
 def training_state(
     experiment: Experiment,
-    paths: Paths,
+    data_folder: Path,
     identity: str,
     device: torch.device,
     *,
@@ -137,7 +138,11 @@ def training_state(
     sharding: Sharding = "none",
     devices: float = 1.0,
 ) -> TrainState:
-    """A training at step 0: seeded weights, the data stream at its start."""
+    """A training at step 0: seeded weights, the data stream at its start.
+
+    Args:
+        identity: digest of the training; its checkpoints carry it.
+    """
     spec = TrainingSpec(
         timesteps=experiment.timesteps,
         flow=experiment.flow,
@@ -148,7 +153,7 @@ def training_state(
     )
     model = build(experiment.model, generator=seeding.generator("weights", experiment.seed))
     stream = data.TrainingStream(
-        paths.data,
+        data_folder,
         experiment.data,
         batch=experiment.training.batch,
         seed=experiment.seed,
@@ -168,147 +173,195 @@ def averaged_model(state: TrainState, experiment: Experiment) -> PatchForcingTra
     return model
 
 
-def train_trial(
+@dataclass
+class Trained:
+    """A finished training."""
+
+    model: PatchForcingTransformer
+    """Averaged weights, on the device, on every worker."""
+    weights: str
+    """Hash of its tensors; empty on all workers but the first."""
+    record: Record | None
+    """Of the weights, on the first worker."""
+
+
+def train_trial(experiment: Experiment, paths: Paths, cell: CellParts, where: Where, ledger: Ledger) -> Trained:
+    """Train, resume, or find trained, and record which tensors came of it. Diverged, DataError, CheckpointError pass.
+
+    Waits while another process trains the same.
+    """
+    workers, folder, started = where.workers, paths.folder(cell), time.time()
+    mirror = paths.mirror(cell)
+    with held(workers, folder, wait=lambda: where.progress("waiting for its training", 0.0)):
+        if workers.first:
+            write_experiment(folder, experiment)
+        state = training_state(
+            experiment, paths.data, cell.training.digest, where.device, workers=workers, sharding=where.sharding,
+            devices=where.devices,
+        )  # fmt: skip
+        checkpoints = Checkpoints(folder / CHECKPOINTS, mirror)
+        own = where.callbacks if workers.first else ()
+        train(state, flip=experiment.data.flip, callbacks=(checkpoints, *own))
+        if mirror is not None and workers.first:
+            mirror.finish()
+        damaged: dict[str, int] = {}
+        for found in workers.gather(state.stream.damaged):
+            damaged |= found
+        model = averaged_model(state, experiment)
+        if not workers.first:
+            return Trained(model, "", None)
+        tensors = content_hash(model)
+        made = where.record(experiment)
+        values: dict[str, str | float] = {TENSORS: tensors, "data/damaged_samples": float(sum(damaged.values()))}
+        _record_training(experiment, cell, ledger, made, started)
+        record = _record_weights(cell, ledger, state, values, made)
+    return Trained(model, tensors, record)
+
+
+def _record_training(
+    experiment: Experiment, cell: CellParts, ledger: Ledger, made: Mapping[str, str], started: float
+) -> None:
+    if ledger.get(cell.training) is None:
+        values = {"experiment": to_dict(experiment)}
+        ledger.put(Record.of(
+            cell.training, values=values, started=started, finished=time.time(), provenance=dict(made)
+        ))  # fmt: skip
+
+
+def _record_weights(
+    cell: CellParts, ledger: Ledger, state: TrainState, values: Mapping[str, str | float], made: Mapping[str, str]
+) -> Record:
+    there = ledger.get(cell.weights)
+    if there is not None and there.values.get(TENSORS) == values[TENSORS]:
+        return there
+    if there is not None:
+        # Its tensors are not here any more, so nothing can be measured of them; a row never mixes two runs.
+        reason = "its tensors are gone, and the same recipe has given others"
+        ledger.forget(there.digest, reason, who=dict(made))
+        warnings.warn(
+            f"training {cell.training.digest[:12]} at {cell.images_seen:,} images gave other weights here than those "
+            f"that are recorded ({there.origin or there.provenance.get('host', 'another machine')}): what was measured "
+            "of those does not count for it any more",
+            stacklevel=2,
+        )
+    now = time.time()
+    cost = {"seconds": state.seconds, "device_seconds": state.device_seconds, "images": float(state.images_seen)}
+    return ledger.put(Record.of(
+        cell.weights, values=values, started=now - state.seconds, finished=now, cost=cost, provenance=dict(made)
+    ))  # fmt: skip
+
+
+def subject_of(
     experiment: Experiment,
     paths: Paths,
+    inputs: Inputs,
+    trained: Trained,
+    where: Where,
     *,
-    training: str,
-    device: torch.device,
-    callbacks: Sequence[Callback] = (),
-    progress: Progress = lambda part, share: None,
-    device_count: float = 1,
-    workers: Workers = ALONE,
-    sharding: Sharding = "none",
-) -> tuple[TrainState, dict[str, float]]:
-    """Train, resume, or find trained. Diverged, DataError and CheckpointError pass.
-
-    Returns the state and what the training cost. Waits while another process trains the same.
-
-    Args:
-        training: fingerprint of the training; its checkpoints carry it.
-        callbacks, progress: called by the first worker only.
-        device_count: devices the trial occupies, over all workers, for device-hours (CPU: cores).
-        workers: those that share the training; called by all of them.
-        sharding: how; see `pforce.training.strategy`.
-    """
-    with _held(workers, paths.folder, wait=lambda: progress("waiting for its training", 0.0)):
-        if workers.first:
-            write_experiment(paths.folder, experiment)
-        state = training_state(
-            experiment, paths, training, device, workers=workers, sharding=sharding, devices=device_count
-        )
-        checkpoints = Checkpoints(paths.folder / "checkpoints", paths.mirror)
-        own = callbacks if workers.first else ()
-        train(state, flip=experiment.data.flip, callbacks=(checkpoints, *own))
-        if paths.mirror is not None and workers.first:
-            paths.mirror.finish()
-    damaged: dict[str, int] = {}
-    for found in workers.gather(state.stream.damaged):
-        damaged |= found
-    return state, {
-        "cost/images_seen": float(state.images_seen),
-        "cost/training_seconds": state.seconds,
-        "cost/device_hours": state.device_seconds / 3600,
-        "throughput/images_per_second": state.images_seen / state.seconds,
-        "data/damaged_samples": float(sum(damaged.values())),
-    }
+    images: HeldOut,
+    detector: Detector,
+) -> Subject:
+    """A trained model with what its experiment's evaluation measures it with."""
+    config = experiment.evaluation
+    return Subject(
+        model=trained.model,
+        weights=trained.weights,
+        device=where.device,
+        sampler=experiment.sampler,
+        labels=lambda: cycle_of(config, images, experiment.model.classes),
+        detector=lambda: detector,
+        reference=lambda: reference_for(
+            config, paths.data, detector, inputs, cache=paths.references, device=where.device
+        ),
+        held_out=lambda: images(config.held_out_images),
+        batch=config.batch,
+        devices=where.devices,
+        provenance=where.record(experiment),
+    )
 
 
 def run_trial(
-    experiment: Experiment,
-    paths: Paths,
-    *,
-    identity: str,
-    training: str,
-    device: torch.device,
-    callbacks: Sequence[Callback] = (),
-    progress: Progress = lambda part, share: None,
-    device_count: float = 1,
-    workers: Workers = ALONE,
-    sharding: Sharding = "none",
-) -> dict[str, float]:
-    """Train and evaluate. TrialLocked where another process evaluates the same; other errors as `train_trial`.
+    experiment: Experiment, paths: Paths, where: Where, *, inputs: Inputs | None = None
+) -> Row | None:  # fmt: skip
+    """Train, and measure what is missing. TrialLocked where another process measures the same; other errors as
+    `train_trial`.
 
-    Returns the metrics under their fixed names, on the first worker; the others get none. What the evaluation notes
-    is warned of.
+    Returns the row, on the first worker; the others get None. What is noted of a measurement is warned of.
 
     Args:
-        identity: the experiment's fingerprint: of the evaluation.
-        training, callbacks, device_count, workers, sharding: as of `train_trial`. The workers share the images of the
-            evaluation too.
+        inputs: what the experiment reads, by content; by default it is looked up.
     """
-    results = evaluation_folder(paths.folder, identity)
-    with _held(workers, results):
+    workers = where.workers
+    manifest = data.Manifest.load(paths.data)
+    # What the evaluation reads is read first: a missing file is found before hours of training, not after.
+    detector = experiment.evaluation.load_detector().to(where.device)
+    inputs = inputs or inputs_of(experiment.evaluation, manifest, detector)
+    experiment = with_precision(experiment, inputs)
+    cell = cell_parts(experiment, inputs)
+    held_out = HeldOut(paths.data)
+    held_out(experiment.evaluation.held_out_images)
+    folder = evaluation_folder(paths.folder(cell), cell.digest)
+    ledger = Ledger(paths.storage, lambda line: warnings.warn(line, stacklevel=2))
+    with held(workers, folder):
         if workers.first:
-            write_experiment(results, experiment)
-        # What the evaluation reads is read first: a missing file is found before hours of training, not after.
-        wanted = min(experiment.evaluation.validation_images, data.Manifest.load(paths.data).validation.samples)
-        held_out = data.read_split(paths.data, "validation", limit=wanted)
-        detector = experiment.evaluation.load_detector().to(device)
-        state, cost = train_trial(
-            experiment,
-            paths,
-            training=training,
-            device=device,
-            callbacks=callbacks,
-            progress=progress,
-            device_count=device_count,
-            workers=workers,
-            sharding=sharding,
-        )
-        started = time.perf_counter()
-        reference = None
-        if workers.first:
-            reference = reference_for(
-                experiment.evaluation, paths.data, detector, held_out=held_out, cache=paths.references, device=device
-            )
-        evaluation = evaluate(
-            averaged_model(state, experiment),
-            experiment.evaluation,
-            experiment.sampler,
-            held_out.images,
-            held_out.labels,
-            device=device,
-            detector=detector,
-            reference=reference,
-            progress=progress,
-            workers=workers,
-        )
-        if evaluation is None:
-            return {}
-        seconds = time.perf_counter() - started
-        for note in evaluation.notes:
-            warnings.warn(note, stacklevel=2)
-        metrics = {
-            **evaluation.metrics,
-            **cost,
-            "cost/evaluation_seconds": seconds,
-            "cost/seconds": state.seconds + seconds,
-            "cost/device_hours": cost["cost/device_hours"] + seconds * device_count / 3600,
-            "data/damaged_samples": cost["data/damaged_samples"] + held_out.damaged,
-        }
-        leave_evaluation(results, evaluation, identity, metrics)
-        if paths.mirror is not None:
-            paths.mirror.finish(f"{EVALUATIONS}/{identity}", last=RESULT)
-        return metrics
+            write_experiment(folder, experiment)
+        trained = train_trial(experiment, paths, cell, where, ledger)
+        trained.weights = workers.first_does(lambda: trained.weights)
+        subject = subject_of(experiment, paths, inputs, trained, where, images=held_out, detector=detector)
+        measure(cell.request, subject, ledger, workers=workers, progress=where.progress)
+        if not workers.first:
+            return None
+        return finish_trial(experiment, paths, cell, ledger, held_out)
 
 
-def leave_evaluation(folder: Path, evaluation: TrialEvaluation, identity: str, metrics: dict[str, float]) -> None:
-    """The files of an evaluation, the result last."""
-    if evaluation.samples.shape[1] == 3:
-        scale = max(1, 64 // evaluation.samples.shape[-1])
-        save_grid(evaluation.samples[:GRID_IMAGES], folder / SAMPLES, scale=scale)
-    if evaluation.maps is not None:
-        maps = evaluation.maps._asdict()
-        write_whole(folder / MAPS, lambda scratch: _save(scratch, maps))
-    text = json.dumps({"fingerprint": identity, "metrics": metrics}, indent=1)
-    write_whole(folder / RESULT, lambda scratch: _write(scratch, text))
+def finish_trial(
+    experiment: Experiment, paths: Paths, cell: CellParts, ledger: Ledger, held_out: HeldOut, *, said: bool = True
+) -> Row:
+    """The row of a cell whose parts are all there, and the pictures of its folder.
+
+    Args:
+        said: warn of what is noted of the measurements.
+    """
+    row = row_of(cell, ledger)
+    assert row is not None  # all of it was just measured
+    for note in row.notes if said else ():
+        warnings.warn(note, stacklevel=2)
+    folder = evaluation_folder(paths.folder(cell), cell.digest)
+    leave_pictures(experiment, folder, cell, ledger, weights=str(row.weights.values[TENSORS]), held_out=held_out)
+    mirror = paths.mirror(cell)
+    if mirror is not None:
+        mirror.finish(f"{EVALUATIONS}/{folder.name}")
+    return row
 
 
-def _save(path: Path, arrays: dict[str, Any]) -> None:
-    with path.open("wb") as file:
-        np.savez(file, **arrays)
+def leave_pictures(
+    experiment: Experiment, folder: Path, cell: CellParts, ledger: Ledger, *, weights: str, held_out: HeldOut
+) -> None:
+    """Samples and maps of uncertainty in an evaluation's folder, of what the storage keeps."""
+    drawing = cell.request.drawing(weights).digest
+    save_samples(ledger.storage, drawing, cell.request.images, folder / SAMPLES)
+    maps, times = [], []
+    shown = {f"{time:.2f}" for time in shown_timesteps(experiment.evaluation.difficulty_timesteps)}
+    for (analysis, time_key), part in cell.request.held_out_parts(weights).items():
+        record = ledger.get(part) if analysis == "difficulty" and time_key in shown else None
+        arrays = arrays_of(ledger, record) if record else None
+        if arrays is not None:
+            maps.append(arrays["maps"])
+            times.append(float(time_key))
+    if maps:
+        images = held_out(experiment.evaluation.held_out_images).images[:MAP_IMAGES]
+        named = {"images": images.numpy(), "timesteps": np.array(times), "sigma": np.stack(maps)}
+
+        def write(scratch: Path) -> None:
+            with scratch.open("wb") as file:
+                np.savez(file, **named)  # type: ignore[arg-type]  # the stubs know no names
+
+        write_whole(folder / MAPS, write)
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
+def with_precision(experiment: Experiment, inputs: Inputs) -> Experiment:
+    """The experiment with `auto` resolved, as its name has it."""
+    if experiment.training.precision != "auto":
+        return experiment
+    precision: Literal["bfloat16", "float32"] = "bfloat16" if inputs.auto == "bfloat16" else "float32"
+    return replace(experiment, training=replace(experiment.training, precision=precision))

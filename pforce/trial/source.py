@@ -5,25 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
-from pforce.config import Experiment, from_dict, to_dict
-from pforce.files import write_whole
+from pforce.config import Experiment, from_dict
 from pforce.models import PatchForcingTransformer, load_model, load_published
+from pforce.models.config import ModelConfig
 from pforce.models.weights import WeightsError, filled
+from pforce.records.identity import TABLE, canonical
 from pforce.training import checkpoint
 from pforce.training.checkpoint import CheckpointError
+from pforce.trial.folder import CHECKPOINTS, EVALUATIONS, EXPERIMENT
 from pforce.validation import InputError
 
-EXPERIMENT = "experiment.json"
-"""In a trial's folder: the experiment, so that its checkpoints can be read without a tracking store."""
-EVALUATIONS = "evaluations"
-"""In a training's folder: a folder for each evaluation of it, with the experiment that it is of."""
 PUBLISHED_SUFFIXES = (".ckpt", ".pt", ".pth")
+
+CONTENT_KEYS = (
+    "depth", "width", "heads", "patch", "image_size", "channels", "classes", "difficulty_head", "class_dropout",
+    "mlp_ratio",
+)  # fmt: skip
+"""Of the configuration, in every content hash."""
 
 Weights = Literal["ema", "raw"]
 
@@ -64,24 +68,19 @@ class Source:
 
 
 def content_hash(model: PatchForcingTransformer) -> str:
-    """sha256 of a model's configuration and weights, wherever it was read from."""
-    config = {key: value for key, value in asdict(model.config).items() if key != "attention"}
+    """sha256 of a model's configuration and weights, wherever it was read from: the name of its weights.
+
+    A later field of the configuration enters only where it is not at its default, so that no name changes.
+    """
+    keys = TABLE[ModelConfig].keys.items()
+    config = {key: getattr(model.config, attribute) for attribute, key in keys if key in CONTENT_KEYS}
+    config |= {key: value for key, value in canonical(model.config).items() if key not in CONTENT_KEYS}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     tensors: Mapping[str, Tensor] = model.state_dict()
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def write_experiment(folder: Path, experiment: Experiment) -> None:
-    """Leave the experiment in a trial's folder."""
-    text = json.dumps(to_dict(experiment), indent=1)
-    write_whole(folder / EXPERIMENT, lambda scratch: _write(scratch, text))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
 
 
 def _from_checkpoint(folder: Path, weights: Weights, record: Path | None = None) -> Source:
@@ -139,8 +138,8 @@ def load_source(path: str | Path, *, weights: Weights = "ema", heads: int | None
             return _from_checkpoint(path.absolute(), weights)
         if path.absolute().parent.name == EVALUATIONS:
             training = path.absolute().parent.parent
-            return _newest(training / "checkpoints", weights, path.absolute() / EXPERIMENT)
-        inner = path / "checkpoints"
+            return _newest(training / CHECKPOINTS, weights, path.absolute() / EXPERIMENT)
+        inner = path / CHECKPOINTS
         return _newest((inner if inner.is_dir() else path).absolute(), weights)
     if path.suffix == ".safetensors":
         model, about = load_model(path)

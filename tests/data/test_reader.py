@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
 import itertools
 import logging
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 
 from pforce.data import Batch, DataConfig, DataError, TrainingStream, merge_states, openmoji, read_split
 from pforce.data.emoji import CLASSES
+from pforce.data.manifest import Manifest, Split
 from pforce.data.writer import Sample
 from pforce.validation import FieldError
 from tests.data.helpers import RESOLUTION, sample, shards, write_samples
@@ -200,21 +202,41 @@ def tar_end(path: Path) -> int:
     return len(path.read_bytes().rstrip(b"\0"))
 
 
-def test_a_truncated_shard(hundreds: list[list[Sample]], tmp_path: Path) -> None:
-    """Oracle: what was cut off: inside the last sample, then half of the shard."""
+@pytest.mark.parametrize("harm", ["cut in the last sample", "half", "one bit", "longer", "zeroed"])
+def test_a_shard_that_is_not_what_its_manifest_says(hundreds: list[list[Sample]], tmp_path: Path, harm: str) -> None:
+    """Oracle: the manifest's sha256; other pictures under the same name would be other data."""
     write_samples(tmp_path, hundreds, hundreds[0])
     path = tmp_path / "train-00002.tar"
     content = path.read_bytes()
-    path.write_bytes(content[: tar_end(path) - 1500])
-    batch = read_split(tmp_path, "train")
-    assert 1 <= batch.damaged <= 2
-    assert len(batch.images) == 404 - batch.damaged
-    path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match=r"train-00002\.tar.*the file ends after"):
+    middle = len(content) // 2
+    path.write_bytes({
+        "cut in the last sample": content[: tar_end(path) - 1500],
+        "half": content[:middle],
+        "one bit": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+        "longer": content + bytes(512),
+        "zeroed": bytes(len(content)),
+    }[harm])  # fmt: skip
+    with pytest.raises(DataError, match=r"train-00002\.tar is damaged or was changed"):
         read_split(tmp_path, "train")
     stream = TrainingStream(tmp_path, CONFIG, batch=4, seed=0)
     with pytest.raises(DataError, match=r"train-00002\.tar"):
-        stream.next_batch()
+        list(itertools.islice(iter(stream.next_batch, None), 200))
+
+
+def test_a_sample_that_was_damaged_before_the_manifest_is_skipped(hundreds: list[list[Sample]], tmp_path: Path) -> None:
+    """Oracle: the sample that was cut; its shard is what the manifest says."""
+    write_samples(tmp_path, hundreds, hundreds[0])
+    path = tmp_path / "train-00002.tar"
+    path.write_bytes(path.read_bytes()[: tar_end(path) - 1500])
+    manifest = Manifest.load(tmp_path)
+    cut = dataclasses.replace(
+        manifest.train.shards[2], sha256=hashlib.sha256(path.read_bytes()).hexdigest(), bytes=path.stat().st_size
+    )
+    shards = (*manifest.train.shards[:2], cut, *manifest.train.shards[3:])
+    dataclasses.replace(manifest, train=Split(shards)).save(tmp_path)
+    batch = read_split(tmp_path, "train")
+    assert 1 <= batch.damaged <= 2
+    assert len(batch.images) == 404 - batch.damaged
 
 
 def test_a_missing_shard_fails_before_training(folder: Path, tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ import torch.multiprocessing as mp
 
 from pforce.orchestration.failures import failure_of
 from pforce.parallel import start
+from pforce.storage import Storage
 from pforce.training import Callback, Checkpoints, OnRecord, Record, TrainState, train
 from pforce.training.checkpoint import CheckpointError, checkpoints, load
-from pforce.trial import Paths, run_trial, training_state
+from pforce.trial.run import Paths, Where, run_trial, training_state
 from tests.training.conftest import DATA, tiny
 from tests.training.helpers import CPU, InterruptAt, Interrupted, run
 
@@ -28,7 +29,7 @@ def _rank(rank: int, workers: int, folder: str, sharding: str, how: dict) -> Non
     torch.set_num_threads(1)
     group = start(rank, workers, f"file://{folder}/meeting{stop}", device=CPU, timeout=60)
     experiment = tiny(STEPS, **fields)
-    state = training_state(experiment, Paths(DATA, DATA), "id", CPU, workers=group, sharding=sharding)
+    state = training_state(experiment, DATA, "id", CPU, workers=group, sharding=sharding)
     records: list[Record] = []
     callbacks: list[Callback] = [Checkpoints(Path(folder) / "checkpoints"), OnRecord(records.append)]
     if stop:
@@ -85,7 +86,7 @@ def test_a_resume_may_change_the_number_of_workers(tmp_path, alone):
     assert len(first) == 23
     assert checkpoints(folder / "checkpoints")[-1].name == "step_00000020"
     records: list[Record] = []
-    state = training_state(tiny(STEPS), Paths(DATA, DATA), "id", CPU)
+    state = training_state(tiny(STEPS), DATA, "id", CPU)
     with pytest.raises(Interrupted):
         train(
             state, flip=True, callbacks=[Checkpoints(folder / "checkpoints"), OnRecord(records.append), InterruptAt(33)]
@@ -99,7 +100,7 @@ def test_a_resume_may_change_the_number_of_workers(tmp_path, alone):
 
 def _foreign(rank: int, workers: int, folder: str) -> None:
     group = start(rank, workers, f"file://{folder}/meeting", device=CPU, timeout=60)
-    state = training_state(tiny(STEPS), Paths(DATA, DATA), "other", CPU, workers=group)
+    state = training_state(tiny(STEPS), DATA, "other", CPU, workers=group)
     try:
         train(state, callbacks=[Checkpoints(Path(folder) / "checkpoints")])
     except CheckpointError as error:
@@ -118,11 +119,11 @@ def test_a_checkpoint_of_another_experiment_is_refused_by_every_worker(tmp_path)
 def _trial(rank: int, workers: int, folder: str, sharding: str) -> None:
     torch.set_num_threads(1)
     group = start(rank, workers, f"file://{folder}/meeting", device=CPU, timeout=60)
-    metrics = run_trial(
-        tiny(10), Paths(DATA, Path(folder) / "trial"), identity="e", training="t", device=CPU, workers=group,
-        sharding=sharding, device_count=workers,
-    )  # fmt: skip
-    assert bool(metrics) == group.first
+    where = Where(CPU, workers=group, sharding=sharding, devices=workers)
+    row = run_trial(tiny(10), Paths(DATA, Storage.open(Path(folder) / "trial")), where)
+    assert (row is not None) == group.first
+    if row is not None:
+        Path(folder, "row.json").write_text(json.dumps(row.metrics))
     dist.destroy_process_group()
 
 
@@ -130,8 +131,9 @@ def _trial(rank: int, workers: int, folder: str, sharding: str) -> None:
 def test_workers_share_the_evaluation(tmp_path, sharding):
     """The same images, drawn by two: every number of the trial is that of one worker to rounding."""
     mp.spawn(_trial, (2, str(tmp_path), sharding), nprocs=2)
-    one = run_trial(tiny(10), Paths(DATA, tmp_path / "one"), identity="e", training="t", device=CPU)
-    two = json.loads((tmp_path / "trial" / "evaluations" / "e" / "result.json").read_text())["metrics"]
+    row = run_trial(tiny(10), Paths(DATA, Storage.open(tmp_path / "one")), Where(CPU))
+    assert row is not None
+    one, two = row.metrics, json.loads((tmp_path / "row.json").read_text())
     assert set(one) == set(two)
     for name, value in one.items():
         if not name.startswith(("cost/", "throughput/")):
@@ -143,7 +145,7 @@ def _straggler(rank: int, workers: int, folder: str) -> None:
     import time
 
     group = start(rank, workers, f"file://{folder}/meeting", device=CPU, timeout=5)
-    state = training_state(tiny(STEPS), Paths(DATA, DATA), "id", CPU, workers=group)
+    state = training_state(tiny(STEPS), DATA, "id", CPU, workers=group)
 
     def wait(record: Record) -> None:
         if rank == 1 and record.step == 5:

@@ -37,7 +37,8 @@ ARGUMENTS = [
     "--set", "model.depth=2", "--set", "model.width=32", "--set", "model.heads=2",
     "--set", f"training.images={STEPS * BATCH}", "--set", f"training.checkpoint_every={EVERY}",
     "--set", f"training.log_every={EVERY}", "--set", "evaluation.images=64",
-    "--set", "evaluation.validation_images=64", "--set", "sampler.num_function_evaluations=4",
+    "--set", "evaluation.held_out_images=64", "--set", "evaluation.label_images=64",
+    "--set", "evaluation.reference_images=64", "--set", "sampler.num_function_evaluations=4",
 ]  # fmt: skip
 COMMAND = [sys.executable, str(ROOT / "sweeps" / "ltg_grid.py"), *ARGUMENTS, "--cpus-per-trial", "1"]
 RESULTS = ["m", "s", "sigma", "n", "val loss", "fd/openmoji", "R(0.2)", "R(0.6)", "images seen", "fd images", "NFE"]
@@ -115,7 +116,7 @@ def curves(storage: Path) -> dict[str, list[tuple[int, float]]]:
 
 def steps_reached(storage: Path) -> dict[str, int]:
     """training → step of its newest checkpoint."""
-    return {folder.name: newest_step(folder) for folder in storage.glob("trials/*")}
+    return {folder.parent.name: newest_step(folder) for folder in storage.glob("trainings/*/*")}
 
 
 def round_of(
@@ -143,7 +144,7 @@ def round_of(
         reached = steps_reached(storage)
         known = {training: points[-1][0] for training, points in curves(storage).items() if points}
         lost += sum(max(0, step - max(0, reached.get(training, 0))) for training, step in known.items())
-    done = len(list(storage.glob("trials/*/evaluations/*/result.json")))
+    done = len(list(storage.glob("trainings/*/*/evaluations/*/samples.png")))
     again = Call(storage, storage.with_suffix(".log"))
     duration = again.wait()
     uri = default_uri(storage)

@@ -68,7 +68,7 @@ def main() -> None:
     extra = 4 * 1024
     taken = filler(disk, kilobytes + extra)
     found: dict[str, object] = {"first": call(kind, storage)}
-    newest = [path for folder in storage.glob("trials/*") for path in checkpoints(folder / "checkpoints")]
+    newest = [path for folder in storage.glob("trainings/*/*") for path in checkpoints(folder / "checkpoints")]
     found["newest"] = int(newest[-1].name.removeprefix("step_")) if newest else -1
     try:
         found["whole"] = bool(newest) and bool(load(newest[-1]))

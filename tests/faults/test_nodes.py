@@ -31,7 +31,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BATCH = 64
 SMALL = [
     "--set", "model.depth=1", "--set", "model.width=16", "--set", "model.heads=2", "--set", "evaluation.images=8",
-    "--set", "evaluation.validation_images=16", "--set", "sampler.num_function_evaluations=2", "--set",
+    "--set", "evaluation.held_out_images=16", "--set", "evaluation.label_images=16", "--set",
+    "evaluation.reference_images=16", "--set", "sampler.num_function_evaluations=2", "--set",
     "training.checkpoint_every=10", "--m", "0.7", "--sigma", "0.2",
 ]  # fmt: skip
 
@@ -79,7 +80,7 @@ class Drill:
         assert self.process.wait(timeout=seconds) == DONE, self.log.read_text()
 
     def wait_for_step(self, step: int) -> None:
-        while not any(newest_step(folder) >= step for folder in self.storage.glob("trials/*")):
+        while not any(newest_step(folder) >= step for folder in self.storage.glob("trainings/*/*")):
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.1)
 

@@ -39,7 +39,7 @@ class Driver:
     def step(self) -> int:
         """Of the newest checkpoints of all cells, the steps together."""
         newest: dict[Path, int] = {}
-        for path in self.storage.glob("trials/*/checkpoints/step_*"):
+        for path in self.storage.glob("trainings/*/*/checkpoints/step_*"):
             newest[path.parent] = max(newest.get(path.parent, 0), int(path.name.removeprefix("step_")))
         return sum(newest.values())
 
@@ -109,7 +109,7 @@ def test_the_server_is_killed_twice_during_training_and_comes_back(own_server, t
     (experiment,) = (e for e in client.search_experiments() if e.name == "drill")
     assert len(client.search_runs([experiment.experiment_id])) == 3, "two cells and the sweep, no orphan"
     for run in frame["run_id"]:
-        assert {"samples.png", "result.json"} <= {file.path for file in client.list_artifacts(run)}
+        assert {"samples.png", "uncertainty_maps.png"} <= {file.path for file in client.list_artifacts(run)}
     assert list((tmp_path / "runs" / "spool").iterdir()) == []
 
 
@@ -154,7 +154,9 @@ def test_a_server_that_does_not_come_back_ends_the_sweep_all_the_same(own_server
     assert driver.wait() == STOPPED, driver.log.read_text()
     log = driver.log.read_text()
     assert "the next call of the same command delivers them" in log
-    evaluated = {path: path.stat().st_mtime for path in (tmp_path / "runs").glob("trials/*/evaluations/*/result.json")}
+    evaluated = {
+        path: path.stat().st_mtime for path in (tmp_path / "runs").glob("trainings/*/*/evaluations/*/samples.png")
+    }
     assert len(evaluated) == 2
 
     own_server.start()

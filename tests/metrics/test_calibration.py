@@ -11,16 +11,14 @@ import torch
 from pforce import grid
 from pforce.flow import Prediction, velocity_target
 from pforce.metrics import (
-    EvaluationConfig,
     PatchErrors,
     calibration,
     calibration_of,
     correlation_of,
     difficulty_correlation,
-    evaluate,
 )
+from pforce.metrics.held_out import held_out_data, measure_difficulty, measure_loss
 from pforce.models import ModelConfig, build
-from pforce.sampling import SamplerConfig
 
 M, SIDE, PATCH = 200, 8, 2  # 16 patches an image, 320 a decile, 12 values a patch
 
@@ -149,9 +147,11 @@ def measured(config: ModelConfig):
     times: list[float] = []
     model.register_forward_pre_hook(lambda module, inputs: times.append(inputs[1].flatten()[0].item()))
     images, labels = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8), torch.arange(6) % 3
-    evaluation = EvaluationConfig(images=2, validation_images=6, difficulty_timesteps=(0.2, 0.6), batch=6)
-    sampler = SamplerConfig(num_function_evaluations=1)
-    return evaluate(model, evaluation, sampler, images, labels, device=torch.device("cpu")).metrics, times
+    data = held_out_data(images, labels, seed=0, batch=6, device=torch.device("cpu"))
+    metrics = dict(measure_loss(model, data).values)
+    for t in (0.2, 0.6) if config.difficulty_head else ():
+        metrics |= measure_difficulty(model, data, t).values
+    return metrics, times
 
 
 def test_the_evaluation_measures_it_in_the_correlation_s_forward_passes():
@@ -167,7 +167,7 @@ def test_the_evaluation_measures_it_in_the_correlation_s_forward_passes():
     assert [sum(abs(time - t) < 1e-6 for time in times) for t in (0.2, 0.6)] == [1, 1]
 
 
-def test_the_evaluation_of_a_model_without_a_head_or_without_deciles_has_none():
+def test_a_model_without_a_head_or_without_deciles_has_none():
     """One patch an image and six images: R is there, and the trial does not fail for want of deciles."""
     assert not any(
         name.startswith(("calibration/", "difficulty/")) for name in measured(tiny(difficulty_head=False))[0]

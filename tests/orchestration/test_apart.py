@@ -10,6 +10,7 @@ import pytest
 from pforce import results
 from pforce.config import with_fields
 from pforce.orchestration import apart
+from pforce.orchestration.measuring import Shared
 from pforce.orchestration.plan import Options
 from pforce.orchestration.script import run_sweep
 from pforce.orchestration.sweep import Axis, Sweep
@@ -58,46 +59,46 @@ def test_all_cells_on_two_workers_of_their_own(within, tmp_path, ray_cluster) ->
     assert_same(quality(tmp_path), within)
     frame = results.runs(default_uri(tmp_path))
     assert len(frame) == 4
-    assert len(list((tmp_path / "trials").iterdir())) == 2
+    assert len(list((tmp_path / "trainings").iterdir())) == 2
     for name in ("cost/nfe", "cost/forward_passes", "cost/device_hours", "cost/seconds", "fd/openmoji_low"):
         assert frame[name].notna().all(), name
-    assert len(list(tmp_path.glob("trials/*/evaluations/*/samples.png"))) == 4
+    assert len(list(tmp_path.glob("trainings/*/*/evaluations/*/samples.png"))) == 4
 
 
 def test_a_stopped_evaluation_goes_on(within, tmp_path, ray_cluster, monkeypatch) -> None:
-    """Stopped after five batches: they are kept; the same call draws the others and trains nothing."""
+    """Stopped after five tasks: what they drew and measured is kept; the same call does the rest and trains nothing."""
     taken = []
-    take = apart._take
 
-    def stopping(*arguments) -> None:
-        take(*arguments)
-        taken.append(arguments[-1])
-        if len(taken) == 5:
-            raise KeyboardInterrupt("SIGTERM")
+    class Stopping(Shared):
+        def take(self, task, done) -> bool:
+            if len(taken) == 5:
+                raise KeyboardInterrupt("SIGTERM")
+            taken.append(task)
+            return super().take(task, done)
 
     options = Options(storage=str(tmp_path), evaluation_workers=1)
-    monkeypatch.setattr(apart, "_take", stopping)
+    monkeypatch.setattr(apart, "Shared", Stopping)
     assert run_sweep(sweep(), options) == STOPPED
-    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("trials/*/evaluations/*/features/batches/*.npz")}
-    assert 3 <= len(kept) <= 5
-    steps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("trials/*/checkpoints/step_*/state.safetensors")}
-    monkeypatch.setattr(apart, "_take", take)
+    kept = {path: path.stat().st_mtime_ns for name in ("drawings/*/openmoji-*/*.npz", "records/*/*.json")
+            for path in tmp_path.glob(name)}  # fmt: skip
+    assert len(kept) > 5
+    steps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("trainings/*/*/checkpoints/*/state.safetensors")}
+    assert len(steps) == 4
+    monkeypatch.setattr(apart, "Shared", Shared)
     assert run_sweep(sweep(), options) == DONE
     assert all(path.stat().st_mtime_ns == time for path, time in {**kept, **steps}.items())
     assert_same(quality(tmp_path), within)
 
 
 def test_a_cell_that_cannot_be_evaluated_fails_alone(tmp_path, ray_cluster, monkeypatch) -> None:
-    """A batch whose detector is not that of the job: FAILED with the reason, and the sweep ends."""
-    begin = apart._begin
+    """A detector that is not that of the plan: FAILED with the reason, and the sweep ends."""
+    measurable = apart._measurable
 
-    def spoiled(plan, recorder, item):
-        state = begin(plan, recorder, item)
-        if item is plan.work[0]:
-            state.cell = replace(state.cell, job=replace(state.cell.job, detector_sha256="0" * 64))
-        return state
+    def spoiled(plan, item):
+        model = measurable(plan, item)
+        return replace(model, request=replace(model.request, detector={**model.request.detector, "sha256": "0" * 64}))
 
-    monkeypatch.setattr(apart, "_begin", spoiled)
+    monkeypatch.setattr(apart, "_measurable", spoiled)
     options = Options(storage=str(tmp_path), evaluation_workers=1)
     assert run_sweep(small_sweep(), options) == SOME_FAILED
     (run,) = results.runs(default_uri(tmp_path)).to_dict("records")

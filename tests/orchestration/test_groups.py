@@ -104,7 +104,7 @@ def test_a_group_without_room_waits_and_says_so(ray_cluster, tmp_path, monkeypat
 def test_workers_that_do_not_fit_are_refused_before_anything_starts(tmp_path, options, message):
     with pytest.raises((ConfigError, FieldError), match=message):
         make_plan(small_sweep(), tmp_path, **options)
-    assert not (tmp_path / "trials").exists()
+    assert not (tmp_path / "trainings").exists()
 
 
 def test_a_share_that_accumulation_does_not_divide(tmp_path):

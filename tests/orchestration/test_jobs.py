@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 SMALL = [
     "--set", "model.depth=1", "--set", "model.width=16", "--set", "model.heads=2", "--set", "evaluation.images=8",
-    "--set", "evaluation.validation_images=16", "--set", "sampler.num_function_evaluations=2", "--m", "0.7", "--sigma",
+    "--set", "evaluation.held_out_images=16", "--set", "evaluation.label_images=16", "--set",
+    "evaluation.reference_images=16", "--set", "sampler.num_function_evaluations=2", "--m", "0.7", "--sigma",
     "0.2", "--set", "training.images=1280",
 ]  # fmt: skip
 
@@ -127,7 +128,7 @@ def test_submitted_twice_it_runs_once_and_can_be_stopped(head, tmp_path):
     command = sweep(storage, "--set", "training.images=6400000")
     first = head.shell(f"pforce submit --no-wait -- {command}")
     assert first.returncode == DONE
-    while not list(storage.glob("trials/*/checkpoints/step_*")) and not list(storage.glob("trials/*/.lock")):
+    while not list(storage.glob("trainings/*/*/checkpoints/step_*")) and not list(storage.glob("trainings/*/*/.lock")):
         time.sleep(0.2)
     watching = subprocess.Popen(
         f"pforce submit -- {command}", shell=True, env=head.env, cwd=ROOT, stdout=subprocess.PIPE, text=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -13,12 +14,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from pforce.generation import Job, drawn_batches
 from pforce.orchestration.pool import LocalPool, drain, make_pool
 from pforce.orchestration.ray_pool import RayPool, WorkerLostError
 from pforce.orchestration.sample import run_job
 from pforce.sampling import SamplerConfig
-from pforce.sources import load_source
+from pforce.trial.jobs import Job, drawn_batches
+from pforce.trial.source import load_source
 from pforce.validation import ConfigError
 from tests.orchestration.processes import processes, raylets
 
@@ -139,14 +140,16 @@ def test_a_job_with_a_killed_worker_is_the_undisturbed_one(ray_cluster, trained,
     """Two workers, one killed by SIGKILL in the middle; also equal to one worker in this process, bit for bit."""
     source = load_source(trained)
     sampler = SamplerConfig("look_ahead", num_function_evaluations=24)
-    job = Job(str(source.path), source.sha256, sampler, classes=(0, 1), count=200, batch=4)
+    job = Job(
+        str(source.path), source.sha256, sampler, classes=(0, 1), count=200, storage=str(tmp_path / "killed"), batch=4
+    )
     console = Console(width=160)
     killed = []
 
     def kill() -> None:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
-            if len(list((tmp_path / "killed" / "batches").glob("*.npz"))) >= 4:
+            if list((tmp_path / "killed").glob("drawings/*/images/*.npz")):
                 ours = raylets()
                 workers = [pid for pid, command, parent in processes()
                            if command.startswith(b"ray::_Worker") and parent in ours]  # fmt: skip
@@ -157,11 +160,10 @@ def test_a_job_with_a_killed_worker_is_the_undisturbed_one(ray_cluster, trained,
 
     thread = threading.Thread(target=kill)
     thread.start()
-    run_job(job, tmp_path / "killed", console, workers=2)
+    run_job(job, console, workers=2)
     thread.join()
     assert killed
-    run_job(job, tmp_path / "alone", console)
-    for disturbed, plain in zip(
-        drawn_batches(tmp_path / "killed", job), drawn_batches(tmp_path / "alone", job), strict=True
-    ):
+    alone = dataclasses.replace(job, storage=str(tmp_path / "alone"))
+    run_job(alone, console)
+    for disturbed, plain in zip(drawn_batches(job), drawn_batches(alone), strict=True):
         assert np.array_equal(disturbed["images"], plain["images"])

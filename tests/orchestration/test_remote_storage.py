@@ -23,9 +23,9 @@ from pforce.orchestration.hold import SweepHeld, only_driver
 from pforce.orchestration.launch import execute
 from pforce.orchestration.plan import Options, Plan, plan
 from pforce.orchestration.script import run_sweep
-from pforce.sources import load_source
 from pforce.storage import Storage, StorageError
 from pforce.terminal import DONE, SOME_FAILED
+from pforce.trial.source import load_source
 from pforce.validation import ConfigError
 from tests.buckets import KEYS, Server, s3_server
 from tests.orchestration.conftest import make_plan, small_sweep
@@ -61,7 +61,7 @@ def test_a_sweep_leaves_everything_in_the_bucket(server, tmp_path, capsys):
     first = planned(options)
     assert run_sweep(small_sweep(), options, launcher=local.launch) == DONE
     (item,) = first.work
-    trial = f"whole/trials/{item.training}"
+    trial = f"whole/trainings/{item.training}/96"
     evaluation = f"{trial}/evaluations/{item.fingerprint}"
     keys = server.keys("bucket", "whole/")
     assert {
@@ -70,10 +70,11 @@ def test_a_sweep_leaves_everything_in_the_bucket(server, tmp_path, capsys):
     } < keys
     steps = {f"{trial}/checkpoints/step_{n:08d}/{file}" for n in (5, 6) for file in ("meta.json", "state.safetensors")}
     assert {key for key in keys if "/checkpoints/" in key} == steps
-    assert {f"{evaluation}/{name}" for name in ("experiment.json", "samples.png", "result.json")} < keys
+    assert {f"{evaluation}/{name}" for name in ("experiment.json", "samples.png")} < keys
+    assert len([key for key in keys if key.startswith("whole/records/")]) == 7, "all parts, in the bucket"
     assert not any(Path(key).name.startswith(".") for key in keys), "locks and scratch files stay here"
     (run,) = results.runs(options.uri).to_dict("records")
-    stored = json.loads(server.content("bucket", f"{evaluation}/result.json"))["metrics"]
+    (stored,) = results.runs(options.storage).to_dict("records")
     assert stored["val/loss"] == run["val/loss"]
     assert list((tmp_path / "tracking" / "artifacts").rglob("samples.png")), "artifacts are beside the database"
     assert "secret" not in capsys.readouterr().out
@@ -86,9 +87,9 @@ def test_a_sweep_leaves_everything_in_the_bucket(server, tmp_path, capsys):
 
     another_machine(tmp_path)
     assert planned(options).missing == []
-    before = server.keys("bucket", "whole/trials/")
+    before = server.keys("bucket", "whole/trainings/")
     assert run_sweep(small_sweep(), options) == DONE
-    assert server.keys("bucket", "whole/trials/") == before
+    assert server.keys("bucket", "whole/trainings/") == before
     for name in ("best:small", run["run_id"]):
         another_machine(tmp_path)
         source = load_source(find_source(name, storage=options.storage, tracking_uri=options.uri))
@@ -127,7 +128,7 @@ def test_killed_and_continued_on_another_machine(server, tmp_path):
     (item,) = planned(options, steps=12).work
     command = [sys.executable, "-m", "tests.orchestration.remote_sweep", options.storage, options.uri, "12"]
     process = subprocess.Popen([*command, "1.0"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    meta = f"killed/trials/{item.training}/checkpoints/step_00000005/meta.json"
+    meta = f"killed/trainings/{item.training}/192/checkpoints/step_00000005/meta.json"
     while meta not in server.keys("bucket", "killed/"):
         assert process.poll() is None, process.stdout.read().decode()
         time.sleep(0.1)
@@ -188,17 +189,17 @@ def test_workers_have_mirrors_of_their_own(server, tmp_path, ray_cluster, evalua
     options = remote(server, tmp_path, name, evaluation_workers=evaluation_workers, cpus_per_trial=1)
     assert run_sweep(small_sweep(), options) == DONE
     (item,) = planned(options).work
-    theirs = Path(os.environ["HOME"]) / "cache" / "storage" / options.root.name / "trials" / item.training
-    mine = options.root / "trials" / item.training
+    theirs = Path(os.environ["HOME"]) / "cache" / "storage" / options.root.name / "trainings" / item.training / "96"
+    mine = options.root / "trainings" / item.training / "96"
     assert (theirs / "checkpoints" / "step_00000005").exists()
     assert not (mine / "checkpoints" / "step_00000005").exists()
-    evaluation = f"{name}/trials/{item.training}/evaluations/{item.fingerprint}"
+    evaluation = f"{name}/trainings/{item.training}/96/evaluations/{item.fingerprint}"
     keys = server.keys("bucket", f"{name}/")
-    assert f"{evaluation}/result.json" in keys
-    assert not any("/features/" in key or key.startswith(f"{name}/ray") for key in keys)
+    assert f"{evaluation}/samples.png" in keys
+    assert not any(key.startswith(f"{name}/ray") for key in keys)
     (run,) = results.runs(options.uri).to_dict("records")
     (artifacts,) = (tmp_path / "tracking" / "artifacts").glob(f"*/{run['run_id']}/artifacts")
-    assert {"samples.png", "uncertainty_maps.png", "result.json"} <= {path.name for path in artifacts.iterdir()}
+    assert {"samples.png", "uncertainty_maps.png"} <= {path.name for path in artifacts.iterdir()}
 
 
 def test_a_bucket_that_goes_away_loses_nothing(tmp_path):
@@ -228,7 +229,7 @@ def test_a_bucket_that_goes_away_loses_nothing(tmp_path):
         again = subprocess.run([*command, "0"], cwd=ROOT, capture_output=True, text=True, check=False)
         assert again.returncode == DONE, again.stdout + again.stderr
         assert "step " not in again.stdout.replace("step_", "")
-        keys = {"/".join(key.split("/")[-2:]) for key in server.keys("bucket", "gone/trials/")}
+        keys = {"/".join(key.split("/")[-2:]) for key in server.keys("bucket", "gone/trainings/")}
     assert {"step_00000012/meta.json", "step_00000012/state.safetensors"} <= keys
     (run,) = results.runs(options.uri).to_dict("records")
     assert run["status"] == "FINISHED"
@@ -238,8 +239,6 @@ def test_a_bucket_needs_a_tracking_store(server):
     """Said before the bucket is asked, and before anything is trained."""
     with pytest.raises(ConfigError, match=r"tracking_uri = None: .*set --tracking-uri to a server"):
         planned(Options(storage=server.uri("bucket/x")))
-    with pytest.raises(ConfigError, match="tracking_uri"):
-        find_source("best:small", storage="s3://bucket/x")
 
 
 def test_a_storage_that_cannot_be_used_is_said_before_anything_starts(server, tmp_path):

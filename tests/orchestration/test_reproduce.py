@@ -23,14 +23,16 @@ from rich.console import Console
 
 from experiments import paper
 from experiments.paper import SCALES, TABLES
-from pforce import records, results
+from pforce import results
 from pforce.cli import _run
 from pforce.config import Experiment
 from pforce.orchestration.outlook import outlook, parameter_count, training_flops
 from pforce.orchestration.plan import Options
 from pforce.orchestration.reproduce import inputs_for, read, read_sweep, reproduce
 from pforce.orchestration.reproduction import sweep_of
+from pforce.records import exchange, legacy
 from pforce.reproduction import Statement, Table, TableRow, Value
+from pforce.storage import Storage
 from pforce.terminal import DONE, USAGE_ERROR
 from pforce.timesteps import LTG
 from pforce.tracking import default_uri
@@ -59,17 +61,17 @@ def smoke(openmoji_folder, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def uri(smoke) -> str:
-    return default_uri(smoke)
+def place(smoke) -> Storage:
+    return Storage.open(smoke)
 
 
 def measured(storage: Path, name: str) -> pd.DataFrame:
     return pd.read_csv(storage / "reproduction" / f"{name}-smoke.csv")
 
 
-def test_every_table_is_whole(smoke, uri):
+def test_every_table_is_whole(smoke, place):
     for table in TABLES:
-        found = read(table, SMOKE, uri)
+        found = read(table, SMOKE, place)
         assert found.measured["n"].tolist() == [2] * len(table.rows(SMOKE))
         assert len(found.findings) == len(table.statements(SMOKE)) <= 6
         assert {each.word for each in found.findings} <= {"reproduced", "not reproduced", "undecided"}
@@ -84,42 +86,42 @@ def test_every_table_is_whole(smoke, uri):
             assert found.measured[header].notna().sum() == sum(row.paper is not None for row in table.rows(SMOKE))
 
 
-def test_tables_share_cells_and_trainings(smoke, uri):
+def test_tables_share_cells_and_trainings(smoke, place):
     """Trainings counted from the definitions by hand, cells by their fingerprints."""
-    frame = results.runs(uri)
+    frame = results.runs(default_uri(smoke))
     cells = {cell.experiment for table in TABLES for cell in sweep_of(table, SMOKE).cells()}
     assert frame["fingerprint"].nunique() == len(frame) < len(cells)
     # A seed: 7 schedules; SiT and PFT wide; LTG (0, 1, 0.2), (0, 1, 0.6) and (0.7, 1, 0.2); λ = 0.1.
     assert frame["training"].nunique() == 2 * (7 + 2 + 3 + 1)
-    assert len(list((smoke / "trials").iterdir())) == 26
-    one = [read_sweep(f"{name}-smoke", uri) for name in ("difficulty", "context_helps", "context_uncertainty")]
-    ltg = read_sweep("timestep_schedules-smoke", uri).rows["LTG"]
+    assert len(list((smoke / "trainings").iterdir())) == 26
+    one = [read_sweep(f"{name}-smoke", place) for name in ("difficulty", "context_helps", "context_uncertainty")]
+    ltg = read_sweep("timestep_schedules-smoke", place).rows["LTG"]
     assert all(list(each.rows["PFT"].fingerprints) == list(ltg.fingerprints) for each in one)
 
 
-def test_a_rerun_trains_nothing(smoke, uri):
-    before = results.runs(uri)
+def test_a_rerun_trains_nothing(smoke):
+    before = results.runs(default_uri(smoke))
     text = (smoke / "reproduction" / "timestep_schedules-smoke.csv").read_text()
     assert run(paper.TIMESTEP_SCHEDULES, smoke) == DONE
-    assert results.runs(uri)["run_id"].tolist() == before["run_id"].tolist()
+    assert results.runs(default_uri(smoke))["run_id"].tolist() == before["run_id"].tolist()
     assert (smoke / "reproduction" / "timestep_schedules-smoke.csv").read_text() == text
 
 
-def test_a_table_is_shown_as_far_as_it_is_measured(smoke, uri, tmp_path, capsys, monkeypatch):
+def test_a_table_is_shown_as_far_as_it_is_measured(smoke, place, tmp_path, capsys, monkeypatch):
     """The same table as when it was run; of a storage that has nothing, that."""
     monkeypatch.setenv("COLUMNS", "250")
-    before = len(results.runs(uri))
+    before = len(results.runs(default_uri(smoke)))
     path = smoke / "reproduction" / "difficulty-smoke.md"
     text = path.read_text()
     path.unlink()
     assert _run(["reproduce", "difficulty", "--show", "--storage", str(smoke)]) == DONE
     shown = capsys.readouterr().out
     assert "difficulty-smoke: 2 of 2 cells are measured" in shown
-    assert all(line in shown for line in read_sweep("difficulty-smoke", uri).lines)
+    assert all(line in shown for line in read_sweep("difficulty-smoke", place).lines)
     assert path.read_text() == text
-    assert len(results.runs(uri)) == before
+    assert len(results.runs(default_uri(smoke))) == before
     assert _run(["reproduce", "difficulty", "--show", "--storage", str(tmp_path / "none")]) == DONE
-    assert "No runs yet" in capsys.readouterr().out
+    assert "0 of 2 cells are measured" in capsys.readouterr().out
     assert not (tmp_path / "none" / "mlflow.db").exists(), "reading makes no database"
 
 
@@ -138,7 +140,7 @@ def test_a_table_that_is_killed_and_continued_equals_the_uninterrupted_one(smoke
     for wanted in (2, 4):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
         end = time.monotonic() + 60 * PATIENCE
-        while len(list(tmp_path.glob("trials/*/evaluations/*/result.json"))) < wanted:
+        while len(list(tmp_path.glob("trainings/*/*/evaluations/*/samples.png"))) < wanted:
             assert process.poll() is None
             assert time.monotonic() < end
             time.sleep(0.05)
@@ -156,7 +158,7 @@ def test_a_row_is_one_line(smoke, tmp_path):
     more = (*paper.SCHEDULES, TableRow("LTG narrow", {"timesteps": LTG(0.7, 1.0, 0.2)}))
     table = replace(paper.TIMESTEP_SCHEDULES, rows=lambda scale: more)
     assert run(table, smoke) == DONE  # the same cell as one of ltg_grid
-    found = read(table, SMOKE, default_uri(smoke))
+    found = read(table, SMOKE, Storage.open(smoke))
     assert found.measured["row"].tolist()[-1] == "LTG narrow"
     assert found.measured["n"].tolist()[-1] == 2
 
@@ -173,7 +175,7 @@ def test_errors_of_a_table_name_what_is_wrong():
     with pytest.raises(FieldError, match="statements = 7: must be at most 6"):
         sweep_of(seven, SMOKE)
     with pytest.raises(ConfigError, match="did you mean difficulty-smoke"):
-        read_sweep("dificulty-smoke", "sqlite:///none.db")
+        read_sweep("dificulty-smoke", Storage.open("none"))
 
 
 def test_the_command_lists_tables_and_refuses_others(capsys):
@@ -218,7 +220,7 @@ def test_the_gpu_suite_does_what_is_missing_and_its_records_merge(smoke, openmoj
     """Two processes, one row, one seed; a second call does nothing; the numbers are those of the command."""
     command = [
         sys.executable, "-m", "experiments.gpu_suite", "--scale", "smoke", "--tables", "timestep_schedules",
-        "--rows", "LTG", "SiT", "--seeds", "1", "--pictures", "1", "--processes", "2", "--data", str(openmoji_folder),
+        "--rows", "LTG", "SiT", "--seeds", "1", "--processes", "2", "--data", str(openmoji_folder),
         "--out", str(tmp_path / "part"), "--storage", str(tmp_path / "runs"), "--minutes", "3",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
@@ -232,13 +234,14 @@ def test_the_gpu_suite_does_what_is_missing_and_its_records_merge(smoke, openmoj
         done = call()
         assert done.returncode == DONE, done.stdout + done.stderr
     assert "0 cells to run" in done.stdout
-    found = {each["fingerprint"]: each for each in records.read(tmp_path / "part.jsonl")}
+    taken = exchange.import_lines(Storage.open(tmp_path / "merged"), tmp_path / "part.jsonl", pytest.fail)
+    assert (taken.there, taken.sweeps) == (0, 1)
+    found = results.runs(tmp_path / "merged").set_index("fingerprint")
     assert len(found) == 2
     theirs = results.runs(default_uri(smoke)).set_index("fingerprint")
-    for fingerprint, each in found.items():
-        assert (tmp_path / each["files"][0]).stat().st_size > 0
+    for fingerprint, each in found.iterrows():
         for name in ("fd/openmoji", "val/loss"):
-            assert each["metrics"][name] == pytest.approx(theirs.loc[fingerprint, name], rel=1e-4)
+            assert each[name] == pytest.approx(theirs.loc[fingerprint, name], rel=1e-4)
     stopped = call("--minutes", "0.1", "--out", str(tmp_path / "other"), "--storage", str(tmp_path / "new"))
     assert stopped.returncode == 4, stopped.stdout + stopped.stderr
 
@@ -281,8 +284,8 @@ def test_a_report_is_one_page_that_needs_nothing_else(smoke, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "analysis").glob("0*.ipynb")), ids=lambda path: path.stem)
-def test_notebooks_run_on_the_smoke_run(path, smoke, uri, monkeypatch):
-    monkeypatch.setenv("PFORCE_TRACKING_URI", uri)
+def test_notebooks_run_on_the_smoke_run(path, smoke, monkeypatch):
+    monkeypatch.setenv("PFORCE_STORAGE", str(smoke))
     monkeypatch.setenv("PFORCE_SCALE", "smoke")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     book = nbformat.read(path, as_version=4)
@@ -290,7 +293,7 @@ def test_notebooks_run_on_the_smoke_run(path, smoke, uri, monkeypatch):
         book, timeout=400, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
     ).execute()
     outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert any("runs in the store" in output.get("text", "") for output in outputs)
+    assert any("finished cells" in output.get("text", "") for output in outputs)
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert pictures or path.stem == "05_paper_tables"
     committed = nbformat.read(path, as_version=4)
@@ -299,6 +302,6 @@ def test_notebooks_run_on_the_smoke_run(path, smoke, uri, monkeypatch):
 
 def test_hashes_of_the_data_are_those_of_the_committed_records(openmoji_folder):
     """So that `records import` makes cells done on this machine: the same packages draw the same images."""
-    (first, *_) = records.read(ROOT / "analysis" / "results" / "reproduction" / "cpu.jsonl")
+    (first, *_) = legacy.read_lines(ROOT / "analysis" / "results" / "reproduction" / "cpu.jsonl")
     inputs = inputs_for(sweep_of(paper.DIFFICULTY, SCALES["cpu"]))
-    assert {key: first["tags"][f"input.{key}"] for key in inputs} == inputs
+    assert {name: first["tags"][f"input.{name}"] for name in inputs.tags()} == inputs.tags()

@@ -20,13 +20,13 @@ from pforce.orchestration.find import find_source
 from pforce.orchestration.launch import execute
 from pforce.orchestration.placement import Placement
 from pforce.orchestration.plan import Options, payload, trial_folder
-from pforce.orchestration.script import run_sweep, table_rows
+from pforce.orchestration.script import keep_sweep, run_sweep, table_rows
 from pforce.orchestration.sweep import Axis, Sweep
-from pforce.sources import load_source
 from pforce.storage import StorageError
 from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.training.checkpoint import checkpoints
-from pforce.trial import evaluation_folder, only_one
+from pforce.trial.folder import evaluation_folder, only_one
+from pforce.trial.source import load_source
 from pforce.validation import ConfigError
 from tests.data.helpers import shards, write_samples
 from tests.orchestration.conftest import make_plan, small_sweep
@@ -61,11 +61,11 @@ def test_a_sweep_ends_in_runs_and_a_table_and_is_not_run_twice(ray_cluster, tmp_
     assert run.data.tags["version.torch"]
     assert run.data.tags["weights"] == "ema"
     assert run.data.tags["precision"] == "float32"
-    assert {run.data.tags["input.data"], run.data.tags["input.detector"]} == set(first.inputs.values())
+    assert (run.data.tags["input.data"], run.data.tags["input.detector"]) == (
+        first.inputs.data, first.inputs.detector_sha256,
+    )  # fmt: skip
     assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [16 * k for k in range(1, 7)]
-    assert {"samples.png", "uncertainty_maps.png", "result.json"} <= {
-        a.path for a in client.list_artifacts(run.info.run_id)
-    }
+    assert {"samples.png", "uncertainty_maps.png"} <= {a.path for a in client.list_artifacts(run.info.run_id)}
     assert client.get_run(frame["parent"].iloc[0]).info.status == "FINISHED"
 
     table = results.cell_table(frame, table_rows(first))
@@ -126,7 +126,7 @@ def test_the_wall_clock_limit_stops_the_sweep(ray_cluster, tmp_path, console):
 
 
 def test_bad_data_fails_the_trial_naming_the_shard(ray_cluster, tmp_path, console):
-    """A shard truncated after the plan was made: more than 1 % of the samples are gone."""
+    """A shard truncated after the plan was made: it is not the one that its manifest names."""
     copy = tmp_path / "data"
     shutil.copytree(DATA, copy)
     sweep = Sweep("bad", with_fields(tiny(6), {"data.path": str(copy)}), ())
@@ -200,13 +200,14 @@ def test_cells_that_differ_in_their_evaluation_only_share_a_training(tmp_path, c
     plan = make_plan(sweep, tmp_path)
     assert len({item.training for item in plan.work}) == 1
     assert execute(plan, console, local.launch) == DONE
-    assert len(list((tmp_path / "trials").iterdir())) == 1
+    assert len(list((tmp_path / "trainings").iterdir())) == 1
     frame = results.runs(plan.options.uri)
     assert len(frame) == 2
     assert frame["cost/training_seconds"].nunique() == 1
     assert frame["val/loss"].nunique() == 1
     assert frame["fd/openmoji"].nunique() == 2
     assert set(frame["training"]) == {plan.work[0].training}
+    keep_sweep(plan)
     for run in frame.to_dict("records"):  # a run's model is sampled as the run was, not as the last one was
         source = load_source(find_source(run["run_id"], storage=tmp_path))
         assert source.experiment is not None

@@ -14,19 +14,22 @@ import torch
 from rich.console import Console
 
 from pforce import results
-from pforce.metrics import EvaluationConfig
 from pforce.models import save_model
 from pforce.orchestration.find import find_source
-from pforce.orchestration.measurer import Measurement, Measurer, Subject
+from pforce.orchestration.measuring import Done, Measurable, Measurer, Task
+from pforce.orchestration.plan import trial_folder
 from pforce.orchestration.sampler_report import make_subject, report
 from pforce.orchestration.sampler_search import Search, SearchSpace, check_space
-from pforce.orchestration.sampler_sweep import SamplerSweep, run
+from pforce.orchestration.sampler_sweep import Measurement, SamplerSweep, run
+from pforce.orchestration.sweep import Axis, Sweep
 from pforce.sampling import Guidance, SamplerConfig
-from pforce.sources import SourceError, load_source
 from pforce.storage import Storage
 from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import Tracker, default_uri
+from pforce.trial.source import SourceError, load_source
 from pforce.validation import ConfigError, FieldError
+from tests.results.conftest import planned_with
+from tests.training.conftest import tiny
 
 pytestmark = pytest.mark.timeout(600)
 CONSOLE = Console(width=200)
@@ -34,11 +37,16 @@ SPACE = SearchSpace(nfe=(4, 10), inner_steps=(2, 3))
 
 
 @pytest.fixture(scope="module")
-def subject(trained) -> Subject:
-    return make_subject(load_source(trained), data=None, images=8, reference_images=16, seed=0)
+def source(trained):
+    return load_source(trained)
 
 
-def sweep(subject: Subject, trials: int = 8, **fields) -> SamplerSweep:
+@pytest.fixture
+def subject(source, tmp_path) -> Measurable:
+    return make_subject(source, Storage.open(tmp_path), data=None, images=8, reference=16, seed=0)
+
+
+def sweep(subject: Measurable, trials: int = 8, **fields) -> SamplerSweep:
     return SamplerSweep("thresholds", subject, SPACE, trials, **fields)
 
 
@@ -59,7 +67,12 @@ def test_a_sweep_ends_in_a_front_and_measures_nothing_twice(subject, trained, tm
     assert {"euler", "dual_loop", "look_ahead"} <= set(frame["sampler"])
     # A measurement is what the worker gives for that sampler on its own.
     row = frame[(frame["sampler"] == "euler") & (frame["NFE"] == 10)].iloc[0]
-    alone = Measurer(subject, torch.device("cpu"))(Measurement(SamplerConfig("euler", 10), 0))
+    elsewhere = dataclasses.replace(subject, storage=str(tmp_path / "elsewhere"))
+    sampler = SamplerConfig("euler", 10)
+    request = sweep(elsewhere).request(Measurement(sampler, 0))
+    done = Measurer((elsewhere,), torch.device("cpu"))(Task(0, "all", sampler, request))
+    assert isinstance(done, Done)
+    alone = done.metrics
     assert row["fd/openmoji"] == pytest.approx(alone["fd/openmoji"], rel=1e-6)
     assert row["GFLOPs/image"] == pytest.approx(alone["cost/flops_per_image"] / 1e9)
 
@@ -112,12 +125,13 @@ def test_a_sampler_that_fails_is_told_and_the_others_go_on(subject, tmp_path):
 
 def test_workers_on_ray_give_the_same_numbers(ray_cluster, subject, tmp_path):
     """The order of suggestions may differ; a sampler that both measured has one distance."""
-    alone = run(
-        sweep(subject, confirm=False), tracker(tmp_path / "1"), Storage.open(tmp_path), CONSOLE, workers=1, address=None
-    ).frame
-    both = run(
-        sweep(subject, confirm=False), tracker(tmp_path / "2"), Storage.open(tmp_path), CONSOLE, workers=2, address=None
-    ).frame
+    frames = []
+    for workers in (1, 2):
+        folder = tmp_path / str(workers)
+        own, place = dataclasses.replace(subject, storage=str(folder)), Storage.open(folder)
+        call = run(sweep(own, confirm=False), tracker(folder), place, CONSOLE, workers=workers, address=None)
+        frames.append(call.frame)
+    alone, both = frames
     keys = ["sampler", "NFE", "quantile", "inner_steps", "context_ratio", "start_after"]
     joined = alone.fillna(-1).merge(both.fillna(-1), on=keys)
     assert len(joined) >= 5  # the baselines at least
@@ -139,7 +153,7 @@ def test_a_stopped_sweep_goes_on(subject, tmp_path):
                 return
             time.sleep(0.05)
 
-    slow = dataclasses.replace(subject, evaluation=dataclasses.replace(subject.evaluation, images=200))
+    slow = dataclasses.replace(subject, request=dataclasses.replace(subject.request, images=4000))
     thread = threading.Thread(target=stop)
     thread.start()
     stopped = run(sweep(slow, confirm=False), store, Storage.open(tmp_path), CONSOLE, workers=1, address=None)
@@ -179,55 +193,59 @@ def test_spaces_and_models_that_do_not_fit_are_refused(trained, tmp_path):
         check_space(SearchSpace(), Guidance(), dataclasses.replace(config, difficulty_head=False))
     with pytest.raises(FieldError, match="without label dropout"):
         check_space(SearchSpace(), Guidance(2.0), dataclasses.replace(config, class_dropout=0.0))
+    source, storage = load_source(trained), Storage.open(tmp_path / "runs")
     with pytest.raises(FieldError, match="name = 'a/b'"):
-        SamplerSweep(
-            "a/b", make_subject(load_source(trained), data=None, images=8, reference_images=8, seed=0), SPACE, 1
-        )
-    source = load_source(trained)
+        SamplerSweep("a/b", make_subject(source, storage, data=None, images=8, reference=8, seed=0), SPACE, 1)
     save_model(source.model, tmp_path / "m.safetensors")
     foreign = load_source(tmp_path / "m.safetensors")
     with pytest.raises(ConfigError, match="name an experiment with --data"):
-        make_subject(foreign, data=None, images=8, reference_images=8, seed=0)
+        make_subject(foreign, storage, data=None, images=8, reference=8, seed=0)
 
 
-def test_models_are_found_by_what_users_call_them(subject, trained, tmp_path, monkeypatch):
+def test_models_are_found_by_what_users_call_them(trained, tmp_path):
+    """Sweeps whose numbers are chosen here, as records; the trainings' folders are empty."""
     assert find_source(str(trained), storage=tmp_path) == trained
-    with pytest.raises(SourceError, match="holds no runs"):
+    with pytest.raises(SourceError, match="holds no sweeps"):
         find_source("best:ltg_grid", storage=tmp_path)
-    store = tracker(tmp_path)
-    with pytest.raises(SourceError, match="no finished run of a sweep ltg_grid"):
-        find_source("best:ltg_grid", storage=tmp_path)
-    parent = store.open_sweep("ltg_grid", "id", {})
-    from pforce.tracking import RunSpec, Tags
+    distances, images = {0.2: 6.0, 0.3: 5.0}, {0.2: 8.0, 0.3: 8.0}
 
-    for name, distance in (("a" * 32, 6.0), ("b" * 32, 5.0)):
-        detector, training = {"evaluation.detector": "openmoji"}, {Tags.TRAINING: name}
-        run_id = store.open_trial(parent, RunSpec(name, name, detector, training))
-        store.log(run_id, {"fd/openmoji": distance, "cost/images_seen": 10})
-        store.close(run_id, "FINISHED")
-        (tmp_path / "trials" / name).mkdir(parents=True)
-    assert find_source("best:ltg_grid", storage=tmp_path).name == "b" * 32
-    assert find_source(run_id, storage=tmp_path).name == "b" * 32
-    assert find_source("a" * 32, storage=tmp_path).name == "a" * 32
-    (tmp_path / "trials" / ("b" * 32)).rmdir()
+    def measured(item) -> dict[str, float]:
+        sigma = item.experiment.timesteps.sigma
+        return {"val/loss": 1.0, "fd/openmoji": distances[sigma], "fd/openmoji_images": images[sigma], "cost/nfe": 3.0}
+
+    sweep = Sweep("ltg_grid", tiny(6), (Axis("timesteps.sigma", (0.2, 0.3)),))
+    planned = planned_with(sweep, tmp_path, measured)
+    with pytest.raises(SourceError, match="no finished cell of a sweep ltg_gird"):
+        find_source("best:ltg_gird", storage=tmp_path)
+    folders = {}
+    for item in planned.work:
+        folders[item.fingerprint] = trial_folder(planned.options, item)
+        folders[item.fingerprint].mkdir(parents=True)
+    worse, better = (item.fingerprint for item in planned.work)
+    assert find_source("best:ltg_grid", storage=tmp_path) == folders[better]
+    assert find_source(worse, storage=tmp_path) == folders[worse]
+    run_id = results.runs(default_uri(tmp_path)).set_index("fingerprint").loc[worse, "run_id"]
+    assert find_source(run_id, storage=tmp_path) == folders[worse]
+    folders[better].rmdir()
     with pytest.raises(SourceError, match="give the --storage"):
         find_source("best:ltg_grid", storage=tmp_path)
-    mixed = store.open_trial(parent, RunSpec("c", "d" * 32, detector, training))
-    for run_of, images in ((run_id, 500), (mixed, 1000)):
-        store.log(run_of, {"fd/openmoji": 5.0, "cost/images_seen": 10, "fd/openmoji_images": images})
-        store.close(run_of, "FINISHED")
+    images[0.3] = 16.0
+    other = planned_with(Sweep("mixed", tiny(12), sweep.axes), tmp_path, measured)
     with pytest.raises(SourceError, match="differ in fd/openmoji_images"):
-        find_source("best:ltg_grid", storage=tmp_path)
-    thresholds = store.open_sweep("thresholds.v2", "id", {})
-    only = store.open_trial(thresholds, RunSpec("e", "e" * 32, {}, {}))
-    store.log(only, {"fd/openmoji": 5.0})
-    store.close(only, "FINISHED")
-    with pytest.raises(SourceError, match="trained nothing"):
-        find_source("best:thresholds.v2", storage=tmp_path)
+        find_source("best:mixed", storage=tmp_path)
+    assert other.done
     with pytest.raises(SourceError, match="no run of"):
         find_source("c" * 32, storage=tmp_path)
     with pytest.raises(SourceError, match="no such file, experiment or run"):
         find_source("openmoji32_mico", storage=tmp_path)
     with pytest.raises(SourceError, match="Train it: pforce train openmoji32_micro"):
         find_source("openmoji32_micro", storage=tmp_path)
-    assert isinstance(subject.evaluation, EvaluationConfig)
+
+
+def test_a_search_trains_nothing_that_could_be_found(subject, tmp_path):
+    run(sweep(subject, trials=3, confirm=False), tracker(tmp_path), Storage.open(tmp_path), CONSOLE, workers=1,
+        address=None)  # fmt: skip
+    with pytest.raises(SourceError, match="trained nothing"):
+        find_source("best:thresholds", storage=tmp_path)
+    stored, tracked = results.runs(tmp_path, "thresholds"), results.runs(default_uri(tmp_path), "thresholds")
+    assert sorted(stored["fd/openmoji"]) == sorted(tracked["fd/openmoji"])

@@ -8,11 +8,12 @@ from experiments.openmoji32 import openmoji32_micro
 from pforce.orchestration.placement import Node, place
 from pforce.orchestration.script import parse_settings
 from pforce.orchestration.sweep import Axis, Sweep, flat_params, format_value, parse_axis, same_distribution_notes
+from pforce.records.parts import Inputs
 from pforce.terminal import duration
 from pforce.timesteps import LTG, SRM
 from pforce.validation import ConfigError
 
-INPUTS = {"data": "d", "detector": "e"}
+INPUTS = Inputs("d", 10, 5, "openmoji", "e", "none")
 
 
 def grid(*axes, seeds=(0,)):

@@ -11,7 +11,16 @@ import mlflow
 import pytest
 
 from pforce import results
-from pforce.tracking import PARENT, RunSpec, Tags, Tracker, TrackingError, default_uri, runs_frame
+from pforce.tracking import (
+    PARENT,
+    RunSpec,
+    Tags,
+    Tracker,
+    TrackingError,
+    default_uri,
+    runs_frame,
+    sqlite_path,
+)
 
 
 @pytest.fixture
@@ -203,3 +212,13 @@ def test_a_database_whose_making_is_killed_is_made_again(tmp_path):
     tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", artifacts=tmp_path / "artifacts")
     tracker.open_sweep("made", "i" * 32, {})
     assert tracker.client.get_experiment_by_name("made") is not None
+
+
+@pytest.mark.parametrize("name", ["runs", "runs?a=b", "runs%41", "runsA", "ru ns", "ru\nns", "r@h:5"])
+def test_a_storage_has_a_database_of_its_own_whatever_it_is_called(tmp_path, name):
+    """`?` and `%41` mean something in a URI; two storages must not share one database for it."""
+    uri = default_uri(tmp_path / name)
+    assert sqlite_path(uri) == tmp_path / name / "mlflow.db"
+    Tracker(uri, artifacts=tmp_path / name).open_sweep("some", "identity", {})
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert results.sweeps(uri)["sweep"].tolist() == ["some"]

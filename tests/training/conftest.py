@@ -27,7 +27,7 @@ def tiny(steps: int, **training) -> Experiment:
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=5),
         training=TrainingConfig(images=16 * steps, batch=16, **fields),
         sampler=SamplerConfig(num_function_evaluations=3),
-        evaluation=EvaluationConfig(images=8, validation_images=16),
+        evaluation=EvaluationConfig(images=8, held_out_images=16, label_images=16, reference_images=16),
     )
 
 

@@ -8,14 +8,14 @@ import torch
 
 from pforce.config import Experiment
 from pforce.training import Callback, Checkpoints, OnRecord, Record, TrainState, train
-from pforce.trial import Paths, training_state
+from pforce.trial.run import training_state
 from tests.training.conftest import DATA
 
 CPU = torch.device("cpu")
 
 
 def start(experiment: Experiment, identity: str = "id") -> TrainState:
-    return training_state(experiment, Paths(DATA, DATA), identity, CPU)
+    return training_state(experiment, DATA, identity, CPU)
 
 
 def run(

@@ -1,0 +1,202 @@
+"""What is measured on held-out images: loss, difficulty and calibration at a timestep, context at a timestep.
+
+Each is a part of its own: numbers under their fixed names, and the arrays that figures are drawn from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pforce import flow, seeding
+from pforce.images import from_uint8
+from pforce.metrics.calibration import DECILES, Calibration, calibration_of
+from pforce.metrics.context import (
+    ContextHelps,
+    ContextUncertainty,
+    context_helps,
+    context_metrics,
+    context_uncertainty,
+)
+from pforce.metrics.difficulty import DifficultyCorrelation, PatchErrors, correlation_of, patch_errors
+from pforce.metrics.distances import interval_names
+from pforce.metrics.intervals import Estimate
+from pforce.models import PatchForcingTransformer
+
+MAP_IMAGES = 8
+"""Images of the picture of uncertainty."""
+SHOWN_TIMESTEPS = (0.2, 0.4, 0.6, 0.8)
+"""Timesteps at which all patches are kept for figures."""
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class NotFinite(ArithmeticError):
+    """A model predicts values that are not finite: nothing of it can be measured, and it is no result."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a measurement gives."""
+
+    values: Mapping[str, float]
+    """Under their fixed names; NaN where a value is undefined."""
+    undefined: Mapping[str, str] = field(default_factory=dict)
+    """Why, of each value that is not a finite number."""
+    arrays: Arrays = field(default_factory=dict)
+    """For figures."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the numbers should know."""
+
+
+class HeldOutData(NamedTuple):
+    """Held-out images on a device, and their noise."""
+
+    x1: Tensor
+    """(M, C, H, W) float32 in [−1, 1]."""
+    y: Tensor
+    """(M,)."""
+    x0: Tensor
+    """(M, C, H, W) noise of (seed, i)."""
+    batch: int
+    """Images per forward pass."""
+
+
+def held_out_data(images: Tensor, labels: Tensor, *, seed: int, batch: int, device: torch.device) -> HeldOutData:
+    """Images (M, C, H, W) uint8 with labels (M,), and their noise."""
+    x1, y = from_uint8(images.to(device)), labels.to(device)
+    x0 = seeding.noise_for_images(seed, 0, len(x1), tuple(x1.shape[1:]), device)
+    return HeldOutData(x1, y, x0, batch)
+
+
+def _found(values: dict[str, float], reason: str, arrays: Arrays | None = None) -> Found:
+    undefined = {name: reason for name, value in values.items() if not math.isfinite(value)}
+    return Found(values, undefined, arrays or {})
+
+
+@torch.no_grad()
+def measure_loss(model: PatchForcingTransformer, data: HeldOutData) -> Found:
+    """`val/loss` and its segments over all images. NotFinite where one is not a finite number."""
+    x1, y, x0, batch = data
+    total = torch.zeros(flow.VALIDATION_SEGMENTS, dtype=torch.float64, device=x1.device)
+    for first in range(0, len(x1), batch):
+        rows = slice(first, first + batch)
+        total += flow.validation_loss(model, x1[rows], y[rows], x0[rows]) * len(x1[rows])
+    segments = (total / len(x1)).tolist()
+    if not all(map(math.isfinite, segments)):
+        raise NotFinite(f"held-out losses by timestep are {segments}: the model has blown up")
+    named = {f"val/loss_t{t:.4f}": value for t, value in zip(flow.validation_timesteps(), segments, strict=True)}
+    return Found({"val/loss": sum(segments) / len(segments), **named})
+
+
+def measure_difficulty(model: PatchForcingTransformer, data: HeldOutData, t: float) -> Found:
+    """R, Spearman's correlation and the calibration of σ at a timestep, with σ of the first images as arrays.
+
+    At `SHOWN_TIMESTEPS` all patches are arrays, too (`errors_of` reads them). ValueError for a model without a
+    difficulty head.
+    """
+    x1, y, x0, batch = data
+    errors = patch_errors(model, x1, y, x0, t=t, batch=batch)
+    height, width = (size // model.patch for size in x1.shape[-2:])
+    values = correlation_metrics(correlation_of(errors))
+    if errors.patches >= DECILES:  # fewer have none, and a finished training must not fail on that
+        values |= calibration_metrics(calibration_of(errors))
+    arrays: Arrays = {"maps": errors.sigma[:MAP_IMAGES].reshape(-1, height, width).astype(np.float32)}
+    if t in SHOWN_TIMESTEPS:
+        # Exact: they were float32 before they were float64.
+        arrays |= {
+            name: getattr(errors, name).astype(np.float32) for name in ("sigma", "expected", "observed")
+        } | {"labels": errors.labels}  # fmt: skip
+    return _found(values, "σ or the error is the same everywhere, or not finite", arrays)
+
+
+def measure_context(
+    model: PatchForcingTransformer, data: HeldOutData, t: float, progress: Callable[[float], None] = lambda share: None
+) -> Found:
+    """Both context ablations at a timestep. ValueError for a model without a difficulty head."""
+    x1, y, x0, batch = data
+    helps = context_helps(model, x1, y, x0, t=t, batch=batch, progress=progress)
+    uncertainty = context_uncertainty(model, x1, y, x0, t=t, batch=batch)
+    curves = ("context_times", "loss", "low", "high", "change", "change_low", "change_high")
+    arrays: Arrays = {name: np.asarray(getattr(helps, name)) for name in curves}
+    arrays["counts"] = np.array([helps.images, helps.uncertain_patches])
+    arrays["context_time"] = np.array(uncertainty.context_time)
+    arrays["difference"] = np.array(uncertainty.difference, dtype=np.float64)
+    arrays |= {name: getattr(uncertainty, name).astype(np.float32) for name in ("alone", "with_context")}
+    return _found(context_metrics(helps, uncertainty), "the prediction is not finite", arrays)
+
+
+def shown_timesteps(timesteps: Sequence[float]) -> tuple[float, ...]:
+    """Those with calibration and maps: all of a few, of many only SHOWN_TIMESTEPS (where they are among them)."""
+    chosen = tuple(t for t in timesteps if t in SHOWN_TIMESTEPS)
+    return chosen if len(timesteps) > len(SHOWN_TIMESTEPS) and chosen else tuple(timesteps)
+
+
+def correlation_metrics(r: DifficultyCorrelation) -> dict[str, float]:
+    """R at one timestep with its intervals, under their fixed names; no intervals where σ is constant."""
+    metrics = {}
+    for name, value, interval in (
+        ("pearson", r.pearson, r.pearson_interval),
+        ("spearman", r.spearman, r.spearman_interval),
+    ):
+        metrics[f"difficulty/{name}_t{r.t:.2f}"] = value
+        if not math.isnan(interval[0]):
+            low, high = interval_names(f"difficulty/{name}_t{r.t:.2f}")
+            metrics |= {low: interval[0], high: interval[1]}
+    return metrics
+
+
+def calibration_metrics(c: Calibration) -> dict[str, float]:
+    """Calibration at one timestep by decile, under its fixed names."""
+    metrics = {f"calibration/error_t{c.t:.2f}": c.error}
+    for decile, (expected, observed) in enumerate(zip(c.expected, c.observed, strict=True), start=1):
+        metrics[f"calibration/expected_t{c.t:.2f}_d{decile}"] = float(expected)
+        metrics[f"calibration/observed_t{c.t:.2f}_d{decile}"] = float(observed)
+    return metrics
+
+
+def correlation_from(values: Mapping[str, Any], t: float, *, images: int, patches: int) -> DifficultyCorrelation:
+    """R at a timestep from a measurement's values."""
+
+    def number(name: str) -> float:
+        value = values.get(name)
+        return math.nan if value is None else float(value)
+
+    both = []
+    for name in ("pearson", "spearman"):
+        full = f"difficulty/{name}_t{t:.2f}"
+        low, high = interval_names(full)
+        both.append((number(full), (number(low), number(high))))
+    (pearson, of_pearson), (spearman, of_spearman) = both
+    return DifficultyCorrelation(t, pearson, spearman, of_pearson, of_spearman, images, patches)
+
+
+def errors_of(arrays: Arrays, t: float) -> PatchErrors | None:
+    """All patches of a difficulty measurement; None where they were not kept."""
+    if "sigma" not in arrays:
+        return None
+    sigma, expected, observed = (arrays[name].astype(np.float64) for name in ("sigma", "expected", "observed"))
+    return PatchErrors(t, sigma, expected, observed, arrays["labels"])
+
+
+def context_of(arrays: Arrays, t: float) -> tuple[ContextHelps, ContextUncertainty]:
+    """Both ablations of a context measurement."""
+    images, patches = (int(count) for count in arrays["counts"])
+    value, low, high, n = arrays["difference"].tolist()
+    alone, shown = (arrays[name].astype(np.float64) for name in ("alone", "with_context"))
+    return (
+        ContextHelps(
+            t, arrays["context_times"], arrays["loss"], arrays["low"], arrays["high"], arrays["change"],
+            arrays["change_low"], arrays["change_high"], images, patches,
+        ),
+        ContextUncertainty(
+            t, float(arrays["context_time"]), alone, shown, Estimate(value, low, high, int(n)), images
+        ),
+    )  # fmt: skip

@@ -1,0 +1,159 @@
+"""Records and sweeps as lines of JSON, and out of another storage: how results of machines that never met merge.
+
+A line is a record, or a sweep's list of cells. What is read is believed in its form only: digests are computed again,
+nothing in it is a path, and its numbers carry the name of where they came from.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pforce.files import write_bytes
+from pforce.records.ledger import FILES, Ledger, take_in
+from pforce.records.parts import Request
+from pforce.records.record import MOST_BYTES, Record, RecordError, parse_content
+from pforce.records.row import TENSORS
+from pforce.records.sweeps import SWEEP_LINE, SWEEPS, CellEntry, SweepEntry, checked_sweep, read_sweeps, sweep_line
+from pforce.storage import Storage
+from pforce.validation import ConfigError, did_you_mean
+
+MOST_SWEEP_LINE = 64 << 20
+Say = Callable[[str], None]
+Advance = Callable[[int], None]
+
+
+class Taken(NamedTuple):
+    """What an import did."""
+
+    made: int
+    """Records that are new."""
+    there: int
+    """Records that were there."""
+    sweeps: int
+
+
+def cells_records(cells: Iterable[CellEntry], ledger: Ledger) -> Iterator[Record]:
+    """All records that cells are made of, each once."""
+    given: set[str] = set()
+    for cell in cells:
+        parts = cell.parts()
+        if parts is not None:
+            weights = ledger.get(parts.weights)
+            found = [ledger.get(parts.training), weights]
+            tensors = None if weights is None else weights.values.get(TENSORS)
+            request = parts.request
+        else:
+            found, tensors, request = [], cell.weights, Request.from_plain(cell.request)
+        if isinstance(tensors, str):
+            drawn = [request.drawn(tensors)] if request.images else []
+            found += [ledger.get(part) for part in (*request.parts(tensors), *drawn)]
+        for record in found:
+            if record is not None and record.digest not in given:
+                given.add(record.digest)
+                yield record
+
+
+def export(storage: Storage, names: Sequence[str], path: Path, say: Callable[[str], None]) -> tuple[int, int]:
+    """Write the sweeps of these names (none means all) and their records as lines; (records, sweeps)."""
+    ledger, lines, records = Ledger(storage, say), [], 0
+    chosen: Sequence[str | None] = names or [None]
+    sweeps = [entry for name in chosen for entry in read_sweeps(storage, say, name)]
+    given: set[str] = set()
+    for entry in sweeps:
+        lines.append(sweep_line(entry))
+        for record in cells_records(entry.cells, ledger):
+            if record.digest not in given:
+                given.add(record.digest)
+                lines.append(json.dumps(json.loads(record.to_bytes()), sort_keys=True, allow_nan=False))
+                records += 1
+    write_bytes(path, ("\n".join(lines) + "\n").encode() if lines else b"")
+    return records, len(sweeps)
+
+
+def import_lines(storage: Storage, path: Path, say: Callable[[str], None]) -> Taken:
+    """Take a file of lines into a storage. RecordError, before anything is written, where one is not well-formed."""
+    records, sweeps = [], []
+    try:
+        with path.open("rb") as file:
+            lines = list(iter(lambda: file.readline(MOST_SWEEP_LINE + 1), b""))
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read as records: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
+        if len(line) > MOST_SWEEP_LINE:
+            raise RecordError(f"{where}: is longer than {MOST_SWEEP_LINE:,} bytes: no record")
+        if line.startswith(SWEEP_LINE):
+            sweeps.append(checked_sweep(line, where))
+        elif line.strip():
+            if len(line) > MOST_BYTES:
+                raise RecordError(f"{where}: is longer than {MOST_BYTES:,} bytes: no record")
+            records.append(parse_content(line, where))
+    return _taken(storage, records, sweeps, path.name, say)
+
+
+def import_storage(storage: Storage, other: Storage, say: Callable[[str], None]) -> Taken:
+    """Take the records and sweeps of another storage: with what they keep for figures, without drawings."""
+    theirs = Ledger(other, say)
+    records = list(theirs.all())
+    ledger = Ledger(storage, say)
+    for record in records:
+        for sha256 in record.files.values():
+            if not (storage.root / FILES / sha256[:2] / sha256).exists() and (path := theirs.file(sha256)):
+                ledger.put_file(path.read_bytes(), sha256)
+    return _taken(storage, records, list(read_sweeps(other, say)), str(other), say)
+
+
+def _taken(
+    storage: Storage, records: Sequence[Record], sweeps: Sequence[SweepEntry], origin: str, say: Callable[[str], None]
+) -> Taken:
+    ledger = Ledger(storage, say)
+    made = sum(take_in(ledger, record, origin) for record in records)
+    for entry in sweeps:
+        if not (storage.root / SWEEPS / entry.name / f"{entry.identity}.json").exists():
+            entry.write(storage)
+    return Taken(made, len(records) - made, len(sweeps))
+
+
+def shown(record: Record) -> str:
+    """A record's values in a few words: its largest names first, as a list shows it."""
+    numbers = {name: value for name, value in record.numbers().items() if not re.search(r"_(low|high|d\d+)$", name)}
+    told = [f"{name} {value:.4g}" for name, value in numbers.items() if not math.isnan(value)]
+    return ", ".join(told[:3])
+
+
+def sweep_names(storage: Storage, say: Say) -> list[str]:
+    """Names of a storage's sweeps, in order."""
+    return sorted({entry.name for entry in read_sweeps(storage, say)})
+
+
+def check_name(name: str, known: Sequence[str], storage: Storage) -> None:
+    """ConfigError with the nearest name for a sweep that the storage does not have."""
+    if name not in known:
+        raise ConfigError(f"{name}: no such sweep in {storage}; {did_you_mean(name, known, 'it has')}")
+
+
+def is_old(path: Path) -> bool:
+    """Whether a file holds lines of commit 0641df2. RecordError where it cannot be read."""
+    if path.is_dir():
+        return False
+    try:
+        with path.open("rb") as file:
+            first = file.readline(MOST_BYTES + 1)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read as records: {error}") from error
+    try:
+        line = json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(line, dict) and line.get("format") == 1 and "fingerprint" in line
+
+
+def count_lines(path: Path) -> int:
+    """Lines of a file, for a progress bar."""
+    with path.open("rb") as file:
+        return sum(1 for _ in file)

@@ -1,0 +1,219 @@
+"""The ledger: records in the storage. Finds, keeps and forgets them. Planning lists names; contents are read on demand.
+
+Nothing here locks. A record is written once, whole, under a name of its own; of several with one digest the one that
+finished first counts, ties by content, on every machine.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from pforce.files import read_small, sha256_of, write_bytes
+from pforce.records.parts import Part
+from pforce.records.record import MOST_BYTES, NAME, NewerRecord, Record, RecordError, file_name, parse
+from pforce.storage import Storage, StorageError
+
+RECORDS, FILES = "records", "files"
+"""Folders below a storage's root."""
+Say = Callable[[str], None]
+
+
+class Ledger:
+    """What a storage knows.
+
+    Args:
+        say: shown one line for each record that is damaged, or that is there twice with different numbers.
+    """
+
+    def __init__(self, storage: Storage, say: Say = lambda line: None) -> None:
+        self.storage, self.say = storage, say
+        self.folder = storage.root / RECORDS
+        self._names: dict[str, list[str]] | None = None
+        self._read: dict[str, Record] = {}
+        """File name → record."""
+        self._told: set[str] = set()
+
+    # --- names ------------------------------------------------------------------------------------------------
+
+    def names(self) -> dict[str, list[str]]:
+        """Digest → file names of its records. Looked up once; `refresh` looks again."""
+        if self._names is None:
+            found: dict[str, list[str]] = {}
+            for name in self._listed():
+                if match := NAME.fullmatch(name):
+                    found.setdefault(match["digest"], []).append(name)
+            self._names = found
+        return self._names
+
+    def refresh(self) -> None:
+        """Forget what was listed: other processes may have finished parts meanwhile."""
+        self._names = None
+
+    def _listed(self) -> Iterator[str]:
+        if self.storage.remote:
+            yield from {name.rpartition("/")[2] for name in self.storage.list(RECORDS)}
+            return
+        try:
+            groups = sorted(entry.name for entry in os.scandir(self.folder) if len(entry.name) == 2)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StorageError(
+                f"--storage {self.storage}: its records cannot be read ({error.strerror}); check the permissions of "
+                f"{self.folder}"
+            ) from error
+        for group in groups:
+            with os.scandir(self.folder / group) as entries:
+                yield from sorted(entry.name for entry in entries)
+
+    # --- contents ---------------------------------------------------------------------------------------------
+
+    def _path(self, name: str) -> Path:
+        return self.folder / name[:2] / name
+
+    def _load(self, name: str) -> Record | None:
+        """One file. None, having said so, where it is damaged; NewerRecord for one that must not be guessed at."""
+        if name in self._read:
+            return self._read[name]
+        path = self._path(name)
+        try:
+            if self.storage.remote and not path.exists():
+                self.storage.fetch(f"{RECORDS}/{name[:2]}/{name}", path)
+            record = parse(read_small(path, MOST_BYTES), name)
+        except NewerRecord:
+            raise
+        except FileNotFoundError:  # removed since it was listed
+            return None
+        except PermissionError as error:
+            raise StorageError(f"--storage {self.storage}: record {path} may not be read ({error.strerror})") from error
+        except (RecordError, ValueError, OSError) as error:
+            self._tell(name, f"{path}: {error}; it counts as not there, and its part is measured again")
+            return None
+        self._read[name] = record
+        return record
+
+    def _tell(self, key: str, line: str) -> None:
+        if key not in self._told:
+            self._told.add(key)
+            self.say(line)
+
+    def get(self, part: Part | str) -> Record | None:
+        """The record that counts of a part; None where there is none."""
+        wanted = part if isinstance(part, str) else part.digest
+        forgotten = self._forgotten(wanted)
+        found = [
+            (record.finished, name, record)
+            for name in self.names().get(wanted, ())
+            if name not in forgotten and (record := self._load(name)) is not None
+        ]
+        if not found:
+            return None
+        first = min(found, key=lambda each: each[:2])[2]
+        different = sum(record.values != first.values for _, _, record in found)
+        if different:
+            self._tell(
+                wanted,
+                f"{first.kind} {wanted}: is there {len(found)} times, {different} with other values than the first "
+                f"(of {_when(first)}, {first.provenance.get('host', 'unknown host')}), which counts; `pforce records "
+                f"show {wanted}` shows all",
+            )
+        return first
+
+    def all_of(self, wanted: str) -> list[Record]:
+        """Every whole record of a digest, the one that counts first."""
+        found = [
+            (record.finished, name, record) for name in self.names().get(wanted, ()) if (record := self._load(name))
+        ]
+        return [record for _, _, record in sorted(found, key=lambda each: each[:2])]
+
+    def find(self, parts: Iterable[Part | str]) -> dict[str, Record]:
+        """Digest → record, of those parts that are known."""
+        wanted = {part if isinstance(part, str) else part.digest for part in parts}
+        there = self.names()
+        return {each: record for each in wanted if each in there and (record := self.get(each)) is not None}
+
+    def all(self, kind: str | None = None) -> Iterator[Record]:
+        """The record that counts of every digest, of one kind or of all; tombstones only where they are asked for."""
+        for each in list(self.names()):
+            record = self.get(each)
+            if record is not None and record.kind == (kind or record.kind) and (kind or record.kind != "tombstone"):
+                yield record
+
+    # --- writing ----------------------------------------------------------------------------------------------
+
+    def put(self, record: Record) -> Record:
+        """Write a record, unless the same is there; returns the one of its digest that counts."""
+        name, content = file_name(record)
+        there = self.names().setdefault(record.digest, [])
+        if name not in there:
+            self._write(f"{RECORDS}/{name[:2]}/{name}", content)
+            there.append(name)
+        self._read[name] = record
+        return self.get(record.digest) or record
+
+    def _write(self, relative: str, content: bytes) -> None:
+        write_bytes(self.storage.root / relative, content)
+        self.storage.push(relative)
+
+    def put_file(self, content: bytes, sha256: str) -> None:
+        """Keep a file that a record names, under its hash."""
+        relative = _file(sha256)
+        if not (self.storage.root / relative).exists():
+            self._write(relative, content)
+
+    def file(self, sha256: str) -> Path | None:
+        """A file that a record names; None, having said so, where it is missing or damaged."""
+        relative = _file(sha256)
+        path = self.storage.root / relative
+        if self.storage.remote and not path.exists():
+            self.storage.pull(relative)
+        try:
+            if sha256_of(path) == sha256:
+                return path
+            self._tell(sha256, f"{path} is damaged: its content is not what its name says; it counts as not there")
+        except OSError as error:
+            self._tell(sha256, f"{path}: cannot be read ({error.strerror or error})")
+        return None
+
+    # --- forgetting -------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _tombstone(wanted: str, content: str) -> Part:
+        return Part("tombstone", {"of": wanted, "content": content})
+
+    def _forgotten(self, wanted: str) -> set[str]:
+        """File names of a digest's records that were forgotten."""
+        return {
+            name
+            for name in self.names().get(wanted, ())
+            if self._tombstone(wanted, name.split(".")[1]).digest in self.names()
+        }
+
+    def forget(self, wanted: str, reason: str, *, who: dict[str, str] | None = None) -> int:
+        """Write a tombstone for each record of a digest: it counts no more. What is measured later counts again."""
+        now = time.time()
+        names = [name for name in self.names().get(wanted, ()) if name not in self._forgotten(wanted)]
+        for name in names:
+            part = self._tombstone(wanted, name.split(".")[1])
+            self.put(Record.of(part, notes=(reason,), started=now, finished=now, provenance=who or {}))
+        return len(names)
+
+
+def _file(sha256: str) -> str:
+    return f"{FILES}/{sha256[:2]}/{sha256}"
+
+
+def _when(record: Record) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(record.finished))
+
+
+def take_in(ledger: Ledger, record: Record, origin: str) -> bool:
+    """Put a record from elsewhere; whether it is new. Its origin is named, as its numbers cannot be verified."""
+    if ledger.all_of(record.digest):  # one that was forgotten too: it does not come back by an import
+        return False
+    ledger.put(replace(record, origin=record.origin or origin))
+    return True

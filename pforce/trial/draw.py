@@ -1,0 +1,284 @@
+"""Drawing: a model's images under a sampler, and what a storage keeps of them.
+
+Image i starts from the noise of (seed, i), so a drawing has no end: more images are drawn where it stopped. What is
+kept of it lies in blocks of 64 images, `drawings/ID/NAME/FIRST-END.CONTENT.npz`, CONTENT the hash of the file: a block
+that is damaged is drawn again, never believed. A forward pass never reaches over a block's end by accident: passes are
+whole blocks or whole parts of one, so an image does not depend on how many others were asked for, but for the rounding
+of another batch size.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pforce import seeding
+from pforce.files import content_digest, digest, write_bytes
+from pforce.images import from_uint8, save_grid, to_uint8
+from pforce.metrics.detectors import Detector, Reading
+from pforce.metrics.features import read_padded
+from pforce.models.autoencoder import Decoder
+from pforce.sampling import Denoiser, SamplerConfig, Step
+from pforce.storage import Storage
+
+BLOCK = 64
+"""Images of a block."""
+KEPT_BYTES = 256 << 20
+"""Features that are kept of a drawing, per detector, once it is measured; images beyond are drawn again."""
+DRAWINGS, IMAGES = "drawings", "images"
+NAME = re.compile(r"(?P<first>\d{1,12})-(?P<end>\d{1,12})\.(?P<content>[0-9a-f]{32})\.npz")
+Arrays = dict[str, NDArray[Any]]
+
+
+class Span(NamedTuple):
+    """The images first … end − 1."""
+
+    first: int
+    end: int
+
+
+def spans_to_draw(count: int, batch: int, there: Mapping[int, int]) -> list[list[Span]]:
+    """Forward passes that complete a drawing's first `count` images, grouped by the blocks that they fill.
+
+    Args:
+        batch: images per pass; whole blocks where it holds one or more, else equal parts of a block.
+        there: first image of a block → its end, of the blocks that are kept.
+    """
+    groups: list[list[Span]] = []
+    together = max(1, batch // BLOCK)
+    for block in range(0, count, BLOCK):
+        have = there.get(block, block)
+        if have >= min(block + BLOCK, count):
+            continue
+        if batch < BLOCK or have > block:
+            least = min(block + BLOCK, count)
+            step, spans = min(batch, BLOCK), []
+            while have < least:
+                spans.append(Span(have, min(have + step, block + BLOCK)))
+                have = spans[-1].end
+            groups.append(spans)
+        elif groups and len(groups[-1]) == 1 and _joins(groups[-1][0], block, together):
+            groups[-1] = [Span(groups[-1][0].first, block + BLOCK)]
+        else:
+            groups.append([Span(block, block + BLOCK)])
+    return groups
+
+
+def _joins(last: Span, block: int, together: int) -> bool:
+    return last.end == block and last.first % BLOCK == 0 and (last.end - last.first) // BLOCK < together
+
+
+class Drawn(NamedTuple):
+    """A forward pass's worth of images, and what they cost."""
+
+    span: Span
+    images: Tensor
+    """(B, 3, H, W) uint8, on the device."""
+    num_function_evaluations: int
+    """NFE per image."""
+    forward_passes: int
+    """Forward passes of the model per image."""
+    seconds: float
+
+
+def draw(
+    model: Denoiser,
+    sampler: SamplerConfig,
+    labels: Tensor,
+    spans: Sequence[Span],
+    *,
+    seed: int,
+    device: torch.device,
+    decode: Decoder | None = None,
+) -> Iterator[Drawn]:
+    """Draw spans of images, one after the other; nothing is held.
+
+    Args:
+        labels: (M,); image i is of class labels[i mod M].
+        decode: makes pixels of latents.
+
+    Raises:
+        ValueError: a value that is not finite.
+    """
+    shape = (model.config.channels, *model.config.image_size)
+    for span in spans:
+        started = time.perf_counter()
+        count = span.end - span.first
+        y = labels[torch.arange(span.first, span.end) % len(labels)].to(device)
+        x0 = seeding.noise_for_images(seed, span.first, count, shape, device)
+        passes: list[int] = []
+
+        def note(step: Step, passes: list[int] = passes) -> None:
+            passes.append(step.forward_passes)
+
+        x1 = sampler.sample(model, x0, y, seed=seed, first=span.first, callback=note)
+        images = to_uint8(x1 if decode is None else decode(x1))  # looks at every value: a GPU's work is done then
+        yield Drawn(span, images, len(passes), sum(passes), time.perf_counter() - started)
+
+
+def _arrays(content: bytes, named: str, count: int) -> Arrays:
+    """The arrays of a block's file. ValueError where it is not what its name says."""
+    if content_digest(content) != named:
+        raise ValueError("its content is not what its name says")
+    with np.load(io.BytesIO(content)) as arrays:
+        found = {key: arrays[key] for key in arrays.files}
+    if any(len(value) != count for value in found.values()):
+        raise ValueError(f"it does not hold {count} images")
+    return found
+
+
+class Blocks:
+    """What a storage keeps of a drawing under one name, in blocks of 64 images.
+
+    Args:
+        relative: folder below the storage's root.
+    """
+
+    def __init__(self, storage: Storage, relative: str) -> None:
+        self.storage, self.relative = storage, relative
+        self.folder = storage.root / relative
+
+    def names(self, *, here: bool = False) -> dict[int, list[tuple[int, str]]]:
+        """First image → (end, file name) of its blocks, the longest first, then by name.
+
+        Args:
+            here: of this machine's only.
+        """
+        names = {path.name for path in self.folder.glob("*.npz")} if self.folder.is_dir() else set()
+        if self.storage.remote and not here:
+            names |= {name.rpartition("/")[2] for name in self.storage.list(self.relative)}
+        found: dict[int, list[tuple[int, str]]] = {}
+        for name in names:
+            match = NAME.fullmatch(name)
+            if match and int(match["first"]) % BLOCK == 0 and 0 < int(match["end"]) - int(match["first"]) <= BLOCK:
+                found.setdefault(int(match["first"]), []).append((int(match["end"]), name))
+        return {first: sorted(ends, key=lambda each: (-each[0], each[1])) for first, ends in found.items()}
+
+    def load(self, count: int) -> dict[int, Arrays]:
+        """First image → arrays of each whole block among the first `count` images. Damaged ones are warned of."""
+        names = self.names()
+        found = {first: self.block(first, names) for first in sorted(names) if first < count}
+        return {first: arrays for first, arrays in found.items() if arrays is not None}
+
+    def block(self, first: int, names: Mapping[int, list[tuple[int, str]]] | None = None) -> Arrays | None:
+        """The longest whole block that begins at `first`; None where there is none. Damaged ones are warned of.
+
+        Args:
+            names: of all blocks, where they were listed.
+        """
+        for end, name in (self.names() if names is None else names).get(first, ()):
+            arrays = self._read(name, end - first)
+            if arrays is not None:
+                return arrays
+        return None
+
+    def _read(self, name: str, count: int) -> Arrays | None:
+        path = self.folder / name
+        if self.storage.remote and not path.exists():
+            self.storage.fetch(f"{self.relative}/{name}", path)
+        try:
+            content = path.read_bytes()
+            found = _arrays(content, name.split(".")[1], count)
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            warnings.warn(f"damaged, drawn again: {path} ({error})", stacklevel=2)
+            return None
+        return found
+
+    def save(self, first: int, arrays: Arrays) -> None:
+        """Write a block that begins at `first`; it appears whole. A shorter one of the same start is removed."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]  # the stubs know no names
+        content = buffer.getvalue()
+        end = first + len(next(iter(arrays.values())))
+        name = f"{first}-{end}.{content_digest(content)}.npz"
+        write_bytes(self.folder / name, content)
+        self.storage.push(f"{self.relative}/{name}")
+        for other_end, other in self.names(here=True).get(first, ()):
+            if other_end < end:
+                self._remove(other)
+
+    def _remove(self, name: str) -> None:
+        (self.folder / name).unlink(missing_ok=True)
+        self.storage.delete(f"{self.relative}/{name}")
+
+    def clear(self) -> None:
+        """Remove all blocks."""
+        for ends in self.names().values():
+            for _, name in ends:
+                self._remove(name)
+
+    def trim(self, most_bytes: int) -> int:
+        """Remove blocks beyond so many bytes, the last first; returns how many images are kept from the first on."""
+        kept, total = 0, 0
+        for first, ends in sorted(self.names().items()):
+            for end, name in ends:
+                path = self.folder / name
+                size = path.stat().st_size if path.exists() else 0
+                if total + size > most_bytes:
+                    self._remove(name)
+                else:
+                    total, kept = total + size, end if first == kept - kept % BLOCK else kept
+        return kept
+
+
+def folder_of(drawing: str) -> str:
+    """Folder of a drawing (its digest), below the storage's root."""
+    return f"{DRAWINGS}/{drawing}"
+
+
+def features_folder(drawing: str, detector: Detector) -> str:
+    """Folder of a drawing's features in a detector: its name may be a stranger's, so it is no path as it stands."""
+    name = re.sub(r"[^\w-]", "_", detector.name)[:40]
+    own = digest("detector", [detector.name, detector.sha256, detector.preprocessing])
+    return f"{folder_of(drawing)}/{name}-{own[:16]}"
+
+
+READING = Reading._fields
+
+
+def to_arrays(reading: Reading) -> Arrays:
+    """A reading as arrays by name."""
+    return {name: part.numpy() for name, part in zip(READING, reading, strict=True) if part is not None}
+
+
+def to_reading(arrays: Arrays) -> Reading:
+    """The inverse of `to_arrays`."""
+    parts = {name: torch.from_numpy(arrays[name]) for name in READING if name in arrays}
+    return Reading(**parts)
+
+
+def read_block(detector: Detector, images: Tensor) -> Reading:
+    """Features of a block's images (B ≤ 64, 3, H, W) uint8, through a forward pass of exactly 64."""
+    return read_padded(detector, images, BLOCK)
+
+
+def joined(parts: Sequence[Arrays]) -> Arrays:
+    """Arrays of consecutive images as one."""
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def first_images(storage: Storage, drawing: str, count: int = BLOCK) -> Tensor | None:
+    """The first images of a drawing, (≤ 64, 3, H, W) uint8; None where none are kept."""
+    found = Blocks(storage, f"{folder_of(drawing)}/{IMAGES}").load(1)
+    if 0 not in found:
+        return None
+    return torch.from_numpy(found[0]["images"])[:count]
+
+
+def save_samples(storage: Storage, drawing: str, count: int, path: Path) -> bool:
+    """The first images of a drawing as one PNG, small ones enlarged; False where none are kept."""
+    images = first_images(storage, drawing, count)
+    if images is None:
+        return False
+    save_grid(from_uint8(images), path, scale=max(1, 64 // images.shape[-1]))
+    return True

@@ -1,0 +1,431 @@
+"""The way to measure a model: what is missing of a request is drawn and measured, and becomes records.
+
+A trial calls it on the weights in its memory, `pforce evaluate`, evaluation apart from the trainings and the search of
+samplers in their workers or in the driver: the same function, the same numbers. It is lazy (an image is drawn where a
+metric needs it) and knows nothing of where it runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pforce.data import Batch
+from pforce.metrics.config import EvaluationConfig
+from pforce.metrics.detectors import Detector, Reading
+from pforce.metrics.distances import distances
+from pforce.metrics.features import FeatureSet, collect
+from pforce.metrics.held_out import (
+    Arrays,
+    Found,
+    held_out_data,
+    measure_context,
+    measure_difficulty,
+    measure_loss,
+)
+from pforce.metrics.reference import ReferenceStatistics
+from pforce.models import PatchForcingTransformer
+from pforce.models.autoencoder import Decoder
+from pforce.parallel import ALONE, Workers
+from pforce.records.ledger import Ledger
+from pforce.records.parts import Analysis, Part, Request
+from pforce.records.record import Record
+from pforce.sampling import SamplerConfig, count_flops
+from pforce.trial.draw import (
+    BLOCK,
+    IMAGES,
+    KEPT_BYTES,
+    Blocks,
+    Span,
+    draw,
+    features_folder,
+    folder_of,
+    joined,
+    read_block,
+    spans_to_draw,
+    to_arrays,
+    to_reading,
+)
+
+Progress = Callable[[str, float], None]
+"""Called with the part of the measurement and the share of it that is done."""
+ARRAYS = "arrays.npz"
+"""File of a held-out measurement, for figures."""
+
+
+def quiet(part: str, share: float) -> None:
+    """Shows nothing."""
+
+
+def _within(progress: Progress, before: float, count: int, share: float) -> None:
+    """Report a share of one of several context measurements."""
+    progress("context", before + share / count)
+
+
+@dataclass
+class Subject:
+    """A model at hand, and what it is measured with. What is read late is a function."""
+
+    model: PatchForcingTransformer
+    """On the device, in evaluation mode."""
+    weights: str
+    """Hash of its tensors."""
+    device: torch.device
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    labels: Callable[[], Tensor] = lambda: torch.zeros(1, dtype=torch.long)
+    """(M,); drawn image i is of class labels[i mod M]."""
+    detector: Callable[[], Detector] | None = None
+    """On the device."""
+    reference: Callable[[], ReferenceStatistics] | None = None
+    held_out: Callable[[], Batch] | None = None
+    batch: int = BLOCK
+    """Images per forward pass."""
+    decode: Decoder | None = None
+    devices: float = 1.0
+    """Devices that this process stands for, for device-seconds."""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+
+class Missing(NamedTuple):
+    """What has to be measured of a request."""
+
+    metrics: tuple[str, ...]
+    held_out: tuple[tuple[Analysis, str], ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.metrics or self.held_out)
+
+
+def missing(request: Request, weights: str, ledger: Ledger) -> Missing:
+    """The parts of a request that no record has."""
+    images, held_out = request.image_parts(weights), request.held_out_parts(weights)
+    there = ledger.find([*images.values(), *held_out.values()])
+    return Missing(
+        tuple(name for name, part in images.items() if part.digest not in there),
+        tuple(key for key, part in held_out.items() if part.digest not in there),
+    )
+
+
+class _Block(NamedTuple):
+    """A block that was drawn by one worker."""
+
+    first: int
+    reading: Reading
+    images: np.ndarray | None
+    """Of the first block only."""
+    drawn: int
+    """Images of it that were drawn now."""
+    num_function_evaluations: int
+    forward_passes: int
+    seconds: float
+
+
+def measure(
+    request: Request,
+    subject: Subject,
+    ledger: Ledger,
+    *,
+    workers: Workers = ALONE,
+    progress: Progress = quiet,
+) -> dict[str, Record] | None:
+    """Draw and measure what is missing of a request, put it into the ledger, and return all of its records.
+
+    Args:
+        workers: those that share the images, each with the same model and called by all of them; the first writes
+            records and gets them, the others None. Their number changes no digit.
+    """
+    todo = workers.first_does(lambda: missing(request, subject.weights, ledger))
+    if workers.first and todo.held_out:
+        _measure_held_out(request, subject, ledger, todo.held_out, progress=progress)
+    if todo.metrics:
+        _measure_images(request, subject, ledger, todo.metrics, workers=workers, progress=progress)
+    return ledger.find(request.parts(subject.weights)) if workers.first else None
+
+
+# --- held-out images ---------------------------------------------------------------------------------------------
+
+
+def _measure_held_out(
+    request: Request,
+    subject: Subject,
+    ledger: Ledger,
+    wanted: Sequence[tuple[Analysis, str]],
+    *,
+    progress: Progress,
+) -> None:
+    assert subject.held_out is not None
+    images = subject.held_out()
+    data = held_out_data(
+        images.images, images.labels, seed=request.seed, batch=subject.batch, device=subject.device
+    )  # fmt: skip
+    parts, model = request.held_out_parts(subject.weights), subject.model
+    done = dict.fromkeys(("loss", "difficulty", "context"), 0)
+    of_kind = {kind: sum(each == kind for each, _ in wanted) for kind in done}
+    for analysis, time_key in wanted:
+        started = time.time()
+        clock = time.perf_counter()
+        share = done[analysis] / of_kind[analysis]
+        progress(_SAID[analysis], share)
+        found: Found
+        match analysis:
+            case "loss":
+                found = measure_loss(model, data)
+            case "difficulty":
+                found = measure_difficulty(model, data, float(time_key))
+            case "context":
+                within = partial(_within, progress, share, of_kind[analysis])
+                found = measure_context(model, data, float(time_key), within)
+        done[analysis] += 1
+        seconds = time.perf_counter() - clock
+        files = _keep(ledger, found.arrays)
+        values = {**found.values, "data/held_out_images": float(len(data.x1))}
+        record = Record.of(
+            parts[analysis, time_key], values=values, undefined=found.undefined, files=files, notes=found.notes,
+            started=started, finished=time.time(), provenance=subject.provenance,
+            cost={"seconds": seconds, "device_seconds": seconds * subject.devices},
+        )  # fmt: skip
+        ledger.put(record)
+        progress(_SAID[analysis], done[analysis] / of_kind[analysis])
+
+
+_SAID = {"loss": "validation loss", "difficulty": "difficulty", "context": "context"}
+
+
+def _keep(ledger: Ledger, arrays: Arrays) -> dict[str, str]:
+    """Arrays as a file of the storage; what a record says of it. The file comes before the record."""
+    if not arrays:
+        return {}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # the stubs know no names
+    content = buffer.getvalue()
+    sha256 = hashlib.sha256(content).hexdigest()
+    ledger.put_file(content, sha256)
+    return {ARRAYS: sha256}
+
+
+def arrays_of(ledger: Ledger, record: Record) -> Arrays | None:
+    """The arrays of a held-out measurement; None where they are not kept (imported records) or damaged."""
+    sha256 = record.files.get(ARRAYS)
+    path = ledger.file(sha256) if sha256 else None
+    if path is None:
+        return None
+    with np.load(path) as found:
+        return {name: found[name] for name in found.files}
+
+
+# --- drawn images ------------------------------------------------------------------------------------------------
+
+
+def draw_blocks(
+    request: Request,
+    subject: Subject,
+    detector: Detector,
+    groups: Sequence[Sequence[Span]],
+    *,
+    kept: Mapping[int, Arrays],
+    store: tuple[Blocks, Blocks],
+    progress: Callable[[int], None] = lambda drawn: None,
+) -> Iterator[_Block]:
+    """Draw groups of passes, read them through the detector, keep and give each block as soon as it is whole.
+
+    Args:
+        kept: blocks of which a part is there already.
+        store: of the features, and of the images.
+    """
+    features, images = store
+    for group in groups:
+        pixels: list[Tensor] = []
+        nfe = passes = 0
+        seconds = 0.0
+        made = draw(
+            subject.model, subject.sampler, subject.labels(), group, seed=request.seed, device=subject.device,
+            decode=subject.decode,
+        )  # fmt: skip
+        for drawn in made:
+            pixels.append(drawn.images)
+            nfe, passes = drawn.num_function_evaluations, drawn.forward_passes
+            seconds += drawn.seconds
+        first, all_pixels = group[0].first, torch.cat(pixels)
+        total = len(all_pixels)
+        for start in range(0, total, BLOCK):
+            block = (first + start) // BLOCK * BLOCK
+            part = all_pixels[start : start + BLOCK]
+            before = kept.get(block)
+            arrays = to_arrays(read_block(detector, part))
+            if before is not None:
+                arrays = joined([before, arrays])
+            features.save(block, arrays)
+            shown = part.cpu().numpy() if block == 0 else None
+            if shown is not None and before is None:
+                images.save(0, {"images": shown})
+            progress(len(part))
+            yield _Block(block, to_reading(arrays), shown, len(part), nfe, passes, seconds * len(part) / total)
+
+
+def _measure_images(
+    request: Request,
+    subject: Subject,
+    ledger: Ledger,
+    metrics: Sequence[str],
+    *,
+    workers: Workers,
+    progress: Progress,
+) -> None:
+    assert subject.detector is not None
+    assert subject.reference is not None
+    detector = subject.detector()
+    started, clock = time.time(), time.perf_counter()
+    drawing = request.drawing(subject.weights)
+    features = Blocks(ledger.storage, features_folder(drawing.digest, detector))
+    pictures = Blocks(ledger.storage, f"{folder_of(drawing.digest)}/{IMAGES}")
+    reference: ReferenceStatistics | None = None
+    if workers.first:
+        progress("reference", 0.0)
+        reference = subject.reference()  # before anything is drawn: a broken one is found first
+
+    def look() -> tuple[dict[int, Arrays], list[list[Span]]]:
+        kept = features.load(request.images)
+        _read_pictures((features, pictures), detector, kept, request.images, subject.device)
+        ends = {first: first + len(next(iter(arrays.values()))) for first, arrays in kept.items()}
+        found = spans_to_draw(request.images, subject.batch, ends)
+        if found and ledger.get(request.drawn(subject.weights)) is not None:
+            again = sum(span.end - span.first for group in found for span in group)
+            warnings.warn(
+                f"{again:,} images were drawn before, but their features are not kept ({KEPT_BYTES >> 20} MB per "
+                "drawing are): they are drawn again",
+                stacklevel=2,
+            )
+        return kept, found
+
+    kept, groups = workers.first_does(look)
+    own = groups[workers.rank :: workers.count]
+    to_draw = sum(span.end - span.first for group in own for span in group)
+    done = 0
+
+    def drew(count: int) -> None:
+        nonlocal done
+        done += count
+        progress("sampling", min(1.0, done / max(1, to_draw)))
+
+    made = list(draw_blocks(request, subject, detector, own, kept=kept, store=(features, pictures), progress=drew))
+    blocks = [block for part in workers.to_first(made) for block in part]
+    if reference is None:
+        return
+    record_drawing(
+        request, subject, ledger, started=started, seconds=time.perf_counter() - clock,
+        images=sum(block.drawn for block in blocks), passes=blocks[0].forward_passes if blocks else 0,
+        sampling=sum(block.seconds for block in blocks),
+    )  # fmt: skip
+    readings = {first: to_reading(arrays) for first, arrays in kept.items()}
+    readings |= {block.first: block.reading for block in blocks}
+    found = collect(detector, (readings[first] for first in sorted(readings)))
+    parts = request.image_parts(subject.weights)
+    record_metrics(
+        {name: parts[name] for name in metrics}, found.cut(request.images), reference, ledger, subject=subject,
+        progress=progress,
+    )  # fmt: skip
+    features.trim(KEPT_BYTES)
+
+
+def _read_pictures(
+    store: tuple[Blocks, Blocks], detector: Detector, kept: dict[int, Arrays], count: int, device: torch.device
+) -> None:
+    """Features of images that are kept and were not read by this detector yet: nothing of them is drawn again."""
+    features, pictures = store
+    absent = [first for first in range(0, count, BLOCK) if first not in kept]
+    if not absent:
+        return
+    for first, arrays in pictures.load(count).items():
+        if first in absent:
+            kept[first] = to_arrays(read_block(detector, torch.from_numpy(arrays["images"]).to(device)))
+            features.save(first, kept[first])
+
+
+def record_drawing(
+    request: Request,
+    subject: Subject,
+    ledger: Ledger,
+    *,
+    started: float,
+    images: int,
+    passes: int,
+    sampling: float,
+    seconds: float,
+) -> None:
+    """What the first images of a drawing cost: those of them that were drawn now. Recorded once per number of images.
+
+    Args:
+        images: drawn now.
+        passes: forward passes per image.
+        sampling: seconds of it that the sampler took.
+        seconds: in all, features included.
+    """
+    part = request.drawn(subject.weights)
+    if ledger.get(part) is not None:
+        return
+    values: dict[str, float] = {
+        "cost/nfe": float(subject.sampler.schedule().num_function_evaluations),
+        "cost/flops_per_image": float(count_flops(subject.model.config, subject.sampler)),
+    }
+    if images:
+        values["cost/forward_passes"] = float(passes)
+        values["cost/sampling_seconds_per_image"] = sampling / images
+    cost = {
+        "seconds": seconds, "device_seconds": seconds * subject.devices, "images": float(images),
+        "passes": float(images * passes),
+    }  # fmt: skip
+    ledger.put(
+        Record.of(part, values=values, started=started, finished=time.time(), cost=cost, provenance=subject.provenance)
+    )
+
+
+def record_metrics(
+    parts: Mapping[str, Part],
+    features: FeatureSet,
+    reference: ReferenceStatistics,
+    ledger: Ledger,
+    *,
+    subject: Subject | None = None,
+    progress: Progress = quiet,
+) -> dict[str, Record]:
+    """Image metrics of features, each as a record.
+
+    Args:
+        parts: metric → part.
+        subject: whose images they are; None for given images.
+    """
+    found: dict[str, Record] = {}
+    for number, (metric, part) in enumerate(parts.items()):
+        progress("distances", number / len(parts))
+        started, clock = time.time(), time.perf_counter()
+        measured = distances(features, reference, [metric])
+        seconds = time.perf_counter() - clock
+        record = Record.of(
+            part, values=measured.metrics, notes=measured.notes, started=started, finished=time.time(),
+            provenance=subject.provenance if subject else {},
+            cost={"seconds": seconds, "device_seconds": seconds * (subject.devices if subject else 1.0)},
+        )  # fmt: skip
+        found[metric] = ledger.put(record)
+        progress("distances", (number + 1) / len(parts))
+    return found
+
+
+def cycle_of(config: EvaluationConfig, validation: Callable[[int], Batch], classes: int) -> Tensor:
+    """Classes of drawn images in turn, as an evaluation's rule has them.
+
+    Args:
+        validation: so many held-out images, spread evenly.
+    """
+    if config.labels == "classes":
+        return torch.arange(classes)
+    return validation(config.label_images).labels

@@ -1,0 +1,165 @@
+"""After any door, another measures what is missing and nothing else. Oracle: the images that pass through the model.
+
+Doors: a trial of a sweep (`reproduce` runs the same), `pforce evaluate`, the sampler search, and `pforce sample` where
+it draws what is then measured. All in one storage, in this process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pforce.commands.evaluate import evaluate
+from pforce.commands.evaluation_plan import Arguments
+from pforce.commands.sample import Arguments as SampleArguments
+from pforce.commands.sample import sample
+from pforce.config import Experiment, with_fields
+from pforce.models import PatchForcingTransformer
+from pforce.orchestration.measuring import Done, Measurer, Task
+from pforce.orchestration.sampler_report import make_subject
+from pforce.orchestration.sampler_sweep import Measurement, SamplerSweep
+from pforce.records.row import Row
+from pforce.sampling import SamplerConfig
+from pforce.storage import Storage
+from pforce.terminal import DONE
+from pforce.trial.run import Paths, Where, run_trial
+from pforce.trial.source import load_source
+from tests.training.conftest import DATA, tiny
+
+pytestmark = pytest.mark.timeout(600)
+NFE = 3
+"""Function evaluations of the tiny experiment's sampler; its flops are counted without a forward pass."""
+
+
+class Counted:
+    """Images that passed through the transformer since it was last asked."""
+
+    def __init__(self) -> None:
+        self.images = 0
+
+    def taken(self) -> int:
+        images, self.images = self.images, 0
+        return images
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
+    found, forward = Counted(), PatchForcingTransformer.forward
+
+    def counting(self: PatchForcingTransformer, x: torch.Tensor, *rest: object, **named: object) -> object:
+        found.images += len(x)
+        return forward(self, x, *rest, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PatchForcingTransformer, "forward", counting)
+    return found
+
+
+@dataclasses.dataclass
+class House:
+    """One storage, one training, and its doors."""
+
+    root: Path
+
+    def trial(self, experiment: Experiment) -> dict[str, float]:
+        row = run_trial(experiment, Paths(DATA, Storage.open(self.root)), Where(torch.device("cpu")))
+        assert isinstance(row, Row)
+        return row.metrics
+
+    @property
+    def model(self) -> str:
+        (folder,) = self.root.glob("trainings/*/*")
+        return str(folder)
+
+    def evaluate(self, **options: object) -> None:
+        common = {"held_out": 16, "reference_images": 16, "images": 8, "storage": str(self.root), "batch": 64}
+        assert evaluate(Arguments(target=self.model, **{**common, **options})) == DONE  # type: ignore[arg-type]
+
+    def search(self, sampler: SamplerConfig, images: int) -> dict[str, float]:
+        subject = make_subject(
+            load_source(self.model), Storage.open(self.root), data=None, images=images, reference=16, seed=0
+        )
+        request = SamplerSweep("search", subject, None, 1).request(Measurement(sampler, 0))  # type: ignore[arg-type]
+        done = Measurer((subject,), torch.device("cpu"))(Task(0, "all", sampler, request))
+        assert isinstance(done, Done)
+        return done.metrics
+
+    def sample(self, **options: object) -> None:
+        arguments = SampleArguments(model=self.model, storage=str(self.root), **options)  # type: ignore[arg-type]
+        assert sample(arguments) == DONE
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path)
+
+
+def of(**changes: object) -> Experiment:
+    return with_fields(tiny(6), {f"evaluation.{name}": value for name, value in changes.items()})
+
+
+def test_after_any_door_only_what_is_missing_is_measured(house, counted):
+    """Images through the model: of a block 64 are drawn, whose features serve every count up to 64."""
+    first = house.trial(of())
+    trained = counted.taken()
+    assert trained > 16 * 6 + 64 * NFE
+    assert house.trial(of()) == first
+    assert counted.taken() == 0
+
+    # The search, of the experiment's own sampler: the distance is known. Of another one: its images are drawn.
+    found = house.search(tiny(6).sampler, 8)
+    assert found["fd/openmoji"] == first["fd/openmoji"]
+    assert counted.taken() == 0
+    searched = house.search(SamplerConfig("euler", 5), 8)
+    assert counted.taken() == 64 * 5
+    assert house.search(SamplerConfig("euler", 5), 8)["fd/openmoji"] == searched["fd/openmoji"]
+    assert counted.taken() == 0
+
+    # pforce evaluate: another metric reads the features that are kept; more images draw what is beyond.
+    house.evaluate(measure=("images", "loss"), metrics=("frechet",))
+    assert counted.taken() == 0
+    house.evaluate(measure=("images",), metrics=("frechet", "kernel", "precision_recall"), extrapolate=True)
+    assert counted.taken() == 0
+    house.evaluate(measure=("images",), metrics=("frechet",), images=100)
+    assert counted.taken() == 64 * NFE
+    house.evaluate(measure=("images",), metrics=("kernel",), images=128)
+    assert counted.taken() == 0
+    house.evaluate(measure=("images",), metrics=("frechet",), images=130)
+    assert counted.taken() == 64 * NFE
+    house.evaluate(measure=("difficulty",), difficulty_timesteps=(0.2, 0.6, 0.35))
+    assert counted.taken() == 16
+    house.evaluate(measure=("images",), metrics=("frechet",), nfe=5, sampler="euler")
+    assert counted.taken() == 0
+
+    # The trial, of what evaluate and the search have measured: nothing is trained, drawn or measured.
+    row = house.trial(of(images=100, difficulty_timesteps=(0.35, 0.6)))
+    assert counted.taken() == 0
+    assert row["difficulty/pearson_t0.60"] == first["difficulty/pearson_t0.60"]
+    again = house.trial(with_fields(of(), {"sampler.num_function_evaluations": 5}))
+    assert counted.taken() == 0
+    assert again["fd/openmoji"] == searched["fd/openmoji"]
+    house.trial(of(difficulty_timesteps=(0.8,)))
+    assert counted.taken() == 16
+    house.trial(of(held_out_images=8))
+    assert counted.taken() > 0
+
+
+def test_what_sample_draws_is_measured(house, counted):
+    """Its classes in turn are a rule of evaluate, too; and what evaluate drew is written as it is."""
+    house.trial(of())
+    counted.taken()
+    house.sample(count=70)
+    assert counted.taken() == 128 * NFE
+    house.evaluate(measure=("images",), metrics=("frechet",), images=128, labels="classes")
+    assert counted.taken() == 0
+    house.trial(of(labels="classes", images=100))
+    assert counted.taken() == 0
+    house.sample(count=128, save=("npz",))
+    assert counted.taken() == 0
+    house.sample(count=140, save=("npz",))
+    assert counted.taken() == 64 * NFE
+    house.evaluate(measure=("images",), metrics=("frechet",), images=192, labels="classes", seed=1)
+    assert counted.taken() == 192 * NFE
