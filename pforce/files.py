@@ -32,12 +32,16 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], None], *, lasting: bool = True) -> None:
     """`write` a file in a scratch folder beside `path`, flush it, rename it, flush the folder: it appears whole or not
     at all, and stays after a power cut.
 
     Missing folders are made. A link in the file's place is replaced, not followed; a folder, a pipe or a device there
     is left alone.
+
+    Args:
+        lasting: flush. Without, a power cut may leave less of it: for what is checked when it is read, and can be made
+            again.
 
     Raises:
         FileExistsError: what is there is neither a file nor a link.
@@ -48,9 +52,11 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     with tempfile.TemporaryDirectory(prefix=".tmp_", dir=path.parent) as folder:
         scratch = Path(folder) / path.name
         write(scratch)
-        sync(scratch)
+        if lasting:
+            sync(scratch)
         scratch.replace(path)
-    sync(path.parent)
+    if lasting:
+        sync(path.parent)
 
 
 def check_replaceable(path: Path) -> None:
@@ -64,13 +70,13 @@ def check_replaceable(path: Path) -> None:
         raise FileExistsError(errno.EEXIST, f"is {kind}, not a file: it is not overwritten", str(path))
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, lasting: bool = True) -> None:
     """`write_whole` of bytes."""
 
     def write(scratch: Path) -> None:
         scratch.write_bytes(content)
 
-    write_whole(path, write)
+    write_whole(path, write, lasting=lasting)
 
 
 def write_json(path: Path, value: Any) -> None:

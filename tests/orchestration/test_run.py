@@ -34,12 +34,15 @@ from tests.training.conftest import DATA, tiny
 
 pytestmark = pytest.mark.timeout(600)
 SIGMAS = Axis("timesteps.sigma", (0.2, 0.5, 0.6))
+TIMES = ("start_time", "end_time", "last_activity")
+"""A run is opened before its training, and closed after its last part."""
 
 
 def test_a_sweep_ends_in_runs_and_a_table_and_is_not_run_twice(ray_cluster, tmp_path, console):
     """Two distinct of three cells and two seeds: four children under one parent, means and spreads over seeds."""
     sweep = small_sweep(SIGMAS, seeds=(0, 1))
     first = make_plan(sweep, tmp_path)
+    keep_sweep(first)
     assert len(first.missing) == 4
     assert execute(first, console, tune.launch) == DONE
 
@@ -74,6 +77,14 @@ def test_a_sweep_ends_in_runs_and_a_table_and_is_not_run_twice(ray_cluster, tmp_
     by_hand = frame[frame["timesteps.sigma"] == 0.2]["val/loss"]
     assert table["val loss"][0] == pytest.approx(by_hand.mean())
     assert table["val loss sd"][0] == pytest.approx(by_hand.std())
+
+    # The storage and the tracking store agree on all that both show.
+    stored = results.runs(tmp_path, sweep.name).set_index("fingerprint").sort_index()
+    shown = frame.set_index("fingerprint").sort_index()
+    both = [name for name in stored.columns.intersection(shown.columns) if name not in ("run_id", *TIMES)]
+    assert len(both) > 80
+    for name in both:
+        pd.testing.assert_series_equal(stored[name], shown[name], check_dtype=False)
 
     again = make_plan(sweep, tmp_path)
     assert again.missing == []

@@ -5,10 +5,8 @@ Oracle: MLflow's own client, which reads the runs and downloads their artifacts.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import mlflow
 import pytest
@@ -16,6 +14,7 @@ import pytest
 from pforce import results
 from pforce.orchestration import local
 from pforce.orchestration.launch import execute
+from pforce.orchestration.script import keep_sweep
 from pforce.orchestration.sweep import Axis
 from pforce.terminal import DONE
 from pforce.tracking import TrackingError
@@ -69,6 +68,7 @@ def test_a_sweep_through_a_server_with_a_password(team_server, tmp_path, console
 
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
     plan = planned()
+    keep_sweep(plan)
     assert execute(plan, console, local.launch) == DONE
     assert list((tmp_path / "spool").iterdir()) == []
     frame = results.runs(team_server.uri)
@@ -77,9 +77,10 @@ def test_a_sweep_through_a_server_with_a_password(team_server, tmp_path, console
     for run_id in frame["run_id"]:
         assert len(client.get_metric_history(run_id, "train/loss")) == 6
         names = {file.path for file in client.list_artifacts(run_id)}
-        assert {"samples.png", "uncertainty_maps.png", "result.json"} <= names
-        result = json.loads(Path(client.download_artifacts(run_id, "result.json", str(tmp_path))).read_text())
-        assert result["metrics"]["val/loss"] == client.get_run(run_id).data.metrics["val/loss"]
+        assert {"samples.png", "uncertainty_maps.png"} <= names
+    stored = results.runs(tmp_path).set_index("fingerprint")["val/loss"]
+    for fingerprint, loss in zip(frame["fingerprint"], frame["val/loss"], strict=True):
+        assert stored[fingerprint] == loss
     assert client.get_run(frame["parent"][0]).info.status == "FINISHED"
 
     again = planned()

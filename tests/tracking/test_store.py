@@ -20,6 +20,7 @@ from pforce.tracking import (
     default_uri,
     runs_frame,
     sqlite_path,
+    sweep_names,
 )
 
 
@@ -220,5 +221,5 @@ def test_a_storage_has_a_database_of_its_own_whatever_it_is_called(tmp_path, nam
     uri = default_uri(tmp_path / name)
     assert sqlite_path(uri) == tmp_path / name / "mlflow.db"
     Tracker(uri, artifacts=tmp_path / name).open_sweep("some", "identity", {})
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-    assert results.sweeps(uri)["sweep"].tolist() == ["some"]
+    assert list(tmp_path.rglob("mlflow.db")) == [tmp_path / name / "mlflow.db"]
+    assert sweep_names(Tracker(uri, artifacts=tmp_path / name)) == ["some"]
