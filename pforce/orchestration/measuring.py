@@ -26,10 +26,10 @@ from pforce.records.provenance import made_on
 from pforce.records.row import joined
 from pforce.sampling import SamplerConfig
 from pforce.storage import Storage
-from pforce.trial.draw import IMAGES, Blocks, Span, features_folder, folder_of, spans_to_draw
+from pforce.trial.draw import BLOCK, IMAGES, Blocks, Span, features_folder, folder_of, spans_to_draw
 from pforce.trial.folder import CHECKPOINTS, EXPERIMENT
 from pforce.trial.jobs import decoder_for
-from pforce.trial.measure import Subject, cycle_of, draw_blocks, measure, missing, record_drawing
+from pforce.trial.measure import Subject, cycle_of, draw_blocks, measure, missing, read_pictures, record_drawing
 from pforce.trial.mirror import TrialMirror
 from pforce.trial.reference import REFERENCES, HeldOut, ReferenceImages
 from pforce.trial.source import Source, SourceError, Weights, load_source
@@ -200,7 +200,10 @@ class Measurer:
         detector, drawing = subject.detector(), request.drawing(subject.weights).digest
         features = Blocks(ledger.storage, features_folder(drawing, detector))
         pictures = Blocks(ledger.storage, f"{folder_of(drawing)}/{IMAGES}")
-        kept = features.load(request.images) if any(group[0].first % 64 for group in groups) else {}
+        kept = {}
+        if any(group[0].first % BLOCK for group in groups):  # the rest of a block, of which images or features are kept
+            kept = features.load(request.images)
+            read_pictures((features, pictures), detector, kept, request.images, subject.device)
         images = passes = 0
         seconds = 0.0
         for block in draw_blocks(request, subject, detector, groups, kept=kept, store=(features, pictures)):

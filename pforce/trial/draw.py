@@ -263,6 +263,11 @@ def read_block(detector: Detector, images: Tensor) -> Reading:
     return read_padded(detector, images, BLOCK)
 
 
+def count_of(arrays: Arrays) -> int:
+    """Images of a block."""
+    return len(next(iter(arrays.values())))
+
+
 def joined(parts: Sequence[Arrays]) -> Arrays:
     """Arrays of consecutive images as one."""
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}

@@ -28,7 +28,7 @@ from pforce.records.parts import Request, label_cycle
 from pforce.sampling import SamplerConfig
 from pforce.sampling.trace import Trace
 from pforce.storage import Storage
-from pforce.trial.draw import BLOCK, IMAGES, Arrays, Blocks, Span, folder_of, joined, spans_to_draw
+from pforce.trial.draw import BLOCK, IMAGES, Arrays, Blocks, Span, count_of, folder_of, joined, spans_to_draw
 from pforce.trial.source import Source, SourceError, Weights, load_source
 from pforce.validation import InputError, require
 
@@ -201,11 +201,6 @@ def missing(job: Job) -> tuple[list[Span], dict[int, int]]:
         found = [blocks.block(first, names) for blocks, names in several]
         ends[first] = min(first + (0 if arrays is None else count_of(arrays)) for arrays in found)
     return [span for group in spans_to_draw(job.count, job.batch, ends) for span in group], ends
-
-
-def count_of(arrays: Arrays) -> int:
-    """Images of a block."""
-    return len(next(iter(arrays.values())))
 
 
 class Keeper:

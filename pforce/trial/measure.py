@@ -47,6 +47,7 @@ from pforce.trial.draw import (
     KEPT_BYTES,
     Blocks,
     Span,
+    count_of,
     draw,
     features_folder,
     folder_of,
@@ -260,10 +261,13 @@ def draw_blocks(
         for start in range(0, total, BLOCK):
             block = (first + start) // BLOCK * BLOCK
             part = all_pixels[start : start + BLOCK]
-            before = kept.get(block)
             arrays = to_arrays(read_block(detector, part))
-            if before is not None:
-                arrays = joined([before, arrays])
+            there = first + start - block
+            before = kept.get(block) if there else None
+            if there:
+                if before is None or count_of(before) < there:
+                    raise ValueError(f"images {block} to {first + start - 1} of a drawing are not kept any more")
+                arrays = joined([{key: value[:there] for key, value in before.items()}, arrays])
             features.save(block, arrays)
             shown = part.cpu().numpy() if block == 0 else None
             if shown is not None and before is None:
@@ -295,7 +299,7 @@ def _measure_images(
 
     def look() -> tuple[dict[int, Arrays], list[list[Span]]]:
         kept = features.load(request.images)
-        _read_pictures((features, pictures), detector, kept, request.images, subject.device)
+        read_pictures((features, pictures), detector, kept, request.images, subject.device)
         ends = {first: first + len(next(iter(arrays.values()))) for first, arrays in kept.items()}
         found = spans_to_draw(request.images, subject.batch, ends)
         if found and ledger.get(request.drawn(subject.weights)) is not None:
@@ -337,7 +341,7 @@ def _measure_images(
     features.trim(KEPT_BYTES)
 
 
-def _read_pictures(
+def read_pictures(
     store: tuple[Blocks, Blocks], detector: Detector, kept: dict[int, Arrays], count: int, device: torch.device
 ) -> None:
     """Features of images that are kept and were not read by this detector yet: nothing of them is drawn again."""

@@ -19,9 +19,11 @@ from pforce.commands.sample import Arguments as SampleArguments
 from pforce.commands.sample import sample
 from pforce.config import Experiment, with_fields
 from pforce.models import PatchForcingTransformer
-from pforce.orchestration.measuring import Done, Measurer, Task
+from pforce.orchestration.measuring import Done, Measurer, Shared, Task
 from pforce.orchestration.sampler_report import make_subject
 from pforce.orchestration.sampler_sweep import Measurement, SamplerSweep
+from pforce.records.ledger import Ledger
+from pforce.records.parts import label_cycle
 from pforce.records.row import Row
 from pforce.sampling import SamplerConfig
 from pforce.storage import Storage
@@ -145,6 +147,31 @@ def test_after_any_door_only_what_is_missing_is_measured(house, counted):
     assert counted.taken() == 16
     house.trial(of(held_out_images=8))
     assert counted.taken() > 0
+
+
+def test_workers_complete_a_block_that_sample_began(house, counted, tmp_path_factory):
+    """Oracle: one worker in a storage of its own. The ten images that are there are not drawn again, nor misplaced."""
+    house.trial(of())
+    house.sample(count=10, batch=10)
+    counted.taken()
+    place = Storage.open(house.root)
+    subject = make_subject(load_source(house.model), place, data=None, images=64, reference=16, seed=0)
+    request = dataclasses.replace(subject.request, labels=label_cycle(range(11)))
+    evaluation = dataclasses.replace(subject.evaluation, labels="classes")
+    subject = dataclasses.replace(subject, request=request, evaluation=evaluation)
+    shared = Shared([subject], Ledger(place))
+    measurer = Measurer((subject,), torch.device("cpu"))
+    for task in shared.tasks(held_out=False):
+        done = measurer(task)
+        assert isinstance(done, Done), done
+    assert counted.taken() == 54 * NFE
+    found = measurer(Task(0, "all"))
+    assert isinstance(found, Done), found
+    assert counted.taken() == 0
+    alone = dataclasses.replace(subject, storage=str(tmp_path_factory.mktemp("alone")))
+    undisturbed = Measurer((alone,), torch.device("cpu"))(Task(0, "all"))
+    assert isinstance(undisturbed, Done), undisturbed
+    assert found.metrics["fd/openmoji"] == pytest.approx(undisturbed.metrics["fd/openmoji"], rel=1e-4)
 
 
 def test_what_sample_draws_is_measured(house, counted):
