@@ -27,9 +27,10 @@ from typing import Any
 import torch
 
 from experiments.paper import SCALES, TABLES
+from pforce.config import flat_params
 from pforce.data import Manifest
 from pforce.orchestration.reproduction import sweep_of
-from pforce.orchestration.sweep import ROW, Work, flat_params
+from pforce.orchestration.sweep import ROW, Work
 from pforce.records import exchange
 from pforce.records.ledger import Ledger
 from pforce.records.parts import Inputs

@@ -161,6 +161,22 @@ def from_dict(data: Mapping[str, Any]) -> Experiment:
     return _construct(Experiment, data, "")
 
 
+def flat_params(experiment: Experiment) -> dict[str, object]:
+    """Every field by its dotted path, as run parameters; the sampler's name under `timesteps`."""
+    flat: dict[str, object] = {}
+
+    def walk(data: dict[str, Any], prefix: str) -> None:
+        for key, value in data.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
+            else:
+                flat[prefix + key] = value
+
+    walk(to_dict(experiment), "")
+    flat["timesteps"] = flat.pop("timesteps.name")
+    return flat
+
+
 def field_paths(experiment: Experiment) -> list[str]:
     """Dotted paths of all fields that can be set, `timesteps` itself included."""
 

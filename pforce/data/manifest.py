@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pforce.files import write_bytes
 from pforce.validation import InputError
 
 FORMAT_VERSION = 1
@@ -94,11 +94,7 @@ class Manifest:
             name: {"samples": split.samples, "shards": [asdict(shard) for shard in split.shards]}
             for name, split in (("train", self.train), ("validation", self.validation))
         }
-        with (folder / FILE_NAME).open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
+        write_bytes(folder / FILE_NAME, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:

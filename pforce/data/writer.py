@@ -8,7 +8,6 @@ first one's folder in its place and uses it.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import secrets
 import shutil
@@ -22,6 +21,7 @@ from pathlib import Path
 from webdataset import TarWriter
 
 from pforce.data.manifest import Shard
+from pforce.files import sha256_of, sync
 
 STALE_AFTER_SECONDS = 24 * 3600
 """A temporary folder of another host is taken for dead after this long; one of this host when its process is."""
@@ -44,23 +44,19 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> Shard:
     """Write one tar file and wait until it is on disk. The same samples give the same bytes: time, user, group
     and mode are fixed."""
     count = 0
-    with path.open("wb") as file:
-        with TarWriter(file, encoder=False, mtime=0, user="root", group="root") as tar:
-            for sample in samples:
-                tar.write(
-                    {
-                        "__key__": sample.key,
-                        sample.extension: sample.image,
-                        "cls": str(sample.label).encode(),
-                        "txt": sample.caption.encode(),
-                    }
-                )
-                count += 1
-        file.flush()
-        os.fsync(file.fileno())
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Shard(name=path.name, samples=count, bytes=path.stat().st_size, sha256=sha256)
+    with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0, user="root", group="root") as tar:
+        for sample in samples:
+            tar.write(
+                {
+                    "__key__": sample.key,
+                    sample.extension: sample.image,
+                    "cls": str(sample.label).encode(),
+                    "txt": sample.caption.encode(),
+                }
+            )
+            count += 1
+    sync(path)
+    return Shard(name=path.name, samples=count, bytes=path.stat().st_size, sha256=sha256_of(path))
 
 
 @contextmanager
@@ -77,9 +73,9 @@ def appearing_whole(destination: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        _sync_folder(temporary)
+        sync(temporary)
         _rename_unless_there(temporary, destination)
-        _sync_folder(destination.parent)
+        sync(destination.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # after the rename there is nothing to remove
 
@@ -90,14 +86,6 @@ def _rename_unless_there(source: Path, destination: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_stale(parent: Path, prefix: str) -> None:

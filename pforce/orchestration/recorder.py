@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from pforce.config import flat_params
 from pforce.metrics.distances import metric_name
 from pforce.orchestration.display import SweepDisplay
 from pforce.orchestration.failures import DISK_FULL
 from pforce.orchestration.plan import Plan, trial_folder
-from pforce.orchestration.sweep import Work, flat_params
+from pforce.orchestration.sweep import Work
 from pforce.storage import StorageError
 from pforce.tracking import Delivery, RunSpec, Status, Tags
 from pforce.trial.folder import MAPS, SAMPLES, evaluation_folder

@@ -8,9 +8,9 @@ import pandas as pd
 
 from experiments.paper import SCALES
 from pforce import results
+from pforce.config import flat_params
 from pforce.orchestration.plan import provenance
 from pforce.orchestration.reproduce import Reproduction, known_tables, read
-from pforce.orchestration.sweep import flat_params
 from pforce.records.ledger import Ledger
 from pforce.records.sweeps import CellEntry, read_sweeps
 from pforce.results import Row

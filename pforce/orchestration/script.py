@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from pforce import results
-from pforce.config import with_fields
+from pforce.config import flat_params, with_fields
 from pforce.orchestration.calibration import TIMED_EVALUATIONS, TIMED_STEPS, estimate
 from pforce.orchestration.doctor.cluster import check_cluster
 from pforce.orchestration.hold import this_command
 from pforce.orchestration.launch import Launcher, execute
 from pforce.orchestration.plan import Options, Plan, plan
 from pforce.orchestration.recorder import Recorder
-from pforce.orchestration.sweep import Sweep, flat_params, format_value, parse_axis
+from pforce.orchestration.sweep import Sweep, format_value, parse_axis
 from pforce.records.parts import cell_parts
 from pforce.records.provenance import user
 from pforce.records.sweeps import CellEntry, SweepEntry

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from pforce.config import Experiment, check_path, to_dict, with_fields
+from pforce.config import Experiment, check_path, with_fields
 from pforce.files import digest
 from pforce.records.parts import CellParts, Inputs, cell_parts
 from pforce.timesteps import TimestepSampler
@@ -204,19 +204,3 @@ def parse_value(text: str) -> Any:
         except ValueError:
             continue
     return text
-
-
-def flat_params(experiment: Experiment) -> dict[str, object]:
-    """Every field by its dotted path, as run parameters; the sampler's name under `timesteps`."""
-    flat: dict[str, object] = {}
-
-    def walk(data: dict[str, Any], prefix: str) -> None:
-        for key, value in data.items():
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{key}.")
-            else:
-                flat[prefix + key] = value
-
-    walk(to_dict(experiment), "")
-    flat["timesteps"] = flat.pop("timesteps.name")
-    return flat

@@ -122,8 +122,6 @@ class _Block(NamedTuple):
 
     first: int
     reading: Reading
-    images: np.ndarray | None
-    """Of the first block only."""
     drawn: int
     """Images of it that were drawn now."""
     num_function_evaluations: int
@@ -269,11 +267,10 @@ def draw_blocks(
                     raise ValueError(f"images {block} to {first + start - 1} of a drawing are not kept any more")
                 arrays = joined([{key: value[:there] for key, value in before.items()}, arrays])
             features.save(block, arrays)
-            shown = part.cpu().numpy() if block == 0 else None
-            if shown is not None and before is None:
-                images.save(0, {"images": shown})
+            if first + start == 0:
+                images.save(0, {"images": part.cpu().numpy()})
             progress(len(part))
-            yield _Block(block, to_reading(arrays), shown, len(part), nfe, passes, seconds * len(part) / total)
+            yield _Block(block, to_reading(arrays), len(part), nfe, passes, seconds * len(part) / total)
 
 
 def _measure_images(

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from pforce.config import Experiment, to_dict
+from pforce.config import Experiment, flat_params, to_dict
 from pforce.files import digest, read_small, sha256_of, write_json
 from pforce.metrics.detectors import Detector, DetectorError, load_detector
 from pforce.metrics.detectors.inception import InceptionDetector
@@ -278,23 +278,7 @@ def take_in(files: Iterable[Path], storage: Storage, say: Callable[[str], None])
 
 def entry_of(cell: OldCell) -> CellEntry:
     """A result of then as a cell of its sweep."""
-    return CellEntry.of(cell.label, cell.parts, flat(cell.experiment), cell.experiment.seed)
-
-
-def flat(experiment: Experiment) -> dict[str, Any]:
-    """Every field by its dotted path; the timestep sampler's name under `timesteps`."""
-    found: dict[str, Any] = {}
-
-    def walk(data: Mapping[str, Any], prefix: str) -> None:
-        for key, value in data.items():
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{key}.")
-            else:
-                found[prefix + key] = value
-
-    walk(to_dict(experiment), "")
-    found["timesteps"] = found.pop("timesteps.name")
-    return found
+    return CellEntry.of(cell.label, cell.parts, flat_params(cell.experiment), cell.experiment.seed)
 
 
 def keep_sweeps(entries: Mapping[str, Sequence[CellEntry]], storage: Storage, origin: str) -> None:

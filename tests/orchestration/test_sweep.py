@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from experiments.openmoji32 import openmoji32_micro
+from pforce.config import flat_params
 from pforce.orchestration.placement import Node, place
 from pforce.orchestration.script import parse_settings
-from pforce.orchestration.sweep import Axis, Sweep, flat_params, format_value, parse_axis, same_distribution_notes
+from pforce.orchestration.sweep import Axis, Sweep, format_value, parse_axis, same_distribution_notes
 from pforce.records.parts import Inputs
 from pforce.terminal import duration
 from pforce.timesteps import LTG, SRM

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from pforce.config import flat_params
 from pforce.orchestration.plan import Options, Plan, plan
 from pforce.orchestration.script import keep_sweep
-from pforce.orchestration.sweep import Sweep, Work, flat_params
+from pforce.orchestration.sweep import Sweep, Work
 from pforce.records.ledger import Ledger
 from pforce.records.record import Record
 from pforce.records.row import TENSORS
