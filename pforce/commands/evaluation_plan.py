@@ -62,8 +62,8 @@ class Arguments(SamplerArguments):
     """What is measured of a model: images, loss (validation loss), difficulty (R(t), calibration), context (the two
     context ablations). Default: images, loss and, of a model with a difficulty head, difficulty."""
     metrics: tuple[ImageMetric, ...] = ()
-    """Of images: frechet (with sFID for inception), kernel, precision_recall, inception_score. Default: the first
-    three, and with inception all."""
+    """Metrics of images: frechet (with sFID for inception), kernel, precision_recall, inception_score. Default: the
+    first three, and with inception all."""
     data: str | None = None
     """Experiment whose data set gives held-out images, classes and reference. Default: the model's own."""
     labels: LabelRule = "validation"

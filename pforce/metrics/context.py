@@ -33,7 +33,7 @@ CONTEXT_TIMES = 13
 SAME_TIME = 1e-9
 """Times that differ by less are one."""
 QUANTILES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-"""Of predicted log-σ, by which a record keeps its distribution."""
+"""Quantiles of predicted log-σ, by which a record keeps its distribution."""
 
 Floats = NDArray[np.float64]
 Progress = Callable[[float], None]

@@ -134,7 +134,7 @@ def measure_context(
 
 
 def shown_timesteps(timesteps: Sequence[float]) -> tuple[float, ...]:
-    """Those with calibration and maps: all of a few, of many only SHOWN_TIMESTEPS (where they are among them)."""
+    """The timesteps with calibration and maps: all of a few, of many only SHOWN_TIMESTEPS (those among them)."""
     chosen = tuple(t for t in timesteps if t in SHOWN_TIMESTEPS)
     return chosen if len(timesteps) > len(SHOWN_TIMESTEPS) and chosen else tuple(timesteps)
 
