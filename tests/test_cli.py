@@ -117,7 +117,14 @@ def test_help_explains():
     assert top.returncode == 0
     for word in ("data build", "train", "experiments"):
         assert word in top.stdout
-    fields = pforce("train", "openmoji32_micro", "--help").stdout
+    # What plans or shows waits for none of these: they take longer to import than all else but torch.
+    code = (
+        "import sys\nfrom pforce.cli import _run\ntry: _run(sys.argv[1:])\n"
+        "finally: assert not {'mlflow', 'ray', 'triton'} & set(sys.modules)"
+    )
+    helped = run("-c", code, "train", "openmoji32_micro", "--help")
+    assert helped.returncode == 0, helped.stderr
+    fields = helped.stdout
     for word in ("--timesteps.sigma FLOAT", "--model.attention {sdpa,flash}", "Global batch", "--storage STR"):
         assert word in fields
     assert "--preset {quick,full}" in run(str(ROOT / "sweeps" / "ltg_grid.py"), "--help").stdout

@@ -8,7 +8,6 @@ from functools import cache
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
 
 from pforce import flow
 from pforce.config import Experiment
@@ -30,6 +29,8 @@ COPIES = 4
 @cache
 def training_flops(config: ModelConfig) -> int:
     """FLOPs of forward and backward for one image, counted on tensors without data, a timestep a patch."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton: paid by a dry run, not by every command
+
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         model = PatchForcingTransformer(replace(config, attention="sdpa"))
         x = torch.empty(1, config.channels, *config.image_size)

@@ -18,18 +18,15 @@ from urllib.parse import urlsplit
 
 from pforce.validation import InputError
 
-# MLflow reports usage over the network unless told not to before its import.
+# MLflow, which takes a second to import, is imported where a store is opened: what reads records alone never waits
+# for it. It reports usage over the network unless told not to before its import.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 # Of its own it tries eight times, for 120 s each. What the environment says goes before this.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 
-import mlflow
 import sqlalchemy
-from alembic.script import ScriptDirectory
-from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.rest_utils import http_request
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 for name, level in {
@@ -149,6 +146,9 @@ _SERVER_CURE = "check that it runs there (mlflow server), the address (--trackin
 
 
 def _check_server(uri: str) -> None:
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
     endpoint = "/api/2.0/mlflow/experiments/search"
     try:
         answer = http_request(
@@ -247,6 +247,9 @@ def _check_schema(uri: str, revisions: list[str]) -> None:
     """TrackingError where the database was made by another MLflow; one that has no tables yet is made later."""
     if not revisions:
         return
+    import mlflow
+    from alembic.script import ScriptDirectory
+
     scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
     if set(revisions) == set(scripts.get_heads()):
         return

@@ -16,12 +16,14 @@ import json
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-
-from mlflow.entities import Metric
+from typing import TYPE_CHECKING
 
 from pforce.tracking.checks import server_fault, transient, why
 from pforce.tracking.spool import Entry, Record, Spool
 from pforce.tracking.store import METRICS_A_CALL, RunSpec, SweepRun, Tracker
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
 
 ATTEMPTS = 12
 """Of a record that makes a store fail which answers everything else; then it is set aside."""
@@ -185,4 +187,6 @@ class Courier:
 
 
 def _metrics(record: Record) -> list[Metric]:
+    from mlflow.entities import Metric
+
     return [Metric(name, value, record["time"], record["step"]) for name, value in record["values"].items()]

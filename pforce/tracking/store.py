@@ -13,11 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
-
-import mlflow
-from mlflow.entities import Metric, Param, Run, RunTag, ViewType
-from mlflow.exceptions import MlflowException
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pforce.tracking.checks import (
     TrackingError,
@@ -29,6 +25,9 @@ from pforce.tracking.checks import (
     sqlite_path,
     sqlite_uri,
 )
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric, Run
 
 PARENT = "mlflow.parentRunId"
 METRICS_A_CALL = 1000
@@ -93,6 +92,8 @@ def _make_database(uri: str) -> None:
     path = sqlite_path(uri)
     if path is None or path.exists():
         return
+    import mlflow
+
     with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=path.parent) as folder:
         scratch = Path(folder) / path.name
         mlflow.MlflowClient(tracking_uri=sqlite_uri(scratch)).search_experiments(max_results=1)
@@ -120,6 +121,8 @@ class Tracker:
                 raise TrackingError(f"tracking database {uri}: cannot make {path.parent}: {error}") from error
         self.artifacts = artifacts
         check_store(uri)
+        import mlflow
+
         try:
             _make_database(uri)
             self.client = mlflow.MlflowClient(tracking_uri=uri)
@@ -138,6 +141,8 @@ class Tracker:
 
     def check(self, name: str) -> None:
         """TrackingError where a sweep of this name cannot be written: database locked, experiment deleted."""
+        from mlflow.exceptions import MlflowException
+
         check_writable(self.uri)
         try:
             self._experiment(name)
@@ -172,6 +177,8 @@ class Tracker:
     def _by_fingerprint(
         self, fingerprints: Sequence[str], condition: str, experiment_id: str | None = None
     ) -> dict[str, Run]:
+        from mlflow.entities import ViewType
+
         wanted = set(fingerprints)
         ids = [experiment_id] if experiment_id else [e.experiment_id for e in self.client.search_experiments()]
         found: dict[str, Run] = {}
@@ -204,6 +211,8 @@ class Tracker:
         Args:
             operation, started: as of `open_trial`.
         """
+        from mlflow.exceptions import MlflowException
+
         try:
             return self._open_sweep(name, identity, tags, operation, started)
         except MlflowException as error:
@@ -243,6 +252,8 @@ class Tracker:
                 finished since: so an opening whose answer was lost is neither lost nor made twice.
             started: of a new run; milliseconds since 1970, now by default.
         """
+        from mlflow.entities import Param
+
         there = next(iter(self.opened_by(sweep.experiment_id, operation)), None)
         if there is None:
             # A finished run is a record: it is neither opened again nor moved below another sweep.
@@ -291,6 +302,8 @@ class Tracker:
 
     def log(self, run_id: str, metrics: Mapping[str, float], *, step: int = 0) -> None:
         """Metrics at a step (images seen, for curves)."""
+        from mlflow.entities import Metric
+
         now = int(time.time() * 1000)
         self.log_points(run_id, [Metric(key, float(value), now, step) for key, value in metrics.items()])
 
@@ -301,6 +314,8 @@ class Tracker:
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags; values over MLflow's limit are cut."""
+        from mlflow.entities import RunTag
+
         self.client.log_batch(run_id, tags=[RunTag(key, value[:TAG_LENGTH]) for key, value in tags.items()])
 
     def tags(self, run_id: str) -> dict[str, str]:
