@@ -14,7 +14,7 @@ from rich.console import Console
 from pforce.orchestration.display import SweepDisplay
 from pforce.orchestration.failures import DISK_FULL, is_disk_full
 from pforce.orchestration.hold import only_driver, this_command
-from pforce.orchestration.plan import Plan, finished_of, provenance
+from pforce.orchestration.plan import Plan, provenance
 from pforce.orchestration.recorder import Recorder
 from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import CELLS, SPOOL, Delivery, Status, Tags, TrackingError, deliver_leftovers
@@ -56,6 +56,11 @@ def _size(plan: Plan) -> dict[str, str]:
     return {CELLS: str(len(plan.work)), Tags.REUSED: " ".join(sorted(done[:12] for done in plan.done)[:300])}
 
 
+def nothing_ran(plan: Plan) -> int:
+    """The exit code of a sweep of which nothing is left to run."""
+    return SOME_FAILED if plan.diverged else DONE
+
+
 def execute(plan: Plan, console: Console, launcher: Launcher) -> int:
     """Run what is missing. Returns DONE, SOME_FAILED or STOPPED; everything that ended is in MLflow.
 
@@ -63,7 +68,7 @@ def execute(plan: Plan, console: Console, launcher: Launcher) -> int:
     training has checkpoints in a folder named by its digest.
     """
     if not plan.missing:
-        return DONE
+        return nothing_ran(plan)
     identity = plan.sweep.identity(plan.work)
     cells = [item.fingerprint for item in plan.missing]
 
@@ -74,10 +79,10 @@ def execute(plan: Plan, console: Console, launcher: Launcher) -> int:
         with stop_on_signals(), only_driver(plan.options.place, plan.sweep.name, identity, cells, say):
             # Another driver may have ended since the plan was made: its cells are not run again.
             deliver_leftovers(plan.tracker, plan.options.root / SPOOL, say)
-            plan.ledger.refresh()
-            plan.done |= finished_of(plan.missing, plan.ledger)
+            plan.look()
+            plan.forget_divergences()
             plan.recorded = plan.tracker.recorded(plan.sweep.name, [item.fingerprint for item in plan.missing])
-            return _execute(plan, console, launcher, identity, say) if plan.missing else DONE
+            return _execute(plan, console, launcher, identity, say) if plan.missing else nothing_ran(plan)
     except KeyboardInterrupt as stopped:
         say(STOPPED_BY.format(stopped))
         return STOPPED
@@ -113,16 +118,17 @@ def _execute(plan: Plan, console: Console, launcher: Launcher, identity: str, sa
                 _stop(recorder, delivery, DISK_FULL, limit=STOP_SECONDS)
             return STOPPED
         recorder.kill_all("time limit")
-        ended = {*plan.done, *recorder.finished, *recorder.failed}
+        ended = {*plan.done, *plan.diverged, *recorder.finished, *recorder.failed}
         if any(item.fingerprint not in ended for item in plan.work):
             recorder.close("KILLED")
             console.print("Stopped by the wall-clock limit; the same command goes on from here.")
             delivery.finish()
             return STOPPED
-        recorder.close("FAILED" if recorder.failed else "FINISHED")
+        failed = bool(recorder.failed or plan.diverged)
+        recorder.close("FAILED" if failed else "FINISHED")
         if delivery.finish():
             return STOPPED
-        return SOME_FAILED if recorder.failed else DONE
+        return SOME_FAILED if failed else DONE
 
 
 def _stop(

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
@@ -18,11 +19,13 @@ from pforce.orchestration.worker import Payload
 from pforce.records import provenance as made
 from pforce.records.ledger import Ledger
 from pforce.records.parts import BFLOAT16, FLOAT32, Inputs
-from pforce.records.row import missing_of
+from pforce.records.record import Record
+from pforce.records.row import divergence_of, missing_of
 from pforce.storage import Storage, default_storage, in_ray_job
 from pforce.tracking import SPOOL, Tracker, default_uri, deliver_leftovers, is_server, mask, sqlite_path
 from pforce.training import Sharding
 from pforce.trial.folder import training_folder
+from pforce.trial.measure import beyond_kept
 from pforce.trial.reference import check_reference, inputs_of
 from pforce.trial.run import auto_precision_on, check_data, choose_device
 from pforce.validation import ConfigError, require
@@ -54,6 +57,8 @@ class Options:
     retries: int = 2
     """Further attempts at a trial whose process, node or network failed, from its last checkpoint. A divergence or
     damaged data is not tried again."""
+    again: tuple[Literal["diverged"], ...] = ()
+    """diverged: try trainings again that are recorded as diverged. Without it they are shown, and not run."""
     gpus_per_trial: float | None = None
     """GPUs of a trial's worker; below 1 trials share one. By default 1 where the cluster has any."""
     cpus_per_trial: int | None = None
@@ -108,9 +113,24 @@ class Plan:
     ledger: Ledger
     done: set[str]
     """Fingerprints of finished cells."""
+    diverged: dict[str, Record] = field(default_factory=dict)
+    """fingerprint → what is recorded of it, of cells whose training diverged; --again diverged runs them."""
     notes: list[str] = field(default_factory=list)
     recorded: dict[str, int] = field(default_factory=dict)
     """fingerprint → images seen at the last point of the curve of an unfinished run."""
+
+    def look(self) -> None:
+        """Look up which of the other cells are finished by now, and which diverged and are not to be tried again."""
+        self.ledger.refresh()
+        self.done |= finished_of([item for item in self.work if item.fingerprint not in self.done], self.ledger)
+        others = [item for item in self.work if item.fingerprint not in self.done]
+        self.diverged = {} if "diverged" in self.options.again else divergences_of(others, self.ledger)
+
+    def forget_divergences(self) -> None:
+        """Where it was asked for, divergences count no more from here on: what comes of the new attempts does."""
+        if "diverged" in self.options.again:
+            for record in divergences_of(self.missing, self.ledger).values():
+                self.ledger.forget(record.digest, "tried again: --again diverged", who=made.provenance())
 
     @property
     def missing(self) -> list[Work]:
@@ -119,7 +139,7 @@ class Plan:
         there: Counter[str] = Counter()
         turns = []
         for item in self.work:
-            if item.fingerprint not in self.done:
+            if item.fingerprint not in self.done and item.fingerprint not in self.diverged:
                 turns.append((there[item.training], item))
                 there[item.training] += 1
         return [item for _, item in sorted(turns, key=lambda turn: turn[0])]
@@ -233,17 +253,27 @@ def plan(sweep: Sweep, options: Options, console: Console, *, deliver: bool = Tr
         deliver_leftovers(tracker, options.root / SPOOL, partial(console.print, markup=False, soft_wrap=True))
     work, ledger = sweep.work(inputs), Ledger(options.place, say)
     notes = same_distribution_notes(work)
+    beyond = beyond_kept(max(item.experiment.evaluation.images for item in work), detector)
+    notes += [beyond] if beyond else []
     if sweep.base.training.precision == "auto" and options.ray_address and inputs.auto == FLOAT32:
         notes.append(
             "precision auto is float32, as this machine has no GPU; where the cluster's workers have some, give "
             "--gpus-per-trial, or --set training.precision=bfloat16"
         )
-    return Plan(sweep, options, folder, tracker, inputs, work, ledger, finished_of(work, ledger), notes)
+    planned = Plan(sweep, options, folder, tracker, inputs, work, ledger, set(), notes=notes)
+    planned.look()
+    return planned
 
 
 def finished_of(work: list[Work], ledger: Ledger) -> set[str]:
     """Fingerprints of the cells of which every part has a record."""
     return {item.fingerprint for item in work if missing_of(item.parts, ledger) == []}
+
+
+def divergences_of(work: list[Work], ledger: Ledger) -> dict[str, Record]:
+    """Fingerprint → what is recorded of it, of the cells whose training diverged."""
+    found = ((item.fingerprint, divergence_of(item.parts, ledger)) for item in work)
+    return {fingerprint: record for fingerprint, record in found if record is not None}
 
 
 def provenance() -> dict[str, str]:

@@ -115,7 +115,7 @@ def _of_sweep(name: str, frame: pd.DataFrame, source: Source, commands: list[str
         drawn.append((png(bars_figure(shown, metric)), f"{metric}, bars of one standard deviation over seeds"))
     return Section(
         title=name,
-        about=f"{len(own)} finished cells.",
+        about=f"{len(results.finished(own, rows))} finished cells.",
         table=results.to_html(table, "", results.table_notes(own, rows), claims),
         figures=drawn,
         pictures=_pictures(own, list(zip(names, rows, strict=True)), source),

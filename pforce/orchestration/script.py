@@ -19,7 +19,7 @@ from pforce.config import flat_params, with_fields
 from pforce.orchestration.calibration import TIMED_EVALUATIONS, TIMED_STEPS, estimate
 from pforce.orchestration.doctor.cluster import check_cluster
 from pforce.orchestration.hold import this_command
-from pforce.orchestration.launch import Launcher, execute
+from pforce.orchestration.launch import Launcher, execute, nothing_ran
 from pforce.orchestration.plan import Options, Plan, plan
 from pforce.orchestration.recorder import Recorder
 from pforce.orchestration.sweep import Sweep, format_value, parse_axis
@@ -90,13 +90,15 @@ def run_sweep(
         _print_dry_run(planned, console)
         return DONE
     keep_sweep(planned)
+    diverged = f", {len(planned.diverged)} diverged before (--again diverged runs them)" if planned.diverged else ""
     console.print(
-        f"{sweep.name}: {len(sweep.cells())} cells, {len(planned.work)} distinct, {len(planned.done)} finished before"
+        f"{sweep.name}: {len(sweep.cells())} cells, {len(planned.work)} distinct, {len(planned.done)} finished "
+        f"before{diverged}"
     )
     if launcher is None and planned.missing:
         check_cluster(options.ray_address or os.environ.get("RAY_ADDRESS"))
         launcher = ray_launcher(options)
-    code = execute(planned, console, _then_evaluate(launcher)) if launcher else DONE
+    code = execute(planned, console, _then_evaluate(launcher)) if launcher else nothing_ran(planned)
     try:
         if report is None:
             print_report(planned, console, comparison=comparison)
@@ -321,6 +323,7 @@ def _print_dry_run(planned: Plan, console: Console) -> None:
         table.add_column(name)
     for item in planned.work:
         state = "done" if item.fingerprint in planned.done else "to run"
+        state = "diverged" if item.fingerprint in planned.diverged else state
         table.add_row(item.label, item.fingerprint, state)
     console.print(table)
     if not planned.missing:

@@ -44,7 +44,7 @@ def cells_records(cells: Iterable[CellEntry], ledger: Ledger) -> Iterator[Record
         parts = cell.parts()
         if parts is not None:
             weights = ledger.get(parts.weights)
-            found = [ledger.get(parts.training), weights]
+            found = [ledger.get(parts.training), ledger.get(parts.diverged), weights]
             tensors = None if weights is None else weights.values.get(TENSORS)
             request = parts.request
         else:

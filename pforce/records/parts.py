@@ -5,6 +5,7 @@
 - A *drawing*: a model's images under one sampler, keyed by (seed, index). Its count is no part of its name.
 - An *image metric*: of the first n images of a drawing, in a detector, against a reference.
 - A *held-out measurement*: loss, difficulty or context of a model on held-out images. No sampler.
+- A training that *diverged*: from some images seen on nothing of it can be measured; what it was before stays valid.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pforce.records.identity import canonical, canonical_sampler, canonical_time
 from pforce.sampling import SamplerConfig
 from pforce.validation import ConfigError
 
-Kind = Literal["training", "weights", "drawing", "image_metric", "held_out", "tombstone"]
+Kind = Literal["training", "weights", "drawing", "image_metric", "held_out", "diverged", "tombstone"]
 Average = Literal["ema", "raw", "unknown"]
 Analysis = Literal["loss", "difficulty", "context"]
 BFLOAT16, FLOAT32 = "bfloat16", "float32"
@@ -98,6 +99,11 @@ def training_part(experiment: Experiment, inputs: Inputs) -> Part:
 def weights_part(training: str, images_seen: int, average: Average = "ema") -> Part:
     """Which tensors a training (its digest) has at some images seen."""
     return Part("weights", {"images_seen": int(images_seen), "average": average}, parents=(training,))
+
+
+def diverged_part(training: str) -> Part:
+    """That a training (its digest) did not stay finite."""
+    return Part("diverged", {}, parents=(training,))
 
 
 def image_set(data: str, split: str, images: int) -> dict[str, Any]:
@@ -226,6 +232,11 @@ class CellParts:
     def weights(self) -> Part:
         """Which tensors the training has there."""
         return weights_part(self.training.digest, self.images_seen)
+
+    @cached_property
+    def diverged(self) -> Part:
+        """That the training did not stay finite."""
+        return diverged_part(self.training.digest)
 
     @cached_property
     def digest(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ from pforce.records.ledger import Ledger
 from pforce.records.parts import CellParts, Part, Request
 from pforce.records.record import Record
 
+DIVERGED_AT, WHY = "images_seen", "why"
+"""Values of the record of a training that diverged: where it was found, and how it is told."""
 TENSORS = "tensors"
 """Value of a weights record: the hash of the tensors."""
 BESIDE = "data/held_out_images"
@@ -47,6 +50,13 @@ def tensors_of(cell: CellParts, ledger: Ledger) -> tuple[str, Record] | None:
     if record is None or not isinstance(record.values.get(TENSORS), str):
         return None
     return str(record.values[TENSORS]), record
+
+
+def divergence_of(cell: CellParts, ledger: Ledger) -> Record | None:
+    """That the training of an unfinished cell diverged on the way to its images seen; None where that is not known."""
+    record = ledger.get(cell.diverged)
+    known = record is not None and record.numbers().get(DIVERGED_AT, math.nan) <= cell.images_seen
+    return record if known else None
 
 
 def row_of(cell: CellParts, ledger: Ledger) -> Row | None:

@@ -21,8 +21,9 @@ MOST_LISTED = 6
 """Rows or values that a note names; of more it tells the number."""
 
 KINDS = {"FINISHED": "finished", "FAILED": "failed", "none": "no run", **dict.fromkeys(UNDER_WAY, "running")}
-"""Of a cell, by the status of its run; any other status is `stopped`."""
+"""Of a cell, by the status of its run; any other status is `stopped`. One that failed as it diverged is `diverged`."""
 CURES = {
+    "diverged": "--again diverged tries again",
     "failed": "the same command tries again",
     "stopped": "the same command goes on",
     "running": "not in the means; where nothing runs any more, the same command goes on",
@@ -86,13 +87,15 @@ def _states(frame: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
         reasons: dict[str, list[str]] = {}
         for fingerprint in row.fingerprints:
             run = known.get(fingerprint, {"status": "none"})
-            kind = KINDS.get(run["status"], "stopped")
-            reason = run.get("reason")
-            reasons.setdefault(kind, []).append(reason if isinstance(reason, str) and kind != "running" else "")
+            kind, given = KINDS.get(run["status"], "stopped"), run.get("reason")
+            reason = given if isinstance(given, str) else ""
+            if (kind, reason) == ("failed", "diverged"):
+                kind = "diverged"
+            reasons.setdefault(kind, []).append("" if kind in ("running", "diverged") else reason)
         reasons.pop("finished", None)
-        for kind, given in reasons.items():
-            why = ", ".join(dict.fromkeys(filter(None, given)))
-            count = f"{len(given)} of {len(row.fingerprints)} of {name}"
+        for kind, several in reasons.items():
+            why = ", ".join(dict.fromkeys(filter(None, several)))
+            count = f"{len(several)} of {len(row.fingerprints)} of {name}"
             told[kind].append(f"{count} ({why})" if why else count)
     return [f"{kind}: {_listed(names)}; {CURES[kind]}" for kind, names in told.items() if names]
 

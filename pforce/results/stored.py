@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 from pforce.records.ledger import Ledger
-from pforce.records.parts import Request
+from pforce.records.parts import CellParts, Request
 from pforce.records.record import Record
-from pforce.records.row import joined, row_of, tensors_of
+from pforce.records.row import DIVERGED_AT, divergence_of, joined, row_of, tensors_of
 from pforce.records.sweeps import CellEntry, SweepEntry, read_sweeps
 from pforce.storage import Storage
 from pforce.tracking import Tags
@@ -32,7 +32,8 @@ def _warn(line: str) -> None:
 def storage_frame(
     storage: Storage, sweep: str | None = None, *, ledger: Ledger | None = None, say: Callable[[str], None] = _warn
 ) -> pd.DataFrame:
-    """Finished cells of a storage's sweeps, with the columns of `pforce.tracking.runs_frame`.
+    """Finished cells of a storage's sweeps, and those that diverged (status FAILED), with the columns of
+    `pforce.tracking.runs_frame`.
 
     A cell that several sweeps have is a row of each; one that several versions of a sweep have is one row. `origin`
     says where imported numbers come from.
@@ -134,13 +135,30 @@ def _made(record: Record) -> dict[str, Any]:
     }
 
 
+def _diverged(parts: CellParts, ledger: Ledger) -> dict[str, Any] | None:
+    """The row of a cell whose training diverged; None of any other that is not finished."""
+    record = divergence_of(parts, ledger)
+    if record is None:
+        return None
+    return {
+        "status": "FAILED",
+        "reason": "diverged",
+        "start_time": _time(record.started),
+        "end_time": _time(record.finished),
+        "last_activity": _time(record.finished),
+        "training": parts.training.digest,
+        "images_trained": record.number(DIVERGED_AT),
+        **_made(record),
+    }
+
+
 def _cell(cell: CellEntry, ledger: Ledger) -> dict[str, Any] | None:
-    """The row of a cell; None where any of its parts is missing."""
+    """The row of a cell; None where any of its parts is missing and it did not diverge."""
     parts = cell.parts()
     if parts is not None:
         row = row_of(parts, ledger)
         if row is None:
-            return None
+            return _diverged(parts, ledger)
         return {
             "start_time": _time(row.started),
             "end_time": _time(row.finished),

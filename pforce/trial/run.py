@@ -16,16 +16,16 @@ from pforce import data, seeding
 from pforce.config import Experiment, to_dict
 from pforce.files import write_whole
 from pforce.metrics.detectors import Detector
-from pforce.metrics.held_out import MAP_IMAGES, shown_timesteps
+from pforce.metrics.held_out import MAP_IMAGES, NotFinite, shown_timesteps
 from pforce.models import PatchForcingTransformer, build
 from pforce.parallel import ALONE, Workers
 from pforce.records.ledger import Ledger
 from pforce.records.parts import BFLOAT16, FLOAT32, CellParts, Inputs, cell_parts
 from pforce.records.provenance import made_on
 from pforce.records.record import Record
-from pforce.records.row import TENSORS, Row, row_of
+from pforce.records.row import DIVERGED_AT, TENSORS, WHY, Row, row_of
 from pforce.storage import Storage
-from pforce.training import Callback, Checkpoints, Sharding, TrainingSpec, TrainState, new_state, train, whole
+from pforce.training import Callback, Checkpoints, Diverged, Sharding, TrainingSpec, TrainState, new_state, train, whole
 from pforce.training.loop import use_bfloat16
 from pforce.trial.draw import save_samples
 from pforce.trial.folder import (
@@ -201,7 +201,15 @@ def train_trial(experiment: Experiment, paths: Paths, cell: CellParts, where: Wh
         )  # fmt: skip
         checkpoints = Checkpoints(folder / CHECKPOINTS, mirror)
         own = where.callbacks if workers.first else ()
-        train(state, flip=experiment.data.flip, callbacks=(checkpoints, *own))
+        try:
+            train(state, flip=experiment.data.flip, callbacks=(checkpoints, *own))
+        except Diverged as error:  # raised by all workers at once
+            if workers.first:
+                made = where.record(experiment)
+                _record_training(experiment, cell, ledger, made, started)
+                seen = error.step * experiment.training.batch
+                record_divergence(cell, ledger, seen, why=str(error), made=made, started=started)
+            raise
         if mirror is not None and workers.first:
             mirror.finish()
         damaged: dict[str, int] = {}
@@ -226,6 +234,16 @@ def _record_training(
         ledger.put(Record.of(
             cell.training, values=values, started=started, finished=time.time(), provenance=dict(made)
         ))  # fmt: skip
+
+
+def record_divergence(
+    cell: CellParts, ledger: Ledger, images_seen: int, *, why: str, made: Mapping[str, str], started: float
+) -> None:
+    """Write down that a training did not stay finite, so that nobody trains it again without wanting to."""
+    values = {DIVERGED_AT: images_seen, WHY: why}
+    ledger.put(Record.of(
+        cell.diverged, values=values, started=started, finished=time.time(), provenance=dict(made)
+    ))  # fmt: skip
 
 
 def _record_weights(
@@ -308,7 +326,13 @@ def run_trial(
         trained = train_trial(experiment, paths, cell, where, ledger)
         trained.weights = workers.first_does(lambda: trained.weights)
         subject = subject_of(experiment, paths, inputs, trained, where, images=held_out, detector=detector)
-        measure(cell.request, subject, ledger, workers=workers, progress=where.progress)
+        started = time.time()
+        try:
+            measure(cell.request, subject, ledger, workers=workers, progress=where.progress)
+        except NotFinite as error:
+            made = where.record(experiment)
+            record_divergence(cell, ledger, cell.images_seen, why=str(error), made=made, started=started)
+            raise
         if not workers.first:
             return None
         return finish_trial(experiment, paths, cell, ledger, held_out)

@@ -104,7 +104,8 @@ def test_a_trial_gives_the_same_result_with_and_without_ray(ray_cluster, tmp_pat
 
 
 def test_a_diverged_cell_fails_with_its_reason_and_the_others_finish(ray_cluster, tmp_path, console):
-    """Learning rate 1e20 is a real divergence. The next call tries it again, in the same run."""
+    """Learning rate 1e20 is a real divergence. The next call shows it and trains nothing, as the storage alone does;
+    with --again it is tried again, in the same run."""
     sweep = small_sweep(Axis("optimizer.learning_rate", (1e-3, 1e20)), steps=10)
     plan = make_plan(sweep, tmp_path)
     assert execute(plan, console, tune.launch) == SOME_FAILED
@@ -113,10 +114,22 @@ def test_a_diverged_cell_fails_with_its_reason_and_the_others_finish(ray_cluster
     assert frame["reason"][1e20] == "diverged"
     client = mlflow.MlflowClient(plan.options.uri)
     assert "diverged" in client.get_run(frame["run_id"][1e20]).data.tags["error"]
-    again = make_plan(sweep, tmp_path)
-    assert len(again.missing) == 1
+    shown = make_plan(sweep, tmp_path)
+    assert shown.missing == []
+    assert [record.number("images_seen") for record in shown.diverged.values()] == [32.0], "two steps of sixteen"
+    assert execute(shown, console, tune.launch) == SOME_FAILED
+    keep_sweep(plan)
+    stored = results.runs(tmp_path).set_index("optimizer.learning_rate")
+    assert stored["status"].to_dict() == frame["status"].to_dict()
+    assert stored["reason"].dropna().to_dict() == {1e20: "diverged"}
+    again = make_plan(sweep, tmp_path, again=("diverged",))
+    assert [item.experiment.optimizer.learning_rate for item in again.missing] == [1e20]
     assert execute(again, console, tune.launch) == SOME_FAILED
     assert len(results.runs(plan.options.uri)) == 2
+    (record,) = make_plan(sweep, tmp_path).diverged.values()
+    assert record.started > next(iter(shown.diverged.values())).finished, "the new attempt's"
+    longer = make_plan(small_sweep(Axis("optimizer.learning_rate", (1e20,)), steps=20), tmp_path)
+    assert longer.missing == [], "a longer training comes past the same point"
 
 
 def test_the_wall_clock_limit_stops_the_sweep(ray_cluster, tmp_path, console):

@@ -92,11 +92,12 @@ def test_cells_that_are_not_finished_are_counted_and_said(tmp_path, capsys):
         [1, 3, 2, 0], [1, 3, 0, 1], [3, 3, 0, 0],
     ]  # fmt: skip
     assert "1 of 3" in printed
-    for note in ("failed: 1 of 3 of sigma 0.2 (diverged)", "stopped: 1 of 3 of sigma 0.2 (time limit)",
-                 "running: 1 of 3 of sigma 0.4", "no run: 1 of 3 of sigma 0.4"):  # fmt: skip
+    for note in ("diverged: 1 of 3 of sigma 0.2; --again diverged tries again",
+                 "stopped: 1 of 3 of sigma 0.2 (time limit)", "running: 1 of 3 of sigma 0.4",
+                 "no run: 1 of 3 of sigma 0.4"):  # fmt: skip
         assert f"note: {note}" in printed
     again = planned_with(sweep, tmp_path, measured)  # all tried again: nothing of it is left
-    assert "note: failed" not in reported(again, capsys)
+    assert "note: diverged" not in reported(again, capsys)
     assert list(pd.read_csv(tmp_path / "some.csv")["n"]) == [3, 3, 3]
 
 
