@@ -80,6 +80,10 @@ def test_a_stopped_job_goes_on_and_a_finished_one_is_left_alone(job, tmp_path):
     assert run_job(job, CONSOLE).images == 2
     assert np.array_equal(images_of(job), images_of(whole))
     assert run_job(job, CONSOLE).images == 0
+    for path in keeper.blocks["images"].folder.glob("*.npz"):
+        path.unlink()
+    with pytest.raises(JobError, match="lacks images 0 to 7"):  # they never begin at image 8
+        keeper.take(drawer(Span(8, 12)))
 
 
 def test_a_job_can_be_made_longer_and_shorter(job):

@@ -20,6 +20,7 @@ from pforce.orchestration.script import print_mlflow
 from pforce.records.ledger import Ledger
 from pforce.storage import Storage
 from pforce.terminal import DONE, STOPPED, make_console
+from pforce.trial.measure import beyond_kept
 from pforce.validation import require
 
 SHOWN_TIMESTEPS = ("0.20", "0.60")
@@ -94,6 +95,9 @@ def _evaluate(a: Arguments, storage: Storage, console: Console) -> int:
     folder = check_folder(a.out or storage.root / relative, "--out" if a.out else "--storage")
     tracker = tracker_of(storage, a.tracking_uri)
     console.print(_about(a, e), highlight=False, soft_wrap=True, markup=False)
+    beyond = beyond_kept(e.model.request.images, e.detector) if e.model else None
+    if beyond:
+        console.print(f"note: {beyond}", highlight=False, soft_wrap=True, markup=False)
     ledger = Ledger(
         storage, lambda line: console.print(f"warning: {line}", markup=False, soft_wrap=True, highlight=False)
     )

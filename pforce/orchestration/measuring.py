@@ -26,7 +26,7 @@ from pforce.records.provenance import made_on
 from pforce.records.row import joined
 from pforce.sampling import SamplerConfig
 from pforce.storage import Storage
-from pforce.trial.draw import BLOCK, IMAGES, Blocks, Span, features_folder, folder_of, spans_to_draw
+from pforce.trial.draw import BLOCK, IMAGES, Blocks, Span, count_of, features_folder, folder_of, spans_to_draw
 from pforce.trial.folder import CHECKPOINTS, EXPERIMENT
 from pforce.trial.jobs import decoder_for
 from pforce.trial.measure import Subject, cycle_of, draw_blocks, measure, missing, read_pictures, record_drawing
@@ -243,8 +243,12 @@ class Shared:
         drawing = model.request.drawing(model.sha256).digest
         storage = self.ledger.storage
         kept = Blocks(storage, features_folder(drawing, detector)).load(model.request.images)
-        pictures = Blocks(storage, f"{folder_of(drawing)}/{IMAGES}").load(model.request.images)
-        ends = {first: first + len(next(iter(arrays.values()))) for first, arrays in {**pictures, **kept}.items()}
+        ends = {first: first + count_of(arrays) for first, arrays in kept.items()}
+        pictures = Blocks(storage, f"{folder_of(drawing)}/{IMAGES}")
+        names = pictures.names()
+        for first in (first for first in names if first < model.request.images):
+            found = pictures.block(first, names)
+            ends[first] = max(ends.get(first, first), first + (count_of(found) if found else 0))
         return spans_to_draw(model.request.images, model.evaluation.batch, ends)
 
     def take(self, task: Task, done: Done) -> bool:

@@ -230,8 +230,12 @@ class Keeper:
             return
         for kind, blocks in self.blocks.items():
             before = blocks.block(first)
-            if before is not None and first + count_of(before) >= end:
+            there = 0 if before is None else count_of(before)
+            if first + there >= end:
                 continue  # an evaluation has kept more of the images than of the maps
+            if first + there < start:
+                raise JobError(f"{blocks.folder}: lacks images {first + there} to {start - 1}, which were there when "
+                               "the command began: run it again")  # fmt: skip
             parts = [] if before is None else [{key: value[: start - first] for key, value in before.items()}]
             blocks.save(first, joined([*(part for part in parts if count_of(part)), *(part[kind] for part in found)]))
         self.ends[first] = end

@@ -338,17 +338,38 @@ def _measure_images(
     features.trim(KEPT_BYTES)
 
 
+def beyond_kept(images: int, detector: Detector) -> str | None:
+    """What a plan says of a drawing whose features are too many to keep all of them; None where all are kept."""
+    if images * detector.feature_size * 4 <= KEPT_BYTES // 4:  # far from it, and no pass of the detector to find out
+        return None
+    size = detector.minimum_size
+    reading = detector.read(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+    block = BLOCK * sum(part.numel() * part.element_size() for part in reading if part is not None)
+    kept = KEPT_BYTES // block * BLOCK
+    if images <= kept:
+        return None
+    return (
+        f"{images:,} images: the features of about {kept:,} are kept ({KEPT_BYTES / 2**20:,.0f} MB per drawing and "
+        f"detector); another metric or more images, asked for later, draw the other {images - kept:,} again"
+    )
+
+
 def read_pictures(
     store: tuple[Blocks, Blocks], detector: Detector, kept: dict[int, Arrays], count: int, device: torch.device
 ) -> None:
     """Features of images that are kept and were not read by this detector yet: nothing of them is drawn again."""
     features, pictures = store
-    absent = [first for first in range(0, count, BLOCK) if first not in kept]
-    if not absent:
+    read = {first: count_of(kept[first]) if first in kept else 0 for first in range(0, count, BLOCK)}
+    short = [first for first, there in read.items() if there < min(BLOCK, count - first)]
+    if not short:
         return
-    for first, arrays in pictures.load(count).items():
-        if first in absent:
-            kept[first] = to_arrays(read_block(detector, torch.from_numpy(arrays["images"]).to(device)))
+    names = pictures.names()
+    for first in short:
+        arrays = pictures.block(first, names)  # one at a time: images of a large drawing are gigabytes
+        unread = arrays["images"][read[first] :] if arrays else ()
+        if len(unread):
+            more = to_arrays(read_block(detector, torch.from_numpy(unread).to(device)))
+            kept[first] = joined([kept[first], more]) if read[first] else more
             features.save(first, kept[first])
 
 

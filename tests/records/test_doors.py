@@ -18,6 +18,7 @@ from pforce.commands.evaluation_plan import Arguments
 from pforce.commands.sample import Arguments as SampleArguments
 from pforce.commands.sample import sample
 from pforce.config import Experiment, with_fields
+from pforce.metrics.detectors import load_detector
 from pforce.models import PatchForcingTransformer
 from pforce.orchestration.measuring import Done, Measurer, Shared, Task
 from pforce.orchestration.sampler_report import make_subject
@@ -149,6 +150,30 @@ def test_after_any_door_only_what_is_missing_is_measured(house, counted):
     assert counted.taken() > 0
 
 
+def test_what_is_too_much_to_keep_is_said_and_drawn_again(house, counted, monkeypatch, capsys):
+    """Room for the features of one block: those of the others are drawn again for another metric, and give the numbers
+    that a storage with room gives."""
+    house.trial(of())
+    both = {"measure": ("images",), "images": 130}
+    house.evaluate(metrics=("frechet", "kernel"), **both)
+    ledger = Ledger(Storage.open(house.root))
+    found = [record for record in ledger.all("image_metric") if record.identity["canonical"]["images"] == 130]
+    assert len(found) == 2
+    for record in found:
+        ledger.forget(record.digest, "to be measured with less room")
+    monkeypatch.setattr("pforce.trial.measure.KEPT_BYTES", 64 * load_detector("openmoji").feature_size * 4 + 1000)
+    counted.taken()
+    capsys.readouterr()
+    house.evaluate(metrics=("frechet",), **both)
+    assert "the features of about 64 are kept" in capsys.readouterr().out
+    assert counted.taken() == 0, "all of them were kept so far"
+    with pytest.warns(UserWarning, match="128 images were drawn before, but their features are not kept"):
+        house.evaluate(metrics=("kernel",), **both)
+    assert counted.taken() == 128 * NFE
+    again = Ledger(Storage.open(house.root))
+    assert [again.get(record.digest).values for record in found] == [record.values for record in found]  # type: ignore[union-attr]
+
+
 def test_workers_complete_a_block_that_sample_began(house, counted, tmp_path_factory):
     """Oracle: one worker in a storage of its own. The ten images that are there are not drawn again, nor misplaced."""
     house.trial(of())
@@ -190,3 +215,10 @@ def test_what_sample_draws_is_measured(house, counted):
     assert counted.taken() == 64 * NFE
     house.evaluate(measure=("images",), metrics=("frechet",), images=192, labels="classes", seed=1)
     assert counted.taken() == 192 * NFE
+    # A block that evaluate began and sample completed: features of eight, and images of all.
+    house.evaluate(measure=("images",), metrics=("frechet",), images=8, batch=8, labels="classes", seed=2)
+    assert counted.taken() == 8 * NFE
+    house.sample(count=64, seed=2, out=house.root / "other")
+    assert counted.taken() == 56 * NFE
+    house.evaluate(measure=("images",), metrics=("frechet",), images=64, labels="classes", seed=2)
+    assert counted.taken() == 0
