@@ -27,10 +27,9 @@ from pforce.data import ensure, read_split
 from pforce.images import from_uint8
 from pforce.metrics.difficulty import patch_errors
 from pforce.models import PatchForcingTransformer
-from pforce.orchestration.find import find_source
+from pforce.orchestration.find import find_model
 from pforce.storage import default_storage
 from pforce.terminal import exit_on_errors
-from pforce.trial.source import load_source
 from pforce.validation import ConfigError
 
 CONTRAST = 0.2
@@ -96,7 +95,7 @@ def ten_maps(images: Tensor, maps: Tensor, shape: tuple[int, int], path: Path, t
 def main() -> int:
     """Measure, print, write."""
     a = tyro.cli(Arguments, description=__doc__)
-    source = load_source(find_source(a.model, storage=a.storage, tracking_uri=a.tracking_uri))
+    source = find_model(a.model, storage=a.storage, tracking_uri=a.tracking_uri)
     experiment = source.experiment or catalog.experiment(a.data)
     held_out = read_split(ensure(experiment.data), "validation", limit=a.images)
     x1, y = from_uint8(held_out.images), held_out.labels

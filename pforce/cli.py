@@ -6,7 +6,6 @@ import difflib
 import gc
 import importlib
 import sys
-from types import ModuleType
 from typing import NamedTuple
 
 from rich.console import Console
@@ -130,7 +129,10 @@ def _run(arguments: list[str]) -> int:
 
 def _call(command: Command, name: str, words: list[str]) -> int:
     module_name, function_name = command.function.split(".")
-    module = _imported(f"pforce.commands.{module_name}")
+    module = importlib.import_module(f"pforce.commands.{module_name}")
+    if not gc.isenabled():  # as `main` left it
+        gc.freeze()
+        gc.enable()
     function = getattr(module, function_name)
     code: int
     if command.own:
@@ -145,17 +147,9 @@ def _call(command: Command, name: str, words: list[str]) -> int:
     return code
 
 
-def _imported(name: str) -> ModuleType:
-    """The module. What importing makes is there to stay: looking through it for garbage, again and again while there
-    is ever more of it, takes a fifth of a command's time where little else is done."""
-    gc.disable()
-    try:
-        return importlib.import_module(name)
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
 def main() -> None:
     """Entry point."""
+    # What importing makes is there to stay: to look through it for garbage, again and again while there is ever more of
+    # it, would take a third of the time of a command that does little else.
+    gc.disable()
     exit_on_errors(lambda: _run(sys.argv[1:]))

@@ -177,6 +177,18 @@ def flat_params(experiment: Experiment) -> dict[str, object]:
     return flat
 
 
+def from_flat(params: Mapping[str, Any]) -> Experiment:
+    """The inverse of `flat_params`. ConfigError as `from_dict`."""
+    data: dict[str, Any] = {}
+    for path, value in params.items():
+        *parents, leaf = ("timesteps.name" if path == "timesteps" else path).split(".")
+        target = data
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[leaf] = value
+    return from_dict(data)
+
+
 def field_paths(experiment: Experiment) -> list[str]:
     """Dotted paths of all fields that can be set, `timesteps` itself included."""
 

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import tyro
 
-from pforce.orchestration.find import find_source
+from pforce.orchestration.find import find_model
 from pforce.orchestration.plan import tracker_of, tracking_uri_of
 from pforce.orchestration.sampler_report import make_subject, report
 from pforce.orchestration.sampler_search import SearchSpace, check_space
@@ -26,7 +26,6 @@ from pforce.orchestration.script import print_mlflow, push_files
 from pforce.sampling import Guidance
 from pforce.storage import Storage, default_storage
 from pforce.terminal import exit_on_errors, make_console
-from pforce.trial.source import load_source
 from pforce.validation import require
 
 
@@ -76,7 +75,7 @@ def main() -> int:
     storage = Storage.open(a.storage)
     uri = tracking_uri_of(storage, a.tracking_uri)
     storage.check()
-    source = load_source(find_source(a.model, storage=a.storage, tracking_uri=a.tracking_uri))
+    source = find_model(a.model, storage=a.storage, tracking_uri=a.tracking_uri)
     check_space(a.space, guidance, source.model.config)
     subject = make_subject(
         source, storage, data=a.data, images=a.images, reference=a.reference_images, seed=a.noise_seed

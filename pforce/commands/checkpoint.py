@@ -13,7 +13,7 @@ from rich.table import Table
 
 from pforce.config import to_dict
 from pforce.models import TimestepLevels, save_model, save_published
-from pforce.orchestration.find import find_source
+from pforce.orchestration.find import find_model
 from pforce.storage import default_storage
 from pforce.terminal import DONE, make_console
 from pforce.trial.source import PUBLISHED_SUFFIXES, Source, SourceError, content_hash, load_source
@@ -74,9 +74,7 @@ def export_checkpoint(
         tracking_uri: MLflow store; by default the database in the storage folder. A bucket needs one.
     """
     _refuse_overwriting(destination, (".ckpt", ".safetensors"))
-    found = load_source(
-        find_source(source, storage=storage or default_storage(), tracking_uri=tracking_uri), weights=weights
-    )
+    found = find_model(source, storage=storage or default_storage(), tracking_uri=tracking_uri, weights=weights)
     if destination.suffix == ".ckpt":
         save_published(found.model, destination)
     else:
@@ -117,8 +115,8 @@ def verify_checkpoint(
         storage: where sweeps leave their files, a folder or a bucket; by default $PFORCE_STORAGE, else runs.
         tracking_uri: MLflow store; by default the database in the storage folder. A bucket needs one.
     """
-    path = find_source(source, storage=storage or default_storage(), tracking_uri=tracking_uri)
-    found = load_source(path, weights=weights, heads=heads)
+    place = storage or default_storage()
+    found = find_model(source, storage=place, tracking_uri=tracking_uri, weights=weights, heads=heads)
     model, config = found.model, found.model.config
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, config.channels, *config.image_size, generator=generator)

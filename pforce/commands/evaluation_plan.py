@@ -24,7 +24,7 @@ from pforce.metrics.distances import IMAGE_METRICS, ImageMetric
 from pforce.metrics.image_sets import open_images
 from pforce.metrics.reference import BATCH, is_statistics, load_statistics
 from pforce.orchestration.evaluation import Evaluation
-from pforce.orchestration.find import find_source
+from pforce.orchestration.find import find_model
 from pforce.orchestration.measuring import Measurable
 from pforce.records.identity import canonical_sampler, time_key, versions_of
 from pforce.records.parts import Inputs, Part, Request, image_set, label_cycle, metrics_of
@@ -33,7 +33,7 @@ from pforce.storage import Storage, default_storage
 from pforce.trial.folder import CHECKPOINTS, EVALUATIONS, EXPERIMENT
 from pforce.trial.jobs import decoder_for
 from pforce.trial.reference import ReferenceImages, inputs_of, reference_images
-from pforce.trial.source import PUBLISHED_SUFFIXES, Source, load_source
+from pforce.trial.source import PUBLISHED_SUFFIXES, Source
 from pforce.validation import ConfigError, require
 
 Measured = Literal["images", "loss", "difficulty", "context"]
@@ -279,8 +279,7 @@ def _measured(a: Arguments, source: Source, data: _Data | None) -> tuple[Measure
 
 def plan_model(a: Arguments, console: Console) -> Evaluation:
     """The evaluation of a model, checked."""
-    path = find_source(a.target, storage=a.storage, tracking_uri=a.tracking_uri)
-    source = load_source(path, weights=a.weights, heads=a.heads)
+    source = find_model(a.target, storage=a.storage, tracking_uri=a.tracking_uri, weights=a.weights, heads=a.heads)
     experiment = _experiment(a, source)
     data = _data(experiment, console)
     config = source.model.config

@@ -18,7 +18,7 @@ from pforce import seeding
 from pforce.commands.sampler_arguments import SamplerArguments, sampler_config
 from pforce.data import Manifest, ensure
 from pforce.files import folder_hash, write_json
-from pforce.orchestration.find import find_source
+from pforce.orchestration.find import find_model
 from pforce.orchestration.plan import check_folder
 from pforce.orchestration.sample import Spent, run_job
 from pforce.records.ledger import Ledger
@@ -30,7 +30,7 @@ from pforce.storage import Storage, default_storage
 from pforce.terminal import DONE, STOPPED, duration, make_console
 from pforce.trial.jobs import Job, claim, decoder_for, recorded_batch
 from pforce.trial.measure import Subject, record_drawing
-from pforce.trial.source import Source, load_source
+from pforce.trial.source import Source
 from pforce.validation import ConfigError, require
 
 DEFAULT_BATCH = 64
@@ -184,8 +184,7 @@ def sample(a: Arguments) -> int:
         )
     require(a.workers >= 1, "workers", a.workers, "≥ 1")
     require(a.show >= 1, "show", a.show, "≥ 1 image")
-    path = find_source(a.model, storage=a.storage, tracking_uri=a.tracking_uri)
-    source = load_source(path, weights=a.weights, heads=a.heads)
+    source = find_model(a.model, storage=a.storage, tracking_uri=a.tracking_uri, weights=a.weights, heads=a.heads)
     sampler = sampler_config(a, source)
     check_sampler(sampler, source.model.config)
     maps = a.save_maps or a.animate

@@ -25,11 +25,12 @@ from pforce.orchestration.pool import Pool, drain, make_pool
 from pforce.orchestration.recorder import Recorder
 from pforce.orchestration.sweep import Work
 from pforce.orchestration.worker import paths_of
+from pforce.records.row import tensors_of
 from pforce.trial.folder import evaluation_folder, training_folder, write_experiment
 from pforce.trial.measure import measure
 from pforce.trial.reference import HeldOut, reference_images
 from pforce.trial.run import finish_trial
-from pforce.trial.source import load_source
+from pforce.trial.source import SourceError, load_source
 from pforce.validation import ConfigError
 
 
@@ -62,6 +63,8 @@ def evaluate(plan: Plan, recorder: Recorder, console: Console) -> None:
         f"{sum(cell.model.request.images for cell in cells):,} images",
         highlight=False,
     )
+    all_tasks = {number: left + 1 for number, left in shared.left.items()}
+    finished: set[int] = set()
     for number, cell in enumerate(cells):
         if not shared.left[number]:  # a killed driver's: only its distances were missing
             _finish(plan, recorder, shared, number, cell)
@@ -71,23 +74,24 @@ def evaluate(plan: Plan, recorder: Recorder, console: Console) -> None:
     def ask() -> Task | None:
         if limit is not None and time.monotonic() - recorder.started > limit * 3600:
             return None  # what is under way ends; the rest goes on with the next call
-        return next((task for task in tasks if not cells[task.model].failed), None)
+        return next((task for task in tasks if not all(cells[each].failed for each in shared.concerned(task))), None)
 
     with stop_on_signals(restore=False), pool:
         for task, result in drain(pool, ask):
-            cell = cells[task.model]
-            if cell.failed:
-                continue
+            concerned = [number for number in shared.concerned(task) if not cells[number].failed]
             if isinstance(result, Failed):
-                cell.failed = True
-                recorder.report(cell.item, {"phase": "failed", "reason": result.reason, "error": result.error})
+                told = {"phase": "failed", "reason": result.reason, "error": result.error}
+                for number in concerned:
+                    cells[number].failed = True
+                    recorder.report(cells[number].item, told)
                 continue
             whole = shared.take(task, result)
-            all_tasks = sum(each.model == task.model for each in waiting)
-            share = 1 - shared.left[task.model] / (all_tasks + 1)
-            recorder.report(cell.item, {"phase": "sampling", "share": share})
-            if whole:
-                _finish(plan, recorder, shared, task.model, cell)
+            for number in concerned:
+                share = 1 - shared.left[number] / all_tasks[number]
+                recorder.report(cells[number].item, {"phase": "sampling", "share": share})
+            for number in (number for number in concerned if number in whole):
+                finished.add(number)
+                _finish(plan, recorder, shared, number, cells[number], trim=shared.last(number, finished))
 
 
 def _measurable(plan: Plan, item: Work) -> Measurable:
@@ -98,7 +102,12 @@ def _measurable(plan: Plan, item: Work) -> Measurable:
     if mirror is not None:
         mirror.fetch()
     write_experiment(evaluation_folder(folder, item.fingerprint), experiment)
-    source = load_source(folder)
+    source, known = load_source(folder), tensors_of(item.parts, plan.ledger)
+    if known is not None and source.sha256 != known[0]:
+        raise SourceError(
+            f"{source.path} holds other weights ({source.sha256[:12]}) than were trained ({known[0][:12]}): its last "
+            "checkpoint is damaged; the same command makes it again"
+        )
     config = experiment.evaluation
     return Measurable(
         source=str(source.path), sha256=source.sha256, request=item.parts.request, evaluation=config,
@@ -125,15 +134,21 @@ def _failed(recorder: Recorder, item: Work, error: Exception) -> None:
     recorder.report(item, {"phase": "failed", "reason": failure.reason, "error": failure.message})
 
 
-def _finish(plan: Plan, recorder: Recorder, shared: Shared, number: int, cell: _Cell) -> None:
-    """All of a cell's images and held-out measurements are there: its distances, its pictures, and its row."""
+def _finish(
+    plan: Plan, recorder: Recorder, shared: Shared, number: int, cell: _Cell, *, trim: bool = True
+) -> None:  # fmt: skip
+    """All of a cell's images and held-out measurements are there: its distances, its pictures, and its row.
+
+    Args:
+        trim: remove features beyond what is kept of a drawing: nobody else waits for them.
+    """
     item, model = cell.item, cell.model
     try:
         paths = paths_of(payload(plan, item, Placement(1, 1, 0.0)), plan.data)
         subject = model.subject(torch.device("cpu"))
         plan.ledger.refresh()
         shared.record(number, subject)
-        measure(item.parts.request, subject, plan.ledger)
+        measure(item.parts.request, subject, plan.ledger, trim=trim)
         row = finish_trial(item.experiment, paths, item.parts, plan.ledger, HeldOut(plan.data), said=False)
     except Exception as error:  # what cannot be measured fails this cell, not the sweep
         _failed(recorder, item, error)

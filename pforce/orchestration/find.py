@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
 from pforce import catalog
+from pforce.config import flat_params, from_flat
 from pforce.data import Manifest, ensure
 from pforce.metrics.distances import metric_name
 from pforce.orchestration.plan import tracker_of, tracking_uri_of
 from pforce.records.ledger import Ledger
-from pforce.records.parts import BFLOAT16, FLOAT32, CellParts, cell_parts
-from pforce.records.row import row_of
+from pforce.records.parts import BFLOAT16, FLOAT32, cell_parts
+from pforce.records.row import row_of, tensors_of
 from pforce.records.sweeps import CellEntry, read_sweeps
 from pforce.results.stored import storage_frame
 from pforce.storage import Storage
@@ -22,25 +25,64 @@ from pforce.trial.folder import EVALUATIONS, EXPERIMENT, training_folder
 from pforce.trial.mirror import TrialMirror
 from pforce.trial.reference import inputs_of
 from pforce.trial.run import with_precision
-from pforce.trial.source import SourceError
+from pforce.trial.source import Source, SourceError, Weights, load_source
 
 BEST = "best:"
+SHA256_DIGITS = 64
 FORMS = (
     "a trial's folder or checkpoint, a .safetensors or published .ckpt file, an MLflow run id, an experiment that "
     f"was trained (pforce experiments), or {BEST}SWEEP such as {BEST}ltg_grid"
 )
 
 
+class _Cell(NamedTuple):
+    """A cell that a user has named."""
+
+    entry: CellEntry
+    tensors: str | None
+    """The recorded hash of its weights; None where it is not of the tensors."""
+
+
+def find_model(
+    text: str, *, storage: str | Path, tracking_uri: str | None = None, weights: Weights = "ema",
+    heads: int | None = None,
+) -> Source:  # fmt: skip
+    """A model, read. SourceError as `find_source`, and where a recorded cell's files hold other weights than it was
+    measured with.
+
+    Args:
+        text, storage, tracking_uri: as of `find_source`. weights, heads: as of `load_source`.
+    """
+    path, cell = _find(text, storage, tracking_uri)
+    source = load_source(path, weights=weights, heads=heads)
+    if cell is None:
+        return source
+    tensors = cell.tensors
+    if weights == "ema" and tensors is not None and source.sha256 != tensors:
+        raise SourceError(
+            f"{text}: {source.path} holds other weights ({source.sha256[:12]}, {source.images_seen or 0:,} images "
+            f"seen) than its numbers are of ({tensors[:12]}): its last checkpoint is damaged or gone. The command that "
+            "trained it makes it again; for what is there give the checkpoint's own folder (step_…)"
+        )
+    # A training's folder names the experiment of whoever trained it, which may have had another sampler.
+    return replace(source, experiment=from_flat(cell.entry.params))
+
+
 def find_source(text: str, *, storage: str | Path, tracking_uri: str | None = None) -> Path:
-    """The path of a model, for `pforce.sources.load_source`. SourceError says what was looked for, and where.
+    """The path of a model, for `load_source`. SourceError says what was looked for, and where.
 
     Args:
         text: one of `FORMS`.
         storage: where sweeps leave their files, as `Storage.open` reads it; out of a bucket the model is pulled into
             its mirror. tracking_uri: by default the storage's database.
     """
+    return _find(text, storage, tracking_uri)[0]
+
+
+def _find(text: str, storage: str | Path, tracking_uri: str | None) -> tuple[Path, _Cell | None]:
+    """The path, and the cell, where it is one that is named."""
     if Path(text).exists():
-        return Path(text)
+        return Path(text), None
     if not text.startswith(BEST) and ("/" in text or Path(text).suffix):
         raise SourceError(f"{text}: does not exist. A model is {FORMS}")
     place, problems = Storage.open(storage), _Problems()
@@ -51,10 +93,10 @@ def find_source(text: str, *, storage: str | Path, tracking_uri: str | None = No
             f"{text}: no such file, and {place} holds no sweeps (set --storage). A model is {FORMS}{problems}"
         )
     if text.startswith(BEST):
-        return _folder(place, _entry(cells, _best(place, ledger, text.removeprefix(BEST)), text), text)
+        return _of_cell(place, ledger, _entry(cells, _best(place, ledger, text.removeprefix(BEST)), text), text)
     if re.fullmatch(r"[0-9a-f]{32}", text):
         wanted = text if text in cells else _of_run(place, tracking_uri, text)
-        return _folder(place, _entry(cells, wanted, text), text)
+        return _of_cell(place, ledger, _entry(cells, wanted, text), text)
     if text not in catalog.experiments():
         raise SourceError(f"{text}: no such file, experiment or run. A model is {FORMS}")
     experiment = catalog.experiment(text)
@@ -62,9 +104,10 @@ def find_source(text: str, *, storage: str | Path, tracking_uri: str | None = No
     manifest, detector = Manifest.load(ensure(experiment.data)), evaluation.load_detector()
     for auto in (BFLOAT16, FLOAT32):
         inputs = inputs_of(evaluation, manifest, detector, auto=auto)
-        parts = cell_parts(with_precision(experiment, inputs), inputs)
-        if row_of(parts, ledger) is not None:
-            return _folder(place, parts, text)
+        resolved = with_precision(experiment, inputs)
+        entry = CellEntry.of(text, cell_parts(resolved, inputs), flat_params(resolved), resolved.seed)
+        if row_of(cell_parts(resolved, inputs), ledger) is not None:
+            return _of_cell(place, ledger, entry, text)
     raise SourceError(f"{text}: {place} has no finished cell of this experiment. Train it: pforce train {text}")
 
 
@@ -78,12 +121,11 @@ class _Problems(list[str]):
         return "".join(f"; {line}" for line in self)
 
 
-def _entry(cells: dict[str, CellEntry], wanted: str, text: str) -> CellParts:
-    """A cell's parts, by its digest."""
-    parts = cells[wanted].parts() if wanted in cells else None
-    if parts is None:
+def _entry(cells: dict[str, CellEntry], wanted: str, text: str) -> CellEntry:
+    """A cell that was trained, by its digest."""
+    if wanted not in cells or cells[wanted].training is None:
         raise SourceError(f"{text}: its run trained nothing, or is of an earlier version: give its folder's path")
-    return parts
+    return cells[wanted]
 
 
 def _of_run(place: Storage, tracking_uri: str | None, run_id: str) -> str:
@@ -102,7 +144,8 @@ def _of_run(place: Storage, tracking_uri: str | None, run_id: str) -> str:
 
 def _best(place: Storage, ledger: Ledger, sweep: str) -> str:
     """The digest of the sweep's finished cell with the smallest distance."""
-    finished: pd.DataFrame = storage_frame(place, sweep, ledger=ledger)
+    found = storage_frame(place, sweep, ledger=ledger)
+    finished: pd.DataFrame = found[found["status"] == "FINISHED"] if len(found) else found
     if finished.empty:
         raise SourceError(f"{BEST}{sweep}: {place} has no finished cell of a sweep {sweep}")
     known = "evaluation.detector" in finished and "cost/images_seen" in finished
@@ -125,8 +168,10 @@ def _best(place: Storage, ledger: Ledger, sweep: str) -> str:
     return str(trained.sort_values(distance).iloc[0]["fingerprint"])
 
 
-def _folder(storage: Storage, parts: CellParts, text: str) -> Path:
-    """The cell's own folder where it has one: it says with which sampler it was measured."""
+def _of_cell(storage: Storage, ledger: Ledger, entry: CellEntry, text: str) -> tuple[Path, _Cell]:
+    """The cell's own folder where it has one, else that of its training."""
+    parts = entry.parts()
+    assert parts is not None  # `_entry` and the catalog give such only
     relative = training_folder(parts.training.digest, parts.images_seen)
     folder = storage.root / relative
     if storage.remote:
@@ -136,4 +181,7 @@ def _folder(storage: Storage, parts: CellParts, text: str) -> Path:
             f"{text}: it is recorded, but its files are not in {storage}: give the --storage of its sweep"
         )
     own = folder / EVALUATIONS / parts.digest
-    return own if (own / EXPERIMENT).exists() else folder
+    known = tensors_of(parts, ledger)
+    # Of results that were carried over without their tensors the name is another one.
+    tensors = known[0] if known and len(known[0]) == SHA256_DIGITS else None
+    return own if (own / EXPERIMENT).exists() else folder, _Cell(entry, tensors)

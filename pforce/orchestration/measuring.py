@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from pforce.metrics.config import EvaluationConfig
-from pforce.metrics.detectors import Detector, DetectorError, load_detector
+from pforce.metrics.detectors import Detector, load_detector
 from pforce.metrics.reference import ReferenceStatistics
 from pforce.orchestration.failures import failure_of
 from pforce.orchestration.pool import Pool
@@ -31,7 +31,7 @@ from pforce.trial.folder import CHECKPOINTS, EXPERIMENT
 from pforce.trial.jobs import decoder_for
 from pforce.trial.measure import Subject, cycle_of, draw_blocks, measure, missing, read_pictures, record_drawing
 from pforce.trial.mirror import TrialMirror
-from pforce.trial.reference import REFERENCES, HeldOut, ReferenceImages
+from pforce.trial.reference import REFERENCES, HeldOut, ReferenceImages, check_detector
 from pforce.trial.source import Source, SourceError, Weights, load_source
 
 
@@ -95,8 +95,7 @@ class Measurable:
             if not loaded:
                 wanted = self.request.detector.get("sha256")
                 found = load_detector(self.detector, self.detector_weights, wanted).to(device)
-                if found.sha256 != wanted:
-                    raise DetectorError(f"detector {self.detector}: its weights here are not those that were planned")
+                check_detector(found, self.request.detector)
                 loaded.append(found)
             return loaded[0]
 
@@ -222,27 +221,42 @@ class Shared:
         self.left: dict[int, int] = dict.fromkeys(range(len(models)), 0)
         """Model → tasks that are not done."""
         self.started = time.time()
+        self.sharers: dict[int, list[int]] = {}
+        """Model that draws → all whose images come of the same drawing; those of them that ask for fewer wait."""
 
     def tasks(self, *, held_out: bool) -> list[Task]:
         """What is missing, in tasks of about a block; with `held_out` those measurements, too."""
         found: list[Task] = []
+        drawings: dict[str, list[int]] = {}
         for number, model in enumerate(self.models):
-            request = model.request
-            todo = missing(request, model.sha256, self.ledger)
+            todo = missing(model.request, model.sha256, self.ledger)
             if todo.metrics:
-                found += [Task(number, "draw", groups=(tuple(group),)) for group in self.groups(model)]
+                drawings.setdefault(self.folder(model), []).append(number)
             if held_out and todo.held_out:
                 found.append(Task(number, "held_out"))
-        for task in found:
-            self.left[task.model] += 1
+                self.left[number] += 1
+        for several in drawings.values():
+            drawer = max(several, key=lambda number: self.models[number].request.images)
+            self.sharers[drawer] = several
+            tasks = [Task(drawer, "draw", groups=(tuple(group),)) for group in self.groups(self.models[drawer])]
+            for number in several:
+                self.left[number] += len(tasks)
+            found += tasks
         return found
+
+    def concerned(self, task: Task) -> list[int]:
+        """The models that wait for a task."""
+        return self.sharers[task.model] if task.what == "draw" else [task.model]
+
+    def folder(self, model: Measurable) -> str:
+        """Folder of the features of a model's images."""
+        detector = load_detector(model.detector, model.detector_weights, model.request.detector.get("sha256"))
+        return features_folder(model.request.drawing(model.sha256).digest, detector)
 
     def groups(self, model: Measurable) -> list[list[Span]]:
         """Passes that are missing of a model's drawing."""
-        detector = load_detector(model.detector, model.detector_weights, model.request.detector.get("sha256"))
-        drawing = model.request.drawing(model.sha256).digest
-        storage = self.ledger.storage
-        kept = Blocks(storage, features_folder(drawing, detector)).load(model.request.images)
+        drawing, storage = model.request.drawing(model.sha256).digest, self.ledger.storage
+        kept = Blocks(storage, self.folder(model)).load(model.request.images)
         ends = {first: first + count_of(arrays) for first, arrays in kept.items()}
         pictures = Blocks(storage, f"{folder_of(drawing)}/{IMAGES}")
         names = pictures.names()
@@ -251,11 +265,17 @@ class Shared:
             ends[first] = max(ends.get(first, first), first + (count_of(found) if found else 0))
         return spans_to_draw(model.request.images, model.evaluation.batch, ends)
 
-    def take(self, task: Task, done: Done) -> bool:
-        """A task is done; whether all of its model's are."""
+    def take(self, task: Task, done: Done) -> list[int]:
+        """A task is done; the models of which now all are."""
         self.spent[task.model].append(done)
-        self.left[task.model] -= 1
-        return not self.left[task.model]
+        for number in self.concerned(task):
+            self.left[number] -= 1
+        return [number for number in self.concerned(task) if not self.left[number]]
+
+    def last(self, number: int, finished: Collection[int]) -> bool:
+        """Whether nobody else waits for a model's features."""
+        several = next((several for several in self.sharers.values() if number in several), [number])
+        return set(several) <= {number, *finished}
 
     def record(self, number: int, subject: Subject) -> None:
         """What a model's drawing has cost, as its record."""

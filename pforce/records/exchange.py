@@ -93,6 +93,10 @@ def import_lines(storage: Storage, path: Path, say: Callable[[str], None]) -> Ta
             if len(line) > MOST_BYTES:
                 raise RecordError(f"{where}: is longer than {MOST_BYTES:,} bytes: no record")
             records.append(parse_content(line, where))
+            if records[-1].kind == "tombstone":
+                raise RecordError(
+                    f"{where}: is a tombstone: what this storage knows is forgotten by its own people only"
+                )
     return _taken(storage, records, sweeps, path.name, say)
 
 
@@ -103,7 +107,7 @@ def import_storage(storage: Storage, other: Storage, say: Callable[[str], None])
     ledger = Ledger(storage, say)
     for record in records:
         for sha256 in record.files.values():
-            if not (storage.root / FILES / sha256[:2] / sha256).exists() and (path := theirs.file(sha256)):
+            if not storage.has(f"{FILES}/{sha256[:2]}/{sha256}") and (path := theirs.file(sha256)):
                 ledger.put_file(path.read_bytes(), sha256)
     return _taken(storage, records, list(read_sweeps(other, say)), str(other), say)
 
@@ -114,7 +118,7 @@ def _taken(
     ledger = Ledger(storage, say)
     made = sum(take_in(ledger, record, origin) for record in records)
     for entry in sweeps:
-        if not (storage.root / SWEEPS / entry.name / f"{entry.identity}.json").exists():
+        if not storage.has(f"{SWEEPS}/{entry.name}/{entry.identity}.json"):
             entry.write(storage)
     return Taken(made, len(records) - made, len(sweeps))
 

@@ -98,6 +98,8 @@ SAMPLER_KEYS = {
     "start_after": "start_after", "spacing": "spacing", "shift": "shift",
 }  # fmt: skip
 """Field of a sampler → key; its name is the component."""
+SHIFT = 3.0
+"""Of the shifted spacing, where none is given."""
 DEFAULTS = Path(__file__).with_name("defaults.json")
 
 
@@ -176,8 +178,11 @@ def canonical_timesteps(sampler: TimestepSampler) -> dict[str, Any]:
 def canonical_sampler(sampler: SamplerConfig) -> dict[str, Any]:
     """A solver by name, with the NFE that it spends, its settings and its guidance."""
     hints, given = _hints(SamplerConfig), sampler.canonical()
+    if given.get("shift") == SHIFT:  # of old, the default is not written out
+        del given["shift"]
     guidance = {"scale": float(sampler.guidance.scale) + 0.0}
-    if sampler.guidance.interval is not None and guidance["scale"] != 1:
+    limited = sampler.guidance.interval is not None and tuple(sampler.guidance.interval) != (0, 1)
+    if sampler.guidance.interval is not None and limited and guidance["scale"] != 1:
         guidance["interval"] = [float(bound) + 0.0 for bound in sampler.guidance.interval]  # type: ignore[assignment]
     given["guidance"] = guidance
     defaults = _defaults().get(f"sampler.{sampler.name}", {})

@@ -81,9 +81,9 @@ class Ledger:
             return self._read[name]
         path = self._path(name)
         try:
-            if self.storage.remote and not path.exists():
-                self.storage.fetch(f"{RECORDS}/{name[:2]}/{name}", path)
-            record = parse(read_small(path, MOST_BYTES), name)
+            record = self.storage.read_checked(
+                f"{RECORDS}/{name[:2]}/{name}", lambda path: parse(read_small(path, MOST_BYTES), name)
+            )
         except NewerRecord:
             raise
         except FileNotFoundError:  # removed since it was listed
@@ -101,19 +101,24 @@ class Ledger:
             self._told.add(key)
             self.say(line)
 
-    def get(self, part: Part | str) -> Record | None:
-        """The record that counts of a part; None where there is none."""
-        wanted = part if isinstance(part, str) else part.digest
+    def several(self, wanted: str) -> list[Record]:
+        """The records of a digest that are not forgotten, the one that counts first."""
         forgotten = self._forgotten(wanted)
         found = [
             (record.finished, name, record)
             for name in self.names().get(wanted, ())
             if name not in forgotten and (record := self._load(name)) is not None
         ]
+        return [record for _, _, record in sorted(found, key=lambda each: each[:2])]
+
+    def get(self, part: Part | str) -> Record | None:
+        """The record that counts of a part; None where there is none."""
+        wanted = part if isinstance(part, str) else part.digest
+        found = self.several(wanted)
         if not found:
             return None
-        first = min(found, key=lambda each: each[:2])[2]
-        different = sum(record.values != first.values for _, _, record in found)
+        first = found[0]
+        different = sum(record.results != first.results for record in found)
         if different:
             self._tell(
                 wanted,
@@ -162,21 +167,25 @@ class Ledger:
     def put_file(self, content: bytes, sha256: str) -> None:
         """Keep a file that a record names, under its hash."""
         relative = _file(sha256)
-        if not (self.storage.root / relative).exists():
+        if not self.storage.has(relative):
             self._write(relative, content)
 
     def file(self, sha256: str) -> Path | None:
         """A file that a record names; None, having said so, where it is missing or damaged."""
+
+        def checked(path: Path) -> Path:
+            if sha256_of(path) != sha256:
+                raise ValueError("is damaged: its content is not what its name says")
+            return path
+
         relative = _file(sha256)
-        path = self.storage.root / relative
-        if self.storage.remote and not path.exists():
-            self.storage.pull(relative)
+        if not self.storage.has(relative):
+            self._tell(sha256, f"{self.storage.root / relative}: is not there")
+            return None
         try:
-            if sha256_of(path) == sha256:
-                return path
-            self._tell(sha256, f"{path} is damaged: its content is not what its name says; it counts as not there")
-        except OSError as error:
-            self._tell(sha256, f"{path}: cannot be read ({error.strerror or error})")
+            return self.storage.read_checked(relative, checked)
+        except (OSError, ValueError) as error:
+            self._tell(sha256, f"{self.storage.root / relative}: {error}; it counts as not there")
         return None
 
     # --- forgetting -------------------------------------------------------------------------------------------
@@ -212,8 +221,16 @@ def _when(record: Record) -> str:
 
 
 def take_in(ledger: Ledger, record: Record, origin: str) -> bool:
-    """Put a record from elsewhere; whether it is new. Its origin is named, as its numbers cannot be verified."""
-    if ledger.all_of(record.digest):  # one that was forgotten too: it does not come back by an import
+    """Put a record from elsewhere; whether it is new. Its origin is named, as its numbers cannot be verified.
+
+    Where another is there of the same values it is not; with other values both are kept, of which one counts, and that
+    is said.
+    """
+    there = ledger.several(record.digest)
+    same = "values" if record.kind == "diverged" else "results"  # of several divergences the earliest counts
+    if any(getattr(found, same) == getattr(record, same) for found in there):
+        return False
+    if not there and ledger.all_of(record.digest):  # forgotten: it does not come back by an import
         return False
     ledger.put(replace(record, origin=record.origin or origin))
     return True

@@ -5,7 +5,8 @@
 - A *drawing*: a model's images under one sampler, keyed by (seed, index). Its count is no part of its name.
 - An *image metric*: of the first n images of a drawing, in a detector, against a reference.
 - A *held-out measurement*: loss, difficulty or context of a model on held-out images. No sampler.
-- A training that *diverged*: from some images seen on nothing of it can be measured; what it was before stays valid.
+- A part that *diverged*: a training, of which from some images seen on nothing can be measured, while what it was
+  before stays valid; or a held-out measurement.
 """
 
 from __future__ import annotations
@@ -101,9 +102,9 @@ def weights_part(training: str, images_seen: int, average: Average = "ema") -> P
     return Part("weights", {"images_seen": int(images_seen), "average": average}, parents=(training,))
 
 
-def diverged_part(training: str) -> Part:
-    """That a training (its digest) did not stay finite."""
-    return Part("diverged", {}, parents=(training,))
+def diverged_part(of: str) -> Part:
+    """That a part (its digest) did not stay finite: a training, or a held-out measurement of weights."""
+    return Part("diverged", {}, parents=(of,))
 
 
 def image_set(data: str, split: str, images: int) -> dict[str, Any]:

@@ -23,6 +23,8 @@ FORMAT = 2
 MOST_BYTES = 4 << 20
 """A record is a few kilobytes: what is larger than this is not read."""
 MOST_DEPTH = 12
+TIMES = ("cost/sampling_seconds_per_image",)
+"""Values that are of the machine and the hour."""
 KINDS = get_args(Kind)
 NAME = re.compile(r"(?P<digest>[0-9a-f]{32})\.(?P<content>[0-9a-f]{32})\.json")
 DIGEST = re.compile(r"[0-9a-f]{32}")
@@ -82,6 +84,11 @@ class Record:
     def parents(self) -> tuple[str, ...]:
         """Digests of the parts that it was made from."""
         return tuple(self.identity["parents"])
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """The values that another measurement of the part should have, too: no times, and not where it diverged."""
+        return {} if self.kind == "diverged" else {name: v for name, v in self.values.items() if name not in TIMES}
 
     def number(self, name: str) -> float:
         """A value; NaN where it is undefined or not there."""

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from pforce.metrics.held_out import shown_timesteps
 from pforce.records.ledger import Ledger
-from pforce.records.parts import CellParts, Part, Request
+from pforce.records.parts import CellParts, Part, Request, diverged_part
 from pforce.records.record import Record
 
 DIVERGED_AT, WHY = "images_seen", "why"
-"""Values of the record of a training that diverged: where it was found, and how it is told."""
+"""Values of the record of what diverged: of a training where it was found, and how it is told."""
 TENSORS = "tensors"
 """Value of a weights record: the hash of the tensors."""
 BESIDE = "data/held_out_images"
@@ -27,6 +27,14 @@ class Row(NamedTuple):
     weights: Record
     parts: list[Record]
     """Image metrics and held-out measurements, each once."""
+
+    drawn: Record | None = None
+    """What its drawing cost."""
+
+    @property
+    def origin(self) -> str | None:
+        """Where its numbers come from, where any of them was not measured here."""
+        return origin_of((self.weights, *self.parts, *([self.drawn] if self.drawn else [])))
 
     @property
     def finished(self) -> float:
@@ -44,6 +52,11 @@ class Row(NamedTuple):
         return list(dict.fromkeys(note for record in self.parts for note in record.notes))
 
 
+def origin_of(records: Iterable[Record]) -> str | None:
+    """Where the numbers of a row come from, where any of them was not measured here."""
+    return "; ".join(dict.fromkeys(record.origin for record in records if record.origin)) or None
+
+
 def tensors_of(cell: CellParts, ledger: Ledger) -> tuple[str, Record] | None:
     """The hash of a cell's weights and their record; None where they are not known."""
     record = ledger.get(cell.weights)
@@ -53,10 +66,19 @@ def tensors_of(cell: CellParts, ledger: Ledger) -> tuple[str, Record] | None:
 
 
 def divergence_of(cell: CellParts, ledger: Ledger) -> Record | None:
-    """That the training of an unfinished cell diverged on the way to its images seen; None where that is not known."""
-    record = ledger.get(cell.diverged)
-    known = record is not None and record.numbers().get(DIVERGED_AT, math.nan) <= cell.images_seen
-    return record if known else None
+    """That an unfinished cell's training diverged on the way to its images seen, or, of one whose weights are known, a
+    measurement that it lacks; None where neither is known."""
+    known = tensors_of(cell, ledger)
+    if known is None:
+        # The one that was found first is not always the one of the fewest images: those count.
+        found = [
+            (record.numbers().get(DIVERGED_AT, math.nan), record) for record in ledger.several(cell.diverged.digest)
+        ]
+        reached = [each for each in found if each[0] <= cell.images_seen]
+        return min(reached, key=lambda each: each[0])[1] if reached else None
+    wanted = cell.request.held_out_parts(known[0]).values()
+    there = ledger.find([diverged_part(part.digest) for part in wanted if ledger.get(part) is None])
+    return next(iter(there.values()), None)
 
 
 def row_of(cell: CellParts, ledger: Ledger) -> Row | None:
@@ -74,7 +96,7 @@ def row_of(cell: CellParts, ledger: Ledger) -> Row | None:
     metrics |= training_metrics(weights)
     evaluation = [*found.values(), *([drawn] if drawn else [])]
     metrics |= evaluation_costs(weights, evaluation)
-    return Row(metrics, weights, list(found.values()))
+    return Row(metrics, weights, list(found.values()), drawn)
 
 
 def joined(

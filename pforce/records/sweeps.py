@@ -10,7 +10,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pforce.files import digest, read_small, write_json
@@ -50,6 +50,12 @@ class CellEntry:
         return cls(
             label, parts.digest, params, parts.request.plain(), seed, parts.training.identity, parts.images_seen
         )  # fmt: skip
+
+    @property
+    def current(self) -> bool:
+        """Whether it is called by what it is made of: not where a version of that has been raised since."""
+        parts = self.parts()
+        return parts is None or parts.digest == self.cell
 
     def parts(self) -> CellParts | None:
         """The cell's parts; None where its weights were given."""
@@ -106,8 +112,6 @@ def _parse(content: bytes) -> SweepEntry:
         parts = cell.parts()
         if parts is None and not isinstance(cell.weights, str):
             raise ValueError(f"{cell.label} has neither a training nor weights")
-        if parts is not None and parts.digest != cell.cell:
-            raise ValueError(f"{cell.label} is not what it is called by")
     return found
 
 
@@ -137,7 +141,13 @@ def read_sweep(storage: Storage, name: str, identity: str, say: Callable[[str], 
     try:
         found = _parse(read_small(path, MOST_BYTES))
         found.must_be(name, identity)
-        return found
+        now = [cell for cell in found.cells if cell.current]
+        if len(now) < len(found.cells):
+            say(
+                f"{path}: {len(found.cells) - len(now)} of its {len(found.cells)} cells are named by an earlier "
+                "version of what they are made of, and do not count any more; the sweep's command measures them again"
+            )
+        return replace(found, cells=now)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

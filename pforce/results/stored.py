@@ -13,7 +13,7 @@ import pandas as pd
 from pforce.records.ledger import Ledger
 from pforce.records.parts import CellParts, Request
 from pforce.records.record import Record
-from pforce.records.row import DIVERGED_AT, divergence_of, joined, row_of, tensors_of
+from pforce.records.row import DIVERGED_AT, divergence_of, joined, origin_of, row_of, tensors_of
 from pforce.records.sweeps import CellEntry, SweepEntry, read_sweeps
 from pforce.storage import Storage
 from pforce.tracking import Tags
@@ -70,8 +70,8 @@ def finished_cells(storage: Storage, ledger: Ledger) -> Iterator[FinishedCell]:
             }  # fmt: skip
             if "commit" in made:
                 tags["mlflow.source.git.commit"] = made["commit"]
-            if row.weights.origin:
-                tags["origin"] = row.weights.origin
+            if row.origin:
+                tags["origin"] = row.origin
             yield FinishedCell(
                 entry.name, cell.label, cell.cell, {name: str(value) for name, value in cell.params.items()},
                 row.metrics, tags, round(1000 * row.started), round(1000 * row.finished), parts.images_seen,
@@ -131,7 +131,7 @@ def _made(record: Record) -> dict[str, Any]:
         "torch": made.get("version.torch"),
         "commit": made.get("commit"),
         "user": made.get("user", "unknown"),
-        "origin": record.origin,
+        "origin": record.origin,  # of this record; a row joins those of all
     }
 
 
@@ -147,7 +147,7 @@ def _diverged(parts: CellParts, ledger: Ledger) -> dict[str, Any] | None:
         "end_time": _time(record.finished),
         "last_activity": _time(record.finished),
         "training": parts.training.digest,
-        "images_trained": record.number(DIVERGED_AT),
+        "images_trained": record.numbers().get(DIVERGED_AT, float(parts.images_seen)),
         **_made(record),
     }
 
@@ -166,6 +166,7 @@ def _cell(cell: CellEntry, ledger: Ledger) -> dict[str, Any] | None:
             "training": parts.training.digest,
             "images_trained": float(parts.images_seen),
             **_made(row.weights),
+            "origin": row.origin,
             **row.metrics,
         }
     request, weights = Request.from_plain(cell.request), cell.weights or ""
@@ -182,6 +183,7 @@ def _cell(cell: CellEntry, ledger: Ledger) -> dict[str, Any] | None:
         "training": None,
         "images_trained": math.nan,
         **_made(several[0]),
+        "origin": origin_of(several),
         **joined(request, weights, found, drawn),
         "cost/evaluation_seconds": sum(record.cost.get("seconds", 0.0) for record in several),
     }

@@ -13,6 +13,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -145,6 +146,21 @@ class Storage:
     def fetch(self, name: str, path: Path) -> None:
         """Copy one file of the bucket to a path, where it appears whole."""
         self._try(f"{name} cannot be read", functools.partial(_download, name, path))
+
+    def read_checked(self, name: str, checked: Callable[[Path], T]) -> T:
+        """What `checked` makes of a file; it raises what it raises. Where the mirror's copy is missing or refused, the
+        bucket's is fetched, once."""
+        path = self.root / name
+        if self.remote:
+            if path.exists():
+                with suppress(OSError, ValueError, KeyError, EOFError):
+                    return checked(path)
+            self.fetch(name, path)
+        return checked(path)
+
+    def has(self, name: str) -> bool:
+        """Whether a file is there: in the bucket itself, where it is one."""
+        return name in self.list(name) if self.remote else (self.root / name).exists()
 
     def push(self, relative: str, *, last: str | None = None, skip: Iterable[str] = ()) -> None:
         """Copy a file, or all files below a folder, from the mirror. Does nothing for a local storage.

@@ -28,6 +28,7 @@ from pforce.images import from_uint8, save_grid, to_uint8
 from pforce.metrics.detectors import Detector, Reading
 from pforce.metrics.features import read_padded
 from pforce.models.autoencoder import Decoder
+from pforce.records.identity import versions_of
 from pforce.sampling import Denoiser, SamplerConfig, Step
 from pforce.storage import Storage
 
@@ -154,9 +155,10 @@ class Blocks:
         Args:
             here: of this machine's only.
         """
-        names = {path.name for path in self.folder.glob("*.npz")} if self.folder.is_dir() else set()
-        if self.storage.remote and not here:
-            names |= {name.rpartition("/")[2] for name in self.storage.list(self.relative)}
+        if self.storage.remote and not here:  # what others removed there does not come back from this mirror
+            names = {name.rpartition("/")[2] for name in self.storage.list(self.relative)}
+        else:
+            names = {path.name for path in self.folder.glob("*.npz")} if self.folder.is_dir() else set()
         found: dict[int, list[tuple[int, str]]] = {}
         for name in names:
             match = NAME.fullmatch(name)
@@ -183,16 +185,16 @@ class Blocks:
         return None
 
     def _read(self, name: str, count: int) -> Arrays | None:
-        path = self.folder / name
-        if self.storage.remote and not path.exists():
-            self.storage.fetch(f"{self.relative}/{name}", path)
+        def checked(path: Path) -> Arrays:
+            return _arrays(path.read_bytes(), name.split(".")[1], count)
+
         try:
-            content = path.read_bytes()
-            found = _arrays(content, name.split(".")[1], count)
+            return self.storage.read_checked(f"{self.relative}/{name}", checked)
         except (OSError, ValueError, KeyError, EOFError) as error:
-            warnings.warn(f"damaged, drawn again: {path} ({error})", stacklevel=2)
+            if isinstance(error, PermissionError):  # no damage: it would be drawn again at every call
+                raise
+            warnings.warn(f"damaged, drawn again: {self.folder / name} ({error})", stacklevel=2)
             return None
-        return found
 
     def save(self, first: int, arrays: Arrays) -> None:
         """Write a block that begins at `first`; it appears whole. A shorter one of the same start is removed."""
@@ -240,7 +242,8 @@ def folder_of(drawing: str) -> str:
 def features_folder(drawing: str, detector: Detector) -> str:
     """Folder of a drawing's features in a detector: its name may be a stranger's, so it is no path as it stands."""
     name = re.sub(r"[^\w-]", "_", detector.name)[:40]
-    own = digest("detector", [detector.name, detector.sha256, detector.preprocessing])
+    version = list(versions_of(f"detector.{detector.name}").values())
+    own = digest("detector", [detector.name, detector.sha256, detector.preprocessing, *version])
     return f"{folder_of(drawing)}/{name}-{own[:16]}"
 
 

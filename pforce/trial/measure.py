@@ -28,6 +28,7 @@ from pforce.metrics.features import FeatureSet, collect
 from pforce.metrics.held_out import (
     Arrays,
     Found,
+    NotFinite,
     held_out_data,
     measure_context,
     measure_difficulty,
@@ -38,8 +39,9 @@ from pforce.models import PatchForcingTransformer
 from pforce.models.autoencoder import Decoder
 from pforce.parallel import ALONE, Workers
 from pforce.records.ledger import Ledger
-from pforce.records.parts import Analysis, Part, Request
+from pforce.records.parts import Analysis, Part, Request, diverged_part
 from pforce.records.record import Record
+from pforce.records.row import WHY
 from pforce.sampling import SamplerConfig, count_flops
 from pforce.trial.draw import (
     BLOCK,
@@ -136,18 +138,24 @@ def measure(
     *,
     workers: Workers = ALONE,
     progress: Progress = quiet,
+    trim: bool = True,
 ) -> dict[str, Record] | None:
     """Draw and measure what is missing of a request, put it into the ledger, and return all of its records.
 
     Args:
         workers: those that share the images, each with the same model and called by all of them; the first writes
             records and gets them, the others None. Their number changes no digit.
+        trim: of the features keep no more than KEPT_BYTES.
     """
     todo = workers.first_does(lambda: missing(request, subject.weights, ledger))
     if workers.first and todo.held_out:
         _measure_held_out(request, subject, ledger, todo.held_out, progress=progress)
     if todo.metrics:
         _measure_images(request, subject, ledger, todo.metrics, workers=workers, progress=progress)
+        if trim and workers.first:
+            assert subject.detector is not None
+            folder = features_folder(request.drawing(subject.weights).digest, subject.detector())
+            Blocks(ledger.storage, folder).trim(KEPT_BYTES)
     return ledger.find(request.parts(subject.weights)) if workers.first else None
 
 
@@ -176,14 +184,21 @@ def _measure_held_out(
         share = done[analysis] / of_kind[analysis]
         progress(_SAID[analysis], share)
         found: Found
-        match analysis:
-            case "loss":
-                found = measure_loss(model, data)
-            case "difficulty":
-                found = measure_difficulty(model, data, float(time_key))
-            case "context":
-                within = partial(_within, progress, share, of_kind[analysis])
-                found = measure_context(model, data, float(time_key), within)
+        try:
+            match analysis:
+                case "loss":
+                    found = measure_loss(model, data)
+                case "difficulty":
+                    found = measure_difficulty(model, data, float(time_key))
+                case "context":
+                    within = partial(_within, progress, share, of_kind[analysis])
+                    found = measure_context(model, data, float(time_key), within)
+        except NotFinite as error:
+            ledger.put(Record.of(
+                diverged_part(parts[analysis, time_key].digest), values={WHY: str(error)}, started=started,
+                finished=time.time(), provenance=subject.provenance,
+            ))  # fmt: skip
+            raise
         done[analysis] += 1
         seconds = time.perf_counter() - clock
         files = _keep(ledger, found.arrays)
@@ -335,7 +350,6 @@ def _measure_images(
         {name: parts[name] for name in metrics}, found.cut(request.images), reference, ledger, subject=subject,
         progress=progress,
     )  # fmt: skip
-    features.trim(KEPT_BYTES)
 
 
 def beyond_kept(images: int, detector: Detector) -> str | None:

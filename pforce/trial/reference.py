@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from pforce.data import Batch, Manifest, read_batches, read_split
 from pforce.data.manifest import SplitName
 from pforce.files import sha256_of
 from pforce.metrics.config import EvaluationConfig
-from pforce.metrics.detectors import Detector
+from pforce.metrics.detectors import Detector, DetectorError
 from pforce.metrics.image_sets import ImageSet, open_images
 from pforce.metrics.reference import (
     ReferenceStatistics,
@@ -23,6 +23,7 @@ from pforce.metrics.reference import (
     cached_reference,
     load_statistics,
 )
+from pforce.records.identity import versions_of
 from pforce.records.parts import FLOAT32, Inputs, reference_of
 
 STORED = (".npz",)
@@ -109,6 +110,17 @@ def inputs_of(config: EvaluationConfig, manifest: Manifest, detector: Detector, 
     )  # fmt: skip
 
 
+def check_detector(detector: Detector, planned: Mapping[str, str]) -> None:
+    """DetectorError where a detector is not the one that was planned with, by name, hash and preprocessing."""
+    found = {"name": detector.name, "sha256": detector.sha256, "preprocessing": detector.preprocessing}
+    for name, value in planned.items():
+        if found[name] != value:
+            raise DetectorError(
+                f"detector {detector.name}: its {name} here is {found[name][:60]}, and {value[:60]} was planned: "
+                "the same files and package versions are needed on all machines"
+            )
+
+
 @dataclass(frozen=True)
 class ReferenceImages:
     """What generated images are compared with, before any of it is read."""
@@ -140,15 +152,23 @@ class ReferenceImages:
         """
         path = Path(self.path)
         if self.kind == "statistics":
-            return load_statistics(path, detector, device=device, progress=progress)
+            found = load_statistics(path, detector, device=device, progress=progress)
+            if f"file:{found.identity}" != self.identity:
+                raise StatisticsError(
+                    f"reference statistics {path}: hold {found.identity[:12]}, where {self.identity[5:17]} was planned "
+                    "with: the file was replaced meanwhile"
+                )
+            return found
         images: ImageSet
         if self.kind == "split":
             images = SplitImages(path, self.split, self.images)
             source = f"{self.images:,} {'training' if self.split == 'train' else 'held-out'} images of {path.name}"
         else:
             images, source = open_images(path), str(path)
+        version = versions_of(f"detector.{detector.name}")  # raised where its code reads an image otherwise
+        content = self.identity + "".join(f" version {number}" for number in version.values())
         return cached_reference(
-            images, detector, cache, source=source, content=self.identity, device=device, progress=progress
+            images, detector, cache, source=source, content=content, device=device, progress=progress
         )
 
 

@@ -16,14 +16,14 @@ from pforce import data, seeding
 from pforce.config import Experiment, to_dict
 from pforce.files import write_whole
 from pforce.metrics.detectors import Detector
-from pforce.metrics.held_out import MAP_IMAGES, NotFinite, shown_timesteps
+from pforce.metrics.held_out import MAP_IMAGES, shown_timesteps
 from pforce.models import PatchForcingTransformer, build
 from pforce.parallel import ALONE, Workers
 from pforce.records.ledger import Ledger
 from pforce.records.parts import BFLOAT16, FLOAT32, CellParts, Inputs, cell_parts
 from pforce.records.provenance import made_on
 from pforce.records.record import Record
-from pforce.records.row import DIVERGED_AT, TENSORS, WHY, Row, row_of
+from pforce.records.row import DIVERGED_AT, TENSORS, WHY, Row, divergence_of, row_of, tensors_of
 from pforce.storage import Storage
 from pforce.training import Callback, Checkpoints, Diverged, Sharding, TrainingSpec, TrainState, new_state, train, whole
 from pforce.training.loop import use_bfloat16
@@ -41,7 +41,7 @@ from pforce.trial.folder import (
 )
 from pforce.trial.measure import Progress, Subject, arrays_of, cycle_of, measure, quiet
 from pforce.trial.mirror import TrialMirror
-from pforce.trial.reference import REFERENCES, HeldOut, inputs_of, reference_for
+from pforce.trial.reference import REFERENCES, HeldOut, check_detector, inputs_of, reference_for
 from pforce.trial.source import content_hash
 from pforce.validation import ConfigError
 
@@ -201,14 +201,14 @@ def train_trial(experiment: Experiment, paths: Paths, cell: CellParts, where: Wh
         )  # fmt: skip
         checkpoints = Checkpoints(folder / CHECKPOINTS, mirror)
         own = where.callbacks if workers.first else ()
+        refuse_diverged(experiment, cell, workers, ledger)
         try:
             train(state, flip=experiment.data.flip, callbacks=(checkpoints, *own))
         except Diverged as error:  # raised by all workers at once
             if workers.first:
                 made = where.record(experiment)
                 _record_training(experiment, cell, ledger, made, started)
-                seen = error.step * experiment.training.batch
-                record_divergence(cell, ledger, seen, why=str(error), made=made, started=started)
+                _record_divergence(cell, ledger, state, error, made=made, started=started)
             raise
         if mirror is not None and workers.first:
             mirror.finish()
@@ -236,14 +236,26 @@ def _record_training(
         ))  # fmt: skip
 
 
-def record_divergence(
-    cell: CellParts, ledger: Ledger, images_seen: int, *, why: str, made: Mapping[str, str], started: float
+def _record_divergence(
+    cell: CellParts, ledger: Ledger, state: TrainState, error: Diverged, *, made: Mapping[str, str], started: float
 ) -> None:
-    """Write down that a training did not stay finite, so that nobody trains it again without wanting to."""
-    values = {DIVERGED_AT: images_seen, WHY: why}
+    values = {DIVERGED_AT: error.step * state.spec.training.batch, WHY: error.what}
+    cost = {"seconds": state.seconds, "device_seconds": state.device_seconds}
     ledger.put(Record.of(
-        cell.diverged, values=values, started=started, finished=time.time(), provenance=dict(made)
+        cell.diverged, values=values, started=started, finished=time.time(), cost=cost, provenance=dict(made)
     ))  # fmt: skip
+
+
+def refuse_diverged(experiment: Experiment, cell: CellParts, workers: Workers, ledger: Ledger) -> None:
+    """Diverged where that is recorded: of several cells of a training one tries. To be called by all workers."""
+
+    def look() -> Record | None:
+        ledger.refresh()
+        return divergence_of(cell, ledger) if tensors_of(cell, ledger) is None else None
+
+    record = workers.first_does(look)
+    if record is not None:
+        raise Diverged(int(record.number(DIVERGED_AT)) // experiment.training.batch, str(record.values.get(WHY)))
 
 
 def _record_weights(
@@ -316,6 +328,7 @@ def run_trial(
     inputs = inputs or inputs_of(experiment.evaluation, manifest, detector)
     experiment = with_precision(experiment, inputs)
     cell = cell_parts(experiment, inputs)
+    check_detector(detector, cell.request.detector)
     held_out = HeldOut(paths.data)
     held_out(experiment.evaluation.held_out_images)
     folder = evaluation_folder(paths.folder(cell), cell.digest)
@@ -326,13 +339,7 @@ def run_trial(
         trained = train_trial(experiment, paths, cell, where, ledger)
         trained.weights = workers.first_does(lambda: trained.weights)
         subject = subject_of(experiment, paths, inputs, trained, where, images=held_out, detector=detector)
-        started = time.time()
-        try:
-            measure(cell.request, subject, ledger, workers=workers, progress=where.progress)
-        except NotFinite as error:
-            made = where.record(experiment)
-            record_divergence(cell, ledger, cell.images_seen, why=str(error), made=made, started=started)
-            raise
+        measure(cell.request, subject, ledger, workers=workers, progress=where.progress)
         if not workers.first:
             return None
         return finish_trial(experiment, paths, cell, ledger, held_out)

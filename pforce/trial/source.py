@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,9 +109,13 @@ def _newest(folder: Path, weights: Weights, record: Path | None = None) -> Sourc
     problems = []
     for path in reversed(checkpoint.checkpoints(folder)):
         try:
-            return _from_checkpoint(path, weights, record)
+            found = _from_checkpoint(path, weights, record)
         except SourceError as error:
             problems.append(str(error))
+            continue
+        for problem in problems:
+            warnings.warn(f"damaged checkpoint passed over: {problem}", stacklevel=3)
+        return found
     raise SourceError("; ".join(problems) or f"{folder}: holds no checkpoint (step_…) yet")
 
 
