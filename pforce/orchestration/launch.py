@@ -14,10 +14,16 @@ from rich.console import Console
 from pforce.orchestration.display import SweepDisplay
 from pforce.orchestration.failures import DISK_FULL, is_disk_full
 from pforce.orchestration.hold import only_driver, this_command
-from pforce.orchestration.plan import Plan, provenance
+from pforce.orchestration.plan import Plan, provenance, trial_folder
 from pforce.orchestration.recorder import Recorder
+from pforce.orchestration.sweep import Work
+from pforce.records.row import row_of
+from pforce.results.stored import TAGGED
 from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import CELLS, SPOOL, Delivery, Status, Tags, TrackingError, deliver_leftovers
+from pforce.training import Record
+from pforce.training.checkpoint import CheckpointError, checkpoints, read_meta
+from pforce.trial.folder import CHECKPOINTS
 
 STOP_SECONDS = 5.0
 """The longest wait for the tracking store after a signal."""
@@ -61,16 +67,26 @@ def nothing_ran(plan: Plan) -> int:
     return SOME_FAILED if plan.diverged else DONE
 
 
-def execute(plan: Plan, console: Console, launcher: Launcher) -> int:
+def unshown(plan: Plan) -> list[Work]:
+    """Finished cells whose run in this sweep is not: their driver was killed before it could say so."""
+    plan.recorded = plan.tracker.recorded(plan.sweep.name, [item.fingerprint for item in plan.work])
+    return [item for item in plan.work if item.fingerprint in plan.done and item.fingerprint in plan.recorded]
+
+
+def execute(plan: Plan, console: Console, launcher: Launcher | None) -> int:
     """Run what is missing. Returns DONE, SOME_FAILED or STOPPED; everything that ended is in MLflow.
 
     A killed sweep needs no state of its launcher's to go on: finished parts are records in the storage, and a running
     training has checkpoints in a folder named by its digest.
+
+    Args:
+        launcher: may be None where nothing is missing.
     """
-    if not plan.missing:
-        return nothing_ran(plan)
     identity = plan.sweep.identity(plan.work)
-    cells = [item.fingerprint for item in plan.missing]
+    to_show = unshown(plan)
+    if not plan.missing and not to_show and not plan.tracker.is_open(plan.sweep.name, identity):
+        return nothing_ran(plan)
+    cells = [item.fingerprint for item in (*plan.missing, *to_show)]
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -81,8 +97,8 @@ def execute(plan: Plan, console: Console, launcher: Launcher) -> int:
             deliver_leftovers(plan.tracker, plan.options.root / SPOOL, say)
             plan.look()
             plan.forget_divergences()
-            plan.recorded = plan.tracker.recorded(plan.sweep.name, [item.fingerprint for item in plan.missing])
-            return _execute(plan, console, launcher, identity, say) if plan.missing else nothing_ran(plan)
+            to_show = unshown(plan)
+            return _execute(plan, console, launcher, to_show, say)
     except KeyboardInterrupt as stopped:
         say(STOPPED_BY.format(stopped))
         return STOPPED
@@ -93,15 +109,22 @@ def execute(plan: Plan, console: Console, launcher: Launcher) -> int:
         return STOPPED
 
 
-def _execute(plan: Plan, console: Console, launcher: Launcher, identity: str, say: Callable[[str], None]) -> int:
-    tags = provenance()
+def _execute(
+    plan: Plan, console: Console, launcher: Launcher | None, to_show: list[Work], say: Callable[[str], None]
+) -> int:  # fmt: skip
+    tags, identity = provenance(), plan.sweep.identity(plan.work)
     spool = plan.options.root / SPOOL
     with Delivery(plan.tracker, spool, identity, say) as delivery, _reserve(spool, identity) as reserve:
         display = SweepDisplay(console, len(plan.work), len(plan.work) - len(plan.missing))
         recorder = Recorder(plan, delivery, display, tags, {**tags, **_size(plan), Tags.COMMAND: this_command()})
         try:
             with display:
-                launcher(plan, recorder, console)
+                if plan.missing and launcher is not None:
+                    launcher(plan, recorder, console)
+                else:
+                    recorder.begin()
+                for item in to_show:
+                    _show(plan, recorder, item)
         except (KeyboardInterrupt, SystemExit) as stopped:  # Ray's own SIGTERM handler, while it starts, exits
             say(STOPPED_BY.format(stopped))
             _stop(recorder, delivery, "stopped", limit=STOP_SECONDS)
@@ -129,6 +152,21 @@ def _execute(plan: Plan, console: Console, launcher: Launcher, identity: str, sa
         if delivery.finish():
             return STOPPED
         return SOME_FAILED if failed else DONE
+
+
+def _show(plan: Plan, recorder: Recorder, item: Work) -> None:
+    """A finished cell in its run: the points of its curve that are not there, its numbers, its pictures."""
+    row = row_of(item.parts, plan.ledger)
+    assert row is not None  # it is done
+    recorder.start(item)
+    for path in reversed(checkpoints(trial_folder(plan.options, item) / CHECKPOINTS)):
+        with suppress(CheckpointError):
+            for point in read_meta(path).get("curve", []):
+                recorder.report(item, {"phase": "training", "record": Record(*point)._asdict()})
+            break
+    made = row.weights.provenance
+    environment = {name: made[name] for name in TAGGED if name in made}
+    recorder.report(item, {"phase": "done", "metrics": row.metrics, "environment": environment})
 
 
 def _stop(

@@ -19,7 +19,7 @@ from pforce.config import flat_params, with_fields
 from pforce.orchestration.calibration import TIMED_EVALUATIONS, TIMED_STEPS, estimate
 from pforce.orchestration.doctor.cluster import check_cluster
 from pforce.orchestration.hold import this_command
-from pforce.orchestration.launch import Launcher, execute, nothing_ran
+from pforce.orchestration.launch import Launcher, execute
 from pforce.orchestration.plan import Options, Plan, plan
 from pforce.orchestration.recorder import Recorder
 from pforce.orchestration.sweep import Sweep, format_value, parse_axis
@@ -98,7 +98,7 @@ def run_sweep(
     if launcher is None and planned.missing:
         check_cluster(options.ray_address or os.environ.get("RAY_ADDRESS"))
         launcher = ray_launcher(options)
-    code = execute(planned, console, _then_evaluate(launcher)) if launcher else nothing_ran(planned)
+    code = execute(planned, console, _then_evaluate(launcher) if launcher else None)
     try:
         if report is None:
             print_report(planned, console, comparison=comparison)

@@ -201,6 +201,17 @@ class Tracker:
                 break
         return found
 
+    def is_open(self, name: str, identity: str) -> bool:
+        """Whether the sweep's own run is there and has not ended."""
+        experiment_id = self._experiment(name)
+        return experiment_id is not None and any(
+            run.info.status == "RUNNING" for run in self._parents(experiment_id, identity)
+        )
+
+    def _parents(self, experiment_id: str, identity: str) -> list[Run]:
+        condition = f"tags.`{Tags.SWEEP}` = '{identity}' and tags.`{Tags.KIND}` = 'sweep'"
+        return list(self.client.search_runs([experiment_id], condition, order_by=["attributes.start_time ASC"]))
+
     # --- a sweep ----------------------------------------------------------------------------------------------
 
     def open_sweep(
@@ -229,11 +240,7 @@ class Tracker:
             # Of the kinds that MLflow knows, the one whose page opens on runs and their charts.
             kind = {"mlflow.experimentKind": "custom_model_development"}
             experiment_id = str(self.client.create_experiment(name, artifact_location=location, tags=kind))
-        there = self.client.search_runs(
-            [experiment_id],
-            filter_string=f"tags.`{Tags.SWEEP}` = '{identity}' and tags.`{Tags.KIND}` = 'sweep'",
-            order_by=["attributes.start_time ASC"],
-        )
+        there = self._parents(experiment_id, identity)
         if there:
             run_id = there[0].info.run_id
             self.client.update_run(run_id, status="RUNNING")

@@ -10,6 +10,7 @@ import time
 import mlflow
 import pandas as pd
 import pytest
+import torch
 from rich.console import Console
 
 from pforce import results
@@ -24,8 +25,10 @@ from pforce.orchestration.script import keep_sweep, run_sweep, table_rows
 from pforce.orchestration.sweep import Axis, Sweep
 from pforce.storage import StorageError
 from pforce.terminal import DONE, SOME_FAILED, STOPPED
+from pforce.tracking import RunSpec
 from pforce.training.checkpoint import checkpoints
 from pforce.trial.folder import evaluation_folder, only_one
+from pforce.trial.run import Paths, Where, run_trial
 from pforce.trial.source import load_source
 from pforce.validation import ConfigError
 from tests.data.helpers import shards, write_samples
@@ -130,6 +133,33 @@ def test_a_diverged_cell_fails_with_its_reason_and_the_others_finish(ray_cluster
     assert record.started > next(iter(shown.diverged.values())).finished, "the new attempt's"
     longer = make_plan(small_sweep(Axis("optimizer.learning_rate", (1e20,)), steps=20), tmp_path)
     assert longer.missing == [], "a longer training comes past the same point"
+
+
+def test_what_a_killed_driver_did_not_live_to_show_is_shown(tmp_path, console):
+    """The trial had left its records, and its run was open: nothing runs again, and the run gets numbers, pictures and
+    every point of its curve once."""
+    sweep = small_sweep()
+    plan = make_plan(sweep, tmp_path)
+    (item,) = plan.work
+    parent = plan.tracker.open_sweep(sweep.name, sweep.identity(plan.work), {})
+    run_id = plan.tracker.open_trial(parent, RunSpec(item.label, item.fingerprint, {}, {}))
+    place = plan.options.place
+    row = run_trial(item.experiment, Paths(DATA, place), Where(torch.device("cpu")), inputs=plan.inputs)
+    assert row is not None
+    for _ in range(2):
+        again = make_plan(sweep, tmp_path)
+        assert again.missing == []
+        assert execute(again, console, None) == DONE
+        (run,) = results.runs(again.options.uri).to_dict("records")
+        assert (run["run_id"], run["status"]) == (run_id, "FINISHED")
+        assert run["val/loss"] == row.metrics["val/loss"]
+        client = again.tracker.client
+        points = [point.step for point in client.get_metric_history(run_id, "train/loss")]
+        assert points == sorted(set(points))
+        assert len(points) == item.experiment.training.steps
+        assert {file.path for file in client.list_artifacts(run_id)} == {"samples.png", "uncertainty_maps.png"}
+        assert again.tracker.status(parent.run_id) == "FINISHED"
+    assert list((tmp_path / "spool").glob("*.jsonl")) == []
 
 
 def test_the_wall_clock_limit_stops_the_sweep(ray_cluster, tmp_path, console):
