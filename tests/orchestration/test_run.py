@@ -127,7 +127,7 @@ def test_a_diverged_cell_fails_with_its_reason_and_the_others_finish(ray_cluster
     assert stored["reason"].dropna().to_dict() == {1e20: "diverged"}
     again = make_plan(sweep, tmp_path, again=("diverged",))
     assert [item.experiment.optimizer.learning_rate for item in again.missing] == [1e20]
-    assert execute(again, console, tune.launch) == SOME_FAILED
+    assert execute(again, console, local.launch) == SOME_FAILED
     assert len(results.runs(plan.options.uri)) == 2
     (record,) = make_plan(sweep, tmp_path).diverged.values()
     assert record.started > next(iter(shown.diverged.values())).finished, "the new attempt's"
