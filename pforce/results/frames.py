@@ -42,9 +42,9 @@ def runs(storage_or_tracking_uri: str | Path, sweep: str | None = None) -> pd.Da
     """A row per cell of a storage's sweeps, from its records; or a row per run of a tracking store.
 
     Columns: run_name, status, fingerprint, every parameter by its dotted path, every metric. From a storage there are
-    finished cells, whole, and diverged ones. From a tracking store nothing is left out: failed, stopped and running trials are rows,
-    told by `status` and `reason`, and where several sweeps ran one experiment (one fingerprint), each run is a row.
-    `cells` keeps one row per fingerprint.
+    finished cells, whole, and diverged ones. From a tracking store nothing is left out: failed, stopped and running
+    trials are rows, told by `status` and `reason`, and where several sweeps ran one experiment (one fingerprint), each
+    run is a row. `cells` keeps one row per fingerprint.
 
     Args:
         storage_or_tracking_uri: a folder or bucket that sweeps leave their files in; or `sqlite:///…/mlflow.db` or an
