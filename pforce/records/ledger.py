@@ -227,8 +227,11 @@ def take_in(ledger: Ledger, record: Record, origin: str) -> bool:
     is said.
     """
     there = ledger.several(record.digest)
-    same = "values" if record.kind == "diverged" else "results"  # of several divergences the earliest counts
-    if any(getattr(found, same) == getattr(record, same) for found in there):
+    if record.kind == "diverged":  # of several the one of the fewest images bounds the training
+        known = any(found.values == record.values for found in there)
+    else:
+        known = any(found.results == record.results for found in there)
+    if known:
         return False
     if not there and ledger.all_of(record.digest):  # forgotten: it does not come back by an import
         return False
