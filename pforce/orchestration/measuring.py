@@ -49,7 +49,7 @@ class Measurable:
     source: str
     """Path of the model, as `load_source` reads it."""
     sha256: str
-    """Of its configuration and weights: the source must still be this one when it is read again."""
+    """Hash of its configuration and weights: the source must still be this one when it is read again."""
     request: Request
     evaluation: EvaluationConfig
     sampler: SamplerConfig
@@ -147,7 +147,7 @@ class Done(NamedTuple):
     """Per image."""
     sampling_seconds: float = 0.0
     seconds: float = 0.0
-    """Of the worker."""
+    """Seconds of the worker."""
 
 
 class Measurer:

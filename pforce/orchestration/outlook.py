@@ -20,10 +20,10 @@ from pforce.sampling import count_flops
 from pforce.training.checkpoint import KEPT
 
 SUSTAINED_TFLOPS = 300.0
-"""Of one GPU in training and sampling, an assumption: 38 % of the 798 TFLOP/s that an H100 reached in a bfloat16 matrix
-product of 8192³. What our own code reaches there at these sizes has not been measured."""
+"""Rate of one GPU in training and sampling, an assumption: 38 % of the 798 TFLOP/s that an H100 reached in a bfloat16
+matrix product of 8192³. What our own code reaches there at these sizes has not been measured."""
 COPIES = 4
-"""Of the weights in a checkpoint: weights, averages, two moments; float32."""
+"""Sets of numbers as large as the weights in a checkpoint: weights, averages, two moments; float32."""
 
 
 @cache
@@ -71,7 +71,7 @@ def _evaluation_flops(e: Experiment) -> float:
 
 
 def outlook(cells: list[Cell]) -> Outlook:
-    """Of cells; those that share a training train it once."""
+    """The outlook of cells; those that share a training train it once."""
     nothing = Inputs("", 0, 0, "", "", "")  # the data are the same for all
     trainings = {
         weights_part(training_part(cell.experiment, nothing).digest, cell.experiment.training.images).digest:

@@ -99,7 +99,7 @@ SAMPLER_KEYS = {
 }  # fmt: skip
 """Field of a sampler → key; its name is the component."""
 SHIFT = 3.0
-"""Of the shifted spacing, where none is given."""
+"""Shift of the shifted spacing, where none is given."""
 DEFAULTS = Path(__file__).with_name("defaults.json")
 
 

@@ -141,7 +141,7 @@ class Request:
     images: int = 0
     """Images that are drawn and measured; 0 draws none."""
     seed: int = 0
-    """Of noise: of drawn images and of held-out ones."""
+    """Seed of the noise of drawn images and of held-out ones."""
     sampler: Mapping[str, Any] = field(default_factory=dict)
     labels: Mapping[str, Any] = field(default_factory=dict)
     """Rule of the drawn images' classes."""

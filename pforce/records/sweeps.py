@@ -36,7 +36,7 @@ class CellEntry:
     params: Mapping[str, Any]
     """Every field by its dotted path."""
     request: Mapping[str, Any]
-    """Of `Request.plain`."""
+    """The request, as `Request.plain` writes it."""
     seed: int = 0
     training: Mapping[str, Any] | None = None
     """Identity of the training; None where nothing was trained."""

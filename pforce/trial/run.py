@@ -195,13 +195,13 @@ def train_trial(experiment: Experiment, paths: Paths, cell: CellParts, where: Wh
     with held(workers, folder, wait=lambda: where.progress("waiting for its training", 0.0)):
         if workers.first:
             write_experiment(folder, experiment)
+        refuse_diverged(experiment, cell, workers, ledger)
         state = training_state(
             experiment, paths.data, cell.training.digest, where.device, workers=workers, sharding=where.sharding,
             devices=where.devices,
         )  # fmt: skip
         checkpoints = Checkpoints(folder / CHECKPOINTS, mirror)
         own = where.callbacks if workers.first else ()
-        refuse_diverged(experiment, cell, workers, ledger)
         try:
             train(state, flip=experiment.data.flip, callbacks=(checkpoints, *own))
         except Diverged as error:  # raised by all workers at once
