@@ -17,7 +17,7 @@ from pforce.orchestration.hold import only_driver, this_command
 from pforce.orchestration.plan import Plan, provenance, trial_folder
 from pforce.orchestration.recorder import Recorder
 from pforce.orchestration.sweep import Work
-from pforce.records.row import row_of
+from pforce.records.row import WHY, row_of
 from pforce.results.stored import TAGGED
 from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import CELLS, SPOOL, Delivery, Status, Tags, TrackingError, deliver_leftovers
@@ -68,9 +68,11 @@ def nothing_ran(plan: Plan) -> int:
 
 
 def unshown(plan: Plan) -> list[Work]:
-    """Finished cells whose run in this sweep is not: their driver was killed before it could say so."""
+    """Cells that are finished, or diverged, and whose run in this sweep is not ended so: their driver was killed before
+    it could say so."""
     plan.recorded = plan.tracker.recorded(plan.sweep.name, [item.fingerprint for item in plan.work])
-    return [item for item in plan.work if item.fingerprint in plan.done and item.fingerprint in plan.recorded]
+    open_ones = (plan.done & plan.recorded.keys()) | plan.tracker.running(plan.sweep.name, list(plan.diverged))
+    return [item for item in plan.work if item.fingerprint in open_ones]
 
 
 def execute(plan: Plan, console: Console, launcher: Launcher | None) -> int:
@@ -155,7 +157,13 @@ def _execute(
 
 
 def _show(plan: Plan, recorder: Recorder, item: Work) -> None:
-    """A finished cell in its run: the points of its curve that are not there, its numbers, its pictures."""
+    """A finished cell in its run: the points of its curve that are not there, its numbers, its pictures; or that it
+    diverged."""
+    diverged = plan.diverged.get(item.fingerprint)
+    if diverged is not None:
+        recorder.start(item)
+        recorder.fail(item, "diverged", str(diverged.values.get(WHY)))
+        return
     row = row_of(item.parts, plan.ledger)
     assert row is not None  # it is done
     recorder.start(item)

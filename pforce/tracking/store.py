@@ -174,6 +174,13 @@ class Tracker:
         runs = self._by_fingerprint(fingerprints, "attributes.status != 'FINISHED'", experiment_id)
         return {key: int(run.data.metrics.get(IMAGES_SEEN, 0)) for key, run in runs.items()}
 
+    def running(self, sweep: str, fingerprints: Sequence[str]) -> set[str]:
+        """Of these cells, those whose run in the sweep has not ended."""
+        experiment_id = self._experiment(sweep)
+        if experiment_id is None or not fingerprints:
+            return set()
+        return set(self._by_fingerprint(fingerprints, "attributes.status = 'RUNNING'", experiment_id))
+
     def _by_fingerprint(
         self, fingerprints: Sequence[str], condition: str, experiment_id: str | None = None
     ) -> dict[str, Run]:

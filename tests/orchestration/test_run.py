@@ -26,6 +26,7 @@ from pforce.orchestration.sweep import Axis, Sweep
 from pforce.storage import StorageError
 from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import RunSpec
+from pforce.training import Diverged
 from pforce.training.checkpoint import checkpoints
 from pforce.trial.folder import evaluation_folder, only_one
 from pforce.trial.run import Paths, Where, run_trial
@@ -160,6 +161,23 @@ def test_what_a_killed_driver_did_not_live_to_show_is_shown(tmp_path, console):
         assert {file.path for file in client.list_artifacts(run_id)} == {"samples.png", "uncertainty_maps.png"}
         assert again.tracker.status(parent.run_id) == "FINISHED"
     assert list((tmp_path / "spool").glob("*.jsonl")) == []
+
+
+def test_a_divergence_that_a_killed_driver_did_not_live_to_show_is_shown(tmp_path, console):
+    """Its record is there, its run was open: it ends as FAILED, and nothing is trained."""
+    sweep = small_sweep(Axis("optimizer.learning_rate", (1e20,)), steps=10)
+    plan = make_plan(sweep, tmp_path)
+    (item,) = plan.work
+    parent = plan.tracker.open_sweep(sweep.name, sweep.identity(plan.work), {})
+    run_id = plan.tracker.open_trial(parent, RunSpec(item.label, item.fingerprint, {}, {}))
+    with pytest.raises(Diverged):
+        run_trial(item.experiment, Paths(DATA, plan.options.place), Where(torch.device("cpu")), inputs=plan.inputs)
+    for _ in range(2):
+        again = make_plan(sweep, tmp_path)
+        assert execute(again, console, None) == SOME_FAILED
+        (run,) = results.runs(again.options.uri).to_dict("records")
+        assert (run["run_id"], run["status"], run["reason"]) == (run_id, "FAILED", "diverged")
+        assert again.tracker.status(parent.run_id) == "FAILED"
 
 
 def test_the_wall_clock_limit_stops_the_sweep(ray_cluster, tmp_path, console):
