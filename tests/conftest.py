@@ -64,7 +64,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     storage = Storage.open(tmp_path_factory.mktemp("trial"))
     run_trial(tiny(20), Paths(DATA, storage), Where(torch.device("cpu")))
-    (folder,) = storage.root.glob("trainings/*/*")
+    (folder,) = storage.root.glob("trainings/*")
     return folder
 
 

@@ -11,15 +11,15 @@ from safetensors.torch import load_file
 
 from pforce.config import with_fields
 from pforce.models import load_published, save_model, save_published
-from pforce.training.checkpoint import checkpoints
+from pforce.training.checkpoint import saved
 from pforce.trial.source import SourceError, load_source
 from tests.training.conftest import tiny
 
 
 def test_a_trial_gives_its_newest_averaged_weights(trained):
-    newest = checkpoints(trained / "checkpoints")[-1]
+    newest = saved(trained)[-1]
     stored = load_file(newest / "state.safetensors")
-    for path in (trained, trained / "checkpoints", newest):
+    for path in (trained, trained / "snapshots", newest):
         source = load_source(path)
         assert source.path == newest
         assert source.images_seen == 320
@@ -45,7 +45,7 @@ def test_one_model_has_one_hash_in_every_format(trained, tmp_path):
 
 def test_a_damaged_newest_checkpoint_is_passed_over(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "copy")
-    older, newest = checkpoints(tmp_path / "copy" / "checkpoints")[-2:]
+    older, newest = saved(tmp_path / "copy")[-2:]
     (newest / "state.safetensors").write_bytes(b"cut off")
     assert load_source(tmp_path / "copy").path == older
     with pytest.raises(SourceError, match="sha256"):

@@ -209,15 +209,17 @@ def saved(mirror: TrialMirror, step: int) -> None:
     """A checkpoint of one tensor that tells its step, and its upload."""
     (mirror.folder / "about.json").parent.mkdir(parents=True, exist_ok=True)
     (mirror.folder / "about.json").write_text("{}")
-    tensors = {"step": torch.tensor([step])}
-    mirror.push(checkpoint.save(mirror.folder / "checkpoints", step, tensors, {"identity": "t"}))
+    path = checkpoint.checkpoint_path(mirror.folder, step)
+    tensors = {"ema/step": torch.tensor([step]), "optimizer/step": torch.tensor([step])}
+    checkpoint.save(path, tensors, {"identity": "t", "step": step, "images_seen": 16 * step})
+    mirror.push(path)
 
 
 def newest(mirror: TrialMirror) -> int:
-    mirror.pull()
-    found = checkpoint.load_newest(mirror.folder / "checkpoints", identity="t")
+    mirror.pull(2**40)
+    found = checkpoint.load_newest(mirror.folder, identity="t")
     assert found is not None
-    assert int(found[0]["step"]) == found[1]["step"]
+    assert int(found[0]["ema/step"]) == found[1]["step"]
     return int(found[1]["step"])
 
 
@@ -230,7 +232,8 @@ def test_the_bucket_keeps_the_newest_two(server):
     mirror, _ = mirrored(server, "newest")
     for step in (5, 10, 15, 20):
         saved(mirror, step)
-    names = {f"checkpoints/step_{step:08d}/{file}" for step in (15, 20) for file in ("meta.json", "state.safetensors")}
+    files = ("meta.json", "moments.safetensors", "state.safetensors")
+    names = {f"checkpoints/step_{step:08d}/{file}" for step in (15, 20) for file in files}
     assert server.keys("bucket", "newest/") == {f"newest/trials/t/{name}" for name in names | {"about.json"}}
 
 
@@ -240,7 +243,7 @@ def test_another_machine_goes_on_at_the_newest_only(server, tmp_path, monkeypatc
         saved(mirror, step)
     other = TrialMirror(other_machine(monkeypatch, tmp_path, uri), "trials/t", "about.json")
     assert newest(other) == 10
-    assert [path.name for path in checkpoint.checkpoints(other.folder / "checkpoints")] == ["step_00000010"]
+    assert [path.name for path in checkpoint.saved(other.folder)] == ["step_00000010"]
     state = other.folder / "checkpoints" / "step_00000010" / "state.safetensors"
     before = state.stat().st_ino
     assert newest(other) == 10
@@ -251,7 +254,7 @@ def test_another_machine_goes_on_at_the_newest_only(server, tmp_path, monkeypatc
     assert newest(mirror) == 12, "the first machine takes up what the other one did"
 
 
-@pytest.mark.parametrize("missing", ["meta.json", "state.safetensors"])
+@pytest.mark.parametrize("missing", ["meta.json", "moments.safetensors", "state.safetensors"])
 def test_a_half_uploaded_checkpoint_is_not_taken(server, tmp_path, monkeypatch, missing):
     mirror, uri = mirrored(server, f"half-{missing}")
     for step in (5, 10):
@@ -270,7 +273,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(server, tmp_path, mo
     source = {"Bucket": "bucket", "Key": f"{folder}/step_00000005/state.safetensors"}
     server.client().copy_object(CopySource=source, Bucket="bucket", Key=f"{folder}/step_00000010/state.safetensors")
     other = TrialMirror(other_machine(monkeypatch, tmp_path, uri), "trials/t", "about.json")
-    with pytest.warns(UserWarning, match="damaged checkpoint passed over: step_00000010"):
+    with pytest.warns(UserWarning, match="damaged checkpoint passed over: checkpoints/step_00000010"):
         assert newest(other) == 5
 
 
@@ -280,11 +283,11 @@ def test_uploads_fail_and_the_training_goes_on(tmp_path):
         first.client().create_bucket(Bucket="bucket")
         mirror, _ = mirrored(first, "gone")
         saved(mirror, 5)
-    with pytest.warns(UserWarning, match=r"checkpoint step_00000010 is on this machine only: .*does not answer"):
+    with pytest.warns(UserWarning, match=r"checkpoints/step_00000010 is on this machine only: .*does not answer"):
         saved(mirror, 10)
     with pytest.raises(StorageError, match="does not answer"):
-        mirror.finish()
+        mirror.finish(160)
     with s3_server(port=first.port) as again:
         again.client().create_bucket(Bucket="bucket")
-        mirror.finish()
+        mirror.finish(160)
         assert f"gone/trials/t/checkpoints/step_{10:08d}/meta.json" in again.keys("bucket")

@@ -30,7 +30,8 @@ from pforce.records.identity import canonical_sampler, time_key, versions_of
 from pforce.records.parts import Inputs, Part, Request, image_set, label_cycle, metrics_of
 from pforce.sampling import check_sampler
 from pforce.storage import Storage, default_storage
-from pforce.trial.folder import CHECKPOINTS, EVALUATIONS, EXPERIMENT
+from pforce.training.checkpoint import CHECKPOINTS, META, SNAPSHOTS
+from pforce.trial.folder import EVALUATIONS, EXPERIMENT
 from pforce.trial.jobs import decoder_for
 from pforce.trial.reference import ReferenceImages, inputs_of, reference_images
 from pforce.trial.source import PUBLISHED_SUFFIXES, Source
@@ -126,7 +127,8 @@ def is_model(target: str) -> bool:
     if path.is_dir():
         if path.absolute().parent.name == EVALUATIONS and (path / EXPERIMENT).exists():
             return True
-        return path.name.startswith("step_") or (path / CHECKPOINTS).is_dir() or any(path.glob("step_*"))
+        own = path.name.startswith("step_") or path.name in (CHECKPOINTS, SNAPSHOTS) or (path / META).exists()
+        return own or any((path / kind).is_dir() for kind in (CHECKPOINTS, SNAPSHOTS))
     return path.suffix in MODEL_SUFFIXES
 
 

@@ -26,6 +26,7 @@ from pforce.orchestration.recorder import Recorder
 from pforce.orchestration.sweep import Work
 from pforce.orchestration.worker import paths_of
 from pforce.records.row import tensors_of
+from pforce.training.checkpoint import snapshot_path
 from pforce.trial.folder import evaluation_folder, training_folder, write_experiment
 from pforce.trial.measure import measure
 from pforce.trial.reference import HeldOut, reference_images
@@ -100,13 +101,14 @@ def _measurable(plan: Plan, item: Work) -> Measurable:
     paths = paths_of(cell_payload, plan.data)
     mirror = paths.mirror(item.parts)
     if mirror is not None:
-        mirror.fetch()
+        mirror.fetch(item.parts.images_seen)
     write_experiment(evaluation_folder(folder, item.fingerprint), experiment)
-    source, known = load_source(folder), tensors_of(item.parts, plan.ledger)
+    source = load_source(snapshot_path(folder, item.parts.images_seen))
+    known = tensors_of(item.parts, plan.ledger)
     if known is not None and source.sha256 != known[0]:
         raise SourceError(
-            f"{source.path} holds other weights ({source.sha256[:12]}) than were trained ({known[0][:12]}): its last "
-            "checkpoint is damaged; the same command makes it again"
+            f"{source.path} holds other weights ({source.sha256[:12]}) than were trained ({known[0][:12]}): it is "
+            "damaged; the same command makes it again"
         )
     config = experiment.evaluation
     return Measurable(
@@ -114,7 +116,7 @@ def _measurable(plan: Plan, item: Work) -> Measurable:
         sampler=experiment.sampler, storage=plan.options.place.uri,
         reference=reference_images(config, plan.data, plan.inputs, experiment.data.resolution), data=str(plan.data),
         detector=config.detector, detector_weights=config.detector_weights,
-        training=training_folder(item.training, item.parts.images_seen), provenance=cell_payload["provenance"],
+        training=training_folder(item.training), provenance=cell_payload["provenance"],
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from pforce.records.sweeps import CellEntry, read_sweeps
 from pforce.results.stored import storage_frame
 from pforce.storage import Storage
 from pforce.tracking import runs_frame, sqlite_path
+from pforce.training.checkpoint import snapshot_path
 from pforce.trial.folder import EVALUATIONS, EXPERIMENT, training_folder
 from pforce.trial.mirror import TrialMirror
 from pforce.trial.reference import inputs_of
@@ -61,8 +62,8 @@ def find_model(
     if weights == "ema" and tensors is not None and source.sha256 != tensors:
         raise SourceError(
             f"{text}: {source.path} holds other weights ({source.sha256[:12]}, {source.images_seen or 0:,} images "
-            f"seen) than its numbers are of ({tensors[:12]}): its last checkpoint is damaged or gone. The command that "
-            "trained it makes it again; for what is there give the checkpoint's own folder (step_…)"
+            f"seen) than its numbers are of ({tensors[:12]}): its snapshot is damaged. The command that trained it makes it "
+            "again; for what is there give the snapshot's own folder"
         )
     # A training's folder names the experiment of whoever trained it, which may have had another sampler.
     return replace(source, experiment=from_flat(cell.entry.params))
@@ -169,14 +170,16 @@ def _best(place: Storage, ledger: Ledger, sweep: str) -> str:
 
 
 def _of_cell(storage: Storage, ledger: Ledger, entry: CellEntry, text: str) -> tuple[Path, _Cell]:
-    """The cell's own folder where it has one, else that of its training."""
+    """The cell's own folder where it has one, else the snapshot that it is of."""
     parts = entry.parts()
     assert parts is not None  # `_entry` and the catalog give such only
-    relative = training_folder(parts.training.digest, parts.images_seen)
+    relative = training_folder(parts.training.digest)
     folder = storage.root / relative
     if storage.remote:
-        TrialMirror(storage, relative, EXPERIMENT).fetch(f"{EVALUATIONS}/{parts.digest}/{EXPERIMENT}")
-    if not folder.is_dir():
+        mirror = TrialMirror(storage, relative, EXPERIMENT)
+        mirror.fetch(parts.images_seen, f"{EVALUATIONS}/{parts.digest}/{EXPERIMENT}")
+    snapshot = snapshot_path(folder, parts.images_seen)
+    if not snapshot.is_dir():
         raise SourceError(
             f"{text}: it is recorded, but its files are not in {storage}: give the --storage of its sweep"
         )
@@ -184,4 +187,4 @@ def _of_cell(storage: Storage, ledger: Ledger, entry: CellEntry, text: str) -> t
     known = tensors_of(parts, ledger)
     # Of results that were carried over without their tensors the name is another one.
     tensors = known[0] if known and len(known[0]) == SHA256_DIGITS else None
-    return own if (own / EXPERIMENT).exists() else folder, _Cell(entry, tensors)
+    return own if (own / EXPERIMENT).exists() else snapshot, _Cell(entry, tensors)

@@ -21,9 +21,7 @@ from pforce.records.row import WHY, row_of
 from pforce.results.stored import TAGGED
 from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import CELLS, SPOOL, Delivery, Status, Tags, TrackingError, deliver_leftovers
-from pforce.training import Record
-from pforce.training.checkpoint import CheckpointError, checkpoints, read_meta
-from pforce.trial.folder import CHECKPOINTS
+from pforce.training.curve import read_curve
 
 STOP_SECONDS = 5.0
 """The longest wait for the tracking store after a signal."""
@@ -167,11 +165,8 @@ def _show(plan: Plan, recorder: Recorder, item: Work) -> None:
     row = row_of(item.parts, plan.ledger)
     assert row is not None  # it is done
     recorder.start(item)
-    for path in reversed(checkpoints(trial_folder(plan.options, item) / CHECKPOINTS)):
-        with suppress(CheckpointError):
-            for point in read_meta(path).get("curve", []):
-                recorder.report(item, {"phase": "training", "record": Record(*point)._asdict()})
-            break
+    for point in read_curve(trial_folder(plan.options, item), until=item.parts.images_seen, say=recorder.display.line):
+        recorder.report(item, {"phase": "training", "record": point._asdict()})
     made = row.weights.provenance
     environment = {name: made[name] for name in TAGGED if name in made}
     recorder.report(item, {"phase": "done", "metrics": row.metrics, "environment": environment})

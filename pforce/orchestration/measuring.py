@@ -26,8 +26,9 @@ from pforce.records.provenance import made_on
 from pforce.records.row import joined
 from pforce.sampling import SamplerConfig
 from pforce.storage import Storage
+from pforce.training.checkpoint import SNAPSHOTS
 from pforce.trial.draw import BLOCK, IMAGES, Blocks, Span, count_of, features_folder, folder_of, spans_to_draw
-from pforce.trial.folder import CHECKPOINTS, EXPERIMENT
+from pforce.trial.folder import EXPERIMENT
 from pforce.trial.jobs import decoder_for
 from pforce.trial.measure import Subject, cycle_of, draw_blocks, measure, missing, read_pictures, record_drawing
 from pforce.trial.mirror import TrialMirror
@@ -74,8 +75,10 @@ class Measurable:
         path = self.source
         storage = Storage.open(self.storage)
         if storage.remote and self.training is not None:
-            TrialMirror(storage, self.training, EXPERIMENT).fetch()
-            path = str(storage.root / self.training / CHECKPOINTS / Path(self.source).name)
+            snapshot = Path(self.source)
+            images = int(snapshot.name) if snapshot.parent.name == SNAPSHOTS else None
+            TrialMirror(storage, self.training, EXPERIMENT).fetch(images)
+            path = str(storage.root / self.training / snapshot.parent.name / snapshot.name)
         source = load_source(path, weights=self.weights, heads=self.heads)
         if source.sha256 != self.sha256:
             raise SourceError(

@@ -15,13 +15,15 @@ from pforce.data import DataError, ensure
 from pforce.models import ModelConfig, PatchForcingTransformer
 from pforce.models.flops import forward_flops
 from pforce.orchestration.sweep import Cell, Sweep
-from pforce.records.parts import Inputs, training_part, weights_part
+from pforce.records.parts import Inputs, training_part
 from pforce.sampling import count_flops
 from pforce.training.checkpoint import KEPT
 
 SUSTAINED_TFLOPS = 300.0
 """Rate of one GPU in training and sampling, an assumption: 38 % of the 798 TFLOP/s that an H100 reached in a bfloat16
 matrix product of 8192³. What our own code reaches there at these sizes has not been measured."""
+SNAPSHOT_COPIES = 2
+"""In a snapshot that is measured only: weights, averages."""
 COPIES = 4
 """Sets of numbers as large as the weights in a checkpoint: weights, averages, two moments; float32."""
 
@@ -73,18 +75,21 @@ def _evaluation_flops(e: Experiment) -> float:
 def outlook(cells: list[Cell]) -> Outlook:
     """The outlook of cells; those that share a training train it once."""
     nothing = Inputs("", 0, 0, "", "", "")  # the data are the same for all
-    trainings = {
-        weights_part(training_part(cell.experiment, nothing).digest, cell.experiment.training.images).digest:
-        cell.experiment for cell in cells
-    }  # fmt: skip
-    several = list(trainings.values())
+    budgets: dict[str, dict[int, Experiment]] = {}
+    for cell in cells:
+        training = training_part(cell.experiment, nothing).digest
+        budgets.setdefault(training, {})[cell.experiment.training.images] = cell.experiment
+    several = [of[max(of)] for of in budgets.values()]  # shorter ones are snapshots of the longest
     return Outlook(
         cells=len(cells),
         trainings=len(several),
         steps=sum(e.training.steps for e in several),
         images_trained=sum(e.training.images for e in several),
         images_drawn=sum(cell.experiment.evaluation.images for cell in cells),
-        storage_bytes=sum(KEPT * COPIES * 4 * parameter_count(e.model) for e in several),
+        storage_bytes=sum(
+            (KEPT * COPIES + (len(of) - 1) * SNAPSHOT_COPIES) * 4 * parameter_count(of[max(of)].model)
+            for of in budgets.values()
+        ),
         training_flops=float(sum(training_flops(e.model) * e.training.images for e in several)),
         evaluation_flops=sum(_evaluation_flops(cell.experiment) for cell in cells),
     )
@@ -109,7 +114,7 @@ def print_outlook(sweep: Sweep, console: Console, *, tflops: float, gpus: int) -
     lines = [
         f"{o.cells} cells share {o.trainings} trainings: {o.steps:,} steps, {o.images_trained:,} images trained on, "
         f"{o.images_drawn:,} drawn",
-        f"storage: {o.storage_bytes / 1e9:,.1f} GB of checkpoints ({KEPT} a training: weights, averages, two moments)",
+        f"storage: {o.storage_bytes / 1e9:,.1f} GB of checkpoints ({KEPT} per training: weights, averages, two moments) and snapshots",
         f"device-hours: {hours:,.1f} GPU-hours, {hours / gpus:,.1f} hours on {gpus} GPU(s)",
         f"estimated from counted products: {o.training_flops:.3g} FLOP of training, {o.evaluation_flops:.3g} of "
         f"sampling and measuring, at {tflops:g} TFLOP/s a GPU: an assumption (--tflops), 38 % of what an H100 reached "

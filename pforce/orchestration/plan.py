@@ -289,7 +289,7 @@ def provenance() -> dict[str, str]:
 
 def trial_folder(options: Options, item: Work) -> Path:
     """Folder of a training."""
-    return options.root / training_folder(item.training, item.parts.images_seen)
+    return options.root / training_folder(item.training)
 
 
 def ray_folder(options: Options) -> str:

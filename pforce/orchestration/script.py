@@ -172,8 +172,7 @@ def table_rows(planned: Plan) -> list[Row]:
 
 def _find_row(planned: Plan, rows: Sequence[Row], option: str, text: str) -> int:
     """The number, from 0, of the one row that a user's text names."""
-    headers = planned.sweep.headers[-len(planned.sweep.axes) :] if planned.sweep.axes else []
-    axes = {axis.path: header for axis, header in zip(planned.sweep.axes, headers, strict=True)}
+    axes = dict(zip([axis.path for axis in planned.sweep.axes], planned.sweep.axis_headers, strict=True))
 
     def matches(row: Row, part: str) -> bool:
         name, _, value = (word.strip() for word in part.partition("="))

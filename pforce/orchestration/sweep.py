@@ -20,6 +20,8 @@ from pforce.timesteps import TimestepSampler
 from pforce.trial.run import with_precision
 from pforce.validation import ConfigError
 
+IMAGES = "images_seen"
+"""Header of the images seen, where a training is measured at several."""
 ROW = "row"
 """Header of rows that have names."""
 
@@ -131,11 +133,15 @@ class Sweep:
         _ = self.all_cells  # every cell must be a valid experiment
 
     @property
-    def headers(self) -> list[str]:
+    def axis_headers(self) -> list[str]:
         """What tables call the axes: the last part of the path (`m`), or all of it where two end alike."""
         last = [axis.path.rsplit(".", 1)[-1] for axis in self.axes]
-        named = [name if last.count(name) == 1 else axis.path for name, axis in zip(last, self.axes, strict=True)]
-        return [ROW, *named] if self.rows else named
+        return [name if last.count(name) == 1 else axis.path for name, axis in zip(last, self.axes, strict=True)]
+
+    @property
+    def headers(self) -> list[str]:
+        """What tables call the values of a cell."""
+        return [header for header, _ in self.all_cells[0].values]
 
     def cells(self) -> list[Cell]:
         """All cells, seeds outermost: an interrupted sweep has whole tables of fewer seeds."""
@@ -146,7 +152,7 @@ class Sweep:
         """`cells`, made once: of thousands each is an experiment that is checked whole."""
         paths = [axis.path for axis in self.axes]
         rows = self.rows or (None,)
-        headers = self.headers
+        headers = [*([ROW] if self.rows else []), *self.axis_headers]
         found = []
         for seed in self.seeds:
             for row, *values in itertools.product(rows, *(axis.values for axis in self.axes)):
@@ -159,6 +165,8 @@ class Sweep:
                         raise
                     raise ConfigError(f"row {row.name}: {error}") from error
                 found.append(Cell(tuple(zip(headers, shown, strict=True)), experiment))
+        if any(cell.experiment.training.snapshots for cell in found):
+            found = [each for cell in found for each in _snapshots(cell)]
         return tuple(found)
 
     def work(self, inputs: Inputs) -> list[Work]:
@@ -173,6 +181,16 @@ class Sweep:
     def identity(self, work: list[Work]) -> str:
         """Digest of the name and of all cells: the same command finds its own parent run again."""
         return digest("sweep", [self.name, sorted(item.fingerprint for item in work)])
+
+
+def _snapshots(cell: Cell) -> list[Cell]:
+    """A cell for each of its training's snapshots, and itself: rows of one training."""
+    training, found = cell.experiment.training, []
+    for images in sorted({*training.snapshots, training.images}):
+        resumable = tuple(each for each in training.resumable if each <= images)
+        budget = replace(training, images=images, snapshots=(), resumable=resumable)
+        found.append(Cell((*cell.values, (IMAGES, images)), replace(cell.experiment, training=budget)))
+    return found
 
 
 def same_distribution_notes(work: list[Work]) -> list[str]:

@@ -81,7 +81,7 @@ TABLE: Mapping[type, Fields] = {
             # Not the budget: weights are a function of the images seen, and a training is named by that function.
             "images": None, "batch": "batch", "accumulation": None, "ema_decay": "ema_decay",
             "ema_warmup": "ema_warmup", "precision": "precision", "compile": None, "checkpoint_every": None,
-            "log_every": None,
+            "log_every": None, "snapshots": None, "resumable": None,
         },
     ),
     t.ParallelUniform: Fields("timesteps.parallel_uniform", {}),

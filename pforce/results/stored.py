@@ -87,7 +87,7 @@ def pictures_of(storage: Storage, ledger: Ledger, cell: CellEntry) -> list[Path]
     parts = cell.parts()
     if parts is None:
         return []
-    folder = evaluation_folder(storage.root / training_folder(parts.training.digest, parts.images_seen), cell.cell)
+    folder = evaluation_folder(storage.root / training_folder(parts.training.digest), cell.cell)
     found = [folder / name for name in (SAMPLES, MAPS_PICTURE) if (folder / name).exists()]
     if folder / SAMPLES not in found and parts.request.images and (known := tensors_of(parts, ledger)):
         picture = _samples(parts.request, known[0], storage, ledger, folder / SAMPLES)

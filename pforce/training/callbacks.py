@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,10 +13,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import Tensor
 
 from pforce.training import checkpoint
-from pforce.training.checkpoint import CheckpointError
-from pforce.training.loop import Callback, Record, TrainState, require_finite
+from pforce.training.checkpoint import CheckpointError, checkpoint_path, snapshot_path
+from pforce.training.curve import read_curve, write_segment
+from pforce.training.loop import Callback, Record, TrainState, Window, require_finite
 from pforce.training.strategy import put, whole
 
+WANTED = "wanted"
+"""In a training's folder: an empty file for each snapshot that another process asks for, named by its images seen."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of each parameter."""
 
@@ -30,11 +34,15 @@ def state_tensors(state: TrainState) -> dict[str, Tensor]:
     return tensors
 
 
-def restore(state: TrainState, folder: Path) -> bool:
-    """Continue from the newest valid checkpoint in `folder`; False where there is none.
+def restore(state: TrainState, folder: Path, *, at_most: int | None = None) -> list[Record]:
+    """Continue from the newest valid checkpoint or snapshot of a training's folder, if there is one.
 
-    The first worker reads; the others get what it read, so that all continue from the same checkpoint, whatever
-    their view of the folder. CheckpointError as `checkpoint.load_newest`.
+    The first worker reads; the others get what it read, so that all continue from the same one, whatever their view of
+    the folder. Returns the curve's points that it holds: those of its own segment. CheckpointError as
+    `checkpoint.load_newest`.
+
+    Args:
+        at_most: images seen, beyond which none is used.
     """
     workers = state.workers
     tensors: dict[str, Tensor] = {}
@@ -44,7 +52,7 @@ def restore(state: TrainState, folder: Path) -> bool:
         wanted |= {f"optimizer/{key}/{name}": torch.Size() if key == "step" else parameter.shape for key in MOMENTS}
 
     def read() -> dict[str, Any] | None:
-        found = checkpoint.load_newest(folder, identity=state.spec.identity)
+        found = checkpoint.load_newest(folder, identity=state.spec.identity, at_most=at_most)
         if found is None:
             return None
         tensors.update(found[0])
@@ -59,7 +67,7 @@ def restore(state: TrainState, folder: Path) -> bool:
 
     meta = workers.first_does(read)  # what is wrong with it is raised by all: none is left waiting for a tensor
     if meta is None:
-        return False
+        return []
     for parameter in state.model.parameters():
         # AdamW keeps its step counter on the CPU.
         state.optimizer.state[parameter] = {
@@ -68,74 +76,140 @@ def restore(state: TrainState, folder: Path) -> bool:
     for name, target in state_tensors(state).items():
         put(target, tensors.get(name), workers)
     state.stream.load_state_dict(meta["stream"])
-    state.step, state.seconds = meta["step"], meta["seconds"]
-    state.curve.extend(Record(*point) for point in meta.get("curve", []))
-    # Checkpoints of before had one number of devices for all of their training.
-    state.device_seconds = meta.get("device_seconds", state.seconds * state.devices)
-    return True
+    state.step, state.seconds, state.device_seconds = meta["step"], meta["seconds"], meta["device_seconds"]
+    state.window = Window(meta["window"]["rows"], meta["window"]["seconds"])
+    return [Record(**point) for point in meta["curve"]]
 
 
 class Mirror(Protocol):
-    """Another place of the checkpoints, such as a bucket."""
+    """Another place of a training's folder, such as a bucket."""
 
-    def pull(self) -> None: ...  # its newest whole checkpoint into the folder, unless it is there
-    def push(self, path: Path) -> None: ...  # one that was saved; where that fails the training goes on
+    def pull(self, at_most: int) -> None: ...  # into the folder: the curve, and the newest one up to so many images
+    def push(self, path: Path) -> None: ...  # a checkpoint or segment; where that fails the training goes on
+    def wanted(self) -> list[str]: ...  # what others have asked for: names of their files
+    def answered(self, images_seen: int) -> None: ...  # a snapshot that was asked for is there
+
+
+Published = Callable[[TrainState, dict[str, Tensor], dict[str, Any]], None]
+"""Called on the first worker when a snapshot is on disk, with its tensors by name (`ema/…`, `model/…`) and its meta."""
 
 
 class Checkpoints(Callback):
-    """Resumes at the start, saves every `checkpoint_every` steps and at the end."""
+    """Resumes at the start; saves every `checkpoint_every` steps, and snapshots at the images seen that were asked for.
 
-    def __init__(self, folder: Path, mirror: Mirror | None = None) -> None:
-        self.folder, self.mirror = folder, mirror
-        self.saved_step = -1
+    Args:
+        folder: of the training.
+        until: images seen at the end, where a snapshot is always taken; by default the budget of the configuration.
+        snapshots: images seen of further ones. resumable: those among them that a training can go on from for good.
+        published: called for each snapshot.
+        mirror: another place of the folder.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        until: int | None = None,
+        snapshots: Iterable[int] = (),
+        resumable: Iterable[int] = (),
+        published: Published = lambda state, tensors, meta: None,
+        mirror: Mirror | None = None,
+    ) -> None:
+        self.folder, self.until, self.published, self.mirror = folder, until, published, mirror
+        self.resumable = set(resumable)
+        self.targets = {*self.resumable, *snapshots}
+        self.taken: set[int] = set()
 
     def on_start(self, state: TrainState) -> None:
-        if state.workers.first:
+        workers = state.workers
+        self.end = state.spec.training.images if self.until is None else self.until
+        self.targets.add(self.end)
+        if workers.first:
             checkpoint.remove_partial(self.folder)
         if self.mirror is not None:
-            state.workers.first_does(self.mirror.pull)
-        if restore(state, self.folder):
-            self.saved_step = state.step
+            mirror = self.mirror
+            workers.first_does(lambda: mirror.pull(self.end))
+        points = restore(state, self.folder, at_most=self.end)
+        self.retention = checkpoint.Retention(self.folder, state.spec.identity)
 
-    def on_record(self, state: TrainState, record: Record) -> None:
-        # At a record all losses so far are known to be finite; a checkpoint never holds a diverged state.
-        every = state.spec.training.checkpoint_every
-        if state.step // every > max(self.saved_step, 0) // every:
-            self._save(state)
+        def look() -> set[int]:
+            # Whoever wrote the checkpoint may have been killed before the segment.
+            self._segment(points)
+            if workers.first:
+                state.past = read_curve(self.folder, until=state.images_seen, say=warnings.warn)
+            return self._wanted(state)
+
+        self.targets |= workers.first_does(look)
+
+    def on_step(self, state: TrainState) -> None:
+        if state.images_seen in self.targets:
+            self._save(state, snapshot=True)
+        elif state.step % state.spec.training.checkpoint_every == 0:
+            self._save(state, snapshot=False)
 
     def on_end(self, state: TrainState) -> None:
-        if state.step > self.saved_step:
-            self._save(state)
+        if state.images_seen not in self.taken:  # it was all there, under the name of a checkpoint
+            self._save(state, snapshot=True)
 
-    def _save(self, state: TrainState) -> None:
-        workers = state.workers
+    def _wanted(self, state: TrainState) -> set[int]:
+        """What others ask for meanwhile."""
+        names = [path.name for path in (self.folder / WANTED).glob("*")]
+        names += self.mirror.wanted() if self.mirror is not None else []
+        return checkpoint.targets_in(names, batch=state.spec.training.batch)
+
+    def _segment(self, points: Sequence[Record]) -> None:
+        path = write_segment(self.folder, points)
+        if path is not None and self.mirror is not None:
+            self.mirror.push(path)
+
+    def _save(self, state: TrainState, *, snapshot: bool) -> None:
+        workers, images = state.workers, state.images_seen
+        # Nothing is kept that is not finite: not the steps of an open window either.
+        state.window.settle(state)
         require_finite(state)
         # All have just ended a step: one that does not come to the meeting hangs, and is not waited for with patience.
         streams = workers.gather(state.stream.state_dict(), patient=False)
         meta = {
             "identity": state.spec.identity,
-            "images_seen": state.images_seen,
+            "step": state.step,
+            "images_seen": images,
             "seconds": state.seconds,
             "device_seconds": state.device_seconds,
             "stream": state.stream.merge(streams),
             "workers": workers.count,
-            "curve": [list(point) for point in state.curve],
+            "window": {"rows": state.window.rows, "seconds": state.window.seconds},
+            "curve": [point._asdict() for point in state.curve],
+            "keep": images in self.resumable,
             "torch": torch.__version__,
         }
+        resumable = not snapshot or images == self.end or images in self.resumable
         tensors: dict[str, Tensor] = {}
         for name, tensor in state_tensors(state).items():
-            full = whole(tensor)  # all workers take part where it is split
-            if workers.first:
-                tensors[name] = full.cpu()
+            if resumable or not name.startswith(checkpoint.OPTIMIZER):
+                full = whole(tensor)  # all workers take part where it is split
+                if workers.first:
+                    tensors[name] = full.cpu()
 
-        def write() -> None:
-            path = checkpoint.save(self.folder, state.step, tensors, meta)
+        def write() -> set[int]:
+            path = snapshot_path(self.folder, images) if snapshot else checkpoint_path(self.folder, state.step)
+            checkpoint.save(path, tensors, meta, resumable=resumable)
+            self.retention.trust(path)
+            self._segment(state.curve)
             if self.mirror is not None:
                 self.mirror.push(path)
+            if snapshot:
+                self.published(state, tensors, meta)
+                (self.folder / WANTED / str(images)).unlink(missing_ok=True)
+                if self.mirror is not None:
+                    self.mirror.answered(images)
+            self.retention.apply(images)
+            return self._wanted(state)
 
         # All learn of a full disk or a lost folder at once: none is left waiting in the next step.
-        workers.first_does(write)
-        self.saved_step = state.step
+        self.targets |= workers.first_does(write)
+        self.taken |= {images} if snapshot else set()
+        state.past += state.curve
+        state.curve = []
 
 
 class ProgressBar(Callback):
@@ -177,10 +251,15 @@ class OnRecord(Callback):
         self.function, self.recorded = function, recorded
 
     def on_start(self, state: TrainState) -> None:
-        if self.recorded is not None:
-            for record in state.curve:
-                if record.images_seen > self.recorded:
-                    self.function(record)
+        self.show(state.past)
+
+    def show(self, past: Iterable[Record]) -> None:
+        """Pass those points on that are not known already."""
+        if self.recorded is None:
+            return
+        for record in past:
+            if record.images_seen > self.recorded:
+                self.function(record)
 
     def on_record(self, state: TrainState, record: Record) -> None:
         self.function(record)

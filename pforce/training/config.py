@@ -60,6 +60,12 @@ class TrainingConfig:
     """Steps between checkpoints."""
     log_every: int = 10
     """Steps between points of the loss curve (and between checks that the loss is finite)."""
+    snapshots: tuple[int, ...] = ()
+    """Images seen at which the training is measured, too, each a row of its own; multiples of the batch, below images.
+    A training that was taken further gives exactly the same rows."""
+    resumable: tuple[int, ...] = ()
+    """Images seen at which the training is kept with its moments for good, so that others can go on from there. The
+    end always is, until a longer training takes its place."""
 
     def __post_init__(self) -> None:
         require(self.batch > 0, "batch", self.batch, "> 0 images")
@@ -79,6 +85,11 @@ class TrainingConfig:
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")
         require(self.checkpoint_every > 0, "checkpoint_every", self.checkpoint_every, "> 0 steps")
         require(self.log_every > 0, "log_every", self.log_every, "> 0 steps")
+        for name, several in (("snapshots", self.snapshots), ("resumable", self.resumable)):
+            for images in several:
+                fits = 0 < images <= self.images and images % self.batch == 0
+                rule = f"multiples of the batch {self.batch}, from {self.batch} to images = {self.images}"
+                require(fits, name, images, rule)
 
     @property
     def steps(self) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -27,8 +26,6 @@ from pforce.timesteps import TimestepSampler
 from pforce.training.config import OptimizerConfig, Precision, TrainingConfig
 from pforce.training.ema import EMA
 from pforce.training.strategy import Forward, Sharding, local, make_forward, shard, whole
-
-CURVE_POINTS = 300
 
 
 class Diverged(RuntimeError):
@@ -83,6 +80,8 @@ class Record(NamedTuple):
     images_per_second: float
     device_hours: float = 0.0
     """Of all devices, over all resumes."""
+    time: float = 0.0
+    """When it was made, seconds since 1970."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,64 @@ class TrainingSpec:
     seed: int
     identity: str
     """Content hash of the training; a checkpoint of another one is refused."""
+
+
+class Window:
+    """The steps since the last point of the curve. A checkpoint holds them, so that it forces no point.
+
+    Losses are kept on the device, so that a GPU is not made to wait at every step.
+
+    Args:
+        rows: (steps, 4) of an open window that a checkpoint held: loss, mse, nll, gradient norm.
+        seconds: that its steps took.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[float]] = (), seconds: float = 0.0) -> None:
+        self.rows = [list(row) for row in rows]
+        """Means over the workers, looked at and finite."""
+        self.seconds = seconds
+        self._new: list[Tensor] = []
+        """(4,) each, of this worker's share of the batch."""
+        self._since = time.perf_counter()
+
+    def begin(self) -> None:
+        """The clock starts: what was before, such as reading a checkpoint, is no training."""
+        self._since = time.perf_counter()
+
+    def add(self, row: Tensor) -> None:
+        """A step was done."""
+        self._new.append(row)
+
+    def settle(self, state: TrainState) -> None:
+        """Look at the new steps, and count their time. Diverged where a loss or a gradient is not finite.
+
+        To be called by all workers: the means are over them, so that all see a divergence at once.
+        """
+        if not self._new:
+            return
+        rows = state.workers.mean(torch.stack(self._new)).cpu().double()
+        for offset, row in enumerate(rows):
+            if not row.isfinite().all():
+                found = f"the loss is {row[0].item()} and the gradient's norm {row[3].item()}"
+                raise Diverged(state.step - len(rows) + offset + 1, found)
+        now = time.perf_counter()
+        seconds = now - self._since
+        self.rows += rows.tolist()
+        self.seconds += seconds
+        state.seconds += seconds
+        state.device_seconds += seconds * state.devices
+        self._new, self._since = [], now
+
+    def close(self, state: TrainState) -> Record:
+        """The point of the curve that the window is; a new one begins. Diverged as `settle`."""
+        self.settle(state)
+        loss, mse, nll, norm = torch.tensor(self.rows, dtype=torch.float64).mean(dim=0).tolist()
+        rate = state.spec.optimizer.learning_rate_at(state.step - 1)
+        speed = len(self.rows) * state.spec.training.batch / max(self.seconds, 1e-9)
+        self.rows, self.seconds = [], 0.0
+        return Record(
+            state.step, state.images_seen, loss, mse, nll, norm, rate, speed, state.device_seconds / 3600, time.time()
+        )
 
 
 @dataclass
@@ -117,9 +174,11 @@ class TrainState:
     """Time spent in those steps, over all resumes."""
     device_seconds: float = 0.0
     """The same times the devices of each."""
-    curve: deque[Record] = field(default_factory=lambda: deque(maxlen=CURVE_POINTS))
-    """The last points of the loss curve: a checkpoint holds them, because whoever recorded them may have been killed
-    between the checkpoint and the record."""
+    window: Window = field(default_factory=Window)
+    curve: list[Record] = field(default_factory=list)
+    """Points of the loss curve since the last checkpoint."""
+    past: list[Record] = field(default_factory=list)
+    """Those of before, on the first worker."""
 
     @property
     def images_seen(self) -> int:
@@ -134,10 +193,13 @@ class Callback:
         """Before the first step, after a resume."""
 
     def on_record(self, state: TrainState, record: Record) -> None:
-        """At every `log_every` steps and at the end; the losses up to here are finite."""
+        """At every `log_every` steps; the losses up to here are finite."""
+
+    def on_step(self, state: TrainState) -> None:
+        """After every step, and after its record."""
 
     def on_end(self, state: TrainState) -> None:
-        """After the last step."""
+        """After the last step; losses and weights are finite."""
 
     def on_exit(self) -> None:
         """However the training ended."""
@@ -219,34 +281,6 @@ def draw(spec: TrainingSpec, model: PatchForcingTransformer, step: int, device: 
     )
 
 
-class _Curve:
-    """Losses since the last record, kept on the device so that a GPU is not made to wait at every step."""
-
-    def __init__(self) -> None:
-        self.rows: list[Tensor] = []
-        self.since = time.perf_counter()
-
-    def record(self, state: TrainState) -> Record:
-        """Means since the last record. Diverged where one of the losses or gradients is not finite."""
-        # (steps, 4): loss, mse, nll, gradient norm. Means over the workers, so that all see a divergence at once.
-        rows = state.workers.mean(torch.stack(self.rows)).cpu().double()
-        for offset, row in enumerate(rows):
-            if not row.isfinite().all():
-                told = f"the loss is {row[0].item()} and the gradient's norm {row[3].item()}"
-                raise Diverged(state.step - len(rows) + offset + 1, told)
-        seconds = time.perf_counter() - self.since
-        batch, rate = state.spec.training.batch, state.spec.optimizer.learning_rate_at(state.step - 1)
-        loss, mse, nll, norm = rows.mean(dim=0).tolist()
-        state.seconds += seconds
-        state.device_seconds += seconds * state.devices
-        result = Record(
-            state.step, state.images_seen, loss, mse, nll, norm, rate, len(rows) * batch / max(seconds, 1e-9),
-            state.device_seconds / 3600,
-        )  # fmt: skip
-        self.rows, self.since = [], time.perf_counter()
-        return result
-
-
 @torch.no_grad()
 def require_finite(state: TrainState) -> None:
     """Diverged where a weight or an average is not finite: a loss is of before its update. Asked by all workers."""
@@ -258,12 +292,19 @@ def require_finite(state: TrainState) -> None:
             raise Diverged(state.step, f"{name} are not finite")
 
 
-def train(state: TrainState, *, flip: bool = False, callbacks: Sequence[Callback] = ()) -> None:
-    """Train until the budget is spent; continues at `state.step`. Diverged where the loss is not finite."""
+def train(
+    state: TrainState, *, until: int | None = None, flip: bool = False, callbacks: Sequence[Callback] = ()
+) -> None:
+    """Train until the budget is spent; continues at `state.step`. Diverged where the loss or a weight is not finite.
+
+    Args:
+        until: images seen at which to end; by default the budget of the configuration.
+    """
+    end = (state.spec.training.images if until is None else until) // state.spec.training.batch
     try:
         for callback in callbacks:
             callback.on_start(state)
-        _run(state, flip, callbacks)
+        _run(state, end, flip, callbacks)
         for callback in callbacks:
             callback.on_end(state)
     finally:
@@ -271,20 +312,24 @@ def train(state: TrainState, *, flip: bool = False, callbacks: Sequence[Callback
             callback.on_exit()
 
 
-def _run(state: TrainState, flip: bool, callbacks: Sequence[Callback]) -> None:
+def _run(state: TrainState, end: int, flip: bool, callbacks: Sequence[Callback]) -> None:
     training = state.spec.training
     forward = make_forward(state.model, state.workers, compiled=training.compile)
-    curve = _Curve()
-    while state.step < training.steps:
-        curve.rows.append(_step(state, forward, flip))
+    state.window.begin()
+    while state.step < end:
+        state.window.add(_step(state, forward, flip))
         state.step += 1
-        if state.step % training.log_every == 0 or state.step == training.steps:
-            record = curve.record(state)
+        if state.step == end:
+            # A loss is of before its update: a weight that the last one spoiled shows here only.
+            state.window.settle(state)
+            require_finite(state)
+        if state.step % training.log_every == 0:
+            record = state.window.close(state)
             state.curve.append(record)
-            if state.step == training.steps:
-                require_finite(state)
             for callback in callbacks:
                 callback.on_record(state, record)
+        for callback in callbacks:
+            callback.on_step(state)
 
 
 def _step(state: TrainState, forward: Forward, flip: bool) -> Tensor:

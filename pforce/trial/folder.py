@@ -1,8 +1,9 @@
 """The folder that a training leaves: names and paths, and who may be at it.
 
-`trainings/ID/IMAGES/`, ID the digest of the training and IMAGES the images seen: `experiment.json`, `checkpoints/` (see
-`pforce.training.checkpoint`), and `evaluations/CELL/` with the pictures of each evaluation and the experiment that it
-is of. Numbers are not in here: they are records (see `pforce.records`).
+`trainings/ID/`, ID the digest of the training, whatever its budget: `experiment.json`, `checkpoints/` and `snapshots/`
+(see `pforce.training.checkpoint`), `curve/` (see `pforce.training.curve`), `wanted/` (snapshots that others ask a
+running training for), and `evaluations/CELL/` with the pictures of each evaluation and the experiment that it is of.
+Numbers are not in here: they are records (see `pforce.records`).
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pforce.config import Experiment, to_dict
-from pforce.files import write_json
+from pforce.files import write_bytes, write_json
 from pforce.parallel import Workers
+from pforce.training.callbacks import WANTED
 
 TRAININGS = "trainings"
 """Folder of all trainings, below a storage's root."""
-CHECKPOINTS = "checkpoints"
 EXPERIMENT = "experiment.json"
 """The experiment, so that checkpoints can be read without anything else."""
 EVALUATIONS = "evaluations"
@@ -34,9 +35,9 @@ class TrialLocked(RuntimeError):
     """Another process runs this trial."""
 
 
-def training_folder(training: str, images_seen: int) -> str:
-    """Folder of a training (its digest) at some images seen, below a storage's root."""
-    return f"{TRAININGS}/{training}/{images_seen}"
+def training_folder(training: str) -> str:
+    """Folder of a training (its digest), below a storage's root."""
+    return f"{TRAININGS}/{training}"
 
 
 def evaluation_folder(folder: Path, cell: str) -> Path:
@@ -47,6 +48,13 @@ def evaluation_folder(folder: Path, cell: str) -> Path:
 def write_experiment(folder: Path, experiment: Experiment) -> None:
     """Leave the experiment in a folder."""
     write_json(folder / EXPERIMENT, to_dict(experiment))
+
+
+def ask(folder: Path, images_seen: int) -> None:
+    """Ask whoever is at a training to leave a snapshot at some images seen."""
+    path = folder / WANTED / str(images_seen)
+    if not path.exists():
+        write_bytes(path, b"", lasting=False)
 
 
 @contextmanager

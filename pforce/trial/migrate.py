@@ -36,7 +36,9 @@ from pforce.records.record import Record, RecordError
 from pforce.records.row import TENSORS
 from pforce.records.sweeps import CellEntry, SweepEntry
 from pforce.storage import Storage
-from pforce.training.checkpoint import CHECKSUM, checksum
+from pforce.training.checkpoint import CHECKSUM, FORMAT, STATE, checkpoint_path, checksum, snapshot_path
+from pforce.training.curve import write_segment
+from pforce.training.loop import Record as Point
 from pforce.trial.folder import training_folder
 from pforce.trial.source import content_hash
 
@@ -336,9 +338,12 @@ def carry_storage(
         training = cell_parts(experiment, Inputs(data, 0, 0, "", "", "")).training
         for cell in cells:
             training = cell.parts.training
-        target = storage.root / training_folder(training.digest, experiment.training.images)
+        target = storage.root / training_folder(training.digest)
         for path, meta in steps:
-            _carry_checkpoint(path, meta, target / "checkpoints" / path.name, training.digest)
+            whole = meta["images_seen"] == experiment.training.images
+            place = snapshot_path(target, meta["images_seen"]) if whole else checkpoint_path(target, meta["step"])
+            _carry_checkpoint(path, meta, place, training.digest)
+        write_segment(target, _curve(steps[-1][1]))
         write_json(target / "experiment.json", to_dict(experiment))
         carried.trainings += 1
         tensors = _tensors(steps, experiment)
@@ -452,8 +457,17 @@ def _carry_checkpoint(path: Path, meta: Mapping[str, Any], target: Path, identit
         return
     target.mkdir(parents=True, exist_ok=True)
     _link(path / "state.safetensors", target / "state.safetensors")
-    record = {**meta, "identity": identity}
+    record = {
+        **meta, "format": FORMAT, "identity": identity, "resumable": True, "keep": False, "curve": [],
+        "window": {"rows": [], "seconds": 0.0}, "device_seconds": meta.get("device_seconds", meta["seconds"]),
+        "files": {STATE: meta["sha256"]},
+    }  # fmt: skip
     write_json(target / "meta.json", {**record, CHECKSUM: checksum(record)})
+
+
+def _curve(meta: Mapping[str, Any]) -> list[Point]:
+    """The points that a checkpoint of then held: the last 300."""
+    return [Point(*point) for point in meta.get("curve", [])]
 
 
 def _link(source: Path, target: Path) -> None:

@@ -6,7 +6,6 @@ In the bucket a checkpoint's tensors come first and its `meta.json` last: half a
 from __future__ import annotations
 
 import fcntl
-import json
 import shutil
 import tempfile
 import warnings
@@ -15,8 +14,9 @@ from typing import Any
 
 from pforce.files import sha256_of
 from pforce.storage import Storage, StorageError
-from pforce.training.checkpoint import CHECKSUM, KEPT, META, STATE, checkpoints, checksum
-from pforce.trial.folder import CHECKPOINTS
+from pforce.training.callbacks import WANTED
+from pforce.training.checkpoint import CHECKPOINTS, KEPT, META, MOMENTS, SNAPSHOTS, STATE, CheckpointError, parse_meta
+from pforce.training.curve import CURVE
 
 
 class TrialMirror:
@@ -30,110 +30,158 @@ class TrialMirror:
         """
         self.storage, self.relative, self.about = storage, relative, about
         self.folder = storage.root / relative
+        self.failed: set[Path] = set()
+        """What could not be uploaded; it is tried again."""
 
-    def pull(self) -> None:
-        """The bucket's newest checkpoint, unless it is here. StorageError where the bucket cannot be read."""
-        there = self._files()
-        whole = sorted(step for step, files in there.items() if {STATE, META} <= files)
-        for step in reversed(whole):
-            if self._fetch(step):
+    # --- out of the bucket -----------------------------------------------------------------------------------
+
+    def pull(self, at_most: int) -> None:
+        """The curve, and the resumable checkpoint of the most images seen up to `at_most`. StorageError where the
+        bucket cannot be read."""
+        for name in self.storage.list(f"{self.relative}/{CURVE}"):
+            if not (self.storage.root / name).exists():
+                self.storage.fetch(name, self.storage.root / name)
+        found = []
+        for path, files in self._saved().items():
+            if {STATE, META} <= files and (meta := self._remote_meta(path)) is not None:
+                resumable = meta[1]["resumable"] and set(meta[1]["files"]) <= files
+                if resumable and meta[1]["images_seen"] <= at_most:
+                    found.append((meta[1]["images_seen"], path, meta))
+        for _, path, meta in sorted(found, key=lambda each: each[:2], reverse=True):
+            if self._fetch(path, *meta, resumable=True):
                 return
 
-    def push(self, path: Path) -> None:
-        """Upload a checkpoint that was just saved. Where that fails it is warned of: the next one tries again."""
-        try:
-            self._push(path)
-        except StorageError as error:
-            warnings.warn(f"checkpoint {path.name} is on this machine only: {error}", stacklevel=2)
-
-    def finish(self, evaluation: str | None = None, *, last: str = "", skip: tuple[str, ...] = ()) -> None:
-        """The newest checkpoint, if an upload of it failed, and an evaluation's folder. StorageError as it comes.
+    def fetch(self, images_seen: int | None, *files: str) -> None:
+        """What it takes to read a trained model: its snapshot, what it is of, and further files of the training's.
 
         Args:
-            evaluation: folder below the training's. last, skip: as of `Storage.push`.
+            images_seen: of the snapshot; None takes the newest of all.
         """
-        saved = checkpoints(self.folder / CHECKPOINTS)
-        if saved:
-            self._push(saved[-1])
-        if evaluation is not None:
-            self.storage.push(f"{self.relative}/{evaluation}", last=last, skip=skip)
-
-    def fetch(self, *files: str) -> None:
-        """What it takes to read the trained model: the newest checkpoint, what it is of, and further files."""
         for name in (self.about, *files):
             self.storage.pull(f"{self.relative}/{name}")
-        self.pull()
+        if images_seen is None:
+            self.pull(2**62)
+            return
+        path = f"{SNAPSHOTS}/{images_seen}"
+        meta = self._remote_meta(path) if META in self._saved().get(path, ()) else None
+        if meta is not None:
+            self._fetch(path, *meta, resumable=False)
 
-    def _files(self) -> dict[str, set[str]]:
-        """The bucket's checkpoints: name → names of its files."""
+    def wanted(self) -> list[str]:
+        """Snapshots that others ask for: names of their files."""
+        return [name.rpartition("/")[2] for name in self.storage.list(f"{self.relative}/{WANTED}")]
+
+    # --- into the bucket -------------------------------------------------------------------------------------
+
+    def push(self, path: Path) -> None:
+        """Upload what was just saved. Where that fails it is warned of: the next one tries again."""
+        for each in (*sorted(self.failed), path):
+            try:
+                self._push(each)
+                self.failed.discard(each)
+            except FileNotFoundError:  # a newer one has taken its place meanwhile
+                self.failed.discard(each)
+            except StorageError as error:
+                self.failed.add(each)
+                warnings.warn(f"{path.parent.name}/{path.name} is on this machine only: {error}", stacklevel=2)
+                return
+
+    def answered(self, images_seen: int) -> None:
+        """A snapshot that was asked for is there."""
+        self.storage.delete(f"{self.relative}/{WANTED}/{images_seen}")
+
+    def finish(self, images_seen: int, evaluation: str | None = None) -> None:
+        """The snapshot, if an upload of it failed, and an evaluation's folder. StorageError as it comes.
+
+        Args:
+            evaluation: folder below the training's.
+        """
+        for path in (*sorted(self.failed), self.folder / SNAPSHOTS / str(images_seen)):
+            if path.exists():
+                self._push(path)
+        self.failed.clear()
+        if evaluation is not None:
+            self.storage.push(f"{self.relative}/{evaluation}")
+
+    def _saved(self) -> dict[str, set[str]]:
+        """The bucket's checkpoints and snapshots: path below the training's folder → names of its files."""
         found: dict[str, set[str]] = {}
-        for name in self.storage.list(self._checkpoints):
-            step, _, file = name.removeprefix(f"{self._checkpoints}/").partition("/")
-            found.setdefault(step, set()).add(file)
+        for kind in (CHECKPOINTS, SNAPSHOTS):
+            for name in self.storage.list(f"{self.relative}/{kind}"):
+                path, _, file = name.removeprefix(f"{self.relative}/").rpartition("/")
+                found.setdefault(path, set()).add(file)
         return found
 
-    @property
-    def _checkpoints(self) -> str:
-        return f"{self.relative}/{CHECKPOINTS}"
-
-    def _remote_meta(self, step: str) -> tuple[bytes, dict[str, Any]] | None:
+    def _remote_meta(self, path: str) -> tuple[bytes, dict[str, Any]] | None:
         """A checkpoint's record in the bucket; None where there is none that can be read."""
-        content = self.storage.read(f"{self._checkpoints}/{step}/{META}")
+        content = self.storage.read(f"{self.relative}/{path}/{META}")
         try:
-            meta = json.loads(content) if content else None
-        except ValueError:
+            return (content, parse_meta(content, f"{path}/{META}")) if content else None
+        except CheckpointError as error:
+            warnings.warn(f"damaged checkpoint passed over: {error} in {self.storage}", stacklevel=2)
             return None
-        whole = isinstance(meta, dict) and "sha256" in meta and meta.get(CHECKSUM) == checksum(meta)
-        return (content, dict(meta)) if content and meta is not None and whole else None
 
-    def _fetch(self, step: str) -> bool:
-        """One checkpoint into the mirror; it appears whole. False, with a warning, where it is damaged."""
-        found, final = self._remote_meta(step), self.folder / CHECKPOINTS / step
-        if found is None:
-            warnings.warn(f"damaged checkpoint passed over: {step}/{META} in {self.storage}", stacklevel=2)
-            return False
-        content, meta = found
+    def _fetch(self, path: str, content: bytes, meta: dict[str, Any], *, resumable: bool) -> bool:
+        """One into the mirror; it appears whole. False, with a warning, where it is damaged."""
+        final = self.folder / path
         final.parent.mkdir(parents=True, exist_ok=True)
+        files = {name: sha for name, sha in meta["files"].items() if name == STATE or (name == MOMENTS and resumable)}
         with (final.parent / ".pull_lock").open("w") as lock:  # workers of one machine share the mirror
             fcntl.flock(lock, fcntl.LOCK_EX)
-            return self._fetch_alone(step, final, content, meta)
-
-    def _fetch_alone(self, step: str, final: Path, content: bytes, meta: dict[str, Any]) -> bool:
-        for left in final.parent.glob(".pull_*/"):  # of a process that was killed
-            shutil.rmtree(left)
-        if _sha256(final) == meta["sha256"] and (final / META).exists():
-            return True
-        scratch = Path(tempfile.mkdtemp(prefix=".pull_", dir=final.parent))
-        try:
-            self.storage.fetch(f"{self._checkpoints}/{step}/{STATE}", scratch / STATE)
-            if _sha256(scratch) != meta["sha256"]:
-                warnings.warn(f"damaged checkpoint passed over: {step} in {self.storage}", stacklevel=2)
-                return False
-            (scratch / META).write_bytes(content)
-            shutil.rmtree(final, ignore_errors=True)
-            scratch.rename(final)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            for left in final.parent.glob(".pull_*/"):  # of a process that was killed
+                shutil.rmtree(left)
+            if (final / META).exists() and all(_sha256(final / name) == sha for name, sha in files.items()):
+                return True
+            scratch = Path(tempfile.mkdtemp(prefix=".pull_", dir=final.parent))
+            try:
+                for name, sha in files.items():
+                    self.storage.fetch(f"{self.relative}/{path}/{name}", scratch / name)
+                    if _sha256(scratch / name) != sha:
+                        warnings.warn(f"damaged checkpoint passed over: {path} in {self.storage}", stacklevel=2)
+                        return False
+                (scratch / META).write_bytes(content)
+                shutil.rmtree(final, ignore_errors=True)
+                scratch.rename(final)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
         return True
 
     def _push(self, path: Path) -> None:
-        remote = f"{self._checkpoints}/{path.name}"
-        there = self._files().get(path.name, set())
-        if META in there:
-            found = self._remote_meta(path.name)
-            if STATE in there and found and found[1]["sha256"] == json.loads((path / META).read_text())["sha256"]:
+        own = path.relative_to(self.folder).as_posix()
+        remote = f"{self.relative}/{own}"
+        if path.parent.name == CURVE:
+            self.storage.push(remote)
+            return
+        mine = (path / META).read_bytes()
+        there = self._saved()
+        if META in there.get(own, ()):
+            if self.storage.read(f"{remote}/{META}") == mine:
                 return
             self.storage.delete(f"{remote}/{META}")  # its tensors are about to be others
         self.storage.push(f"{self.relative}/{self.about}")
         self.storage.push(remote, last=META)
-        older = sorted(step for step in self._files() if step < path.name)
-        for old in older[: 1 - KEPT]:
-            self.storage.delete(f"{self._checkpoints}/{old}/{META}")  # first: what is half deleted is not whole
-            self.storage.delete(f"{self._checkpoints}/{old}")
+        self._retain(own, parse_meta(mine, own))
+
+    def _retain(self, own: str, meta: dict[str, Any]) -> None:
+        """Of the resumable ones up to this one the newest stay; what is asked for stays wholly."""
+        known = []
+        for path, files in self._saved().items():
+            found = self._remote_meta(path) if META in files else None
+            if found and set(found[1]["files"]) <= files and MOMENTS in files:
+                known.append((found[1]["images_seen"], path, bool(found[1].get("keep"))))
+        older = sorted(each for each in known if each[0] <= meta["images_seen"] and each[1] != own)
+        for _, path, keep in older[: 1 - KEPT]:
+            if keep:
+                continue
+            if path.startswith(SNAPSHOTS):
+                self.storage.delete(f"{self.relative}/{path}/{MOMENTS}")
+            else:
+                self.storage.delete(f"{self.relative}/{path}/{META}")  # first: what is half deleted is not whole
+                self.storage.delete(f"{self.relative}/{path}")
 
 
-def _sha256(checkpoint: Path) -> str | None:
+def _sha256(path: Path) -> str | None:
     try:
-        return sha256_of(checkpoint / STATE)
+        return sha256_of(path)
     except FileNotFoundError:
         return None

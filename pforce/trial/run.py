@@ -7,10 +7,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pforce import data, seeding
 from pforce.config import Experiment, to_dict
@@ -25,15 +26,31 @@ from pforce.records.provenance import made_on
 from pforce.records.record import Record
 from pforce.records.row import DIVERGED_AT, TENSORS, WHY, Row, divergence_of, row_of, tensors_of
 from pforce.storage import Storage
-from pforce.training import Callback, Checkpoints, Diverged, Sharding, TrainingSpec, TrainState, new_state, train, whole
+from pforce.training import (
+    Callback,
+    Checkpoints,
+    Diverged,
+    OnRecord,
+    Sharding,
+    TrainingSpec,
+    TrainState,
+    checkpoint,
+    new_state,
+    train,
+    whole,
+)
+from pforce.training.checkpoint import CheckpointError, snapshot_path
+from pforce.training.curve import read_curve
+from pforce.training.loop import Record as Point
 from pforce.training.loop import use_bfloat16
+from pforce.training.strategy import put
 from pforce.trial.draw import save_samples
 from pforce.trial.folder import (
-    CHECKPOINTS,
     EVALUATIONS,
     EXPERIMENT,
     MAPS,
     SAMPLES,
+    ask,
     evaluation_folder,
     held,
     training_folder,
@@ -42,7 +59,7 @@ from pforce.trial.folder import (
 from pforce.trial.measure import Progress, Subject, arrays_of, cycle_of, measure, quiet
 from pforce.trial.mirror import TrialMirror
 from pforce.trial.reference import REFERENCES, HeldOut, check_detector, inputs_of, reference_for
-from pforce.trial.source import content_hash
+from pforce.trial.source import tensors_hash
 from pforce.validation import ConfigError
 
 
@@ -57,13 +74,13 @@ class Paths:
 
     def folder(self, cell: CellParts) -> Path:
         """Folder of the training."""
-        return self.storage.root / training_folder(cell.training.digest, cell.images_seen)
+        return self.storage.root / training_folder(cell.training.digest)
 
     def mirror(self, cell: CellParts) -> TrialMirror | None:
         """The folder in a bucket; None where the folder is the storage itself."""
         if not self.storage.remote:
             return None
-        return TrialMirror(self.storage, training_folder(cell.training.digest, cell.images_seen), EXPERIMENT)
+        return TrialMirror(self.storage, training_folder(cell.training.digest), EXPERIMENT)
 
     @property
     def references(self) -> Path:
@@ -175,7 +192,7 @@ def averaged_model(state: TrainState, experiment: Experiment) -> PatchForcingTra
 
 @dataclass
 class Trained:
-    """A finished training."""
+    """A training at some images seen."""
 
     model: PatchForcingTransformer
     """Averaged weights, on the device, on every worker."""
@@ -183,16 +200,92 @@ class Trained:
     """Hash of its tensors; empty on all workers but the first."""
     record: Record | None
     """Of the weights, on the first worker."""
+    past: list[Point]
+    """The curve up to there, on the first worker."""
+
+
+def published(
+    experiment: Experiment, cell: CellParts, folder: Path, ledger: Ledger
+) -> tuple[Record, dict[str, Tensor]] | None:
+    """The record of a cell's weights and its snapshot's averaged weights by name; None where one is missing, damaged,
+    or of other weights than the other says, of which the latter is warned of."""
+    known = tensors_of(cell, ledger)
+    path = snapshot_path(folder, cell.images_seen)
+    if known is None or not path.exists():
+        return None
+    try:
+        tensors, meta = checkpoint.load(path)
+    except CheckpointError as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise
+        warnings.warn(f"damaged snapshot passed over: {error}", stacklevel=2)
+        return None
+    averaged = averaged_of(tensors)
+    found = tensors_hash(experiment.model, averaged)
+    if meta["identity"] != cell.training.digest or meta["images_seen"] != cell.images_seen or found != known[0]:
+        warnings.warn(
+            f"snapshot passed over: {path} holds other weights ({found[:12]}) than its record says ({known[0][:12]})",
+            stacklevel=2,
+        )
+        return None
+    return known[1], averaged
+
+
+def averaged_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The averaged weights of a snapshot, by their names in the model."""
+    return {name.removeprefix("ema/"): value for name, value in tensors.items() if name.startswith("ema/")}
+
+
+def _from_snapshot(
+    experiment: Experiment, cell: CellParts, folder: Path, where: Where, ledger: Ledger
+) -> Trained | None:
+    """A training that is there, on all workers. To be called by all of them."""
+    found: list[tuple[Record, dict[str, Tensor]]] = []
+
+    def look() -> bool:
+        there = published(experiment, cell, folder, ledger)
+        found.extend([there] if there else [])
+        return there is not None
+
+    if not where.workers.first_does(look):
+        return None
+    model = build(experiment.model).to(where.device).eval().requires_grad_(False)
+    for name, target in model.state_dict().items():
+        put(target, found[0][1][name] if found else None, where.workers)
+    if not found:
+        return Trained(model, "", None, [])
+    record = found[0][0]
+    past = read_curve(folder, until=cell.images_seen, say=warnings.warn)
+    return Trained(model, str(record.values[TENSORS]), record, past)
 
 
 def train_trial(experiment: Experiment, paths: Paths, cell: CellParts, where: Where, ledger: Ledger) -> Trained:
-    """Train, resume, or find trained, and record which tensors came of it. Diverged, DataError, CheckpointError pass.
+    """A training at the cell's images seen: found there, continued, or begun; which tensors it has is recorded.
+    Diverged, DataError, CheckpointError pass.
 
-    Waits while another process trains the same.
+    Waits while another process is at the same training, and asks it for this snapshot.
     """
     workers, folder, started = where.workers, paths.folder(cell), time.time()
     mirror = paths.mirror(cell)
-    with held(workers, folder, wait=lambda: where.progress("waiting for its training", 0.0)):
+    if mirror is not None:
+        workers.first_does(lambda: mirror.fetch(cell.images_seen))
+    there = _from_snapshot(experiment, cell, folder, where, ledger)
+    if there is not None:
+        _show_past(there, where)
+        return there
+
+    def wait() -> None:
+        ask(folder, cell.images_seen)
+        where.progress("waiting for its training", 0.0)
+
+    with held(workers, folder, wait=wait):
+        workers.first_does(ledger.refresh)
+        if mirror is not None:
+            workers.first_does(lambda: mirror.fetch(cell.images_seen))
+        there = _from_snapshot(experiment, cell, folder, where, ledger)  # whoever was at it has left it
+        if there is not None:
+            _show_past(there, where)
+            return there
         if workers.first:
             write_experiment(folder, experiment)
         refuse_diverged(experiment, cell, workers, ledger)
@@ -200,10 +293,23 @@ def train_trial(experiment: Experiment, paths: Paths, cell: CellParts, where: Wh
             experiment, paths.data, cell.training.digest, where.device, workers=workers, sharding=where.sharding,
             devices=where.devices,
         )  # fmt: skip
-        checkpoints = Checkpoints(folder / CHECKPOINTS, mirror)
+
+        def publish(state: TrainState, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+            made = where.record(experiment)
+            values: dict[str, str | float] = {
+                TENSORS: tensors_hash(experiment.model, averaged_of(tensors)),
+                "data/damaged_samples": float(sum(meta["stream"]["damaged"].values())),
+            }
+            _record_training(experiment, cell, ledger, made, started)
+            _record_weights(replace(cell, images_seen=state.images_seen), ledger, state, values, made)
+
+        checkpoints = Checkpoints(
+            folder, until=cell.images_seen, snapshots=experiment.training.snapshots,
+            resumable=experiment.training.resumable, published=publish, mirror=mirror,
+        )  # fmt: skip
         own = where.callbacks if workers.first else ()
         try:
-            train(state, flip=experiment.data.flip, callbacks=(checkpoints, *own))
+            train(state, until=cell.images_seen, flip=experiment.data.flip, callbacks=(checkpoints, *own))
         except Diverged as error:  # raised by all workers at once
             if workers.first:
                 made = where.record(experiment)
@@ -211,19 +317,20 @@ def train_trial(experiment: Experiment, paths: Paths, cell: CellParts, where: Wh
                 _record_divergence(cell, ledger, state, error, made=made, started=started)
             raise
         if mirror is not None and workers.first:
-            mirror.finish()
-        damaged: dict[str, int] = {}
-        for found in workers.gather(state.stream.damaged):
-            damaged |= found
+            mirror.finish(cell.images_seen)
         model = averaged_model(state, experiment)
         if not workers.first:
-            return Trained(model, "", None)
-        tensors = content_hash(model)
-        made = where.record(experiment)
-        values: dict[str, str | float] = {TENSORS: tensors, "data/damaged_samples": float(sum(damaged.values()))}
-        _record_training(experiment, cell, ledger, made, started)
-        record = _record_weights(cell, ledger, state, values, made)
-    return Trained(model, tensors, record)
+            return Trained(model, "", None, [])
+        record = ledger.get(cell.weights)
+        assert record is not None  # `publish` has put it
+    return Trained(model, str(record.values[TENSORS]), record, state.past)
+
+
+def _show_past(trained: Trained, where: Where) -> None:
+    """The curve of a training that was found goes to whoever shows it."""
+    for callback in where.callbacks if where.workers.first else ():
+        if isinstance(callback, OnRecord):
+            callback.show(trained.past)
 
 
 def _record_training(
@@ -361,7 +468,7 @@ def finish_trial(
     leave_pictures(experiment, folder, cell, ledger, weights=str(row.weights.values[TENSORS]), held_out=held_out)
     mirror = paths.mirror(cell)
     if mirror is not None:
-        mirror.finish(f"{EVALUATIONS}/{folder.name}")
+        mirror.finish(cell.images_seen, f"{EVALUATIONS}/{folder.name}")
     return row
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +18,8 @@ from pforce.models.config import ModelConfig
 from pforce.models.weights import WeightsError, filled
 from pforce.records.identity import TABLE, canonical
 from pforce.training import checkpoint
-from pforce.training.checkpoint import CheckpointError
-from pforce.trial.folder import CHECKPOINTS, EVALUATIONS, EXPERIMENT
+from pforce.training.checkpoint import CHECKPOINTS, SNAPSHOTS, CheckpointError, saved, snapshot_path
+from pforce.trial.folder import EVALUATIONS, EXPERIMENT
 from pforce.validation import InputError
 
 PUBLISHED_SUFFIXES = (".ckpt", ".pt", ".pth")
@@ -69,31 +69,38 @@ class Source:
 
 
 def content_hash(model: PatchForcingTransformer) -> str:
-    """sha256 of a model's configuration and weights, wherever it was read from: the name of its weights.
+    """sha256 of a model's configuration and weights, wherever it was read from: the name of its weights."""
+    return tensors_hash(model.config, model.state_dict())
+
+
+def tensors_hash(of: ModelConfig, tensors: Mapping[str, Tensor]) -> str:
+    """`content_hash` of a model that is not built.
 
     A later field of the configuration enters only where it is not at its default, so that no name changes.
     """
     keys = TABLE[ModelConfig].keys.items()
-    config = {key: getattr(model.config, attribute) for attribute, key in keys if key in CONTENT_KEYS}
-    config |= {key: value for key, value in canonical(model.config).items() if key not in CONTENT_KEYS}
+    config = {key: getattr(of, attribute) for attribute, key in keys if key in CONTENT_KEYS}
+    config |= {key: value for key, value in canonical(of).items() if key not in CONTENT_KEYS}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    tensors: Mapping[str, Tensor] = model.state_dict()
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def _from_checkpoint(folder: Path, weights: Weights, record: Path | None = None) -> Source:
-    """A checkpoint's folder `step_…`; the experiment is in `record`, or in the trial's folder."""
-    record = record or folder.parent.parent / EXPERIMENT
+def _experiment(record: Path, folder: Path) -> Experiment:
     try:
-        experiment = from_dict(json.loads(record.read_text()))
+        return from_dict(json.loads(record.read_text()))
     except (OSError, ValueError) as error:  # ConfigError of another version's fields included
         raise SourceError(
             f"{folder}: {record} cannot be read ({error}), so its model is unknown: call the sweep that trained it "
             "again, or copy the experiment.json of a trial of the same model"
         ) from error
+
+
+def _from_checkpoint(folder: Path, weights: Weights, record: Path | None = None) -> Source:
+    """The folder of a checkpoint or snapshot; the experiment is in `record`, or in the training's folder."""
+    experiment = _experiment(record or folder.parent.parent / EXPERIMENT, folder)
     try:
         tensors, meta = checkpoint.load(folder)
         prefix = "ema/" if weights == "ema" else "model/"
@@ -104,19 +111,24 @@ def _from_checkpoint(folder: Path, weights: Weights, record: Path | None = None)
     return Source(folder, "checkpoint", model, content_hash(model), weights, meta["images_seen"], experiment)
 
 
-def _newest(folder: Path, weights: Weights, record: Path | None = None) -> Source:
-    """The newest checkpoint of a trial's folder that can be read; `record` as in `_from_checkpoint`."""
-    problems = []
-    for path in reversed(checkpoint.checkpoints(folder)):
+def _newest(paths: Sequence[Path], weights: Weights) -> Source:
+    """Of several checkpoints and snapshots the one of the most images seen that can be read."""
+    seen, problems = [], []
+    for path in paths:
         try:
-            found = _from_checkpoint(path, weights, record)
+            seen.append((checkpoint.read_meta(path)["images_seen"], path.parent.name, path))
+        except CheckpointError as error:
+            problems.append(str(error))
+    for _, _, path in sorted(seen, reverse=True):
+        try:
+            found = _from_checkpoint(path, weights)
         except SourceError as error:
             problems.append(str(error))
             continue
         for problem in problems:
             warnings.warn(f"damaged checkpoint passed over: {problem}", stacklevel=3)
         return found
-    raise SourceError("; ".join(problems) or f"{folder}: holds no checkpoint (step_…) yet")
+    raise SourceError("; ".join(problems))
 
 
 def _optional(value: Any, kind: type) -> Any:
@@ -127,9 +139,10 @@ def load_source(path: str | Path, *, weights: Weights = "ema", heads: int | None
     """Read a model.
 
     Args:
-        path: a trial's folder, its `checkpoints`, or the folder of one evaluation of it (of each the newest checkpoint
-            is taken), one checkpoint's folder `step_…`, a model file of ours (`.safetensors`), or a published
-            checkpoint (`.ckpt`, `.pt`, `.pth`).
+        path: a training's folder, or its `checkpoints` or `snapshots` (of each the one of the most images seen is
+            taken), the folder of one evaluation of it (of which the snapshot that it measured), one checkpoint's folder
+            `step_…` or snapshot's folder, a model file of ours (`.safetensors`), or a published checkpoint (`.ckpt`,
+            `.pt`, `.pth`).
         weights: averaged or raw, of a checkpoint of ours; other files hold one set.
         heads: attention heads of an original SiT of unusual size.
 
@@ -139,13 +152,18 @@ def load_source(path: str | Path, *, weights: Weights = "ema", heads: int | None
     """
     path = Path(path)
     if path.is_dir():
-        if path.name.startswith("step_"):
-            return _from_checkpoint(path.absolute(), weights)
-        if path.absolute().parent.name == EVALUATIONS:
-            training = path.absolute().parent.parent
-            return _newest(training / CHECKPOINTS, weights, path.absolute() / EXPERIMENT)
-        inner = path / CHECKPOINTS
-        return _newest((inner if inner.is_dir() else path).absolute(), weights)
+        path = path.absolute()
+        if (path / checkpoint.META).exists() or path.name.startswith("step_"):
+            return _from_checkpoint(path, weights)
+        if path.parent.name == EVALUATIONS:
+            training, record = path.parent.parent, path / EXPERIMENT
+            return _from_checkpoint(snapshot_path(training, _experiment(record, path).training.images), weights, record)
+        paths = saved(path.parent if path.name in (CHECKPOINTS, SNAPSHOTS) else path)
+        if path.name in (CHECKPOINTS, SNAPSHOTS):
+            paths = [each for each in paths if each.parent == path]
+        if not paths:
+            raise SourceError(f"{path}: holds no checkpoint (step_…) and no snapshot yet")
+        return _newest(paths, weights)
     if path.suffix == ".safetensors":
         model, about = load_model(path)
         told = _optional(about.get("weights"), str) or "unknown"

@@ -14,7 +14,7 @@ from pforce.orchestration.failures import failure_of
 from pforce.parallel import start
 from pforce.storage import Storage
 from pforce.training import Callback, Checkpoints, OnRecord, Record, TrainState, train
-from pforce.training.checkpoint import CheckpointError, checkpoints, load
+from pforce.training.checkpoint import CheckpointError, load, saved
 from pforce.trial.run import Paths, Where, run_trial, training_state
 from tests.training.conftest import DATA, tiny
 from tests.training.helpers import CPU, InterruptAt, Interrupted, run
@@ -31,7 +31,7 @@ def _rank(rank: int, workers: int, folder: str, sharding: str, how: dict) -> Non
     experiment = tiny(STEPS, **fields)
     state = training_state(experiment, DATA, "id", CPU, workers=group, sharding=sharding)
     records: list[Record] = []
-    callbacks: list[Callback] = [Checkpoints(Path(folder) / "checkpoints"), OnRecord(records.append)]
+    callbacks: list[Callback] = [Checkpoints(Path(folder)), OnRecord(records.append)]
     if stop:
         callbacks.append(InterruptAt(stop))
     try:
@@ -71,7 +71,7 @@ def test_several_workers_give_the_curve_of_one(tmp_path, alone, workers, shardin
     curve = distributed(tmp_path / "run", workers, sharding, accumulation=accumulation)
     assert curve == pytest.approx(expected, abs=1e-4)
     assert curve != curve[:1] * STEPS
-    tensors, meta = load(checkpoints(tmp_path / "run" / "checkpoints")[-1])
+    tensors, meta = load(saved(tmp_path / "run")[-1])
     assert meta["step"] == STEPS
     assert meta["stream"]["positions"] == state.stream.state_dict()["positions"]
     for name, value in state.ema.model.state_dict().items():
@@ -84,12 +84,12 @@ def test_a_resume_may_change_the_number_of_workers(tmp_path, alone):
     folder = tmp_path / "run"
     first = distributed(folder, 2, "fsdp", stop=23)
     assert len(first) == 23
-    assert checkpoints(folder / "checkpoints")[-1].name == "step_00000020"
+    assert saved(folder)[-1].name == "step_00000020"
     records: list[Record] = []
     state = training_state(tiny(STEPS), DATA, "id", CPU)
     with pytest.raises(Interrupted):
         train(
-            state, flip=True, callbacks=[Checkpoints(folder / "checkpoints"), OnRecord(records.append), InterruptAt(33)]
+            state, flip=True, callbacks=[Checkpoints(folder), OnRecord(records.append), InterruptAt(33)]
         )
     assert [record.step for record in records] == list(range(21, 34))
     last = distributed(folder, 2)
@@ -102,7 +102,7 @@ def _foreign(rank: int, workers: int, folder: str) -> None:
     group = start(rank, workers, f"file://{folder}/meeting", device=CPU, timeout=60)
     state = training_state(tiny(STEPS), DATA, "other", CPU, workers=group)
     try:
-        train(state, callbacks=[Checkpoints(Path(folder) / "checkpoints")])
+        train(state, callbacks=[Checkpoints(Path(folder))])
     except CheckpointError as error:
         Path(folder, f"error{rank}").write_text(str(error))
     dist.destroy_process_group()
@@ -110,7 +110,7 @@ def _foreign(rank: int, workers: int, folder: str) -> None:
 
 def test_a_checkpoint_of_another_experiment_is_refused_by_every_worker(tmp_path):
     """Only the first reads; none of the others is left waiting for it."""
-    run(tiny(5), tmp_path / "checkpoints", identity="this one")
+    run(tiny(5), tmp_path, identity="this one")
     mp.spawn(_foreign, (2, str(tmp_path)), nprocs=2)
     for rank in range(2):
         assert "belongs to experiment this one, not to other" in (tmp_path / f"error{rank}").read_text()

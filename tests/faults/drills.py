@@ -14,7 +14,7 @@ from pathlib import Path
 from pforce import results
 from pforce.orchestration.plan import Plan, trial_folder
 from pforce.tracking import Tracker
-from pforce.training.checkpoint import checkpoints
+from pforce.training.checkpoint import CheckpointError, read_meta, saved
 from tests.orchestration.processes import processes, raylets
 
 SEED = int(os.environ.get("PFORCE_DRILL_SEED", "0"))
@@ -30,8 +30,11 @@ def moments(drill: str, first: int, last: int, count: int = 2) -> list[int]:
 
 def newest_step(folder: Path) -> int:
     """Of the newest checkpoint of a training's folder; -1 where there is none."""
-    found = checkpoints(folder / "checkpoints")
-    return int(found[-1].name.removeprefix("step_")) if found else -1
+    steps = [-1]
+    for path in saved(folder):
+        with suppress(CheckpointError):  # removed since it was listed
+            steps.append(int(read_meta(path)["step"]))
+    return max(steps)
 
 
 def trial_processes(title: bytes) -> list[int]:

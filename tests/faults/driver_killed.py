@@ -116,7 +116,7 @@ def curves(storage: Path) -> dict[str, list[tuple[int, float]]]:
 
 def steps_reached(storage: Path) -> dict[str, int]:
     """training → step of its newest checkpoint."""
-    return {folder.parent.name: newest_step(folder) for folder in storage.glob("trainings/*/*")}
+    return {folder.name: newest_step(folder) for folder in storage.glob("trainings/*")}
 
 
 def round_of(
@@ -144,7 +144,7 @@ def round_of(
         reached = steps_reached(storage)
         known = {training: points[-1][0] for training, points in curves(storage).items() if points}
         lost += sum(max(0, step - max(0, reached.get(training, 0))) for training, step in known.items())
-    done = len(list(storage.glob("trainings/*/*/evaluations/*/samples.png")))
+    done = len(list(storage.glob("trainings/*/evaluations/*/samples.png")))
     again = Call(storage, storage.with_suffix(".log"))
     duration = again.wait()
     uri = default_uri(storage)

@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT))
 
 from pforce import results  # noqa: E402
 from pforce.tracking import Tracker, default_uri  # noqa: E402
-from pforce.training.checkpoint import CheckpointError, checkpoints, load  # noqa: E402
+from pforce.training.checkpoint import CheckpointError, load, saved  # noqa: E402
 
 BATCH, STEPS, EVERY = 64, 400, 10
 DISK_KILOBYTES = 24 * 1024
@@ -68,7 +68,7 @@ def main() -> None:
     extra = 4 * 1024
     taken = filler(disk, kilobytes + extra)
     found: dict[str, object] = {"first": call(kind, storage)}
-    newest = [path for folder in storage.glob("trainings/*/*") for path in checkpoints(folder / "checkpoints")]
+    newest = [path for folder in storage.glob("trainings/*") for path in saved(folder)]
     found["newest"] = int(newest[-1].name.removeprefix("step_")) if newest else -1
     try:
         found["whole"] = bool(newest) and bool(load(newest[-1]))

@@ -80,7 +80,7 @@ class Drill:
         assert self.process.wait(timeout=seconds) == DONE, self.log.read_text()
 
     def wait_for_step(self, step: int) -> None:
-        while not any(newest_step(folder) >= step for folder in self.storage.glob("trainings/*/*")):
+        while not any(newest_step(folder) >= step for folder in self.storage.glob("trainings/*")):
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.1)
 

@@ -39,7 +39,7 @@ class Driver:
     def step(self) -> int:
         """Of the newest checkpoints of all cells, the steps together."""
         newest: dict[Path, int] = {}
-        for path in self.storage.glob("trainings/*/*/checkpoints/step_*"):
+        for path in self.storage.glob("trainings/*/checkpoints/step_*"):
             newest[path.parent] = max(newest.get(path.parent, 0), int(path.name.removeprefix("step_")))
         return sum(newest.values())
 
@@ -155,7 +155,7 @@ def test_a_server_that_does_not_come_back_ends_the_sweep_all_the_same(own_server
     log = driver.log.read_text()
     assert "the next call of the same command delivers them" in log
     evaluated = {
-        path: path.stat().st_mtime for path in (tmp_path / "runs").glob("trainings/*/*/evaluations/*/samples.png")
+        path: path.stat().st_mtime for path in (tmp_path / "runs").glob("trainings/*/evaluations/*/samples.png")
     }
     assert len(evaluated) == 2
 

@@ -128,7 +128,7 @@ def test_submitted_twice_it_runs_once_and_can_be_stopped(head, tmp_path):
     command = sweep(storage, "--set", "training.images=6400000")
     first = head.shell(f"pforce submit --no-wait -- {command}")
     assert first.returncode == DONE
-    while not list(storage.glob("trainings/*/*/checkpoints/step_*")) and not list(storage.glob("trainings/*/*/.lock")):
+    while not list(storage.glob("trainings/*/checkpoints/step_*")) and not list(storage.glob("trainings/*/.lock")):
         time.sleep(0.2)
     watching = subprocess.Popen(
         f"pforce submit -- {command}", shell=True, env=head.env, cwd=ROOT, stdout=subprocess.PIPE, text=True

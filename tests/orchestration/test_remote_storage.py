@@ -31,6 +31,9 @@ from tests.buckets import KEYS, Server, s3_server
 from tests.orchestration.conftest import make_plan, small_sweep
 from tests.test_cli import ROOT, pforce
 
+FILES = ("meta.json", "moments.safetensors", "state.safetensors")
+"""Of a checkpoint that a training can go on from."""
+
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -61,15 +64,16 @@ def test_a_sweep_leaves_everything_in_the_bucket(server, tmp_path, capsys):
     first = planned(options)
     assert run_sweep(small_sweep(), options, launcher=local.launch) == DONE
     (item,) = first.work
-    trial = f"whole/trainings/{item.training}/96"
+    trial = f"whole/trainings/{item.training}"
     evaluation = f"{trial}/evaluations/{item.fingerprint}"
     keys = server.keys("bucket", "whole/")
     assert {
         f"{trial}/experiment.json",
         *(f"whole/small.{ending}" for ending in ("csv", "md", "tex", "html", "png")),
     } < keys
-    steps = {f"{trial}/checkpoints/step_{n:08d}/{file}" for n in (5, 6) for file in ("meta.json", "state.safetensors")}
-    assert {key for key in keys if "/checkpoints/" in key} == steps
+    kept = {f"{trial}/{path}/{file}" for path in ("checkpoints/step_00000005", "snapshots/96") for file in FILES}
+    assert {key for key in keys if "/checkpoints/" in key or "/snapshots/" in key} == kept
+    assert any(key.startswith(f"{trial}/curve/16-") for key in keys)
     assert {f"{evaluation}/{name}" for name in ("experiment.json", "samples.png")} < keys
     assert len([key for key in keys if key.startswith("whole/records/")]) == 7, "all parts, in the bucket"
     assert not any(Path(key).name.startswith(".") for key in keys), "locks and scratch files stay here"
@@ -95,9 +99,7 @@ def test_a_sweep_leaves_everything_in_the_bucket(server, tmp_path, capsys):
         source = load_source(find_source(name, storage=options.storage, tracking_uri=options.uri))
         assert source.images_seen == 16 * 6
         assert source.path.is_relative_to(options.root)
-        assert [path.name for path in source.path.parent.iterdir() if path.name.startswith("step_")] == [
-            "step_00000006"
-        ]
+        assert [path.name for path in source.path.parent.iterdir() if path.is_dir() and path.name != ".lock"] == ["96"]
 
 
 def test_commands_find_models_in_the_bucket_and_leave_their_files_there(server, tmp_path):
@@ -128,7 +130,7 @@ def test_killed_and_continued_on_another_machine(server, tmp_path):
     (item,) = planned(options, steps=12).work
     command = [sys.executable, "-m", "tests.orchestration.remote_sweep", options.storage, options.uri, "12"]
     process = subprocess.Popen([*command, "1.0"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    meta = f"killed/trainings/{item.training}/192/checkpoints/step_00000005/meta.json"
+    meta = f"killed/trainings/{item.training}/checkpoints/step_00000005/meta.json"
     while meta not in server.keys("bucket", "killed/"):
         assert process.poll() is None, process.stdout.read().decode()
         time.sleep(0.1)
@@ -189,11 +191,11 @@ def test_workers_have_mirrors_of_their_own(server, tmp_path, ray_cluster, evalua
     options = remote(server, tmp_path, name, evaluation_workers=evaluation_workers, cpus_per_trial=1)
     assert run_sweep(small_sweep(), options) == DONE
     (item,) = planned(options).work
-    theirs = Path(os.environ["HOME"]) / "cache" / "storage" / options.root.name / "trainings" / item.training / "96"
-    mine = options.root / "trainings" / item.training / "96"
+    theirs = Path(os.environ["HOME"]) / "cache" / "storage" / options.root.name / "trainings" / item.training
+    mine = options.root / "trainings" / item.training
     assert (theirs / "checkpoints" / "step_00000005").exists()
     assert not (mine / "checkpoints" / "step_00000005").exists()
-    evaluation = f"{name}/trainings/{item.training}/96/evaluations/{item.fingerprint}"
+    evaluation = f"{name}/trainings/{item.training}/evaluations/{item.fingerprint}"
     keys = server.keys("bucket", f"{name}/")
     assert f"{evaluation}/samples.png" in keys
     assert not any(key.startswith(f"{name}/ray") for key in keys)
@@ -221,7 +223,7 @@ def test_a_bucket_that_goes_away_loses_nothing(tmp_path):
     lines += process.stdout
     assert process.wait() == SOME_FAILED, "".join(lines)
     assert "step 12\n" in lines
-    assert any("checkpoint step_00000010 is on this machine only" in line for line in lines)
+    assert any("checkpoints/step_00000010 is on this machine only" in line for line in lines)
     (run,) = results.runs(options.uri).to_dict("records")
     assert (run["status"], run["reason"]) == ("FAILED", "storage")
     with s3_server(port=server.port) as server:
@@ -230,7 +232,7 @@ def test_a_bucket_that_goes_away_loses_nothing(tmp_path):
         assert again.returncode == DONE, again.stdout + again.stderr
         assert "step " not in again.stdout.replace("step_", "")
         keys = {"/".join(key.split("/")[-2:]) for key in server.keys("bucket", "gone/trainings/")}
-    assert {"step_00000012/meta.json", "step_00000012/state.safetensors"} <= keys
+    assert {f"192/{name}" for name in FILES} <= keys
     (run,) = results.runs(options.uri).to_dict("records")
     assert run["status"] == "FINISHED"
 

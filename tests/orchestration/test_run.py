@@ -27,7 +27,7 @@ from pforce.storage import StorageError
 from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import RunSpec
 from pforce.training import Diverged
-from pforce.training.checkpoint import checkpoints
+from pforce.training.checkpoint import MOMENTS, saved
 from pforce.trial.folder import evaluation_folder, only_one
 from pforce.trial.run import Paths, Where, run_trial
 from pforce.trial.source import load_source
@@ -241,10 +241,10 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_said(ray_cluster, tmp_pa
     assert execute(whole, console, tune.launch) == DONE
     plan = make_plan(small_sweep(steps=12), tmp_path / "damaged", cpus_per_trial=1)
     (item,) = plan.work
-    mine, theirs = (trial_folder(p.options, item) / "checkpoints" for p in (plan, whole))
+    mine, theirs = (trial_folder(p.options, item) for p in (plan, whole))
     shutil.copytree(theirs, mine)
-    assert [path.name for path in checkpoints(mine)] == ["step_00000010", "step_00000012"]
-    state = mine / "step_00000012" / "state.safetensors"
+    assert [path.name for path in saved(mine)] == ["step_00000010", "192"]
+    state = mine / "snapshots" / "192" / MOMENTS
     state.write_bytes(state.read_bytes()[:-3])
     capsys.readouterr()
     assert execute(plan, console, tune.launch) == DONE
@@ -252,7 +252,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_said(ray_cluster, tmp_pa
     (row,), (reference,) = (results.runs(p.options.uri).to_dict("records") for p in (plan, whole))
     assert row["val/loss"] == reference["val/loss"]
     tags = mlflow.MlflowClient(plan.options.uri).get_run(row["run_id"]).data.tags
-    assert "step_00000012" in tags["warning"]
+    assert "snapshots/192" in tags["warning"]
 
 
 def test_the_same_cell_is_not_run_twice_at_once(tmp_path, console):

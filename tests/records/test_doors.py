@@ -74,7 +74,7 @@ class House:
 
     @property
     def model(self) -> str:
-        (folder,) = self.root.glob("trainings/*/*")
+        (folder,) = self.root.glob("trainings/*")
         return str(folder)
 
     def evaluate(self, **options: object) -> None:

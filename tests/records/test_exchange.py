@@ -24,7 +24,8 @@ from pforce.records.sweeps import SWEEPS, read_sweeps
 from pforce.results import runs
 from pforce.storage import Storage
 from pforce.terminal import DONE, make_console
-from pforce.training.checkpoint import checkpoints
+from pforce.training.checkpoint import saved
+from pforce.training.curve import read_curve
 from pforce.trial.migrate import carry_lines
 from pforce.validation import ConfigError
 from tests.orchestration.conftest import make_plan, small_sweep
@@ -217,15 +218,12 @@ def test_a_storage_of_then_goes_on(tmp_path, openmoji_folder, capsys):
             name: value for name, value in metrics.items() if not name.startswith(("cost/", "thr"))
         }
     assert sorted(frame["timesteps.sigma"]) == [0.4, 0.6]
-    steps = [meta for path in checkpoints_of(tmp_path / "runs") for meta in [path.name]]
-    assert steps == ["step_00000020"] * 3
+    trainings = sorted((tmp_path / "runs" / "trainings").iterdir())
+    assert [path.name for folder in trainings for path in saved(folder)] == ["1280"] * 3
+    assert all(read_curve(folder)[-1].images_seen == 1280 for folder in trainings)
 
     of_then = json.loads(next((tmp_path / "runs" / "trials").glob("*/checkpoints/*/meta.json")).read_text())
     if of_then["stream"]["manifest"] != Manifest.load(openmoji_folder).hash:
         pytest.skip("other versions draw other images here than drew those of the storage")
     again = plan(half(), Options(storage=str(tmp_path / "runs")), make_console())
     assert [item.experiment.timesteps.sigma for item in again.missing] == [0.2]  # type: ignore[attr-defined]
-
-
-def checkpoints_of(root: Path) -> list[Path]:
-    return [path for folder in sorted((root / "trainings").glob("*/*")) for path in checkpoints(folder / "checkpoints")]

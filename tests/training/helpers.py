@@ -39,8 +39,8 @@ class InterruptAt(Callback):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_record(self, state: TrainState, record: Record) -> None:
-        if record.step == self.step:
+    def on_step(self, state: TrainState) -> None:
+        if state.step == self.step:
             raise Interrupted
 
 

@@ -15,7 +15,7 @@ from pforce import flow
 from pforce.config import with_fields
 from pforce.images import from_uint8
 from pforce.training import Checkpoints, Diverged, OptimizerConfig, TrainingConfig, train
-from pforce.training.checkpoint import CheckpointError, checkpoints, load_newest
+from pforce.training.checkpoint import CheckpointError, load_newest, saved
 from pforce.training.loop import draw, use_bfloat16
 from pforce.validation import FieldError
 from tests.training.conftest import tiny
@@ -141,9 +141,9 @@ def test_ema_by_its_formula(tmp_path, warmup):
     weights = []
 
     class Watch(Checkpoints):
-        def on_record(self, state, record):
+        def on_step(self, state):
             weights.append(state.model.final_layer.linear.bias.detach().clone())
-            super().on_record(state, record)
+            super().on_step(state)
 
     experiment = tiny(9, ema_warmup=warmup)
     initial = start(experiment).model.final_layer.linear.bias.detach().clone()
@@ -209,4 +209,4 @@ def test_a_checkpoint_of_another_experiment_is_refused(tmp_path):
 
 def test_only_the_newest_two_are_kept(tmp_path):
     run(tiny(22), tmp_path)
-    assert [path.name for path in checkpoints(tmp_path)] == ["step_00000020", "step_00000022"]
+    assert [path.name for path in saved(tmp_path)] == ["step_00000020", str(22 * 16)]
