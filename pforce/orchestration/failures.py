@@ -15,14 +15,13 @@ from pforce.metrics.held_out import NotFinite
 from pforce.storage import StorageError
 from pforce.training import Diverged
 from pforce.training.checkpoint import CheckpointError
-from pforce.trial.folder import TrialLocked
 from pforce.validation import ConfigError, FieldError, InputError
 
 DISK_FULL = "disk full"
 WORKER_DIED = "worker died"
 OUT_OF_MEMORY = "out of memory"
 TIMED_OUT = "collective timeout"
-FINAL = ("diverged", "bad data", "checkpoint", "in use", "wrong input", DISK_FULL)
+FINAL = ("diverged", "bad data", "checkpoint", "wrong input", DISK_FULL)
 """Reasons that another attempt would only meet again; everything else may be the machine's."""
 
 
@@ -65,8 +64,6 @@ def failure_of(error: BaseException) -> Failure:  # noqa: PLR0911  (one line for
         return Failure("storage", message)
     if isinstance(error, CheckpointError | SafetensorError):
         return Failure("checkpoint", message)
-    if isinstance(error, TrialLocked):
-        return Failure("in use", message)
     if isinstance(error, ConfigError | FieldError | DetectorError):
         return Failure("wrong input", message)
     # On a CPU torch tells it in words only.

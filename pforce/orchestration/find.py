@@ -62,8 +62,8 @@ def find_model(
     if weights == "ema" and tensors is not None and source.sha256 != tensors:
         raise SourceError(
             f"{text}: {source.path} holds other weights ({source.sha256[:12]}, {source.images_seen or 0:,} images "
-            f"seen) than its numbers are of ({tensors[:12]}): its snapshot is damaged. The command that trained it makes it "
-            "again; for what is there give the snapshot's own folder"
+            f"seen) than its numbers are of ({tensors[:12]}): its snapshot is damaged. The command that trained it "
+            "makes it again; for what is there give the snapshot's own folder"
         )
     # A training's folder names the experiment of whoever trained it, which may have had another sampler.
     return replace(source, experiment=from_flat(cell.entry.params))

@@ -114,7 +114,8 @@ def print_outlook(sweep: Sweep, console: Console, *, tflops: float, gpus: int) -
     lines = [
         f"{o.cells} cells share {o.trainings} trainings: {o.steps:,} steps, {o.images_trained:,} images trained on, "
         f"{o.images_drawn:,} drawn",
-        f"storage: {o.storage_bytes / 1e9:,.1f} GB of checkpoints ({KEPT} per training: weights, averages, two moments) and snapshots",
+        f"storage: {o.storage_bytes / 1e9:,.1f} GB of snapshots and checkpoints ({KEPT} per training with weights, "
+        "averages, two moments)",
         f"device-hours: {hours:,.1f} GPU-hours, {hours / gpus:,.1f} hours on {gpus} GPU(s)",
         f"estimated from counted products: {o.training_flops:.3g} FLOP of training, {o.evaluation_flops:.3g} of "
         f"sampling and measuring, at {tflops:g} TFLOP/s a GPU: an assumption (--tflops), 38 % of what an H100 reached "

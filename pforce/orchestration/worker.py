@@ -22,11 +22,10 @@ from pforce.storage import Storage
 from pforce.training import Callback, Diverged, OnRecord, Record, Sharding
 from pforce.training.checkpoint import CheckpointError
 from pforce.training.loop import use_bfloat16
-from pforce.trial.folder import TrialLocked
 from pforce.trial.run import Paths, Where, run_trial, train_trial
 
 PROGRESS_EVERY_SECONDS = 2.0
-TOGETHER = (Diverged, CheckpointError, TrialLocked)
+TOGETHER = (Diverged, CheckpointError)
 """What all workers of a group raise at once: they go on with the next cell."""
 
 Report = Callable[[dict[str, Any]], None]

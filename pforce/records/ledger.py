@@ -53,6 +53,16 @@ class Ledger:
         """Forget what was listed: other processes may have finished parts meanwhile."""
         self._names = None
 
+    def look_again(self, parts: Iterable[Part]) -> None:
+        """List anew what there is of these parts: other processes may have finished them meanwhile."""
+        names, wanted = self.names(), {part.digest for part in parts}
+        there: dict[str, list[str]] = {}
+        for group in {each[:2] for each in wanted}:
+            for name in sorted(self.storage.names(f"{RECORDS}/{group}")):
+                if match := NAME.fullmatch(name):
+                    there.setdefault(match["digest"], []).append(name)
+        names.update({each: several for each, several in there.items() if each in wanted})
+
     def _listed(self) -> Iterator[str]:
         if self.storage.remote:
             yield from {name.rpartition("/")[2] for name in self.storage.list(RECORDS)}

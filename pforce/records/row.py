@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from pforce.metrics.held_out import shown_timesteps
@@ -91,12 +92,21 @@ def row_of(cell: CellParts, ledger: Ledger) -> Row | None:
     found = ledger.find(wanted)
     if len(found) < len({part.digest for part in wanted}):
         return None
-    drawn = ledger.get(cell.request.drawn(tensors)) if cell.request.images else None
+    drawn = drawn_of(cell.request, tensors, ledger)
     metrics = joined(cell.request, tensors, found, drawn)
     metrics |= training_metrics(weights)
     evaluation = [*found.values(), *([drawn] if drawn else [])]
     metrics |= evaluation_costs(weights, evaluation)
     return Row(metrics, weights, list(found.values()), drawn)
+
+
+def drawn_of(request: Request, weights: str, ledger: Ledger) -> Record | None:
+    """What a drawing cost, over all that drew a share of it; None where nothing is drawn, or it is not known."""
+    found = ledger.several(request.drawn(weights).digest) if request.images else []
+    if not found:
+        return None
+    cost = {name: sum(record.cost.get(name, 0.0) for record in found) for name in found[0].cost}
+    return replace(found[0], cost=cost)
 
 
 def joined(

@@ -13,7 +13,7 @@ import pandas as pd
 from pforce.records.ledger import Ledger
 from pforce.records.parts import CellParts, Request
 from pforce.records.record import Record
-from pforce.records.row import DIVERGED_AT, divergence_of, joined, origin_of, row_of, tensors_of
+from pforce.records.row import DIVERGED_AT, divergence_of, drawn_of, joined, origin_of, row_of, tensors_of
 from pforce.records.sweeps import CellEntry, SweepEntry, read_sweeps
 from pforce.storage import Storage
 from pforce.tracking import Tags
@@ -174,7 +174,7 @@ def _cell(cell: CellEntry, ledger: Ledger) -> dict[str, Any] | None:
     found = ledger.find(wanted)
     if len(found) < len(wanted) or not found:
         return None
-    drawn = ledger.get(request.drawn(weights)) if request.images else None
+    drawn = drawn_of(request, weights, ledger)
     several = [*found.values(), *([drawn] if drawn else [])]
     return {
         "start_time": _time(min(record.started for record in several)),

@@ -1,25 +1,27 @@
 """Where sweeps keep their files: a folder of this machine or of a network file system, or a bucket (S3, Google).
 
 A bucket is worked on in a mirror, a folder of this machine: files are pulled into it before they are read and pushed
-from it once they are whole. Nothing locks a bucket: two drivers that train the same cell at once both pay for it.
+from it once they are whole. Nothing is locked: processes agree by files that are created exclusively.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
+import os
 import re
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlencode, urlunsplit
 
-from pforce.files import cache_folder, write_whole
+from pforce.files import cache_folder, read_small, write_bytes, write_whole
 from pforce.storage.errors import StorageError, cause_of
 from pforce.storage.uri import absolute, bucket_of, endpoint_of, shown, split, with_endpoint
 
@@ -125,9 +127,12 @@ class Storage:
         if not self.remote or relative not in self.list(relative):
             return None
 
-        def content(filesystem: Any, prefix: str) -> bytes:
-            with filesystem.open_input_stream(f"{prefix}/{relative}") as stream:
-                return bytes(stream.read())
+        def content(filesystem: Any, prefix: str) -> bytes | None:
+            try:
+                with filesystem.open_input_stream(f"{prefix}/{relative}") as stream:
+                    return bytes(stream.read())
+            except FileNotFoundError:  # removed since it was listed
+                return None
 
         return self._try(f"{relative} cannot be read", content)
 
@@ -181,6 +186,70 @@ class Storage:
             if not any(part.startswith(".") or part in left_out for part in parts):
                 name = PurePosixPath(each.relative_to(self.root)).as_posix()
                 self._try(f"{name} cannot be written", functools.partial(_upload, each, name))
+
+    # --- small files that processes agree by ------------------------------------------------------------------
+
+    def names(self, folder: str) -> Sequence[str]:
+        """Names of the files in a folder, wherever the storage is."""
+        if self.remote:
+            return [name.rpartition("/")[2] for name in self.list(folder)]
+        try:
+            return [entry.name for entry in os.scandir(self.root / folder)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def content(self, relative: str, most: int) -> bytes | None:
+        """A small file's bytes, from the bucket itself where it is one; None where it is not there.
+
+        Args:
+            most: bytes that it can have; of a larger one, and of what is no file, nothing is read.
+        """
+        if self.remote:
+            found = self.read(relative)
+            return found if found is None or len(found) <= most else None
+        try:
+            return read_small(self.root / relative, most)
+        except (OSError, ValueError):
+            return None
+
+    def put(self, relative: str, content: bytes) -> None:
+        """Write a small file, in the bucket itself where it is one; it appears whole."""
+        if self.remote:
+            self._try(f"{relative} cannot be written", functools.partial(_put, content, relative))
+        else:
+            write_bytes(self.root / relative, content, lasting=False)
+
+    def create(self, relative: str, content: bytes) -> bool:
+        """Write a small file unless one is there, and say whether it was written: of several that try at once one wins.
+
+        `content` must be nobody else's: where the answer is an error or is lost, the file that is there is compared.
+
+        Raises:
+            StorageError: the bucket does not answer, or knows no conditional writes. OSError: of a folder.
+        """
+        if not self.remote:
+            return _link(self.root / relative, content)
+        try:
+            _put_if_absent(self.uri, relative, content)
+        except ConditionalWriteError as error:
+            there = self.read(relative)
+            if there is None:
+                raise StorageError(f"--storage {self}: {relative} cannot be made: {error}") from None
+            return there == content
+        return True
+
+    def remove(self, relative: str) -> None:
+        """Delete a small file, in the bucket itself where it is one."""
+        if self.remote:
+            self.delete(relative)
+        else:
+            (self.root / relative).unlink(missing_ok=True)
+
+    def leave(self, folder: str) -> None:
+        """Remove a folder that may be empty now, and those above it; a bucket has none."""
+        if not self.remote:
+            with suppress(OSError):  # somebody has just put a file into it
+                os.removedirs(self.root / folder)
 
     def delete(self, relative: str) -> None:
         """Delete a file, or all below a folder, from the bucket. Nothing where it is not there or the storage local."""
@@ -252,3 +321,90 @@ def _upload(path: Path, name: str, filesystem: Any, prefix: str) -> None:
     from pyarrow.fs import LocalFileSystem, copy_files
 
     copy_files(str(path), f"{prefix}/{name}", LocalFileSystem(), filesystem)
+
+
+def _put(content: bytes, name: str, filesystem: Any, prefix: str) -> None:
+    with filesystem.open_output_stream(f"{prefix}/{name}") as stream:
+        stream.write(content)
+
+
+def _link(path: Path, content: bytes) -> bool:
+    """Create a file with this content unless there is one: a hard link is made or refused at once, also on network
+    file systems."""
+    for again in (True, True, True, False):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor, name = tempfile.mkstemp(prefix=".tmp_", dir=path.parent)
+            break
+        except FileNotFoundError:  # whoever left it has just removed the empty folder
+            if not again:
+                raise
+    scratch = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        try:
+            os.link(scratch, path)
+        except OSError as error:
+            # An answer that is lost on the way is asked for again, and then says that it is there: by ourselves.
+            if scratch.stat().st_nlink == 2:  # the scratch file and the link
+                return True
+            if isinstance(error, FileExistsError):
+                return False
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
+                raise
+            return _create(path, content)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return True
+
+
+def _create(path: Path, content: bytes) -> bool:
+    """The same on a file system without hard links."""
+    try:
+        with path.open("xb") as file:
+            file.write(content)
+    except FileExistsError:
+        return False
+    return True
+
+
+class ConditionalWriteError(Exception):
+    """A conditional write was refused, or its answer was lost. Never leaves this file."""
+
+
+def _put_if_absent(uri: str, name: str, content: bytes) -> None:
+    """Put an object where there is none. ConditionalWriteError where that fails, for whatever reason."""
+    import obstore
+    from obstore.exceptions import BaseError
+
+    try:
+        store, prefix = _object_store(uri)
+        obstore.put(store, f"{prefix}{name}", content, mode="create")
+    except (BaseError, OSError, ValueError) as error:  # the message may tell credentials: only its kind is kept
+        raise ConditionalWriteError(type(error).__name__) from None
+
+
+@functools.lru_cache(maxsize=16)
+def _object_store(uri: str) -> tuple[Any, str]:
+    """obstore's bucket and the prefix in it, with its slash."""
+    from obstore.store import GCSStore, S3Store
+
+    parts = split(uri)
+    query = dict(parse_qsl(parts.query))
+    prefix = parts.path.strip("/")
+    prefix = f"{prefix}/" if prefix else ""
+    client: Any = {"timeout": f"{ANSWER_SECONDS}s", "connect_timeout": f"{CHECK_SECONDS}s"}
+    if parts.scheme in ("gs", "gcs"):
+        return GCSStore(bucket_of(parts), client_options=client), prefix
+    options: dict[str, Any] = {"virtual_hosted_style_request": False}
+    if query.get("region"):
+        options["region"] = query["region"]
+    if parts.username:
+        options |= {"access_key_id": unquote(parts.username), "secret_access_key": unquote(parts.password or "")}
+    endpoint = query.get("endpoint_override")
+    if endpoint:
+        scheme = query.get("scheme", "https")
+        options["endpoint"] = endpoint if "://" in endpoint else f"{scheme}://{endpoint}"
+        client["allow_http"] = scheme == "http" or endpoint.startswith("http://")
+    return S3Store(bucket_of(parts), client_options=client, **options), prefix

@@ -103,6 +103,7 @@ class Checkpoints(Callback):
         snapshots: images seen of further ones. resumable: those among them that a training can go on from for good.
         published: called for each snapshot.
         mirror: another place of the folder.
+        guard: called before anything is written; raises where another process has taken the training over.
     """
 
     def __init__(
@@ -114,8 +115,10 @@ class Checkpoints(Callback):
         resumable: Iterable[int] = (),
         published: Published = lambda state, tensors, meta: None,
         mirror: Mirror | None = None,
+        guard: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder, self.until, self.published, self.mirror = folder, until, published, mirror
+        self.guard = guard
         self.resumable = set(resumable)
         self.targets = {*self.resumable, *snapshots}
         self.taken: set[int] = set()
@@ -191,6 +194,7 @@ class Checkpoints(Callback):
                     tensors[name] = full.cpu()
 
         def write() -> set[int]:
+            self.guard()
             path = snapshot_path(self.folder, images) if snapshot else checkpoint_path(self.folder, state.step)
             checkpoint.save(path, tensors, meta, resumable=resumable)
             self.retention.trust(path)

@@ -219,8 +219,8 @@ def whole(folder: Path, *, identity: str, say: Callable[[str], None] = lambda li
             continue
         if each.meta["identity"] != identity:
             raise CheckpointError(
-                f"{path} belongs to experiment {str(each.meta['identity'])[:12]}, not to {identity[:12]}: give this one "
-                "a folder of its own"
+                f"{path} belongs to experiment {str(each.meta['identity'])[:12]}, not to {identity[:12]}: give this "
+                "one a folder of its own"
             )
         found.append(each)
     # A snapshot before a checkpoint of the same images: it stays.

@@ -166,6 +166,12 @@ class Blocks:
                 found.setdefault(int(match["first"]), []).append((int(match["end"]), name))
         return {first: sorted(ends, key=lambda each: (-each[0], each[1])) for first, ends in found.items()}
 
+    def has(self, end: int, first: int) -> bool:
+        """Whether images `first` to `end` − 1 are there, as far as names say."""
+        names = self.names()
+        starts = range(first // BLOCK * BLOCK, end, BLOCK)
+        return all(start in names and names[start][0][0] >= min(start + BLOCK, end) for start in starts)
+
     def load(self, count: int) -> dict[int, Arrays]:
         """First image → arrays of each whole block among the first `count` images. Damaged ones are warned of."""
         names = self.names()

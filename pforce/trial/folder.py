@@ -1,4 +1,4 @@
-"""The folder that a training leaves: names and paths, and who may be at it.
+"""The folder that a training leaves: names and paths, and who is at it.
 
 `trainings/ID/`, ID the digest of the training, whatever its budget: `experiment.json`, `checkpoints/` and `snapshots/`
 (see `pforce.training.checkpoint`), `curve/` (see `pforce.training.curve`), `wanted/` (snapshots that others ask a
@@ -8,15 +8,15 @@ Numbers are not in here: they are records (see `pforce.records`).
 
 from __future__ import annotations
 
-import fcntl
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pforce.config import Experiment, to_dict
-from pforce.files import write_bytes, write_json
+from pforce.files import write_json
 from pforce.parallel import Workers
+from pforce.records.lease import Lease, Wait, leased
+from pforce.storage import Storage
 from pforce.training.callbacks import WANTED
 
 TRAININGS = "trainings"
@@ -28,11 +28,6 @@ EVALUATIONS = "evaluations"
 SAMPLES = "samples.png"
 MAPS = "uncertainty_maps.npz"
 """Held-out images (≤ 8, C, H, W) uint8, timesteps (T,), and σ (T, ≤ 8, h, w)."""
-LOCK_SECONDS = 1.0
-
-
-class TrialLocked(RuntimeError):
-    """Another process runs this trial."""
 
 
 def training_folder(training: str) -> str:
@@ -50,42 +45,28 @@ def write_experiment(folder: Path, experiment: Experiment) -> None:
     write_json(folder / EXPERIMENT, to_dict(experiment))
 
 
-def ask(folder: Path, images_seen: int) -> None:
-    """Ask whoever is at a training to leave a snapshot at some images seen."""
-    path = folder / WANTED / str(images_seen)
-    if not path.exists():
-        write_bytes(path, b"", lasting=False)
+def ask(storage: Storage, training: str, images_seen: int) -> None:
+    """Ask whoever is at a training (its digest) to leave a snapshot at some images seen."""
+    folder = f"{training_folder(training)}/{WANTED}"
+    if str(images_seen) not in storage.names(folder):
+        storage.put(f"{folder}/{images_seen}", b"")
 
 
 @contextmanager
-def only_one(folder: Path, *, wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold a folder until the block or the process ends.
+def held(workers: Workers, storage: Storage, key: str, doing: str, *, wait: Wait) -> Iterator[Callable[[], None]]:
+    """Hold a lease by the first of several workers; the others wait for it, or raise what it raised.
 
-    Args:
-        wait: called about once a second while another process has it; without it that is TrialLocked.
+    Gives a function for the first worker that raises LeaseLost where another process has taken over.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if wait is None:
-                    message = f"{folder} is in use by another process: the same cell is being run twice"
-                    raise TrialLocked(message) from error
-                wait()
-                time.sleep(LOCK_SECONDS)
-        yield
-
-
-@contextmanager
-def held(workers: Workers, folder: Path, *, wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """`only_one` by the first of several workers; the others wait for it, or raise what it raised."""
     with ExitStack() as stack:
+        leases: list[Lease] = []
 
         def hold() -> None:
-            stack.enter_context(only_one(folder, wait=wait))
+            leases.append(stack.enter_context(leased(storage, key, doing, wait=wait)))
+
+        def check() -> None:
+            for lease in leases:
+                lease.check()
 
         workers.first_does(hold)
-        yield
+        yield check

@@ -28,6 +28,7 @@ from pforce.metrics.features import FeatureSet, collect
 from pforce.metrics.held_out import (
     Arrays,
     Found,
+    HeldOutData,
     NotFinite,
     held_out_data,
     measure_context,
@@ -38,6 +39,7 @@ from pforce.metrics.reference import ReferenceStatistics
 from pforce.models import PatchForcingTransformer
 from pforce.models.autoencoder import Decoder
 from pforce.parallel import ALONE, Workers
+from pforce.records.lease import Wait, patient, shared
 from pforce.records.ledger import Ledger
 from pforce.records.parts import Analysis, Part, Request, diverged_part
 from pforce.records.record import Record
@@ -70,9 +72,14 @@ def quiet(part: str, share: float) -> None:
     """Shows nothing."""
 
 
-def _within(progress: Progress, before: float, count: int, share: float) -> None:
-    """Report a share of one of several context measurements."""
-    progress("context", before + share / count)
+def _within(progress: Progress, part: str, number: int, count: int, share: float) -> None:
+    """Report a share of one of several measurements."""
+    progress(part, (number + share) / count)
+
+
+def _waiting(progress: Progress) -> Wait:
+    """Reports whom a process waits for."""
+    return lambda holder: progress(f"waiting for {holder or 'another process'}", 0.0)
 
 
 @dataclass
@@ -175,41 +182,56 @@ def _measure_held_out(
     data = held_out_data(
         images.images, images.labels, seed=request.seed, batch=subject.batch, device=subject.device
     )  # fmt: skip
-    parts, model = request.held_out_parts(subject.weights), subject.model
-    done = dict.fromkeys(("loss", "difficulty", "context"), 0)
-    of_kind = {kind: sum(each == kind for each, _ in wanted) for kind in done}
-    for analysis, time_key in wanted:
-        started = time.time()
-        clock = time.perf_counter()
-        share = done[analysis] / of_kind[analysis]
-        progress(_SAID[analysis], share)
-        found: Found
-        try:
-            match analysis:
-                case "loss":
-                    found = measure_loss(model, data)
-                case "difficulty":
-                    found = measure_difficulty(model, data, float(time_key))
-                case "context":
-                    within = partial(_within, progress, share, of_kind[analysis])
-                    found = measure_context(model, data, float(time_key), within)
-        except NotFinite as error:
-            ledger.put(Record.of(
-                diverged_part(parts[analysis, time_key].digest), values={WHY: str(error)}, started=started,
-                finished=time.time(), provenance=subject.provenance,
-            ))  # fmt: skip
-            raise
-        done[analysis] += 1
-        seconds = time.perf_counter() - clock
-        files = _keep(ledger, found.arrays)
-        values = {**found.values, "data/held_out_images": float(len(data.x1))}
-        record = Record.of(
-            parts[analysis, time_key], values=values, undefined=found.undefined, files=files, notes=found.notes,
-            started=started, finished=time.time(), provenance=subject.provenance,
-            cost={"seconds": seconds, "device_seconds": seconds * subject.devices},
-        )  # fmt: skip
-        ledger.put(record)
-        progress(_SAID[analysis], done[analysis] / of_kind[analysis])
+    parts = request.held_out_parts(subject.weights)
+    kinds = list(dict.fromkeys(analysis for analysis, _ in wanted))
+
+    def left(kind: Analysis) -> list[str]:
+        several = [time_key for analysis, time_key in wanted if analysis == kind]
+        ledger.look_again([parts[kind, time_key] for time_key in several])
+        return [time_key for time_key in several if ledger.get(parts[kind, time_key]) is None]
+
+    for kind in shared(
+        ledger.storage, kinds, key=lambda kind: f"held_out/{subject.weights[:32]}/{kind}",
+        done=lambda kind: not left(kind), doing="measuring on held-out images", wait=_waiting(progress),
+    ):  # fmt: skip
+        times = left(kind)
+        for number, time_key in enumerate(times):
+            within = partial(_within, progress, _SAID[kind], number, len(times))
+            within(0.0)
+            _measure_one(
+                parts[kind, time_key], kind, time_key, subject=subject, data=data, ledger=ledger, progress=within
+            )
+            within(1.0)
+
+
+def _measure_one(
+    part: Part, kind: Analysis, time_key: str, *, subject: Subject, data: HeldOutData, ledger: Ledger,
+    progress: Callable[[float], None],
+) -> None:  # fmt: skip
+    started, clock = time.time(), time.perf_counter()
+    found: Found
+    try:
+        match kind:
+            case "loss":
+                found = measure_loss(subject.model, data)
+            case "difficulty":
+                found = measure_difficulty(subject.model, data, float(time_key))
+            case "context":
+                found = measure_context(subject.model, data, float(time_key), progress)
+    except NotFinite as error:
+        ledger.put(Record.of(
+            diverged_part(part.digest), values={WHY: str(error)}, started=started, finished=time.time(),
+            provenance=subject.provenance,
+        ))  # fmt: skip
+        raise
+    seconds = time.perf_counter() - clock
+    files = _keep(ledger, found.arrays)
+    values = {**found.values, "data/held_out_images": float(len(data.x1))}
+    ledger.put(Record.of(
+        part, values=values, undefined=found.undefined, files=files, notes=found.notes, started=started,
+        finished=time.time(), provenance=subject.provenance,
+        cost={"seconds": seconds, "device_seconds": seconds * subject.devices},
+    ))  # fmt: skip
 
 
 _SAID = {"loss": "validation loss", "difficulty": "difficulty", "context": "context"}
@@ -249,43 +271,61 @@ def draw_blocks(
     kept: Mapping[int, Arrays],
     store: tuple[Blocks, Blocks],
     progress: Callable[[int], None] = lambda drawn: None,
+    wait: Wait = patient,
 ) -> Iterator[_Block]:
     """Draw groups of passes, read them through the detector, keep and give each block as soon as it is whole.
+
+    What other processes draw meanwhile is left to them: it is not given, but kept when this ends.
 
     Args:
         kept: blocks of which a part is there already.
         store: of the features, and of the images.
+        wait: called while others draw the last of it.
     """
+    features, _ = store
+    own = shared(
+        features.storage, groups, key=lambda group: f"{features.relative}/{group[0].first // BLOCK}",
+        done=lambda group: features.has(group[-1].end, group[0].first), doing="drawing images", wait=wait,
+    )  # fmt: skip
+    for group in own:
+        for block in draw_group(request, subject, detector, group, kept=kept, store=store):
+            progress(block.drawn)
+            yield block
+
+
+def draw_group(
+    request: Request, subject: Subject, detector: Detector, group: Sequence[Span], *, kept: Mapping[int, Arrays],
+    store: tuple[Blocks, Blocks],
+) -> Iterator[_Block]:  # fmt: skip
+    """One group of passes of `draw_blocks`, whoever else may be at it."""
     features, images = store
-    for group in groups:
-        pixels: list[Tensor] = []
-        nfe = passes = 0
-        seconds = 0.0
-        made = draw(
-            subject.model, subject.sampler, subject.labels(), group, seed=request.seed, device=subject.device,
-            decode=subject.decode,
-        )  # fmt: skip
-        for drawn in made:
-            pixels.append(drawn.images)
-            nfe, passes = drawn.num_function_evaluations, drawn.forward_passes
-            seconds += drawn.seconds
-        first, all_pixels = group[0].first, torch.cat(pixels)
-        total = len(all_pixels)
-        for start in range(0, total, BLOCK):
-            block = (first + start) // BLOCK * BLOCK
-            part = all_pixels[start : start + BLOCK]
-            arrays = to_arrays(read_block(detector, part))
-            there = first + start - block
-            before = kept.get(block) if there else None
-            if there:
-                if before is None or count_of(before) < there:
-                    raise ValueError(f"images {block} to {first + start - 1} of a drawing are not kept any more")
-                arrays = joined([{key: value[:there] for key, value in before.items()}, arrays])
-            features.save(block, arrays)
-            if first + start == 0:
-                images.save(0, {"images": part.cpu().numpy()})
-            progress(len(part))
-            yield _Block(block, to_reading(arrays), len(part), nfe, passes, seconds * len(part) / total)
+    pixels: list[Tensor] = []
+    nfe = passes = 0
+    seconds = 0.0
+    made = draw(
+        subject.model, subject.sampler, subject.labels(), group, seed=request.seed, device=subject.device,
+        decode=subject.decode,
+    )  # fmt: skip
+    for drawn in made:
+        pixels.append(drawn.images)
+        nfe, passes = drawn.num_function_evaluations, drawn.forward_passes
+        seconds += drawn.seconds
+    first, all_pixels = group[0].first, torch.cat(pixels)
+    total = len(all_pixels)
+    for start in range(0, total, BLOCK):
+        block = (first + start) // BLOCK * BLOCK
+        part = all_pixels[start : start + BLOCK]
+        arrays = to_arrays(read_block(detector, part))
+        there = first + start - block
+        before = kept.get(block) if there else None
+        if there:
+            if before is None or count_of(before) < there:
+                raise ValueError(f"images {block} to {first + start - 1} of a drawing are not kept any more")
+            arrays = joined([{key: value[:there] for key, value in before.items()}, arrays])
+        features.save(block, arrays)
+        if first + start == 0:
+            images.save(0, {"images": part.cpu().numpy()})
+        yield _Block(block, to_reading(arrays), len(part), nfe, passes, seconds * len(part) / total)
 
 
 def _measure_images(
@@ -333,23 +373,40 @@ def _measure_images(
         done += count
         progress("sampling", min(1.0, done / max(1, to_draw)))
 
-    made = list(draw_blocks(request, subject, detector, own, kept=kept, store=(features, pictures), progress=drew))
+    made = list(draw_blocks(
+        request, subject, detector, own, kept=kept, store=(features, pictures), progress=drew, wait=_waiting(progress)
+    ))  # fmt: skip
     blocks = [block for part in workers.to_first(made) for block in part]
     if reference is None:
         return
+    readings = {first: to_reading(arrays) for first, arrays in kept.items()}
+    readings |= {block.first: block.reading for block in blocks}
+    by_others = [first for first in range(0, request.images, BLOCK) if _short(readings.get(first), first, request)]
+    if by_others:
+        names = features.names()
+        there = {first: arrays for first in by_others if (arrays := features.block(first, names)) is not None}
+        readings |= {first: to_reading(arrays) for first, arrays in there.items()}
+        ends = {first: first + len(reading.features) for first, reading in readings.items()}
+        for group in spans_to_draw(request.images, subject.batch, ends):  # kept by others, and trimmed again
+            again = draw_group(request, subject, detector, group, kept=there, store=(features, pictures))
+            blocks += (several := list(again))
+            readings |= {block.first: block.reading for block in several}
     record_drawing(
         request, subject, ledger, started=started, seconds=time.perf_counter() - clock,
         images=sum(block.drawn for block in blocks), passes=blocks[0].forward_passes if blocks else 0,
         sampling=sum(block.seconds for block in blocks),
     )  # fmt: skip
-    readings = {first: to_reading(arrays) for first, arrays in kept.items()}
-    readings |= {block.first: block.reading for block in blocks}
     found = collect(detector, (readings[first] for first in sorted(readings)))
     parts = request.image_parts(subject.weights)
     record_metrics(
         {name: parts[name] for name in metrics}, found.cut(request.images), reference, ledger, subject=subject,
         progress=progress,
     )  # fmt: skip
+
+
+def _short(reading: Reading | None, first: int, request: Request) -> bool:
+    """Whether images of a block are missing."""
+    return reading is None or len(reading.features) < min(BLOCK, request.images - first)
 
 
 def beyond_kept(images: int, detector: Detector) -> str | None:
@@ -398,7 +455,8 @@ def record_drawing(
     sampling: float,
     seconds: float,
 ) -> None:
-    """What the first images of a drawing cost: those of them that were drawn now. Recorded once per number of images.
+    """What the first images of a drawing cost: those of them that were drawn now. Each process that drew some of them
+    records its share.
 
     Args:
         images: drawn now.
@@ -407,7 +465,8 @@ def record_drawing(
         seconds: in all, features included.
     """
     part = request.drawn(subject.weights)
-    if ledger.get(part) is not None:
+    ledger.look_again([part])
+    if ledger.get(part) is not None and not images:
         return
     values: dict[str, float] = {
         "cost/nfe": float(subject.sampler.schedule().num_function_evaluations),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from pforce.metrics.detectors import Detector
 from pforce.metrics.held_out import MAP_IMAGES, shown_timesteps
 from pforce.models import PatchForcingTransformer, build
 from pforce.parallel import ALONE, Workers
+from pforce.records.lease import Holder, LeaseLost
 from pforce.records.ledger import Ledger
 from pforce.records.parts import BFLOAT16, FLOAT32, CellParts, Inputs, cell_parts
 from pforce.records.provenance import made_on
@@ -265,70 +266,83 @@ def train_trial(experiment: Experiment, paths: Paths, cell: CellParts, where: Wh
 
     Waits while another process is at the same training, and asks it for this snapshot.
     """
-    workers, folder, started = where.workers, paths.folder(cell), time.time()
+    workers, folder = where.workers, paths.folder(cell)
     mirror = paths.mirror(cell)
-    if mirror is not None:
-        workers.first_does(lambda: mirror.fetch(cell.images_seen))
-    there = _from_snapshot(experiment, cell, folder, where, ledger)
-    if there is not None:
-        _show_past(there, where)
-        return there
 
-    def wait() -> None:
-        ask(folder, cell.images_seen)
-        where.progress("waiting for its training", 0.0)
-
-    with held(workers, folder, wait=wait):
-        workers.first_does(ledger.refresh)
+    def find() -> Trained | None:
         if mirror is not None:
             workers.first_does(lambda: mirror.fetch(cell.images_seen))
-        there = _from_snapshot(experiment, cell, folder, where, ledger)  # whoever was at it has left it
-        if there is not None:
+        there = _from_snapshot(experiment, cell, folder, where, ledger)
+        if there is not None and workers.first:
+            _record_training(experiment, cell, ledger, where.record(experiment), time.time())
             _show_past(there, where)
-            return there
+        return there
+
+    def wait(holder: Holder | None) -> None:
+        ask(paths.storage, cell.training.digest, cell.images_seen)
+        where.progress(f"waiting for {holder or 'another process'}", 0.0)
+
+    there = find()
+    while there is None:
+        with held(workers, paths.storage, f"training/{cell.training.digest}", "training", wait=wait) as guard:
+            workers.first_does(ledger.refresh)
+            there = find()  # whoever was at it may have left it
+            if there is None:
+                try:
+                    there = _train(experiment, paths, cell, where, ledger, guard=guard)
+                except LeaseLost as error:  # raised by all workers at once
+                    warnings.warn(str(error), stacklevel=2)
+    return there
+
+
+def _train(
+    experiment: Experiment, paths: Paths, cell: CellParts, where: Where, ledger: Ledger, *, guard: Callable[[], None]
+) -> Trained:
+    """Train to the cell's images seen, from the nearest earlier checkpoint. LeaseLost where another has taken over."""
+    workers, folder, mirror, started = where.workers, paths.folder(cell), paths.mirror(cell), time.time()
+    if workers.first:
+        write_experiment(folder, experiment)
+    refuse_diverged(experiment, cell, workers, ledger)
+    state = training_state(
+        experiment, paths.data, cell.training.digest, where.device, workers=workers, sharding=where.sharding,
+        devices=where.devices,
+    )  # fmt: skip
+
+    def publish(state: TrainState, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        made = where.record(experiment)
+        values: dict[str, str | float] = {
+            TENSORS: tensors_hash(experiment.model, averaged_of(tensors)),
+            "data/damaged_samples": float(sum(meta["stream"]["damaged"].values())),
+        }
+        _record_training(experiment, cell, ledger, made, started)
+        _record_weights(replace(cell, images_seen=state.images_seen), ledger, state, values, made)
+
+    checkpoints = Checkpoints(
+        folder, until=cell.images_seen, snapshots=experiment.training.snapshots,
+        resumable=experiment.training.resumable, published=publish, mirror=mirror, guard=guard,
+    )  # fmt: skip
+    own = where.callbacks if workers.first else ()
+    try:
+        train(state, until=cell.images_seen, flip=experiment.data.flip, callbacks=(checkpoints, *own))
+    except Diverged as error:  # raised by all workers at once
         if workers.first:
-            write_experiment(folder, experiment)
-        refuse_diverged(experiment, cell, workers, ledger)
-        state = training_state(
-            experiment, paths.data, cell.training.digest, where.device, workers=workers, sharding=where.sharding,
-            devices=where.devices,
-        )  # fmt: skip
-
-        def publish(state: TrainState, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
             made = where.record(experiment)
-            values: dict[str, str | float] = {
-                TENSORS: tensors_hash(experiment.model, averaged_of(tensors)),
-                "data/damaged_samples": float(sum(meta["stream"]["damaged"].values())),
-            }
             _record_training(experiment, cell, ledger, made, started)
-            _record_weights(replace(cell, images_seen=state.images_seen), ledger, state, values, made)
-
-        checkpoints = Checkpoints(
-            folder, until=cell.images_seen, snapshots=experiment.training.snapshots,
-            resumable=experiment.training.resumable, published=publish, mirror=mirror,
-        )  # fmt: skip
-        own = where.callbacks if workers.first else ()
-        try:
-            train(state, until=cell.images_seen, flip=experiment.data.flip, callbacks=(checkpoints, *own))
-        except Diverged as error:  # raised by all workers at once
-            if workers.first:
-                made = where.record(experiment)
-                _record_training(experiment, cell, ledger, made, started)
-                _record_divergence(cell, ledger, state, error, made=made, started=started)
-            raise
-        if mirror is not None and workers.first:
-            mirror.finish(cell.images_seen)
-        model = averaged_model(state, experiment)
-        if not workers.first:
-            return Trained(model, "", None, [])
-        record = ledger.get(cell.weights)
-        assert record is not None  # `publish` has put it
+            _record_divergence(cell, ledger, state, error, made=made, started=started)
+        raise
+    if mirror is not None and workers.first:
+        mirror.finish(cell.images_seen)
+    model = averaged_model(state, experiment)
+    if not workers.first:
+        return Trained(model, "", None, [])
+    record = ledger.get(cell.weights)
+    assert record is not None  # `publish` has put it
     return Trained(model, str(record.values[TENSORS]), record, state.past)
 
 
 def _show_past(trained: Trained, where: Where) -> None:
     """The curve of a training that was found goes to whoever shows it."""
-    for callback in where.callbacks if where.workers.first else ():
+    for callback in where.callbacks:
         if isinstance(callback, OnRecord):
             callback.show(trained.past)
 
@@ -420,8 +434,7 @@ def subject_of(
 def run_trial(
     experiment: Experiment, paths: Paths, where: Where, *, inputs: Inputs | None = None
 ) -> Row | None:  # fmt: skip
-    """Train, and measure what is missing. TrialLocked where another process measures the same; other errors as
-    `train_trial`.
+    """Train, and measure what is missing; what another process is at is waited for. Errors as `train_trial`.
 
     Returns the row, on the first worker; the others get None. What is noted of a measurement is warned of.
 
@@ -438,18 +451,14 @@ def run_trial(
     check_detector(detector, cell.request.detector)
     held_out = HeldOut(paths.data)
     held_out(experiment.evaluation.held_out_images)
-    folder = evaluation_folder(paths.folder(cell), cell.digest)
     ledger = Ledger(paths.storage, lambda line: warnings.warn(line, stacklevel=2))
-    with held(workers, folder):
-        if workers.first:
-            write_experiment(folder, experiment)
-        trained = train_trial(experiment, paths, cell, where, ledger)
-        trained.weights = workers.first_does(lambda: trained.weights)
-        subject = subject_of(experiment, paths, inputs, trained, where, images=held_out, detector=detector)
-        measure(cell.request, subject, ledger, workers=workers, progress=where.progress)
-        if not workers.first:
-            return None
-        return finish_trial(experiment, paths, cell, ledger, held_out)
+    if workers.first:
+        write_experiment(evaluation_folder(paths.folder(cell), cell.digest), experiment)
+    trained = train_trial(experiment, paths, cell, where, ledger)
+    trained.weights = workers.first_does(lambda: trained.weights)
+    subject = subject_of(experiment, paths, inputs, trained, where, images=held_out, detector=detector)
+    measure(cell.request, subject, ledger, workers=workers, progress=where.progress)
+    return finish_trial(experiment, paths, cell, ledger, held_out) if workers.first else None
 
 
 def finish_trial(

@@ -88,9 +88,7 @@ def test_a_resume_may_change_the_number_of_workers(tmp_path, alone):
     records: list[Record] = []
     state = training_state(tiny(STEPS), DATA, "id", CPU)
     with pytest.raises(Interrupted):
-        train(
-            state, flip=True, callbacks=[Checkpoints(folder), OnRecord(records.append), InterruptAt(33)]
-        )
+        train(state, flip=True, callbacks=[Checkpoints(folder), OnRecord(records.append), InterruptAt(33)])
     assert [record.step for record in records] == list(range(21, 34))
     last = distributed(folder, 2)
     assert len(last) == 20

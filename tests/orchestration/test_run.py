@@ -23,12 +23,12 @@ from pforce.orchestration.placement import Placement
 from pforce.orchestration.plan import Options, payload, trial_folder
 from pforce.orchestration.script import keep_sweep, run_sweep, table_rows
 from pforce.orchestration.sweep import Axis, Sweep
+from pforce.records.lease import leased
 from pforce.storage import StorageError
 from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import RunSpec
 from pforce.training import Diverged
 from pforce.training.checkpoint import MOMENTS, saved
-from pforce.trial.folder import evaluation_folder, only_one
 from pforce.trial.run import Paths, Where, run_trial
 from pforce.trial.source import load_source
 from pforce.validation import ConfigError
@@ -255,17 +255,6 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_said(ray_cluster, tmp_pa
     assert "snapshots/192" in tags["warning"]
 
 
-def test_the_same_cell_is_not_run_twice_at_once(tmp_path, console):
-    """Another process holds the evaluation's folder: FAILED with the reason, and the files are left alone."""
-    plan = make_plan(small_sweep(), tmp_path)
-    item = plan.work[0]
-    with only_one(evaluation_folder(trial_folder(plan.options, item), item.fingerprint)):
-        assert execute(plan, console, local.launch) == SOME_FAILED
-    (run,) = results.runs(plan.options.uri).to_dict("records")
-    assert run["reason"] == "in use"
-    assert execute(make_plan(small_sweep(), tmp_path), console, local.launch) == DONE
-
-
 def test_cells_that_differ_in_their_evaluation_only_share_a_training(tmp_path, console):
     """Oracle: checkpoints' folders, and training seconds, which are those of one training; distances differ."""
     sweep = Sweep("s", tiny(6), (Axis("sampler.num_function_evaluations", (2, 4)),))
@@ -287,12 +276,12 @@ def test_cells_that_differ_in_their_evaluation_only_share_a_training(tmp_path, c
 
 
 def test_a_cell_waits_for_a_training_that_another_one_runs(tmp_path, console):
-    """The training's folder is held for two seconds: the trial waits, and is done."""
+    """The training is held for two seconds: the trial waits, asks for its snapshot, and is done."""
     plan = make_plan(small_sweep(), tmp_path)
     held, released = threading.Event(), []
 
     def hold() -> None:
-        with only_one(trial_folder(plan.options, plan.work[0])):
+        with leased(plan.options.place, f"training/{plan.work[0].training}", "training"):
             held.set()
             time.sleep(2)
             released.append(time.monotonic())
