@@ -74,6 +74,13 @@ class Experiment:
             self.training.batch,
             f"a multiple of data.streams = {self.data.streams}",
         )
+        decay = self.optimizer.decay_images
+        require(
+            decay <= self.training.images and decay % self.training.batch == 0,
+            "optimizer.decay_images",
+            decay,
+            f"a multiple of training.batch = {self.training.batch}, at most training.images = {self.training.images}",
+        )
         check_sampler(self.sampler, self.model, "sampler.")
         require(
             self.model.difficulty_head or self.timesteps.per_sample,
@@ -81,6 +88,18 @@ class Experiment:
             self.timesteps.name,
             "a sampler with one timestep a sample (parallel_uniform, parallel_logit_normal), as "
             "model.difficulty_head is False (SiT)",
+        )
+
+    @property
+    def trunk(self) -> Experiment | None:
+        """The training that a decay branches off from, up to where it does; None where there is no decay, or nothing
+        before it."""
+        start = self.training.images - self.optimizer.decay_images
+        if not self.optimizer.decay_images or not start:
+            return None
+        training = dataclasses.replace(self.training, images=start, snapshots=(), resumable=(start,))
+        return dataclasses.replace(
+            self, optimizer=dataclasses.replace(self.optimizer, decay_images=0), training=training
         )
 
 

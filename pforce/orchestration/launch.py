@@ -21,7 +21,7 @@ from pforce.records.row import WHY, row_of
 from pforce.results.stored import TAGGED
 from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import CELLS, SPOOL, Delivery, Status, Tags, TrackingError, deliver_leftovers
-from pforce.training.curve import read_curve
+from pforce.trial.folder import curve_of
 
 STOP_SECONDS = 5.0
 """The longest wait for the tracking store after a signal."""
@@ -165,7 +165,8 @@ def _show(plan: Plan, recorder: Recorder, item: Work) -> None:
     row = row_of(item.parts, plan.ledger)
     assert row is not None  # it is done
     recorder.start(item)
-    for point in read_curve(trial_folder(plan.options, item), until=item.parts.images_seen, say=recorder.display.line):
+    folder, parts = trial_folder(plan.options, item), item.parts
+    for point in curve_of(folder, parts.training, until=parts.images_seen, say=recorder.display.line):
         recorder.report(item, {"phase": "training", "record": point._asdict()})
     made = row.weights.provenance
     environment = {name: made[name] for name in TAGGED if name in made}

@@ -15,7 +15,7 @@ from pforce.data import DataError, ensure
 from pforce.models import ModelConfig, PatchForcingTransformer
 from pforce.models.flops import forward_flops
 from pforce.orchestration.sweep import Cell, Sweep
-from pforce.records.parts import Inputs, training_part
+from pforce.records.parts import Inputs, branch_part, training_part
 from pforce.sampling import count_flops
 from pforce.training.checkpoint import KEPT
 
@@ -77,8 +77,16 @@ def outlook(cells: list[Cell]) -> Outlook:
     nothing = Inputs("", 0, 0, "", "", "")  # the data are the same for all
     budgets: dict[str, dict[int, Experiment]] = {}
     for cell in cells:
-        training = training_part(cell.experiment, nothing).digest
-        budgets.setdefault(training, {})[cell.experiment.training.images] = cell.experiment
+        e = cell.experiment
+        training, decay = training_part(e, nothing).digest, e.optimizer.decay_images
+        if decay:
+            of_branch = branch_part(training, start=e.training.images - decay, images=decay).digest
+            budgets[of_branch] = {
+                decay: replace(e, training=replace(e.training, images=decay, snapshots=(), resumable=()))
+            }
+        if (trunk := e.trunk) or not decay:
+            e = trunk or e
+            budgets.setdefault(training, {})[e.training.images] = e
     several = [of[max(of)] for of in budgets.values()]  # shorter ones are snapshots of the longest
     return Outlook(
         cells=len(cells),

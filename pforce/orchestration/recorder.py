@@ -18,6 +18,7 @@ from pforce.orchestration.display import SweepDisplay
 from pforce.orchestration.failures import DISK_FULL
 from pforce.orchestration.plan import Plan, trial_folder
 from pforce.orchestration.sweep import Work
+from pforce.records.parts import decay_of
 from pforce.storage import StorageError
 from pforce.tracking import Delivery, RunSpec, Status, Tags
 from pforce.trial.folder import MAPS, SAMPLES, evaluation_folder
@@ -84,6 +85,8 @@ class Recorder:
         inputs = {f"input.{name}": value for name, value in self.plan.inputs.tags().items()}
         tags = {**self.tags, **inputs, "weights": "ema", Tags.SEED: str(item.experiment.seed)}
         tags[Tags.TRAINING] = item.training
+        if (branch := decay_of(item.parts.training)) is not None:
+            tags[Tags.TRUNK] = branch[0]
         spec = RunSpec(item.label, item.fingerprint, flat_params(item.experiment), tags)
         self.open[item.fingerprint] = item
         self.delivery.open_trial(spec)

@@ -73,6 +73,7 @@ TABLE: Mapping[type, Fields] = {
         {
             "learning_rate": "learning_rate", "weight_decay": "weight_decay", "betas": "betas",
             "warmup_steps": "warmup_steps", "gradient_norm": "gradient_norm",
+            "decay_images": None,  # names a branch of the training, see `pforce.records.parts.training_part`
         },
     ),
     TrainingConfig: Fields(

@@ -79,7 +79,7 @@ class Inputs:
 
 
 def training_part(experiment: Experiment, inputs: Inputs) -> Part:
-    """The training of an experiment."""
+    """The training of an experiment, before any decay."""
     precision = experiment.training.precision
     found = canonical(experiment.training)
     found.pop("precision", None)
@@ -95,6 +95,18 @@ def training_part(experiment: Experiment, inputs: Inputs) -> Part:
     }
     versions = versions_of("training", f"timesteps.{experiment.timesteps.name}")
     return Part("training", {key: value for key, value in parts.items() if value != {}}, versions)
+
+
+def branch_part(trunk: str, *, start: int, images: int) -> Part:
+    """A training (its digest) whose learning rate falls from some images seen on, over so many images."""
+    return Part("training", {"decay": {"start": int(start), "images": int(images)}}, parents=(trunk,))
+
+
+def decay_of(training: Part) -> tuple[str, int] | None:
+    """The digest of the training that this one branches off from, and the images seen there; None of a trunk."""
+    if not training.parents:
+        return None
+    return training.parents[0], int(training.canonical["decay"]["start"])
 
 
 def weights_part(training: str, images_seen: int, average: Average = "ema") -> Part:
@@ -228,6 +240,8 @@ class CellParts:
     training: Part
     images_seen: int
     request: Request
+    trunk: Part | None = None
+    """The training that this one branches off from, where it is to be trained."""
 
     @cached_property
     def weights(self) -> Part:
@@ -296,4 +310,11 @@ def cell_parts(experiment: Experiment, inputs: Inputs) -> CellParts:
         classes=experiment.model.classes,
         difficulty_head=experiment.model.difficulty_head,
     )
-    return CellParts(training_part(experiment, inputs), int(experiment.training.images), request)
+    trunk, images, decay = (
+        training_part(experiment, inputs),
+        experiment.training.images,
+        experiment.optimizer.decay_images,
+    )
+    if not decay:
+        return CellParts(trunk, int(images), request)
+    return CellParts(branch_part(trunk.digest, start=images - decay, images=decay), int(images), request, trunk)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pforce.metrics.held_out import shown_timesteps
 from pforce.records.ledger import Ledger
-from pforce.records.parts import CellParts, Part, Request, diverged_part
+from pforce.records.parts import CellParts, Part, Request, decay_of, diverged_part
 from pforce.records.record import Record
 
 DIVERGED_AT, WHY = "images_seen", "why"
@@ -72,10 +72,14 @@ def divergence_of(cell: CellParts, ledger: Ledger) -> Record | None:
     known = tensors_of(cell, ledger)
     if known is None:
         # The one that was found first is not always the one of the fewest images: those count.
+        limits = {cell.diverged.digest: cell.images_seen}
+        if (branch := decay_of(cell.training)) is not None:
+            limits[diverged_part(branch[0]).digest] = branch[1]
         found = [
-            (record.numbers().get(DIVERGED_AT, math.nan), record) for record in ledger.several(cell.diverged.digest)
-        ]
-        reached = [each for each in found if each[0] <= cell.images_seen]
+            (record.numbers().get(DIVERGED_AT, math.nan), limit, record)
+            for digest, limit in limits.items() for record in ledger.several(digest)
+        ]  # fmt: skip
+        reached = [(at, record) for at, limit, record in found if at <= limit]
         return min(reached, key=lambda each: each[0])[1] if reached else None
     wanted = cell.request.held_out_parts(known[0]).values()
     there = ledger.find([diverged_part(part.digest) for part in wanted if ledger.get(part) is None])
@@ -137,6 +141,11 @@ def training_metrics(weights: Record) -> dict[str, float]:
     found = {"cost/images_seen": seen, "data/damaged_samples": weights.number("data/damaged_samples")}
     if cost.get("seconds"):
         found |= {"cost/training_seconds": cost["seconds"], "throughput/images_per_second": seen / cost["seconds"]}
+    if "trunk_seconds" in cost:  # of a branch, what it has of its trunk: counted once where both are added up
+        found |= {
+            "cost/trunk_seconds": cost["trunk_seconds"], "cost/trunk_images": cost["trunk_images"],
+            "cost/trunk_device_hours": cost["trunk_device_seconds"] / 3600,
+        }  # fmt: skip
     # Of a result that was carried over, its curve's last point.
     return found | {name: value for name, value in weights.numbers().items() if name.startswith("train/")}
 

@@ -44,11 +44,7 @@ def run_costs(runs: pd.DataFrame) -> pd.DataFrame:
     of_training = pd.DataFrame(
         {"hours": hours * share, "seconds": seconds * share, "images": _column(runs, "images_trained")}
     ).fillna(0.0)
-    # What a training had cost in all after each run: its increase is the run's.
-    so_far = of_training.groupby(runs["training"]).cummax()
-    before = so_far.groupby(runs["training"]).shift(fill_value=0.0)
-    known = of_training.where(runs["training"].notna(), 0.0)
-    counted_twice = known.clip(upper=before.fillna(0.0))
+    counted_twice = _counted_twice(runs, of_training)
     start = runs["start_time"].dt.tz_localize("UTC")
     device = _device(runs)
     return pd.DataFrame(
@@ -67,6 +63,29 @@ def run_costs(runs: pd.DataFrame) -> pd.DataFrame:
             "recorded": hours.notna(),
         }
     )  # fmt: skip
+
+
+def _counted_twice(runs: pd.DataFrame, of_training: pd.DataFrame) -> pd.DataFrame:
+    """hours, seconds and images of each run's training that an earlier run has counted. A branch's are its trunk's, up
+    to where it begins, and its own."""
+    no_trunk = pd.Series(None, index=runs.index, dtype=object)
+    before = pd.DataFrame(
+        {
+            "hours": _column(runs, "cost/trunk_device_hours"), "seconds": _column(runs, "cost/trunk_seconds"),
+            "images": _column(runs, "cost/trunk_images"),
+        }
+    ).fillna(0.0)  # fmt: skip
+    before = before.clip(upper=of_training)
+    pieces = pd.concat([of_training - before, before], keys=["own", "trunk"])
+    of = pd.concat([runs["training"], runs.get("trunk", no_trunk)], keys=["own", "trunk"])
+    # In the order in which the runs began, whichever piece it is.
+    order = [(piece, run) for run in runs.index for piece in ("own", "trunk")]
+    pieces, of = pieces.loc[order], of.loc[order]
+    # What a training had cost in all after each run: its increase is the run's.
+    so_far = pieces.groupby(of).cummax()
+    earlier = so_far.groupby(of).shift(fill_value=0.0)
+    known = pieces.where(of.notna(), 0.0)
+    return known.clip(upper=earlier.fillna(0.0)).groupby(level=1).sum().loc[runs.index]
 
 
 def _device(runs: pd.DataFrame) -> pd.Series[Any]:

@@ -68,6 +68,8 @@ def finished_cells(storage: Storage, ledger: Ledger) -> Iterator[FinishedCell]:
                 Tags.TRAINING: parts.training.digest, Tags.SEED: str(cell.seed), "weights": "ema",
                 **{name: made[name] for name in made if name.startswith("version.") or name in TAGGED},
             }  # fmt: skip
+            if parts.training.parents:
+                tags[Tags.TRUNK] = parts.training.parents[0]
             if "commit" in made:
                 tags["mlflow.source.git.commit"] = made["commit"]
             if row.origin:
@@ -164,6 +166,7 @@ def _cell(cell: CellEntry, ledger: Ledger) -> dict[str, Any] | None:
             "end_time": _time(row.finished),
             "last_activity": _time(row.finished),
             "training": parts.training.digest,
+            "trunk": next(iter(parts.training.parents), None),
             "images_trained": float(parts.images_seen),
             **_made(row.weights),
             "origin": row.origin,

@@ -13,9 +13,8 @@ CELLS = "pforce.cells"
 """Tag of a sweep: how many distinct cells it plans."""
 USER = "mlflow.user"
 TEXTS = [
-    "run_id", "run_name", "status", "sweep", "parent", "fingerprint", "training", "reason", "device", "computed_in",
-    "torch", "commit", "user",
-    "start_time", "end_time", "last_activity", "origin",
+    "run_id", "run_name", "status", "sweep", "parent", "fingerprint", "training", "trunk", "reason", "device",
+    "computed_in", "torch", "commit", "user", "start_time", "end_time", "last_activity", "origin",
 ]  # fmt: skip
 """Columns of `runs_frame` that are not made numbers."""
 
@@ -58,6 +57,7 @@ def runs_frame(tracker: Tracker, sweep: str | None = None) -> pd.DataFrame:
             "parent": run.data.tags.get(PARENT),
             "fingerprint": run.data.tags.get(Tags.FINGERPRINT),
             "training": run.data.tags.get(Tags.TRAINING),
+            "trunk": run.data.tags.get(Tags.TRUNK),
             "reason": run.data.tags.get(Tags.REASON),
             "device": run.data.tags.get("device"),
             "computed_in": run.data.tags.get("precision"),

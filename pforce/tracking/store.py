@@ -46,6 +46,8 @@ class Tags:
     FINGERPRINT = "pforce.fingerprint"
     TRAINING = "pforce.training"
     """Fingerprint of the training: names the folder of its checkpoints."""
+    TRUNK = "pforce.trunk"
+    """Fingerprint of the training that this one branches off from."""
     SWEEP = "pforce.sweep"
     KIND = "pforce.kind"
     SEED = "pforce.seed"

@@ -34,7 +34,9 @@ def state_tensors(state: TrainState) -> dict[str, Tensor]:
     return tensors
 
 
-def restore(state: TrainState, folder: Path, *, at_most: int | None = None) -> list[Record]:
+def restore(
+    state: TrainState, folder: Path, *, at_most: int | None = None, identity: str | None = None
+) -> list[Record]:
     """Continue from the newest valid checkpoint or snapshot of a training's folder, if there is one.
 
     The first worker reads; the others get what it read, so that all continue from the same one, whatever their view of
@@ -43,6 +45,7 @@ def restore(state: TrainState, folder: Path, *, at_most: int | None = None) -> l
 
     Args:
         at_most: images seen, beyond which none is used.
+        identity: of the training in the folder; by default this one's.
     """
     workers = state.workers
     tensors: dict[str, Tensor] = {}
@@ -52,7 +55,7 @@ def restore(state: TrainState, folder: Path, *, at_most: int | None = None) -> l
         wanted |= {f"optimizer/{key}/{name}": torch.Size() if key == "step" else parameter.shape for key in MOMENTS}
 
     def read() -> dict[str, Any] | None:
-        found = checkpoint.load_newest(folder, identity=state.spec.identity, at_most=at_most)
+        found = checkpoint.load_newest(folder, identity=identity or state.spec.identity, at_most=at_most)
         if found is None:
             return None
         tensors.update(found[0])
@@ -104,6 +107,8 @@ class Checkpoints(Callback):
         published: called for each snapshot.
         mirror: another place of the folder.
         guard: called before anything is written; raises where another process has taken the training over.
+        begin: called by all workers where the folder has nothing to go on from.
+        past: how to read the curve up to some images seen; by default the folder's.
     """
 
     def __init__(
@@ -116,9 +121,12 @@ class Checkpoints(Callback):
         published: Published = lambda state, tensors, meta: None,
         mirror: Mirror | None = None,
         guard: Callable[[], None] = lambda: None,
+        begin: Callable[[TrainState], None] = lambda state: None,
+        past: Callable[[int], list[Record]] | None = None,
     ) -> None:
         self.folder, self.until, self.published, self.mirror = folder, until, published, mirror
-        self.guard = guard
+        self.guard, self.begin = guard, begin
+        self.past = past or (lambda until: read_curve(folder, until=until, say=warnings.warn))
         self.resumable = set(resumable)
         self.targets = {*self.resumable, *snapshots}
         self.taken: set[int] = set()
@@ -133,13 +141,15 @@ class Checkpoints(Callback):
             mirror = self.mirror
             workers.first_does(lambda: mirror.pull(self.end))
         points = restore(state, self.folder, at_most=self.end)
+        if state.step == 0:
+            self.begin(state)
         self.retention = checkpoint.Retention(self.folder, state.spec.identity)
 
         def look() -> set[int]:
             # Whoever wrote the checkpoint may have been killed before the segment.
             self._segment(points)
             if workers.first:
-                state.past = read_curve(self.folder, until=state.images_seen, say=warnings.warn)
+                state.past = self.past(state.images_seen)
             return self._wanted(state)
 
         self.targets |= workers.first_does(look)

@@ -188,6 +188,14 @@ def load(path: Path, *, resumable: bool = False) -> tuple[dict[str, Tensor], dic
     return tensors, found.meta
 
 
+def is_resumable(path: Path) -> bool:
+    """Whether a training can go on from a snapshot: it is there, and what is left of it is whole."""
+    try:
+        return check(path, resumable=True).resumable
+    except CheckpointError:
+        return False
+
+
 def saved(folder: Path) -> list[Path]:
     """All of a training's folder, whole or not, those of the most images seen last, as far as their names say."""
 

@@ -13,7 +13,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a linear warm-up, then a constant learning rate."""
+    """AdamW with a linear warm-up, then a constant learning rate, and if asked for a linear fall to 0 at the end."""
 
     learning_rate: float = 1e-4
     """Step size after the warm-up, > 0."""
@@ -25,6 +25,9 @@ class OptimizerConfig:
     """Steps over which the learning rate rises linearly, ≥ 0."""
     gradient_norm: float = 1.0
     """The gradient is scaled down to at most this norm, > 0."""
+    decay_images: int = 0
+    """Images at the end of the training over which the learning rate falls linearly to 0; a multiple of the batch. Up
+    to there it is the training without, so trainings of several lengths and decays share their beginning."""
 
     def __post_init__(self) -> None:
         require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "> 0")
@@ -32,9 +35,10 @@ class OptimizerConfig:
         require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "two numbers in [0, 1)")
         require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "≥ 0")
         require(0 < self.gradient_norm < math.inf, "gradient_norm", self.gradient_norm, "> 0")
+        require(self.decay_images >= 0, "decay_images", self.decay_images, "≥ 0 images")
 
     def learning_rate_at(self, step: int) -> float:
-        """The rate of step `step` (from 0)."""
+        """The rate of step `step` (from 0), before any decay."""
         return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
 
 

@@ -96,6 +96,11 @@ class TrainingSpec:
     identity: str
     """Content hash of the training; a checkpoint of another one is refused."""
 
+    def learning_rate_at(self, step: int) -> float:
+        """The rate of step `step` (from 0): in a decay of D steps that of its first is whole, of its last 1/D."""
+        rate, decay = self.optimizer.learning_rate_at(step), self.optimizer.decay_images // self.training.batch
+        return rate * min(1.0, (self.training.steps - step) / decay) if decay else rate
+
 
 class Window:
     """The steps since the last point of the curve. A checkpoint holds them, so that it forces no point.
@@ -147,7 +152,7 @@ class Window:
         """The point of the curve that the window is; a new one begins. Diverged as `settle`."""
         self.settle(state)
         loss, mse, nll, norm = torch.tensor(self.rows, dtype=torch.float64).mean(dim=0).tolist()
-        rate = state.spec.optimizer.learning_rate_at(state.step - 1)
+        rate = state.spec.learning_rate_at(state.step - 1)
         speed = len(self.rows) * state.spec.training.batch / max(self.seconds, 1e-9)
         self.rows, self.seconds = [], 0.0
         return Record(
@@ -336,7 +341,7 @@ def _step(state: TrainState, forward: Forward, flip: bool) -> Tensor:
     """One optimiser step; (4,) loss, mse, nll and gradient norm."""
     spec, device = state.spec, state.device
     for group in state.optimizer.param_groups:
-        group["lr"] = spec.optimizer.learning_rate_at(state.step)
+        group["lr"] = spec.learning_rate_at(state.step)
     batch = state.stream.next_batch()
     rows = state.stream.rows.to(device)
     draws = Draws(*(values[rows] for values in draw(spec, state.model, state.step, device)))

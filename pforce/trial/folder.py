@@ -16,8 +16,11 @@ from pforce.config import Experiment, to_dict
 from pforce.files import write_json
 from pforce.parallel import Workers
 from pforce.records.lease import Lease, Wait, leased
+from pforce.records.parts import Part, decay_of
 from pforce.storage import Storage
 from pforce.training.callbacks import WANTED
+from pforce.training.curve import read_curve
+from pforce.training.loop import Record
 
 TRAININGS = "trainings"
 """Folder of all trainings, below a storage's root."""
@@ -43,6 +46,20 @@ def evaluation_folder(folder: Path, cell: str) -> Path:
 def write_experiment(folder: Path, experiment: Experiment) -> None:
     """Leave the experiment in a folder."""
     write_json(folder / EXPERIMENT, to_dict(experiment))
+
+
+def curve_of(
+    folder: Path, training: Part, *, until: int, say: Callable[[str], None] = lambda line: None
+) -> list[Record]:
+    """The loss curve of a training, a branch's with that of its trunk before; `read_curve`.
+
+    Args:
+        folder: of the training.
+    """
+    branch, before = decay_of(training), []
+    if branch is not None:
+        before = read_curve(folder.parent / branch[0], until=min(until, branch[1]), say=say)
+    return before + read_curve(folder, until=until, say=say)
 
 
 def ask(storage: Storage, training: str, images_seen: int) -> None:

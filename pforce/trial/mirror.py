@@ -51,11 +51,12 @@ class TrialMirror:
             if self._fetch(path, *meta, resumable=True):
                 return
 
-    def fetch(self, images_seen: int | None, *files: str) -> None:
+    def fetch(self, images_seen: int | None, *files: str, resumable: bool = False) -> None:
         """What it takes to read a trained model: its snapshot, what it is of, and further files of the training's.
 
         Args:
             images_seen: of the snapshot; None takes the newest of all.
+            resumable: what a training goes on from, too.
         """
         for name in (self.about, *files):
             self.storage.pull(f"{self.relative}/{name}")
@@ -65,7 +66,7 @@ class TrialMirror:
         path = f"{SNAPSHOTS}/{images_seen}"
         meta = self._remote_meta(path) if META in self._saved().get(path, ()) else None
         if meta is not None:
-            self._fetch(path, *meta, resumable=False)
+            self._fetch(path, *meta, resumable=resumable)
 
     def wanted(self) -> list[str]:
         """Snapshots that others ask for: names of their files."""

@@ -22,7 +22,7 @@ from pforce.models import PatchForcingTransformer, build
 from pforce.parallel import ALONE, Workers
 from pforce.records.lease import Holder, LeaseLost
 from pforce.records.ledger import Ledger
-from pforce.records.parts import BFLOAT16, FLOAT32, CellParts, Inputs, cell_parts
+from pforce.records.parts import BFLOAT16, FLOAT32, CellParts, Inputs, cell_parts, decay_of, weights_part
 from pforce.records.provenance import made_on
 from pforce.records.record import Record
 from pforce.records.row import DIVERGED_AT, TENSORS, WHY, Row, divergence_of, row_of, tensors_of
@@ -40,8 +40,8 @@ from pforce.training import (
     train,
     whole,
 )
+from pforce.training.callbacks import restore
 from pforce.training.checkpoint import CheckpointError, snapshot_path
-from pforce.training.curve import read_curve
 from pforce.training.loop import Record as Point
 from pforce.training.loop import use_bfloat16
 from pforce.training.strategy import put
@@ -52,6 +52,7 @@ from pforce.trial.folder import (
     MAPS,
     SAMPLES,
     ask,
+    curve_of,
     evaluation_folder,
     held,
     training_folder,
@@ -256,22 +257,29 @@ def _from_snapshot(
     if not found:
         return Trained(model, "", None, [])
     record = found[0][0]
-    past = read_curve(folder, until=cell.images_seen, say=warnings.warn)
+    past = curve_of(folder, cell.training, until=cell.images_seen, say=warnings.warn)
     return Trained(model, str(record.values[TENSORS]), record, past)
 
 
-def train_trial(experiment: Experiment, paths: Paths, cell: CellParts, where: Where, ledger: Ledger) -> Trained:
+def train_trial(
+    experiment: Experiment, paths: Paths, cell: CellParts, where: Where, ledger: Ledger, *, resumable: bool = False
+) -> Trained:
     """A training at the cell's images seen: found there, continued, or begun; which tensors it has is recorded.
     Diverged, DataError, CheckpointError pass.
 
     Waits while another process is at the same training, and asks it for this snapshot.
+
+    Args:
+        resumable: what a training goes on from has to be there, too.
     """
     workers, folder = where.workers, paths.folder(cell)
-    mirror = paths.mirror(cell)
+    mirror, snapshot = paths.mirror(cell), snapshot_path(folder, cell.images_seen)
 
     def find() -> Trained | None:
         if mirror is not None:
-            workers.first_does(lambda: mirror.fetch(cell.images_seen))
+            workers.first_does(lambda: mirror.fetch(cell.images_seen, resumable=resumable))
+        if resumable and not workers.first_does(lambda: checkpoint.is_resumable(snapshot)):
+            return None
         there = _from_snapshot(experiment, cell, folder, where, ledger)
         if there is not None and workers.first:
             _record_training(experiment, cell, ledger, where.record(experiment), time.time())
@@ -303,6 +311,8 @@ def _train(
     if workers.first:
         write_experiment(folder, experiment)
     refuse_diverged(experiment, cell, workers, ledger)
+    trunk = experiment.trunk
+    origin = CellParts(cell.trunk, trunk.training.images, cell.request) if trunk and cell.trunk else None
     state = training_state(
         experiment, paths.data, cell.training.digest, where.device, workers=workers, sharding=where.sharding,
         devices=where.devices,
@@ -317,9 +327,17 @@ def _train(
         _record_training(experiment, cell, ledger, made, started)
         _record_weights(replace(cell, images_seen=state.images_seen), ledger, state, values, made)
 
+    def branch_off(state: TrainState) -> None:
+        if trunk is None or origin is None:
+            return
+        train_trial(trunk, paths, origin, replace(where, callbacks=()), ledger, resumable=True)
+        restore(state, paths.folder(origin), at_most=origin.images_seen, identity=origin.training.digest)
+        assert state.images_seen == origin.images_seen  # it has just been made sure of
+
     checkpoints = Checkpoints(
         folder, until=cell.images_seen, snapshots=experiment.training.snapshots,
-        resumable=experiment.training.resumable, published=publish, mirror=mirror, guard=guard,
+        resumable=experiment.training.resumable, published=publish, mirror=mirror, guard=guard, begin=branch_off,
+        past=lambda until: curve_of(folder, cell.training, until=until, say=warnings.warn),
     )  # fmt: skip
     own = where.callbacks if workers.first else ()
     try:
@@ -397,6 +415,10 @@ def _record_weights(
         )
     now = time.time()
     cost = {"seconds": state.seconds, "device_seconds": state.device_seconds, "images": float(state.images_seen)}
+    branch = decay_of(cell.training)
+    trunk = ledger.get(weights_part(*branch)) if branch and branch[1] else None
+    if trunk is not None:
+        cost |= {f"trunk_{name}": trunk.cost[name] for name in ("seconds", "device_seconds", "images")}
     return ledger.put(Record.of(
         cell.weights, values=values, started=now - state.seconds, finished=now, cost=cost, provenance=dict(made)
     ))  # fmt: skip
