@@ -30,7 +30,8 @@ COMMAND = [
     sys.executable, str(SCRIPT), "--m", "0.7", "--sigma", "0.1", "0.2", "0.3", "--cpus-per-trial", "2",
     "--set", "model.depth=1", "--set", "model.width=16", "--set", "model.heads=2", "--set", "training.images=6400",
     "--set", "training.checkpoint_every=5", "--set", "training.log_every=5", "--set", "evaluation.images=8",
-    "--set", "sampler.num_function_evaluations=2",
+    "--set", "evaluation.held_out_images=32", "--set", "evaluation.label_images=32",
+    "--set", "evaluation.reference_images=32", "--set", "sampler.num_function_evaluations=2",
 ]  # fmt: skip
 
 

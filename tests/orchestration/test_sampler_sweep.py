@@ -153,7 +153,7 @@ def test_a_stopped_sweep_goes_on(subject, tmp_path):
                 return
             time.sleep(0.05)
 
-    slow = dataclasses.replace(subject, request=dataclasses.replace(subject.request, images=1500))
+    slow = dataclasses.replace(subject, request=dataclasses.replace(subject.request, images=500))
     thread = threading.Thread(target=stop)
     thread.start()
     stopped = run(sweep(slow, confirm=False), store, Storage.open(tmp_path), CONSOLE, workers=1, address=None)
