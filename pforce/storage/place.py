@@ -14,6 +14,7 @@ import re
 import tempfile
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -220,12 +221,14 @@ class Storage:
             write_bytes(self.root / relative, content, lasting=False)
 
     def create(self, relative: str, content: bytes) -> bool:
-        """Write a small file unless one is there, and say whether it was written: of several that try at once one wins.
+        """Write a small file unless one is there. Whether it was written: of several that try at once one wins.
 
         `content` must be nobody else's: where the answer is an error or is lost, the file that is there is compared.
 
+        Where a bucket takes no conditional writes that is warned of, and the file written all the same.
+
         Raises:
-            StorageError: the bucket does not answer, or knows no conditional writes. OSError: of a folder.
+            StorageError: the bucket does not answer. OSError: of a folder.
         """
         if not self.remote:
             return _link(self.root / relative, content)
@@ -233,9 +236,14 @@ class Storage:
             _put_if_absent(self.uri, relative, content)
         except ConditionalWriteError as error:
             there = self.read(relative)
-            if there is None:
-                raise StorageError(f"--storage {self}: {relative} cannot be made: {error}") from None
-            return there == content
+            if there is not None:
+                return there == content
+            warnings.warn(
+                f"--storage {self}: takes no conditional writes ({error}), so commands that run at once may do the "
+                "same work twice; give it one at a time",
+                stacklevel=2,
+            )
+            self.put(relative, content)
         return True
 
     def remove(self, relative: str) -> None:
@@ -398,8 +406,9 @@ def _object_store(uri: str) -> tuple[Any, str]:
     if parts.scheme in ("gs", "gcs"):
         return GCSStore(bucket_of(parts), client_options=client), prefix
     options: dict[str, Any] = {"virtual_hosted_style_request": False}
-    if query.get("region"):
-        options["region"] = query["region"]
+    region = query.get("region") or getattr(_connect(uri, ANSWER_SECONDS, attempts=2)[0], "region", "")
+    if region:
+        options["region"] = region
     if parts.username:
         options |= {"access_key_id": unquote(parts.username), "secret_access_key": unquote(parts.password or "")}
     endpoint = query.get("endpoint_override")

@@ -69,6 +69,11 @@ def ask(storage: Storage, training: str, images_seen: int) -> None:
         storage.put(f"{folder}/{images_seen}", b"")
 
 
+def answered(storage: Storage, training: str, images_seen: int) -> None:
+    """The inverse of `ask`: the snapshot is there."""
+    storage.remove(f"{training_folder(training)}/{WANTED}/{images_seen}")
+
+
 @contextmanager
 def held(workers: Workers, storage: Storage, key: str, doing: str, *, wait: Wait) -> Iterator[Callable[[], None]]:
     """Hold a lease by the first of several workers; the others wait for it, or raise what it raised.

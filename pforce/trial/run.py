@@ -20,7 +20,7 @@ from pforce.metrics.detectors import Detector
 from pforce.metrics.held_out import MAP_IMAGES, shown_timesteps
 from pforce.models import PatchForcingTransformer, build
 from pforce.parallel import ALONE, Workers
-from pforce.records.lease import Holder, LeaseLost
+from pforce.records.lease import LOOK_SECONDS, Holder, LeaseLost
 from pforce.records.ledger import Ledger
 from pforce.records.parts import BFLOAT16, FLOAT32, CellParts, Inputs, cell_parts, decay_of, weights_part
 from pforce.records.provenance import made_on
@@ -51,6 +51,7 @@ from pforce.trial.folder import (
     EXPERIMENT,
     MAPS,
     SAMPLES,
+    answered,
     ask,
     curve_of,
     evaluation_folder,
@@ -287,20 +288,32 @@ def train_trial(
         return there
 
     def wait(holder: Holder | None) -> None:
-        ask(paths.storage, cell.training.digest, cell.images_seen)
         where.progress(f"waiting for {holder or 'another process'}", 0.0)
+        if checkpoint.META in paths.storage.names(snapshot.relative_to(paths.storage.root).as_posix()):
+            raise _TakenMeanwhile
+        ask(paths.storage, cell.training.digest, cell.images_seen)
 
     there = find()
     while there is None:
-        with held(workers, paths.storage, f"training/{cell.training.digest}", "training", wait=wait) as guard:
-            workers.first_does(ledger.refresh)
-            there = find()  # whoever was at it may have left it
-            if there is None:
-                try:
+        try:
+            with held(workers, paths.storage, f"training/{cell.training.digest}", "training", wait=wait) as guard:
+                workers.first_does(ledger.refresh)
+                there = find()  # whoever was at it may have left it
+                if there is None:
                     there = _train(experiment, paths, cell, where, ledger, guard=guard)
-                except LeaseLost as error:  # raised by all workers at once
-                    warnings.warn(str(error), stacklevel=2)
+        except LeaseLost as error:  # both are raised by all workers at once
+            warnings.warn(str(error), stacklevel=2)
+        except _TakenMeanwhile:  # a running training has left what was asked for, and goes on
+            time.sleep(LOOK_SECONDS)
+            workers.first_does(ledger.refresh)
+            there = find()
+            if there is not None and workers.first:
+                answered(paths.storage, cell.training.digest, cell.images_seen)
     return there
+
+
+class _TakenMeanwhile(Exception):
+    """The snapshot that is waited for is there."""
 
 
 def _train(

@@ -151,7 +151,7 @@ def test_one_training_takes_all_its_snapshots_on_the_way(tmp_path, alone):
 
 
 def test_a_running_training_leaves_what_others_ask_for(tmp_path, alone):
-    """The other cell waits for the training, and gets its snapshot without a step of its own."""
+    """The other cell waits, and gets its snapshot without a step of its own while the training still runs."""
     other, waiting = Steps(), threading.Event()
     found: list[Row] = []
 
@@ -171,8 +171,8 @@ def test_a_running_training_leaves_what_others_ask_for(tmp_path, alone):
         thread.start()
         assert waiting.wait(60)
 
-    trial(of(LONG), tmp_path, Steps(5, begin))
-    thread.join(60)
+    trial(of(LONG), tmp_path, Steps(5, begin), Steps(SHORT + 4, lambda: thread.join(60)))
+    assert len(found) == 1, "it waited for the end"
     assert other.steps == []
     assert numbers(found[0]) == numbers(alone[SHORT][1])
     assert not list((training(tmp_path) / "wanted").iterdir())
