@@ -45,7 +45,7 @@ def measure(target: object, storage: Path, **options: object) -> dict[str, float
 @pytest.fixture(scope="module")
 def recorded(trained: Path) -> dict[str, float]:
     """What the trial itself measured."""
-    ledger = Ledger(Storage.open(trained.parents[2]))
+    ledger = Ledger(Storage.open(trained.parents[1]))
     return {name: value for record in ledger.all() for name, value in record.numbers().items()}
 
 

@@ -126,8 +126,11 @@ class Lease:
 
     def check(self) -> None:
         """LeaseLost where another process has taken over, or where the lease is gone."""
-        found = _generations(self.storage, self.folder)
-        mine = _read(self.storage, self.folder, self.generation) if self.generation in found else None
+        try:
+            found = _generations(self.storage, self.folder)
+            mine = _read(self.storage, self.folder, self.generation) if self.generation in found else None
+        except StorageError:  # a bucket that does not answer: nobody can have taken over there, either
+            return
         if max(found, default=0) != self.generation or mine is None or mine.nonce != self.holder.nonce:
             raise LeaseLost(
                 f"{self.key}: another process has taken this over, because this one had given no sign of life for "

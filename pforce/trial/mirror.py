@@ -9,6 +9,7 @@ import fcntl
 import shutil
 import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,11 @@ class TrialMirror:
             self._fetch(path, *meta, resumable=resumable)
 
     def wanted(self) -> list[str]:
-        """Snapshots that others ask for: names of their files."""
-        return [name.rpartition("/")[2] for name in self.storage.list(f"{self.relative}/{WANTED}")]
+        """Snapshots that others ask for: names of their files; none where the bucket does not answer."""
+        try:
+            return [name.rpartition("/")[2] for name in self.storage.list(f"{self.relative}/{WANTED}")]
+        except StorageError:
+            return []
 
     # --- into the bucket -------------------------------------------------------------------------------------
 
@@ -89,7 +93,8 @@ class TrialMirror:
 
     def answered(self, images_seen: int) -> None:
         """A snapshot that was asked for is there."""
-        self.storage.delete(f"{self.relative}/{WANTED}/{images_seen}")
+        with suppress(StorageError):
+            self.storage.delete(f"{self.relative}/{WANTED}/{images_seen}")
 
     def finish(self, images_seen: int, evaluation: str | None = None) -> None:
         """The snapshot, if an upload of it failed, and an evaluation's folder. StorageError as it comes.

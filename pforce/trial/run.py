@@ -26,7 +26,7 @@ from pforce.records.parts import BFLOAT16, FLOAT32, CellParts, Inputs, cell_part
 from pforce.records.provenance import made_on
 from pforce.records.record import Record
 from pforce.records.row import DIVERGED_AT, TENSORS, WHY, Row, divergence_of, row_of, tensors_of
-from pforce.storage import Storage
+from pforce.storage import Storage, StorageError
 from pforce.training import (
     Callback,
     Checkpoints,
@@ -42,6 +42,7 @@ from pforce.training import (
 )
 from pforce.training.callbacks import restore
 from pforce.training.checkpoint import CheckpointError, snapshot_path
+from pforce.training.curve import write_segment
 from pforce.training.loop import Record as Point
 from pforce.training.loop import use_bfloat16
 from pforce.training.strategy import put
@@ -208,13 +209,15 @@ class Trained:
 
 
 def published(
-    experiment: Experiment, cell: CellParts, folder: Path, ledger: Ledger
+    experiment: Experiment, cell: CellParts, folder: Path, ledger: Ledger, made: Mapping[str, str]
 ) -> tuple[Record, dict[str, Tensor]] | None:
-    """The record of a cell's weights and its snapshot's averaged weights by name; None where one is missing, damaged,
-    or of other weights than the other says, of which the latter is warned of."""
-    known = tensors_of(cell, ledger)
+    """The record of a cell's weights and its snapshot's averaged weights by name; None where the snapshot is missing,
+    damaged, or of other weights than the record says, of which the latter is warned of.
+
+    Where only the record is missing, as whoever took the snapshot was killed in between, it is made.
+    """
     path = snapshot_path(folder, cell.images_seen)
-    if known is None or not path.exists():
+    if not path.exists():
         return None
     try:
         tensors, meta = checkpoint.load(path)
@@ -223,15 +226,20 @@ def published(
             raise
         warnings.warn(f"damaged snapshot passed over: {error}", stacklevel=2)
         return None
-    averaged = averaged_of(tensors)
+    averaged, known = averaged_of(tensors), tensors_of(cell, ledger)
     found = tensors_hash(experiment.model, averaged)
-    if meta["identity"] != cell.training.digest or meta["images_seen"] != cell.images_seen or found != known[0]:
+    own = meta["identity"] == cell.training.digest and meta["images_seen"] == cell.images_seen
+    if not own or (known is not None and found != known[0]):
+        says = known[0][:12] if known else "none"
         warnings.warn(
-            f"snapshot passed over: {path} holds other weights ({found[:12]}) than its record says ({known[0][:12]})",
+            f"snapshot passed over: {path} holds other weights ({found[:12]}) than its record says ({says})",
             stacklevel=2,
         )
         return None
-    return known[1], averaged
+    if known is not None:
+        return known[1], averaged
+    write_segment(folder, [Point(**point) for point in meta["curve"]])  # as this comes before the record, too
+    return _record_weights(cell, ledger, meta, found, made), averaged
 
 
 def averaged_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -246,7 +254,7 @@ def _from_snapshot(
     found: list[tuple[Record, dict[str, Tensor]]] = []
 
     def look() -> bool:
-        there = published(experiment, cell, folder, ledger)
+        there = published(experiment, cell, folder, ledger, where.record(experiment))
         found.extend([there] if there else [])
         return there is not None
 
@@ -332,13 +340,14 @@ def _train(
     )  # fmt: skip
 
     def publish(state: TrainState, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        made = where.record(experiment)
-        values: dict[str, str | float] = {
-            TENSORS: tensors_hash(experiment.model, averaged_of(tensors)),
-            "data/damaged_samples": float(sum(meta["stream"]["damaged"].values())),
-        }
-        _record_training(experiment, cell, ledger, made, started)
-        _record_weights(replace(cell, images_seen=state.images_seen), ledger, state, values, made)
+        made, own = where.record(experiment), replace(cell, images_seen=state.images_seen)
+        try:
+            _record_training(experiment, cell, ledger, made, started)
+            _record_weights(own, ledger, meta, tensors_hash(experiment.model, averaged_of(tensors)), made)
+        except StorageError as error:
+            if own.images_seen == cell.images_seen:
+                raise
+            warnings.warn(f"the snapshot at {own.images_seen:,} images is not recorded: {error}", stacklevel=2)
 
     def branch_off(state: TrainState) -> None:
         if trunk is None or origin is None:
@@ -411,10 +420,11 @@ def refuse_diverged(experiment: Experiment, cell: CellParts, workers: Workers, l
 
 
 def _record_weights(
-    cell: CellParts, ledger: Ledger, state: TrainState, values: Mapping[str, str | float], made: Mapping[str, str]
+    cell: CellParts, ledger: Ledger, meta: Mapping[str, Any], tensors: str, made: Mapping[str, str]
 ) -> Record:
+    """Record which tensors a training has, by the meta of their snapshot."""
     there = ledger.get(cell.weights)
-    if there is not None and there.values.get(TENSORS) == values[TENSORS]:
+    if there is not None and there.values.get(TENSORS) == tensors:
         return there
     if there is not None:
         # Its tensors are not here any more, so nothing can be measured of them; a row never mixes two runs.
@@ -426,14 +436,16 @@ def _record_weights(
             "of those does not count for it any more",
             stacklevel=2,
         )
-    now = time.time()
-    cost = {"seconds": state.seconds, "device_seconds": state.device_seconds, "images": float(state.images_seen)}
+    now, damaged = time.time(), meta["stream"]["damaged"]
+    values: dict[str, str | float] = {TENSORS: tensors, "data/damaged_samples": float(sum(damaged.values()))}
+    cost = {name: float(meta[name]) for name in ("seconds", "device_seconds")}
+    cost["images"] = float(cell.images_seen)
     branch = decay_of(cell.training)
     trunk = ledger.get(weights_part(*branch)) if branch and branch[1] else None
     if trunk is not None:
         cost |= {f"trunk_{name}": trunk.cost[name] for name in ("seconds", "device_seconds", "images")}
     return ledger.put(Record.of(
-        cell.weights, values=values, started=now - state.seconds, finished=now, cost=cost, provenance=dict(made)
+        cell.weights, values=values, started=now - cost["seconds"], finished=now, cost=cost, provenance=dict(made)
     ))  # fmt: skip
 
 

@@ -82,7 +82,7 @@ def test_a_stopped_evaluation_goes_on(within, tmp_path, ray_cluster, monkeypatch
     kept = {path: path.stat().st_mtime_ns for name in ("drawings/*/openmoji-*/*.npz", "records/*/*.json")
             for path in tmp_path.glob(name)}  # fmt: skip
     assert len(kept) > 5
-    steps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("trainings/*/checkpoints/*/state.safetensors")}
+    steps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("trainings/*/*/*/state.safetensors")}
     assert len(steps) == 4
     monkeypatch.setattr(apart, "Shared", Shared)
     assert run_sweep(sweep(), options) == DONE
