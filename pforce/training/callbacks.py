@@ -105,6 +105,7 @@ class Checkpoints(Callback):
         until: images seen at the end, where a snapshot is always taken; by default the budget of the configuration.
         snapshots: images seen of further ones. resumable: those among them that a training can go on from for good.
         published: called for each snapshot.
+        admit: whether a snapshot with these tensors may take its place, called before; another one may be there.
         mirror: another place of the folder.
         guard: called before anything is written; raises where another process has taken the training over.
         begin: called by all workers where the folder has nothing to go on from.
@@ -119,13 +120,14 @@ class Checkpoints(Callback):
         snapshots: Iterable[int] = (),
         resumable: Iterable[int] = (),
         published: Published = lambda state, tensors, meta: None,
+        admit: Callable[[TrainState, dict[str, Tensor]], bool] = lambda state, tensors: True,
         mirror: Mirror | None = None,
         guard: Callable[[], None] = lambda: None,
         begin: Callable[[TrainState], None] = lambda state: None,
         past: Callable[[int], list[Record]] | None = None,
     ) -> None:
         self.folder, self.until, self.published, self.mirror = folder, until, published, mirror
-        self.guard, self.begin = guard, begin
+        self.guard, self.begin, self.admit = guard, begin, admit
         self.past = past or (lambda until: read_curve(folder, until=until, say=warnings.warn))
         self.resumable = set(resumable)
         self.targets = {*self.resumable, *snapshots}
@@ -205,6 +207,8 @@ class Checkpoints(Callback):
 
         def write() -> set[int]:
             self.guard()
+            if snapshot and not self.admit(state, tensors):
+                return self._wanted(state)
             path = snapshot_path(self.folder, images) if snapshot else checkpoint_path(self.folder, state.step)
             checkpoint.save(path, tensors, meta, resumable=resumable)
             self.retention.trust(path)

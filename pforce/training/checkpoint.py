@@ -36,6 +36,8 @@ OPTIMIZER = "optimizer/"
 CHECKSUM = "checksum"
 """Key of meta.json: the hash of all of its other entries."""
 MOST_META_BYTES = 64 << 20
+ENTRIES = {"identity": str, "step": int, "images_seen": int, "resumable": bool, "files": dict}
+"""Entries of meta.json that are read before its tensors, and their types."""
 
 
 class CheckpointError(RuntimeError):
@@ -141,6 +143,9 @@ def parse_meta(content: bytes, name: str) -> dict[str, Any]:
         )
     if checksum(meta) != meta.get(CHECKSUM):
         raise CheckpointError(f"{name}: is damaged: its checksum is not that of its entries")
+    for key, kind in ENTRIES.items():
+        if not isinstance(meta.get(key), kind):
+            raise CheckpointError(f"{name}: {key} is {meta.get(key)!r}, not of type {kind.__name__}")
     return meta
 
 

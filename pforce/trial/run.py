@@ -63,7 +63,7 @@ from pforce.trial.folder import (
 from pforce.trial.measure import Progress, Subject, arrays_of, cycle_of, measure, quiet
 from pforce.trial.mirror import TrialMirror
 from pforce.trial.reference import REFERENCES, HeldOut, check_detector, inputs_of, reference_for
-from pforce.trial.source import tensors_hash
+from pforce.trial.source import content_hash, tensors_hash
 from pforce.validation import ConfigError
 
 
@@ -339,6 +339,22 @@ def _train(
         devices=where.devices,
     )  # fmt: skip
 
+    def admit(state: TrainState, tensors: Mapping[str, Tensor]) -> bool:
+        """Whoever finds another's snapshot there drops his own: something may have been measured of it."""
+        own = replace(cell, images_seen=state.images_seen)
+        if not snapshot_path(folder, own.images_seen).exists():
+            return True
+        ledger.look_again([own.weights])
+        there = published(experiment, own, folder, ledger, where.record(experiment))
+        if there is None or there[0].values[TENSORS] == tensors_hash(experiment.model, averaged_of(tensors)):
+            return True
+        warnings.warn(
+            f"another process has left other weights of training {cell.training.digest[:12]} at {own.images_seen:,} "
+            "images: those count, and are measured",
+            stacklevel=2,
+        )
+        return False
+
     def publish(state: TrainState, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         made, own = where.record(experiment), replace(cell, images_seen=state.images_seen)
         try:
@@ -352,13 +368,14 @@ def _train(
     def branch_off(state: TrainState) -> None:
         if trunk is None or origin is None:
             return
-        train_trial(trunk, paths, origin, replace(where, callbacks=()), ledger, resumable=True)
-        restore(state, paths.folder(origin), at_most=origin.images_seen, identity=origin.training.digest)
-        assert state.images_seen == origin.images_seen  # it has just been made sure of
+        while state.images_seen != origin.images_seen:  # others train the trunk on, and keep its newest moments only
+            train_trial(trunk, paths, origin, replace(where, callbacks=()), ledger, resumable=True)
+            restore(state, paths.folder(origin), at_most=origin.images_seen, identity=origin.training.digest)
 
     checkpoints = Checkpoints(
         folder, until=cell.images_seen, snapshots=experiment.training.snapshots,
-        resumable=experiment.training.resumable, published=publish, mirror=mirror, guard=guard, begin=branch_off,
+        resumable=experiment.training.resumable, published=publish, admit=admit, mirror=mirror, guard=guard,
+        begin=branch_off,
         past=lambda until: curve_of(folder, cell.training, until=until, say=warnings.warn),
     )  # fmt: skip
     own = where.callbacks if workers.first else ()
@@ -373,11 +390,17 @@ def _train(
     if mirror is not None and workers.first:
         mirror.finish(cell.images_seen)
     model = averaged_model(state, experiment)
-    if not workers.first:
-        return Trained(model, "", None, [])
-    record = ledger.get(cell.weights)
-    assert record is not None  # `publish` has put it
-    return Trained(model, str(record.values[TENSORS]), record, state.past)
+
+    def recorded() -> Record | None:
+        record = ledger.get(cell.weights)
+        return record if record is not None and record.values[TENSORS] == content_hash(model) else None
+
+    record = workers.first_does(recorded)
+    if record is None:  # another process's are there
+        there = _from_snapshot(experiment, cell, folder, where, ledger)
+        assert there is not None  # `admit` has just read it
+        return there
+    return Trained(model, str(record.values[TENSORS]), record if workers.first else None, state.past)
 
 
 def _show_past(trained: Trained, where: Where) -> None:

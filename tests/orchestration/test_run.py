@@ -28,7 +28,7 @@ from pforce.storage import StorageError
 from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import RunSpec
 from pforce.training import Diverged
-from pforce.training.checkpoint import MOMENTS, saved
+from pforce.training.checkpoint import STATE, saved
 from pforce.trial.run import Paths, Where, run_trial
 from pforce.trial.source import load_source
 from pforce.validation import ConfigError
@@ -244,7 +244,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_said(ray_cluster, tmp_pa
     mine, theirs = (trial_folder(p.options, item) for p in (plan, whole))
     shutil.copytree(theirs, mine)
     assert [path.name for path in saved(mine)] == ["step_00000010", "192"]
-    state = mine / "snapshots" / "192" / MOMENTS
+    state = mine / "snapshots" / "192" / STATE
     state.write_bytes(state.read_bytes()[:-3])
     capsys.readouterr()
     assert execute(plan, console, tune.launch) == DONE

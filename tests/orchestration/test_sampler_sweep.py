@@ -26,6 +26,7 @@ from pforce.sampling import Guidance, SamplerConfig
 from pforce.storage import Storage
 from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import Tracker, default_uri
+from pforce.training.checkpoint import snapshot_path
 from pforce.trial.source import SourceError, load_source
 from pforce.validation import ConfigError, FieldError
 from tests.results.conftest import planned_with
@@ -203,7 +204,7 @@ def test_spaces_and_models_that_do_not_fit_are_refused(trained, tmp_path):
 
 
 def test_models_are_found_by_what_users_call_them(trained, tmp_path):
-    """Sweeps whose numbers are chosen here, as records; the trainings' folders are empty."""
+    """Sweeps whose numbers are chosen here, as records; the trainings' snapshots are empty."""
     assert find_source(str(trained), storage=tmp_path) == trained
     with pytest.raises(SourceError, match="holds no sweeps"):
         find_source("best:ltg_grid", storage=tmp_path)
@@ -219,7 +220,7 @@ def test_models_are_found_by_what_users_call_them(trained, tmp_path):
         find_source("best:ltg_gird", storage=tmp_path)
     folders = {}
     for item in planned.work:
-        folders[item.fingerprint] = trial_folder(planned.options, item)
+        folders[item.fingerprint] = snapshot_path(trial_folder(planned.options, item), item.parts.images_seen)
         folders[item.fingerprint].mkdir(parents=True)
     worse, better = (item.fingerprint for item in planned.work)
     assert find_source("best:ltg_grid", storage=tmp_path) == folders[better]

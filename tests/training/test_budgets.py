@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import threading
@@ -20,6 +21,7 @@ from pforce.training import Callback, OnRecord, checkpoint
 from pforce.training.checkpoint import snapshot_path
 from pforce.training.curve import read_curve, segments
 from pforce.trial.run import Paths, Where, run_trial
+from pforce.trial.source import tensors_hash
 from pforce.validation import ConfigError
 from tests.training.conftest import DATA, tiny
 
@@ -200,6 +202,27 @@ def test_a_snapshot_that_is_not_what_its_record_says(tmp_path, alone, harm):
     shared = {name: value for name, value in numbers(row).items() if not name.startswith("kd")}
     assert shared == numbers(alone[SHORT][1])
     assert len(list(Ledger(Storage.open(tmp_path)).all("weights"))) == 2
+
+
+def test_who_finds_other_weights_there_drops_his_own(tmp_path, alone):
+    """Another process, on hardware that rounds differently, has published meanwhile: its weights are measured."""
+    tensors, meta = checkpoint.load(snapshot_path(training(alone[SHORT][0]), 16 * SHORT), resumable=True)
+    others = {name: value + 1e-3 if name.startswith("ema/") else value for name, value in tensors.items()}
+    place, found = Storage.open(tmp_path), []
+
+    def publish() -> None:
+        path = snapshot_path(training(tmp_path), 16 * SHORT)
+        checkpoint.save(path, others, {name: value for name, value in meta.items() if name != "checksum"})
+        own = alone[SHORT][1].weights
+        averaged = {name.removeprefix("ema/"): value for name, value in others.items() if name.startswith("ema/")}
+        values = {**own.values, "tensors": tensors_hash(of(SHORT).model, averaged)}
+        found.append(Ledger(place).put(dataclasses.replace(own, values=values)))
+
+    with pytest.warns(UserWarning, match="another process has left other weights"):
+        row = trial(of(SHORT), tmp_path, Steps(5, publish))
+    assert row.weights == found[0]
+    assert numbers(row) != numbers(alone[SHORT][1])
+    assert numbers(trial(of(SHORT), tmp_path)) == numbers(row)
 
 
 def test_a_kill_between_a_checkpoint_and_its_segment_loses_no_point(tmp_path, alone):

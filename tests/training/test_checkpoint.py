@@ -41,7 +41,7 @@ def newest(folder: Path, at_most: int | None = None) -> int | None:
 
 def test_round_trip(tmp_path):
     path = checkpoint_path(tmp_path, 3)
-    checkpoint.save(path, TENSORS, {"identity": "x", "step": 3, "stream": {"k": [1, 2]}})
+    checkpoint.save(path, TENSORS, {"identity": "x", "step": 3, "images_seen": 6, "stream": {"k": [1, 2]}})
     tensors, meta = checkpoint.load(path, resumable=True)
     assert all(torch.equal(tensors[name], value) for name, value in TENSORS.items())
     assert meta["step"] == 3
