@@ -75,7 +75,7 @@ def failure_of(error: BaseException) -> Failure:  # noqa: PLR0911  (one line for
 
 
 def worst(failures: Sequence[Failure]) -> Failure | None:
-    """Of what several workers say of one attempt, the cause: where one fails, the others lose their connection."""
+    """The cause among what several workers say of one attempt: where one fails, the others lose their connection."""
     if not failures:
         return None
     order = {**dict.fromkeys(FINAL, 0), OUT_OF_MEMORY: 1, WORKER_DIED: 2, TIMED_OUT: 4}

@@ -25,7 +25,7 @@ from pforce.trial.folder import MAPS, SAMPLES, evaluation_folder
 
 FIGURES = "pforce.results.difficulty_figures"
 TRAINING_SHARE = 0.8
-"""Of a trial's progress bar; the rest is evaluation."""
+"""Share of a trial's progress bar that is training; the rest is evaluation."""
 
 
 class DiskFull(RuntimeError):
@@ -45,7 +45,7 @@ class Recorder:
     ) -> None:
         self.plan, self.delivery, self.display, self.tags = plan, delivery, display, tags
         self.sweep_tags = sweep_tags
-        """Of the sweep's own run; `tags` are those of each trial."""
+        """Tags of the sweep's own run; `tags` are those of each trial."""
         self.begun = False
         self.open: dict[str, Work] = {}
         """fingerprint → the trials under way."""

@@ -46,7 +46,7 @@ class Payload(TypedDict):
     device: str
     threads: int
     devices: float
-    """Of all of its workers."""
+    """Devices of all of its workers together."""
     sharding: Sharding
     recorded: int
     """Images seen at the last point of its curve that the tracking store has."""

@@ -121,7 +121,7 @@ class Lease:
 
     @property
     def folder(self) -> str:
-        """Of the key, below the storage's root."""
+        """Folder of the key, below the storage's root."""
         return f"{LEASES}/{self.key}"
 
     def check(self) -> None:
@@ -207,6 +207,7 @@ class Contender:
             ) from error
         if not created:
             self.holder = _read(self.storage, self.folder, highest + 1)
+            self.storage.leave(self.folder)  # its holder may have left it meanwhile, but for our scratch file
             return None
         return Lease(self.storage, self.key, highest + 1, holder)
 
@@ -250,7 +251,7 @@ def shared(
     doing: str,
     wait: Wait = patient,
 ) -> Iterator[Item]:
-    """Of several pieces of work those that fall to this process, one at a time, each while it holds its lease.
+    """The pieces of work that fall to this process, of several, one at a time, each while it holds its lease.
 
     What another process is at comes last, and only if it is still missing then: so any number of processes that are
     given the same work do each piece once, and end together.

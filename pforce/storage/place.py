@@ -31,7 +31,7 @@ T = TypeVar("T")
 CHECK_SECONDS = 5
 """How long a check waits for an answer."""
 ANSWER_SECONDS = 20
-"""The same of transfers, which are tried again."""
+"""How long a transfer waits for an answer; it is tried again."""
 PAUSES_SECONDS = (1.0, 3.0)
 """Between the tries of a transfer."""
 
@@ -339,13 +339,13 @@ def _put(content: bytes, name: str, filesystem: Any, prefix: str) -> None:
 def _link(path: Path, content: bytes) -> bool:
     """Create a file with this content unless there is one: a hard link is made or refused at once, also on network
     file systems."""
-    for again in (True, True, True, False):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    for left in reversed(range(10)):
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             descriptor, name = tempfile.mkstemp(prefix=".tmp_", dir=path.parent)
             break
-        except FileNotFoundError:  # whoever left it has just removed the empty folder
-            if not again:
+        except FileNotFoundError:  # whoever left it has just removed the empty folder, or one above it
+            if not left:
                 raise
     scratch = Path(name)
     try:
@@ -368,7 +368,7 @@ def _link(path: Path, content: bytes) -> bool:
 
 
 def _create(path: Path, content: bytes) -> bool:
-    """The same on a file system without hard links."""
+    """`_link` on a file system without hard links, where a reader may see the file before its content."""
     try:
         with path.open("xb") as file:
             file.write(content)

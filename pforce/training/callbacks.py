@@ -18,8 +18,6 @@ from pforce.training.curve import read_curve, write_segment
 from pforce.training.loop import Callback, Record, TrainState, Window, require_finite
 from pforce.training.strategy import put, whole
 
-WANTED = "wanted"
-"""In a training's folder: an empty file for each snapshot that another process asks for, named by its images seen."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of each parameter."""
 
@@ -89,8 +87,6 @@ class Mirror(Protocol):
 
     def pull(self, at_most: int) -> None: ...  # into the folder: the curve, and the newest one up to so many images
     def push(self, path: Path) -> None: ...  # a checkpoint or segment; where that fails the training goes on
-    def wanted(self) -> list[str]: ...  # what others have asked for: names of their files
-    def answered(self, images_seen: int) -> None: ...  # a snapshot that was asked for is there
 
 
 Published = Callable[[TrainState, dict[str, Tensor], dict[str, Any]], None]
@@ -110,6 +106,7 @@ class Checkpoints(Callback):
         guard: called before anything is written; raises where another process has taken the training over.
         begin: called by all workers where the folder has nothing to go on from.
         past: how to read the curve up to some images seen; by default the folder's.
+        wanted: names of files by which others ask for snapshots meanwhile. answered: called when one is there.
     """
 
     def __init__(
@@ -125,9 +122,12 @@ class Checkpoints(Callback):
         guard: Callable[[], None] = lambda: None,
         begin: Callable[[TrainState], None] = lambda state: None,
         past: Callable[[int], list[Record]] | None = None,
+        wanted: Callable[[], Iterable[str]] = lambda: (),
+        answered: Callable[[int], None] = lambda images_seen: None,
     ) -> None:
         self.folder, self.until, self.published, self.mirror = folder, until, published, mirror
         self.guard, self.begin, self.admit = guard, begin, admit
+        self.wanted, self.answered = wanted, answered
         self.past = past or (lambda until: read_curve(folder, until=until, say=warnings.warn))
         self.resumable = set(resumable)
         self.targets = {*self.resumable, *snapshots}
@@ -168,9 +168,7 @@ class Checkpoints(Callback):
 
     def _wanted(self, state: TrainState) -> set[int]:
         """What others ask for meanwhile."""
-        names = [path.name for path in (self.folder / WANTED).glob("*")]
-        names += self.mirror.wanted() if self.mirror is not None else []
-        return checkpoint.targets_in(names, batch=state.spec.training.batch)
+        return checkpoint.targets_in(self.wanted(), batch=state.spec.training.batch)
 
     def _segment(self, points: Sequence[Record]) -> None:
         path = write_segment(self.folder, points)
@@ -217,9 +215,7 @@ class Checkpoints(Callback):
                 self.mirror.push(path)
             if snapshot:
                 self.published(state, tensors, meta)
-                (self.folder / WANTED / str(images)).unlink(missing_ok=True)
-                if self.mirror is not None:
-                    self.mirror.answered(images)
+                self.answered(images)
             self.retention.apply(images)
             return self._wanted(state)
 

@@ -8,8 +8,8 @@ Numbers are not in here: they are records (see `pforce.records`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pforce.config import Experiment, to_dict
@@ -17,8 +17,7 @@ from pforce.files import write_json
 from pforce.parallel import Workers
 from pforce.records.lease import Lease, Wait, leased
 from pforce.records.parts import Part, decay_of
-from pforce.storage import Storage
-from pforce.training.callbacks import WANTED
+from pforce.storage import Storage, StorageError
 from pforce.training.curve import read_curve
 from pforce.training.loop import Record
 
@@ -28,6 +27,8 @@ EXPERIMENT = "experiment.json"
 """The experiment, so that checkpoints can be read without anything else."""
 EVALUATIONS = "evaluations"
 """In a training's folder: a folder for each evaluation of it."""
+WANTED = "wanted"
+"""In a training's folder: an empty file for each snapshot that another process asks for, named by its images seen."""
 SAMPLES = "samples.png"
 MAPS = "uncertainty_maps.npz"
 """Held-out images (≤ 8, C, H, W) uint8, timesteps (T,), and σ (T, ≤ 8, h, w)."""
@@ -69,9 +70,19 @@ def ask(storage: Storage, training: str, images_seen: int) -> None:
         storage.put(f"{folder}/{images_seen}", b"")
 
 
+def asked(storage: Storage, training: str) -> Sequence[str]:
+    """Snapshots of a training (its digest) that others ask for: names of their files, which strangers may have made.
+    None where a bucket does not answer."""
+    try:
+        return storage.names(f"{training_folder(training)}/{WANTED}")
+    except StorageError:
+        return ()
+
+
 def answered(storage: Storage, training: str, images_seen: int) -> None:
-    """The inverse of `ask`: the snapshot is there."""
-    storage.remove(f"{training_folder(training)}/{WANTED}/{images_seen}")
+    """The inverse of `ask`: the snapshot is there. A bucket that does not answer goes on asking."""
+    with suppress(StorageError):
+        storage.remove(f"{training_folder(training)}/{WANTED}/{images_seen}")
 
 
 @contextmanager

@@ -9,13 +9,11 @@ import fcntl
 import shutil
 import tempfile
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pforce.files import sha256_of
 from pforce.storage import Storage, StorageError
-from pforce.training.callbacks import WANTED
 from pforce.training.checkpoint import CHECKPOINTS, KEPT, META, MOMENTS, SNAPSHOTS, STATE, CheckpointError, parse_meta
 from pforce.training.curve import CURVE
 
@@ -69,13 +67,6 @@ class TrialMirror:
         if meta is not None:
             self._fetch(path, *meta, resumable=resumable)
 
-    def wanted(self) -> list[str]:
-        """Snapshots that others ask for: names of their files; none where the bucket does not answer."""
-        try:
-            return [name.rpartition("/")[2] for name in self.storage.list(f"{self.relative}/{WANTED}")]
-        except StorageError:
-            return []
-
     # --- into the bucket -------------------------------------------------------------------------------------
 
     def push(self, path: Path) -> None:
@@ -90,11 +81,6 @@ class TrialMirror:
                 self.failed.add(each)
                 warnings.warn(f"{path.parent.name}/{path.name} is on this machine only: {error}", stacklevel=2)
                 return
-
-    def answered(self, images_seen: int) -> None:
-        """A snapshot that was asked for is there."""
-        with suppress(StorageError):
-            self.storage.delete(f"{self.relative}/{WANTED}/{images_seen}")
 
     def finish(self, images_seen: int, evaluation: str | None = None) -> None:
         """The snapshot, if an upload of it failed, and an evaluation's folder. StorageError as it comes.

@@ -54,6 +54,7 @@ from pforce.trial.folder import (
     SAMPLES,
     answered,
     ask,
+    asked,
     curve_of,
     evaluation_folder,
     held,
@@ -63,7 +64,7 @@ from pforce.trial.folder import (
 from pforce.trial.measure import Progress, Subject, arrays_of, cycle_of, measure, quiet
 from pforce.trial.mirror import TrialMirror
 from pforce.trial.reference import REFERENCES, HeldOut, check_detector, inputs_of, reference_for
-from pforce.trial.source import content_hash, tensors_hash
+from pforce.trial.source import tensors_hash
 from pforce.validation import ConfigError
 
 
@@ -329,11 +330,11 @@ def _train(
 ) -> Trained:
     """Train to the cell's images seen, from the nearest earlier checkpoint. LeaseLost where another has taken over."""
     workers, folder, mirror, started = where.workers, paths.folder(cell), paths.mirror(cell), time.time()
+    trunk, dropped = experiment.trunk, set[int]()
+    origin = CellParts(cell.trunk, trunk.training.images, cell.request) if trunk and cell.trunk else None
     if workers.first:
         write_experiment(folder, experiment)
     refuse_diverged(experiment, cell, workers, ledger)
-    trunk = experiment.trunk
-    origin = CellParts(cell.trunk, trunk.training.images, cell.request) if trunk and cell.trunk else None
     state = training_state(
         experiment, paths.data, cell.training.digest, where.device, workers=workers, sharding=where.sharding,
         devices=where.devices,
@@ -353,6 +354,7 @@ def _train(
             "images: those count, and are measured",
             stacklevel=2,
         )
+        dropped.add(own.images_seen)
         return False
 
     def publish(state: TrainState, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -375,12 +377,13 @@ def _train(
     checkpoints = Checkpoints(
         folder, until=cell.images_seen, snapshots=experiment.training.snapshots,
         resumable=experiment.training.resumable, published=publish, admit=admit, mirror=mirror, guard=guard,
-        begin=branch_off,
+        begin=branch_off, wanted=lambda: asked(paths.storage, cell.training.digest),
+        answered=lambda images: answered(paths.storage, cell.training.digest, images),
         past=lambda until: curve_of(folder, cell.training, until=until, say=warnings.warn),
     )  # fmt: skip
-    own = where.callbacks if workers.first else ()
+    callbacks = (checkpoints, *(where.callbacks if workers.first else ()))
     try:
-        train(state, until=cell.images_seen, flip=experiment.data.flip, callbacks=(checkpoints, *own))
+        train(state, until=cell.images_seen, flip=experiment.data.flip, callbacks=callbacks)
     except Diverged as error:  # raised by all workers at once
         if workers.first:
             made = where.record(experiment)
@@ -389,18 +392,16 @@ def _train(
         raise
     if mirror is not None and workers.first:
         mirror.finish(cell.images_seen)
-    model = averaged_model(state, experiment)
-
-    def recorded() -> Record | None:
-        record = ledger.get(cell.weights)
-        return record if record is not None and record.values[TENSORS] == content_hash(model) else None
-
-    record = workers.first_does(recorded)
-    if record is None:  # another process's are there
+    if workers.first_does(lambda: cell.images_seen in dropped):
         there = _from_snapshot(experiment, cell, folder, where, ledger)
         assert there is not None  # `admit` has just read it
         return there
-    return Trained(model, str(record.values[TENSORS]), record if workers.first else None, state.past)
+    model = averaged_model(state, experiment)
+    if not workers.first:
+        return Trained(model, "", None, [])
+    record = ledger.get(cell.weights)
+    assert record is not None  # `publish` has put it
+    return Trained(model, str(record.values[TENSORS]), record, state.past)
 
 
 def _show_past(trained: Trained, where: Where) -> None:
