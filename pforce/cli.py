@@ -95,6 +95,10 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "Show what the runs of a store cost: device-hours of finished, failed and killed trials, images, seconds, "
         "share.",
     ),
+    ("mirror",): Command(
+        "mirror.mirror",
+        "Show in MLflow what the storage holds: sweeps, searches and evaluations, their numbers, curves and pictures.",
+    ),
     ("checkpoint", "import"): Command(
         "checkpoint.import_checkpoint",
         "Read a published checkpoint (PFT, SiT, or the original SiT) and write it as a pforce model file.",

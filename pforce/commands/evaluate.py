@@ -13,7 +13,7 @@ from rich.table import Table
 from pforce.commands.evaluation_plan import Arguments, is_model, plan_images, plan_model
 from pforce.metrics.distances import few_images, interval_names, metric_name
 from pforce.metrics.reference import save_statistics
-from pforce.orchestration.evaluation import RESULT, Evaluation, Outcome, forget, known, record_run, run
+from pforce.orchestration.evaluation import RESULT, Evaluation, Outcome, forget, known, run, show
 from pforce.orchestration.launch import stop_on_signals
 from pforce.orchestration.plan import check_folder, tracker_of, tracking_uri_of
 from pforce.orchestration.script import print_mlflow
@@ -108,8 +108,7 @@ def _evaluate(a: Arguments, storage: Storage, console: Console) -> int:
     outcome = run(e, ledger, folder, console, workers=a.workers, address=a.ray_address)
     if a.out is None:
         storage.push(relative, last=RESULT)
-    if outcome.measured:
-        record_run(tracker, e, outcome)
+    show(tracker, e, outcome, ledger, lambda line: console.print(line, markup=False, soft_wrap=True, highlight=False))
     if a.save_reference is not None:
         on = e.detector.to(torch.device("cpu"))
         save_statistics(a.save_reference, e.reference.statistics(on, None, device=torch.device("cpu")))

@@ -16,16 +16,15 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from pforce.commands.mirror import mirror_storage
 from pforce.orchestration.plan import tracker_of, tracking_uri_of
 from pforce.records import exchange
 from pforce.records.ledger import Ledger
 from pforce.records.parts import Kind
 from pforce.records.provenance import provenance
-from pforce.results.stored import finished_cells
 from pforce.storage import Storage, default_storage
 from pforce.terminal import DONE, make_console
 from pforce.tracking import runs_frame, sqlite_path
-from pforce.tracking.exchange import show_cells
 from pforce.trial.migrate import Carried, carry_lines, carry_storage
 from pforce.validation import ConfigError
 
@@ -257,11 +256,5 @@ def _tracked(place: Storage, tracking_uri: str | None, console: Console) -> dict
 
 
 def _show(place: Storage, tracking_uri: str | None, console: Console) -> None:
-    """Imported cells as runs, for the page."""
-    tracker = tracker_of(place, tracking_uri)
-    ledger = Ledger(place, _say(console))
-    cells = [cell for cell in finished_cells(place, ledger) if cell.tags.get("origin")]
-    with _bar(console, "runs", len(cells)) as advance:
-        made, there = show_cells(tracker, cells, "records", advance)
-    console.print(f"{made} runs made in {tracker.shown}, {there} were there", highlight=False, markup=False,
-                  soft_wrap=True)  # fmt: skip
+    """All of a storage's cells as runs, for the page."""
+    mirror_storage(place, tracker_of(place, tracking_uri), Ledger(place, _say(console)), console)

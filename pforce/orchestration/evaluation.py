@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,14 +25,18 @@ from pforce.metrics.image_sets import ImageSet
 from pforce.metrics.reference import BATCH
 from pforce.orchestration.launch import stop_on_signals
 from pforce.orchestration.measuring import Done, Failed, Measurable, Measurer, Shared, Task
-from pforce.orchestration.plan import provenance
+from pforce.orchestration.plan import this_command
 from pforce.orchestration.pool import Pool, drain, make_pool
-from pforce.records.ledger import Ledger
+from pforce.records.ledger import Ledger, Say
 from pforce.records.parts import Part
+from pforce.records.provenance import user
 from pforce.records.record import Record
 from pforce.records.row import BESIDE, joined
+from pforce.records.sweeps import CellEntry, SweepEntry
 from pforce.results import difficulty_figures as figures
-from pforce.tracking import RunSpec, Tracker
+from pforce.results.shown import show_sweep
+from pforce.tracking import Mirror, Tracker
+from pforce.tracking.checks import why
 from pforce.trial.draw import Blocks, features_folder, folder_of, save_samples
 from pforce.trial.measure import arrays_of, measure, missing, record_metrics
 from pforce.trial.reference import REFERENCES, HeldOut, ReferenceImages
@@ -328,19 +331,26 @@ def forget(e: Evaluation, ledger: Ledger, reason: str) -> None:
             Blocks(storage, relative).clear()
 
 
-def record_run(tracker: Tracker, e: Evaluation, outcome: Outcome) -> str:
-    """The evaluation as an MLflow run; returns its id."""
-    tags = provenance()
-    sweep = tracker.open_sweep(EXPERIMENT, EXPERIMENT, tags)
-    run_id = tracker.open_trial(sweep, RunSpec(e.name, e.identity, e.about, tags))
-    tracker.log(run_id, {name: value for name, value in outcome.metrics.items() if math.isfinite(value)})
-    if outcome.notes:
-        tracker.tag(run_id, {"notes": "; ".join(outcome.notes)})
-    for path in outcome.files:
-        tracker.artifact(run_id, path)
-    tracker.close(run_id, "FINISHED")
-    tracker.close(sweep.run_id, "FINISHED")
-    return run_id
+def entry_of(e: Evaluation) -> SweepEntry:
+    """An evaluation as the storage keeps it: a sweep of one cell."""
+    if e.model is not None:
+        of_model = e.model.request.plain(), e.model.request.seed
+        cell = CellEntry(e.name, e.identity, dict(e.about), *of_model, weights=e.model.sha256)
+    else:
+        cell = CellEntry(e.name, e.identity, dict(e.about), {}, digests=[part.digest for part in e.parts])
+    return SweepEntry(EXPERIMENT, e.identity, [cell], command=this_command(), user=user())
+
+
+def show(tracker: Tracker, e: Evaluation, outcome: Outcome, ledger: Ledger, say: Say) -> None:
+    """Keep an evaluation in the storage, and show it as a run of MLflow. A store that does not take it is warned of."""
+    entry = entry_of(e)
+    entry.write(ledger.storage)
+    ledger.refresh()
+    try:
+        mirror = Mirror(tracker, ledger.storage, say)
+        show_sweep(mirror.page(EXPERIMENT, {EXPERIMENT, e.identity}), entry, ledger, files=outcome.files)
+    except Exception as error:  # every kind of store raises its own
+        say(f"warning: {tracker.shown} does not show it: {why(error)}; `pforce mirror` does, once it can")
 
 
 def known(e: Evaluation, ledger: Ledger) -> bool:
@@ -348,4 +358,4 @@ def known(e: Evaluation, ledger: Ledger) -> bool:
     return len(ledger.find(e.parts)) == len({part.digest for part in e.parts})
 
 
-__all__ = ["RESULT", "Analyses", "Evaluation", "Outcome", "forget", "known", "record_run", "run"]
+__all__ = ["RESULT", "Analyses", "Evaluation", "Outcome", "forget", "known", "run", "show"]

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import random
+import shlex
+import sys
 import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 
-from pforce.config import Experiment, to_dict
+from pforce.config import Experiment, flat_params, to_dict
 from pforce.data import Manifest, ensure
 from pforce.orchestration.placement import Placement
 from pforce.orchestration.sweep import Sweep, Work, same_distribution_notes
 from pforce.orchestration.worker import Payload
 from pforce.records import provenance as made
+from pforce.records.lease import held_below
 from pforce.records.ledger import Ledger
 from pforce.records.parts import BFLOAT16, FLOAT32, Inputs
 from pforce.records.record import Record
 from pforce.records.row import divergence_of, missing_of
+from pforce.records.sweeps import CellEntry, SweepEntry
 from pforce.storage import Storage, default_storage, in_ray_job
-from pforce.tracking import SPOOL, Tracker, default_uri, deliver_leftovers, is_server, mask, sqlite_path
+from pforce.tracking import Tracker, TrackingError, default_uri, is_server, mask, sqlite_path
+from pforce.tracking.live import CATCH_UP
 from pforce.training import Sharding
-from pforce.trial.folder import training_folder
+from pforce.trial.folder import TRAINING, training_folder
 from pforce.trial.measure import beyond_kept
 from pforce.trial.reference import check_reference, inputs_of
 from pforce.trial.run import auto_precision_on, check_data, choose_device
@@ -106,7 +112,8 @@ class Plan:
     sweep: Sweep
     options: Options
     data: Path
-    tracker: Tracker
+    tracker: Tracker | None
+    """None where the store is away and nothing is missing: then the storage tells all."""
     inputs: Inputs
     """What the experiments read, by content."""
     work: list[Work]
@@ -116,8 +123,17 @@ class Plan:
     diverged: dict[str, Record] = field(default_factory=dict)
     """fingerprint → what is recorded of it, of cells whose training diverged; --again diverged runs them."""
     notes: list[str] = field(default_factory=list)
-    recorded: dict[str, int] = field(default_factory=dict)
-    """fingerprint → images seen at the last point of the curve of an unfinished run."""
+    elsewhere: set[str] = field(default_factory=set)
+    """Trainings that other drivers are at: those come last."""
+    order: int | None = None
+    """Where other drivers are at this sweep, the seed of an order of its own, so that they meet late; None for the
+    first one."""
+
+    def give_way(self) -> None:
+        """Look up which trainings others are at."""
+        trainings = {item.training for item in self.missing}
+        self.elsewhere = held_below(self.options.place, TRAINING, trainings)
+        self.order = int.from_bytes(os.urandom(4)) if self.elsewhere else None
 
     def look(self) -> None:
         """Look up which of the other cells are finished by now, and which diverged and are not to be tried again."""
@@ -138,11 +154,14 @@ class Plan:
         first, so that no trial waits for a training that another one is at while a third could be trained."""
         there: Counter[str] = Counter()
         turns = []
-        for item in self.work:
+        work = list(self.work)
+        if self.order is not None:
+            random.Random(self.order).shuffle(work)  # no secret
+        for item in work:
             if item.fingerprint not in self.done and item.fingerprint not in self.diverged:
-                turns.append((there[item.training], item))
+                turns.append((item.training in self.elsewhere, there[item.training], item))
                 there[item.training] += 1
-        return [item for _, item in sorted(turns, key=lambda turn: turn[0])]
+        return [item for *_, item in sorted(turns, key=lambda turn: turn[:2])]
 
 
 def tracking_uri_of(storage: Storage, given: str | None) -> str:
@@ -216,12 +235,8 @@ def auto_precision(options: Options) -> str:
     return auto_precision_on(choose_device())
 
 
-def plan(sweep: Sweep, options: Options, console: Console, *, deliver: bool = True) -> Plan:
-    """Check storage, every cell against the data, and tracking, and look up which cells are done. Starts no worker.
-
-    Args:
-        deliver: first take to the store what an earlier call left behind.
-    """
+def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
+    """Check storage, every cell against the data, and tracking, and look up which cells are done. Starts no worker."""
 
     def say(line: str) -> None:
         console.print(f"warning: {line}", markup=False, soft_wrap=True, highlight=False)
@@ -247,10 +262,6 @@ def plan(sweep: Sweep, options: Options, console: Console, *, deliver: bool = Tr
             checked.add(what)
     check_reference(sweep.base.evaluation, detector)
     inputs = inputs_of(sweep.base.evaluation, manifest, detector, auto=auto_precision(options))
-    tracker = tracker_of(options.place, options.tracking_uri)
-    tracker.check(sweep.name)
-    if deliver:
-        deliver_leftovers(tracker, options.root / SPOOL, partial(console.print, markup=False, soft_wrap=True))
     work, ledger = sweep.work(inputs), Ledger(options.place, say)
     notes = same_distribution_notes(work)
     beyond = beyond_kept(max(item.experiment.evaluation.images for item in work), detector)
@@ -260,8 +271,16 @@ def plan(sweep: Sweep, options: Options, console: Console, *, deliver: bool = Tr
             "precision auto is float32, as this machine has no GPU; where the cluster's workers have some, give "
             "--gpus-per-trial, or --set training.precision=bfloat16"
         )
-    planned = Plan(sweep, options, folder, tracker, inputs, work, ledger, set(), notes=notes)
+    planned = Plan(sweep, options, folder, None, inputs, work, ledger, set(), notes=notes)
     planned.look()
+    try:
+        planned.tracker = tracker_of(options.place, options.tracking_uri)
+        planned.tracker.check()
+    except TrackingError as error:
+        if planned.missing:  # what it would train is not begun: the address may be wrong
+            raise
+        planned.tracker = None
+        notes.append(f"{error}. {CATCH_UP[0].upper()}{CATCH_UP[1:]}")
     return planned
 
 
@@ -285,6 +304,22 @@ def provenance() -> dict[str, str]:
         # A name cannot see edited code; at least the record does.
         tags["git.uncommitted_changes"] = str("changes" in code)
     return tags
+
+
+def this_command() -> str:
+    """What was called, as a shell takes it, passwords masked."""
+    return mask(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+
+
+def entry_of(item: Work) -> CellEntry:
+    """A cell as the sweep's file tells it."""
+    return CellEntry.of(item.label, item.parts, flat_params(item.experiment), item.experiment.seed)
+
+
+def sweep_entry(planned: Plan) -> SweepEntry:
+    """Which cells a sweep is of, as its file tells it."""
+    cells, sweep = [entry_of(item) for item in planned.work], planned.sweep
+    return SweepEntry(sweep.name, sweep.identity(planned.work), cells, command=this_command(), user=made.user())
 
 
 def trial_folder(options: Options, item: Work) -> Path:
@@ -313,6 +348,5 @@ def payload(plan: Plan, item: Work, placement: Placement) -> Payload:
         threads=placement.cpus,
         devices=placement.devices,
         sharding=plan.options.sharding,
-        recorded=plan.recorded.get(item.fingerprint, 0),
         provenance=made.code(),
     )

@@ -17,7 +17,8 @@ from pforce.results import Row
 from pforce.results.costs import run_costs
 from pforce.results.page import Section, png
 from pforce.results.reproduction_figures import bars_figure
-from pforce.results.stored import MAPS_PICTURE, pictures_of, storage_frame
+from pforce.results.shown import MAPS_PICTURE, pictures_of
+from pforce.results.stored import storage_frame
 from pforce.storage import Storage
 from pforce.terminal import duration
 from pforce.validation import ConfigError, did_you_mean

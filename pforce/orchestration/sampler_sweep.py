@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
 from collections.abc import Callable
@@ -16,10 +15,9 @@ from rich.console import Console
 from pforce.files import digest
 from pforce.metrics.distances import metric_name
 from pforce.orchestration.display import SweepDisplay
-from pforce.orchestration.hold import only_driver, this_command
-from pforce.orchestration.launch import stop_on_signals
+from pforce.orchestration.launch import STOP_SECONDS, stop_on_signals
 from pforce.orchestration.measuring import Done, Failed, Measurable, Measurer, Task
-from pforce.orchestration.plan import provenance
+from pforce.orchestration.plan import provenance, this_command
 from pforce.orchestration.pool import Pool, drain, make_pool
 from pforce.orchestration.sampler_search import Search, SearchSpace
 from pforce.records.identity import canonical_sampler
@@ -29,10 +27,11 @@ from pforce.records.provenance import user
 from pforce.records.row import joined
 from pforce.records.sweeps import CellEntry, SweepEntry, read_sweep
 from pforce.results.pareto import on_front
+from pforce.results.shown import recorded_view, views_of
 from pforce.sampling import Guidance, SamplerConfig
 from pforce.storage import Storage
 from pforce.terminal import DONE, SOME_FAILED, STOPPED
-from pforce.tracking import RunSpec, Status, Tags, Tracker
+from pforce.tracking import Live, Mirror, Page, Status, Tags, Tracker
 from pforce.trial.measure import missing
 from pforce.validation import require
 
@@ -119,8 +118,8 @@ class Outcome:
 class _Run:
     """The state of a call: the ledger, the search, the runs under way."""
 
-    def __init__(self, sweep: SamplerSweep, tracker: Tracker, storage: Storage, console: Console) -> None:
-        self.sweep, self.tracker, self.storage, self.console = sweep, tracker, storage, console
+    def __init__(self, sweep: SamplerSweep, live: Live, storage: Storage, console: Console) -> None:
+        self.sweep, self.live, self.storage, self.console = sweep, live, storage, console
         self.distance = sweep.distance
         self.ledger = Ledger(storage, self._say)
         self.search = Search(sweep.space, sweep.guidance, seed=sweep.seed)
@@ -128,13 +127,16 @@ class _Run:
         """Key → what is known of a measurement."""
         self.configs: dict[str, SamplerConfig] = {}
         """Key → sampler, of the search's own seed, in the order they came."""
+        self.confirmed: dict[str, Measurement] = {}
+        """Key → measurement, of those from other noise."""
         self.reused: list[str] = []
         """Of these, those that were measured before, by whomever."""
         self.failed: dict[str, str] = {}
         """Label → reason."""
-        self.open: dict[str, str] = {}
+        self.open: set[str] = set()
+        """Keys of the measurements under way."""
         self.tags = provenance()
-        self.parent = tracker.open_sweep(sweep.name, sweep.identity, self.tags)
+        live.open({**self.tags, Tags.COMMAND: this_command()})
         self.seconds = self.busy = 0.0
         self.measured = 0
         self._recall()
@@ -146,6 +148,8 @@ class _Run:
         """The samplers that earlier calls of this sweep measured."""
         there = read_sweep(self.storage, self.sweep.name, self.sweep.identity, self._say)
         for cell in there.cells if there else ():
+            if cell.seed != self.sweep.noise_seed:
+                continue
             config = SamplerConfig(**_from_json(str(cell.params["sampler.json"])))
             task = Measurement(config, self.sweep.noise_seed)
             if self.known(task):
@@ -160,6 +164,8 @@ class _Run:
                 return False
             found = self.ledger.find(request.parts(weights))
             self.metrics[key] = joined(request, weights, found, self.ledger.get(request.drawn(weights)))
+        if task.seed != self.sweep.noise_seed:
+            self.confirmed[key] = task
         return True
 
     def accept(self, config: SamplerConfig, key: str, *, reused: bool) -> None:
@@ -172,14 +178,20 @@ class _Run:
 
     def keep(self) -> None:
         """Write down which samplers this sweep is of."""
-        cells = []
-        for key, config in self.configs.items():
-            task = Measurement(config, self.sweep.noise_seed)
-            cells.append(
-                CellEntry(label(task), key, self.params(task), self.sweep.request(task).plain(), task.seed,
-                          weights=self.sweep.subject.sha256)
-            )  # fmt: skip
-        SweepEntry(self.sweep.name, self.sweep.identity, cells, command=this_command(), user=user()).write(self.storage)
+        tasks = [*(Measurement(config, self.sweep.noise_seed) for config in self.configs.values()),
+                 *self.confirmed.values()]  # fmt: skip
+        cells = {(entry := self.entry(task)).cell: entry for task in tasks}
+        there = read_sweep(self.storage, self.sweep.name, self.sweep.identity, self._say)
+        others = {cell.cell: cell for cell in there.cells} if there else {}  # another driver may be at this sweep, too
+        several = list({**others, **cells}.values())
+        SweepEntry(self.sweep.name, self.sweep.identity, several, command=this_command(), user=user()).write(
+            self.storage
+        )
+
+    def entry(self, task: Measurement) -> CellEntry:
+        """A measurement as the sweep's file tells it."""
+        request, weights = self.sweep.request(task).plain(), self.sweep.subject.sha256
+        return CellEntry(label(task), self.sweep.key(task), self.params(task), request, task.seed, weights=weights)
 
     def params(self, task: Measurement) -> dict[str, object]:
         """A measurement's parameters, as its run shows them."""
@@ -198,27 +210,25 @@ class _Run:
         subject = self.sweep.subject
         tags = {**self.tags, "model": subject.source, "model.sha256": subject.sha256, "weights": self.sweep.weights}
         key = self.sweep.key(task)
-        self.open[key] = self.tracker.open_trial(self.parent, RunSpec(label(task), key, self.params(task), tags))
+        self.open.add(key)
+        self.live.start(key, label(task), {name: str(value) for name, value in self.params(task).items()}, tags)
 
     def finish(self, task: Measurement, result: Done | Failed) -> None:
         """Close the run of a measurement."""
-        key = self.sweep.key(task)
-        run_id = self.open[key]
+        key, entry = self.sweep.key(task), self.entry(task)
         if isinstance(result, Failed):
-            self.tracker.tag(run_id, {Tags.REASON: result.reason, Tags.ERROR: result.error})
-            self.tracker.close(run_id, "FAILED")
+            self.live.tag(key, {Tags.REASON: result.reason, Tags.ERROR: result.error})
+            self.live.close(key, "FAILED")
         else:
-            metrics = {**result.metrics, "cost/evaluation_seconds": result.seconds}
-            self.tracker.log(run_id, {name: value for name, value in metrics.items() if math.isfinite(value)})
-            self.tracker.close(run_id, "FINISHED")
+            self.live.close(key, "FINISHED", lambda: recorded_view(entry, self.storage, self._say))
             self.busy += result.seconds
             self.measured += 1
-        del self.open[key]
+        self.open.discard(key)
 
     def kill(self) -> None:
         """Close what is under way; the next call measures it again."""
-        for run_id in self.open.values():
-            self.tracker.close(run_id, "KILLED")
+        for key in self.open:
+            self.live.close(key, "KILLED")
 
     def frame(self, again: int | None = None) -> pd.DataFrame:
         """A row a sampler; `again` is the seed of the confirmation."""
@@ -254,6 +264,9 @@ class _Run:
         self.metrics[key] = result.metrics
         if searched:
             self.accept(task.sampler, key, reused=False)
+        else:
+            self.confirmed[key] = task
+            self.keep()
 
     def drive(
         self,
@@ -321,26 +334,28 @@ def run(
     workers: int | None,
     address: str | None,
 ) -> Outcome:
-    """Measure what is missing of the trials, then the front again. Stopped calls go on where they were. SweepHeld
-    where another process runs this sweep."""
+    """Measure what is missing of the trials, then the front again. Stopped calls go on where they were; several at
+    once share the work."""
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    with only_driver(storage, sweep.name, sweep.identity, say=say):
-        return _run(sweep, tracker, storage, console, workers=workers, address=address)
+    ledger = Ledger(storage, say)
+
+    def before(page: Page, parent: str) -> None:
+        there = read_sweep(storage, sweep.name, sweep.identity, say)
+        if there is not None:
+            views = views_of(there.cells, storage, ledger)
+            page.show({page.key(cell): view for cell, view in views.items()}, parent)
+
+    with Live(Mirror(tracker, storage, say), sweep.name, sweep.identity, say, before) as live:
+        return _run(sweep, live, storage, console, workers=workers, address=address)
 
 
 def _run(
-    sweep: SamplerSweep,
-    tracker: Tracker,
-    storage: Storage,
-    console: Console,
-    *,
-    workers: int | None,
-    address: str | None,
-) -> Outcome:
-    state = _Run(sweep, tracker, storage, console)
+    sweep: SamplerSweep, live: Live, storage: Storage, console: Console, *, workers: int | None, address: str | None
+) -> Outcome:  # fmt: skip
+    state = _Run(sweep, live, storage, console)
     seed = sweep.noise_seed
     again = seed + 1 if sweep.confirm else None
     code, used = STOPPED, 0
@@ -352,9 +367,9 @@ def _run(
             console.print(f"Stopped by {stopped}; the same command goes on from here.", markup=False)
         finally:
             state.kill()
-            tracker.tag(state.parent.run_id, {"trials": str(len(state.configs)), Tags.REUSED: " ".join(state.reused)})
             ended: dict[int, Status] = {DONE: "FINISHED", SOME_FAILED: "FAILED", STOPPED: "KILLED"}
-            tracker.close(state.parent.run_id, ended[code])
+            live.end(ended[code], {"trials": str(len(state.configs)), Tags.REUSED: " ".join(state.reused)})
+            live.finish(limit=STOP_SECONDS if code == STOPPED else float("inf"))
     return Outcome(code, state.frame(again), state.seconds, state.busy, state.measured, used, state.failed)
 
 

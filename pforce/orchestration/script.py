@@ -15,25 +15,24 @@ from rich.console import Console
 from rich.table import Table
 
 from pforce import results
-from pforce.config import flat_params, with_fields
+from pforce.config import with_fields
 from pforce.orchestration.calibration import TIMED_EVALUATIONS, TIMED_STEPS, estimate
 from pforce.orchestration.doctor.cluster import check_cluster
-from pforce.orchestration.hold import this_command
 from pforce.orchestration.launch import Launcher, execute
-from pforce.orchestration.plan import Options, Plan, plan
+from pforce.orchestration.plan import Options, Plan, plan, sweep_entry
 from pforce.orchestration.recorder import Recorder
 from pforce.orchestration.sweep import Sweep, format_value, parse_axis
 from pforce.records.parts import cell_parts
-from pforce.records.provenance import user
-from pforce.records.sweeps import CellEntry, SweepEntry
 from pforce.results import Row
 from pforce.results.figures import cell_figure
 from pforce.results.statistics import MOST_CLAIMS
 from pforce.results.stored import storage_frame
 from pforce.results.tables import COLUMNS, Column
 from pforce.storage import Storage, StorageError
+from pforce.storage.identity import identity_of
 from pforce.terminal import DONE, STOPPED, duration, make_console
 from pforce.tracking import TrackingError, mask, runs_frame
+from pforce.tracking.view import key_of
 from pforce.trial.run import with_precision
 from pforce.validation import ConfigError, require
 
@@ -82,7 +81,7 @@ def run_sweep(
     """
     console = make_console()
     started = time.perf_counter()
-    planned = plan(_with_absolute_paths(sweep), options, console, deliver=not dry_run)
+    planned = plan(_with_absolute_paths(sweep), options, console)
     compared_rows(planned, comparison)  # an error in it is said before anything starts
     for note in planned.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
@@ -114,13 +113,7 @@ def run_sweep(
 
 def keep_sweep(planned: Plan) -> None:
     """Write down which cells the sweep is of, beside its records."""
-    sweep = planned.sweep
-    cells = [
-        CellEntry.of(item.label, item.parts, flat_params(item.experiment), item.experiment.seed)
-        for item in planned.work
-    ]  # fmt: skip
-    entry = SweepEntry(sweep.name, sweep.identity(planned.work), cells, command=this_command(), user=user())
-    entry.write(planned.options.place)
+    sweep_entry(planned).write(planned.options.place)
 
 
 def ray_launcher(options: Options) -> Launcher:
@@ -269,13 +262,19 @@ def print_report(
 def sweep_frame(planned: Plan) -> pd.DataFrame:
     """The finished cells of the storage, and what the tracking store says of those that are not, where it is there."""
     planned.ledger.refresh()
+    name = planned.sweep.name
     try:
         stored = storage_frame(planned.options.place, ledger=planned.ledger)
     except StorageError as error:  # a bucket that went away meanwhile: what is finished is known to the tracking store
+        if planned.tracker is None:
+            raise
         warnings.warn(f"the table is of the tracking store: {error}", stacklevel=2)
-        return runs_frame(planned.tracker, planned.sweep.name)
+        return runs_frame(planned.tracker, name)
+    if planned.tracker is None:
+        return stored
     try:
-        return results.with_states(stored, runs_frame(planned.tracker, planned.sweep.name))
+        key = key_of(identity_of(planned.options.place), name)
+        return results.with_states(stored, runs_frame(planned.tracker, name, key=key))
     except Exception as error:  # every kind of store raises its own; the table is of records, and stands without it
         warnings.warn(f"failed and running cells are not shown: {mask(str(error))[:200]}", stacklevel=2)
         return stored

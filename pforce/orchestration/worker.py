@@ -48,8 +48,6 @@ class Payload(TypedDict):
     devices: float
     """Devices of all of its workers together."""
     sharding: Sharding
-    recorded: int
-    """Images seen at the last point of its curve that the tracking store has."""
     provenance: dict[str, str]
     """Commit and changes of the driver's code."""
 
@@ -137,7 +135,7 @@ def run_cell(
                 workers=workers,
                 sharding=payload["sharding"],
                 devices=payload["devices"],
-                callbacks=[OnRecord(on_record, recorded=payload["recorded"]), *callbacks],
+                callbacks=[OnRecord(on_record), *callbacks],
                 progress=on_progress,
                 provenance=payload["provenance"],
             )

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -175,6 +175,18 @@ def _read(storage: Storage, folder: str, generation: int) -> Holder | None:
         return Holder(**{name.name: found[name.name] for name in fields(Holder)})
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def held_below(storage: Storage, prefix: str, keys: Iterable[str]) -> set[str]:
+    """Of keys `PREFIX/NAME`, the names that another process is at, as far as it is not known to be dead."""
+    found = set()
+    for name in keys:
+        folder = f"{LEASES}/{prefix}/{name}"
+        highest = max(_generations(storage, folder), default=0)
+        holder = _read(storage, folder, highest) if highest else None
+        if holder is not None and not holder.dead:
+            found.add(name)
+    return found
 
 
 class Contender:

@@ -43,6 +43,8 @@ class CellEntry:
     images_seen: int = 0
     weights: str | None = None
     """Hash of the tensors, where they are known before: of a model that was given."""
+    digests: Sequence[str] | None = None
+    """What its records are called, where no model is: of images that were given."""
 
     @classmethod
     def of(cls, label: str, parts: CellParts, params: Mapping[str, Any], seed: int) -> CellEntry:
@@ -110,8 +112,10 @@ def _parse(content: bytes) -> SweepEntry:
         raise ValueError("it has no name that a sweep can have")
     for cell in cells:
         parts = cell.parts()
-        if parts is None and not isinstance(cell.weights, str):
-            raise ValueError(f"{cell.label} has neither a training nor weights")
+        if parts is None and cell.digests is not None and not all(isinstance(each, str) for each in cell.digests):
+            raise ValueError(f"{cell.label}: a digest is no text")
+        if parts is None and not cell.digests and not isinstance(cell.weights, str):
+            raise ValueError(f"{cell.label} has neither a training nor weights nor digests")
     return found
 
 

@@ -26,15 +26,19 @@ def run_costs(runs: pd.DataFrame) -> pd.DataFrame:
 
     Trials that share a training (they differ in their evaluation) each report all of its cost, and a training that
     another sweep goes on with reports what it found, too: of each training the cost counts once, in the run that
-    added it. Runs that train nothing have `cost/evaluation_seconds` only and count as one device. recorded is False
-    of runs that wrote no cost down: ended before the first point of their curve, or made by an earlier version.
+    added it. Of a cell that several sweeps have, a run of each,
+    only the first is a row. Runs that train nothing have
+    `cost/evaluation_seconds` only and count as one device. recorded is False of runs that wrote no cost down: ended
+    before the first point of their curve, or made by an earlier version.
 
     Args:
         runs: of `pforce.tracking.runs_frame`.
     """
     if runs.empty:
         return pd.DataFrame()
-    runs = runs.sort_values("start_time", kind="stable")
+    runs = runs.sort_values(["start_time", "sweep"], kind="stable")
+    cell = runs["fingerprint"].where(runs["status"] == "FINISHED")
+    runs = runs[~(cell.duplicated() & cell.notna())]
     training, evaluation = _column(runs, "cost/training_seconds"), _column(runs, "cost/evaluation_seconds")
     alone = evaluation.where(runs["training"].isna())
     hours = _column(runs, "cost/device_hours").fillna(alone / 3600)

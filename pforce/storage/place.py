@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlencode, urlunsplit
 
-from pforce.files import cache_folder, read_small, write_bytes, write_whole
+from pforce.files import cache_folder, read_small, umask, write_bytes, write_whole
 from pforce.storage.errors import StorageError, cause_of
 from pforce.storage.uri import absolute, bucket_of, endpoint_of, shown, split, with_endpoint
 
@@ -351,6 +351,7 @@ def _link(path: Path, content: bytes) -> bool:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
+            os.fchmod(file.fileno(), 0o666 & ~umask())  # whoever shares the storage may read it
         try:
             os.link(scratch, path)
         except OSError as error:

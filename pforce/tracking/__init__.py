@@ -1,25 +1,25 @@
-"""Tracking in MLflow: the only package that imports it. Runs, the ledger of finished cells, reading back."""
+"""Tracking in MLflow: the only package that imports it. Runs that show what a storage holds, and reading them back."""
 
 from pforce.tracking.checks import TrackingError, is_server, mask, sqlite_path
-from pforce.tracking.courier import PARENT_KEY
-from pforce.tracking.delivery import SPOOL, Delivery, deliver_leftovers
-from pforce.tracking.reading import CELLS, runs_frame, sweep_names, sweeps_frame
-from pforce.tracking.store import PARENT, RunSpec, Status, SweepRun, Tags, Tracker, default_uri
+from pforce.tracking.live import Live
+from pforce.tracking.mirror import Mirror, Page, Shown
+from pforce.tracking.reading import runs_frame, sweep_names, sweeps_frame
+from pforce.tracking.store import Tracker, default_uri
+from pforce.tracking.view import PARENT, Point, Status, Tags, View
 
 __all__ = [
-    "CELLS",
     "PARENT",
-    "PARENT_KEY",
-    "SPOOL",
-    "Delivery",
-    "RunSpec",
+    "Live",
+    "Mirror",
+    "Page",
+    "Point",
+    "Shown",
     "Status",
-    "SweepRun",
     "Tags",
     "Tracker",
     "TrackingError",
+    "View",
     "default_uri",
-    "deliver_leftovers",
     "is_server",
     "mask",
     "runs_frame",

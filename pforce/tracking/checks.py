@@ -22,12 +22,21 @@ from pforce.validation import InputError
 # for it. It reports usage over the network unless told not to before its import.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 # Of its own it tries eight times, for 120 s each. What the environment says goes before this.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 
 import sqlalchemy
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 
 for name, level in {
     "alembic": logging.WARNING,
@@ -286,8 +295,20 @@ def why(error: BaseException) -> str:
 
 def transient(error: BaseException) -> bool:
     """False of what the store refuses, and will refuse again: a bad value, a run that was deleted, a missing file."""
-    if isinstance(
-        error, TrackingError | FileNotFoundError | IsADirectoryError | PermissionError | LookupError | TypeError
+    if (
+        isinstance(
+            error,
+            TrackingError
+            | FileNotFoundError
+            | IsADirectoryError
+            | PermissionError
+            | LookupError
+            | TypeError
+            | IntegrityError
+            | DataError
+            | ProgrammingError,
+        )
+        or type(error) is ValueError
     ):
         return False
     code: Any = getattr(error, "error_code", None)

@@ -7,10 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from pforce.tracking.store import PARENT, Tags, Tracker
+from pforce.tracking.store import Tracker
+from pforce.tracking.view import PARENT, Tags
 
-CELLS = "pforce.cells"
-"""Tag of a sweep: how many distinct cells it plans."""
 USER = "mlflow.user"
 TEXTS = [
     "run_id", "run_name", "status", "sweep", "parent", "fingerprint", "training", "trunk", "reason", "device",
@@ -31,7 +30,7 @@ def _experiments(tracker: Tracker) -> list[Any]:
             return found
 
 
-def runs_frame(tracker: Tracker, sweep: str | None = None) -> pd.DataFrame:
+def runs_frame(tracker: Tracker, sweep: str | None = None, *, key: str | None = None) -> pd.DataFrame:
     """All trials, a row each: run_id, run_name, status, fingerprint, sweep, seed, device, computed_in, torch, commit,
     parameters, last metrics.
 
@@ -44,6 +43,7 @@ def runs_frame(tracker: Tracker, sweep: str | None = None) -> pd.DataFrame:
 
     Args:
         sweep: name (MLflow experiment) of one sweep; None reads all.
+        key: of the sweep's page in one storage (`pforce.tracking.view.key_of`), where several may have its name.
     """
     rows = [
         {
@@ -64,12 +64,13 @@ def runs_frame(tracker: Tracker, sweep: str | None = None) -> pd.DataFrame:
             "torch": run.data.tags.get("version.torch"),
             "commit": run.data.tags.get("mlflow.source.git.commit"),
             "user": _user(run),
+            "origin": run.data.tags.get(Tags.ORIGIN),
             "attempts": int(run.data.tags.get(Tags.ATTEMPTS, 1)),
             "images_trained": _images_trained(run),
             **run.data.params,
             **run.data.metrics,
         }
-        for name, run in runs_of(tracker, sweep, "trial")
+        for name, run in runs_of(tracker, sweep, "trial", key)
     ]
     return numbers_where_all_are(pd.DataFrame(rows))
 
@@ -103,7 +104,7 @@ def sweeps_frame(tracker: Tracker, sweep: str | None = None) -> pd.DataFrame:
                 "end_time": _time(run.info.end_time),
                 "user": _user(run),
                 "command": run.data.tags.get(Tags.COMMAND),
-                "cells": float(run.data.tags.get(CELLS, "nan")),
+                "cells": float(run.data.tags.get(Tags.CELLS, "nan")),
                 "reused": tuple(run.data.tags.get(Tags.REUSED, "").split()),
             }
             for name, run in runs_of(tracker, sweep, "sweep")
@@ -116,9 +117,22 @@ def sweep_names(tracker: Tracker) -> list[str]:
     return sorted({experiment.name for experiment in _experiments(tracker)} - {"Default"})
 
 
-def runs_of(tracker: Tracker, sweep: str | None, kind: str) -> Sequence[tuple[str, Any]]:
+def _pages(tracker: Tracker, sweep: str | None, key: str | None = None) -> list[Any]:
+    """Experiments of a sweep's name: that of the key, else those called so, else those that were before somebody
+    called them otherwise."""
+    found = _experiments(tracker)
+    if sweep is None:
+        return found
+    own = [e for e in found if key is not None and e.tags.get(Tags.KEY) == key]
+    if own:
+        return own
+    called = [e for e in found if e.name == sweep]
+    return called or [e for e in found if e.tags.get(Tags.NAME) == sweep]
+
+
+def runs_of(tracker: Tracker, sweep: str | None, kind: str, key: str | None = None) -> Sequence[tuple[str, Any]]:
     """(experiment's name, run) of all runs of a kind; the store gives a page at a time."""
-    names = {e.experiment_id: e.name for e in _experiments(tracker) if sweep is None or e.name == sweep}
+    names = {e.experiment_id: e.name for e in _pages(tracker, sweep, key)}
     found: list[tuple[str, Any]] = []
     token: str | None = None
     while names:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from pforce.training import checkpoint
 from pforce.training.checkpoint import CheckpointError, checkpoint_path, snapshot_path
-from pforce.training.curve import read_curve, write_segment
+from pforce.training.curve import write_segment
 from pforce.training.loop import Callback, Record, TrainState, Window, require_finite
 from pforce.training.strategy import put, whole
 
@@ -105,7 +104,6 @@ class Checkpoints(Callback):
         mirror: another place of the folder.
         guard: called before anything is written; raises where another process has taken the training over.
         begin: called by all workers where the folder has nothing to go on from.
-        past: how to read the curve up to some images seen; by default the folder's.
         wanted: names of files by which others ask for snapshots meanwhile. answered: called when one is there.
     """
 
@@ -121,14 +119,12 @@ class Checkpoints(Callback):
         mirror: Mirror | None = None,
         guard: Callable[[], None] = lambda: None,
         begin: Callable[[TrainState], None] = lambda state: None,
-        past: Callable[[int], list[Record]] | None = None,
         wanted: Callable[[], Iterable[str]] = lambda: (),
         answered: Callable[[int], None] = lambda images_seen: None,
     ) -> None:
         self.folder, self.until, self.published, self.mirror = folder, until, published, mirror
         self.guard, self.begin, self.admit = guard, begin, admit
         self.wanted, self.answered = wanted, answered
-        self.past = past or (lambda until: read_curve(folder, until=until, say=warnings.warn))
         self.resumable = set(resumable)
         self.targets = {*self.resumable, *snapshots}
         self.taken: set[int] = set()
@@ -150,8 +146,6 @@ class Checkpoints(Callback):
         def look() -> set[int]:
             # Whoever wrote the checkpoint may have been killed before the segment.
             self._segment(points)
-            if workers.first:
-                state.past = self.past(state.images_seen)
             return self._wanted(state)
 
         self.targets |= workers.first_does(look)
@@ -222,7 +216,6 @@ class Checkpoints(Callback):
         # All learn of a full disk or a lost folder at once: none is left waiting in the next step.
         self.targets |= workers.first_does(write)
         self.taken |= {images} if snapshot else set()
-        state.past += state.curve
         state.curve = []
 
 
@@ -255,25 +248,10 @@ class ProgressBar(Callback):
 
 
 class OnRecord(Callback):
-    """Passes every point of the curve to a function; after a resume first the last ones from before it.
+    """Passes every point of the curve to a function."""
 
-    Args:
-        recorded: images seen at the last point that is known already: those up to it are not passed again at a resume.
-    """
-
-    def __init__(self, function: Callable[[Record], None], *, recorded: int | None = None) -> None:
-        self.function, self.recorded = function, recorded
-
-    def on_start(self, state: TrainState) -> None:
-        self.show(state.past)
-
-    def show(self, past: Iterable[Record]) -> None:
-        """Pass those points on that are not known already."""
-        if self.recorded is None:
-            return
-        for record in past:
-            if record.images_seen > self.recorded:
-                self.function(record)
+    def __init__(self, function: Callable[[Record], None]) -> None:
+        self.function = function
 
     def on_record(self, state: TrainState, record: Record) -> None:
         self.function(record)

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pforce.files import digest, read_small, sha256_of, sync
+from pforce.files import digest, read_small, sha256_of, sync, umask
 
 FORMAT = 2
 """1 had one file with everything; `pforce records migrate` carries those of commit 0641df2 over."""
@@ -90,7 +90,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], *, 
         raise OSError(errno.ENOSPC, f"a checkpoint of {needed:,} bytes does not fit, {free:,} are free", str(folder))
     scratch = Path(tempfile.mkdtemp(prefix=".tmp_", dir=folder))
     try:
-        scratch.chmod(0o777 & ~_umask())
+        scratch.chmod(0o777 & ~umask())
         files = {}
         for name, part in parts.items():
             save_file({key: tensor.contiguous() for key, tensor in part.items()}, scratch / name)
@@ -106,14 +106,6 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], *, 
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-
-
-def _umask() -> int:
-    """Read by the process's own: setting it to look would show other threads another one for a moment."""
-    for line in Path("/proc/self/status").read_text().splitlines() if Path("/proc/self/status").exists() else ():
-        if line.startswith("Umask:"):
-            return int(line.split()[1], 8)
-    return 0o022
 
 
 def remove_partial(folder: Path) -> None:

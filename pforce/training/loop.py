@@ -182,8 +182,6 @@ class TrainState:
     window: Window = field(default_factory=Window)
     curve: list[Record] = field(default_factory=list)
     """Points of the loss curve since the last checkpoint."""
-    past: list[Record] = field(default_factory=list)
-    """Those of before, on the first worker."""
 
     @property
     def images_seen(self) -> int:

@@ -31,7 +31,6 @@ from pforce.training import (
     Callback,
     Checkpoints,
     Diverged,
-    OnRecord,
     Sharding,
     TrainingSpec,
     TrainState,
@@ -52,10 +51,10 @@ from pforce.trial.folder import (
     EXPERIMENT,
     MAPS,
     SAMPLES,
+    TRAINING,
     answered,
     ask,
     asked,
-    curve_of,
     evaluation_folder,
     held,
     training_folder,
@@ -205,8 +204,6 @@ class Trained:
     """Hash of its tensors; empty on all workers but the first."""
     record: Record | None
     """Of the weights, on the first worker."""
-    past: list[Point]
-    """The curve up to there, on the first worker."""
 
 
 def published(
@@ -265,10 +262,9 @@ def _from_snapshot(
     for name, target in model.state_dict().items():
         put(target, found[0][1][name] if found else None, where.workers)
     if not found:
-        return Trained(model, "", None, [])
+        return Trained(model, "", None)
     record = found[0][0]
-    past = curve_of(folder, cell.training, until=cell.images_seen, say=warnings.warn)
-    return Trained(model, str(record.values[TENSORS]), record, past)
+    return Trained(model, str(record.values[TENSORS]), record)
 
 
 def train_trial(
@@ -293,7 +289,6 @@ def train_trial(
         there = _from_snapshot(experiment, cell, folder, where, ledger)
         if there is not None and workers.first:
             _record_training(experiment, cell, ledger, where.record(experiment), time.time())
-            _show_past(there, where)
         return there
 
     def wait(holder: Holder | None) -> None:
@@ -305,7 +300,7 @@ def train_trial(
     there = find()
     while there is None:
         try:
-            with held(workers, paths.storage, f"training/{cell.training.digest}", "training", wait=wait) as guard:
+            with held(workers, paths.storage, f"{TRAINING}/{cell.training.digest}", "training", wait=wait) as guard:
                 workers.first_does(ledger.refresh)
                 there = find()  # whoever was at it may have left it
                 if there is None:
@@ -379,7 +374,6 @@ def _train(
         resumable=experiment.training.resumable, published=publish, admit=admit, mirror=mirror, guard=guard,
         begin=branch_off, wanted=lambda: asked(paths.storage, cell.training.digest),
         answered=lambda images: answered(paths.storage, cell.training.digest, images),
-        past=lambda until: curve_of(folder, cell.training, until=until, say=warnings.warn),
     )  # fmt: skip
     callbacks = (checkpoints, *(where.callbacks if workers.first else ()))
     try:
@@ -398,17 +392,10 @@ def _train(
         return there
     model = averaged_model(state, experiment)
     if not workers.first:
-        return Trained(model, "", None, [])
+        return Trained(model, "", None)
     record = ledger.get(cell.weights)
     assert record is not None  # `publish` has put it
-    return Trained(model, str(record.values[TENSORS]), record, state.past)
-
-
-def _show_past(trained: Trained, where: Where) -> None:
-    """The curve of a training that was found goes to whoever shows it."""
-    for callback in where.callbacks:
-        if isinstance(callback, OnRecord):
-            callback.show(trained.past)
+    return Trained(model, str(record.values[TENSORS]), record)
 
 
 def _record_training(

@@ -1,10 +1,10 @@
-"""What recording costs: 300 runs of 50 points of 8 metrics into a sqlite database, and reading them back.
+"""What MLflow costs: 2,000 finished cells shown in a sqlite database, a sweep's page while 300 trials run, reading.
 
-Two ways in turn: `Tracker` writes at once, as a driver without `Delivery` would; `Delivery` appends, and a thread
-writes. Printed: milliseconds of each call as the driver sees it (median, range, n), and seconds in all. A third
-number is the time until everything is in the database.
+Of the page: milliseconds of each call as the driver sees it (median, range, n), which never waits for MLflow, and the
+seconds until everything is in the database. Of the mirror: runs a second into a new database, in its tables and through
+MLflow's interface, and when everything is there already.
 
-    python -m tests.benchmarks.tracking [--runs 300]
+    python -m tests.benchmarks.tracking [--cells 2000] [--runs 300]
 """
 
 from __future__ import annotations
@@ -18,19 +18,24 @@ from pathlib import Path
 import numpy as np
 
 from pforce import results
-from pforce.tracking import Delivery, RunSpec, Tracker, default_uri
+from pforce.storage import Storage
+from pforce.tracking import Live, Mirror, Point, Tags, Tracker, View, default_uri
 
 POINTS = 50
 NAMES = tuple(f"train/m{number}" for number in range(8))
-PARAMS = {f"group.field{number}": number for number in range(40)}
+PARAMS = {f"group.field{number}": str(number) for number in range(60)}
+NUMBERS, CURVE = 130, 10
+"""Of a finished cell: numbers, and points of its curve."""
 
 
-def spec(number: int) -> RunSpec:
-    return RunSpec(f"run {number}", f"f{number}", PARAMS, {"version.pforce": "1"})
-
-
-def values(step: int) -> dict[str, float]:
-    return dict.fromkeys(NAMES, step / 7)
+def view(number: int) -> View:
+    """A finished cell."""
+    now = 1_700_000_000_000 + number
+    tags = {Tags.KIND: "trial", Tags.FINGERPRINT: f"{number:032x}", **{f"version.p{n}": "1" for n in range(8)}}
+    return View(
+        f"cell {number}", tags, PARAMS, {f"m/{n}": number / (n + 1) for n in range(NUMBERS)}, 640, "FINISHED", now,
+        now + 5, points=lambda: [Point(64 * k, now + k, {"train/loss": number + 1 / k}) for k in range(1, CURVE + 1)],
+    )  # fmt: skip
 
 
 class Calls:
@@ -39,73 +44,68 @@ class Calls:
     def __init__(self) -> None:
         self.seconds: list[float] = []
 
-    def __call__(self, function: Callable[[], object]) -> None:
+    def __call__(self, call: Callable[[], object]) -> None:
         started = time.perf_counter()
-        function()
+        call()
         self.seconds.append(time.perf_counter() - started)
 
     def __str__(self) -> str:
-        milliseconds = 1000 * np.array(self.seconds)
-        low, high = milliseconds.min(), milliseconds.max()
-        return (
-            f"median {np.median(milliseconds):.3f} ms a call, range {low:.3f} to {high:.1f}, "
-            f"99 % below {np.quantile(milliseconds, 0.99):.2f}, n = {len(milliseconds):,}; "
-            f"{milliseconds.sum() / 1000:.1f} s in all"
-        )
+        ms = 1000 * np.array(self.seconds)
+        return f"{np.median(ms):.3f} ms ({ms.min():.3f} … {ms.max():.1f}, n = {len(ms):,}), {ms.sum() / 1000:.2f} s"
 
 
-def synchronous(tracker: Tracker, numbers: range) -> Calls:
-    calls = Calls()
-    sweep = tracker.open_sweep("synchronous", "synchronous", {})
-    open_runs: dict[int, str] = {}
-    for number in numbers:
-        calls(lambda n=number: open_runs.update({n: tracker.open_trial(sweep, spec(n))}))
-    for step in range(POINTS):
-        for number in numbers:
-            calls(lambda n=number, s=step: tracker.log(open_runs[n], values(s), step=s))
-    for number in numbers:
-        calls(lambda n=number: tracker.close(open_runs[n], "FINISHED"))
-    return calls
+def mirrored(folder: Path, cells: int, *, api: bool = False) -> list[float]:
+    """Seconds to show finished cells in a new database, and again."""
+    mirror = Mirror(Tracker(default_uri(folder), artifacts=folder / "artifacts"), Storage.open(folder))
+    if api:
+        mirror.database = None
+    page = mirror.page("grid")
+    views = {page.key(f"{number:032x}"): view(number) for number in range(cells)}
+    seconds = []
+    for expected in ("made", "there"):
+        started = time.perf_counter()
+        shown = page.show(views)
+        seconds.append(time.perf_counter() - started)
+        assert getattr(shown, expected) == cells
+    return seconds
 
 
-def delivered(tracker: Tracker, folder: Path, numbers: range) -> tuple[Calls, float, int]:
-    """The driver's calls, seconds until all is delivered, and the bytes of the file."""
-    calls = Calls()
-    started = time.perf_counter()
-    with Delivery(tracker, folder / "spool", "delivered", print) as delivery:
-        delivery.open_sweep("delivered", {})
-        for number in numbers:
-            calls(lambda n=number: delivery.open_trial(spec(n)))
-        for step in range(POINTS):
-            for number in numbers:
-                calls(lambda n=number, s=step: delivery.log(f"f{n}", values(s), step=s))
-        for number in numbers:
-            calls(lambda n=number: delivery.close(f"f{n}", "FINISHED"))
-        delivery.close_sweep("FINISHED")
-        size = delivery.spool.path.stat().st_size
-        assert delivery.finish() == 0
-    return calls, time.perf_counter() - started, size
+def live(folder: Path, runs: int) -> tuple[Calls, float]:
+    """The driver's calls of trials that all report, and seconds until everything is shown."""
+    mirror, calls = Mirror(Tracker(default_uri(folder), artifacts=folder / "artifacts"), Storage.open(folder)), Calls()
+    with Live(mirror, "grid", "identity", print) as page:
+        page.open({})
+        started = time.perf_counter()
+        for number in range(runs):
+            calls(lambda n=number: page.start(f"{n:032x}", f"cell {n}", PARAMS, {}))
+            for step in range(POINTS):
+                point = Point(step, step, dict.fromkeys(NAMES, step / 7))
+                calls(lambda n=number, p=point: page.log(f"{n:032x}", p))
+            calls(lambda n=number: page.close(f"{n:032x}", "FINISHED"))
+        page.end("FINISHED")
+        assert page.finish() == 0
+        return calls, time.perf_counter() - started
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cells", type=int, default=2000)
     parser.add_argument("--runs", type=int, default=300)
-    numbers = range(parser.parse_args().runs)
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tracker = Tracker(default_uri(folder), artifacts=folder / "artifacts")
-        calls, seconds, size = delivered(tracker, folder, numbers)
-        print(f"{len(numbers)} runs, {POINTS} points of {len(NAMES)} metrics, {len(PARAMS)} parameters")
-        print(f"Delivery, the driver's calls: {calls}")
-        print(f"Delivery, until all is in the database: {seconds:.1f} s; the file: {size / 1e6:.1f} MB")
-        print(f"Tracker, written at once: {synchronous(tracker, numbers)}")
-        for sweep in ("delivered", "synchronous"):
-            timed = Calls()
-            for _ in range(5):
-                timed(lambda s=sweep: results.runs(tracker.uri, s))
-            frame = results.runs(tracker.uri, sweep)
-            assert len(frame) == len(numbers)
-            print(f"results.runs() over the {len(frame)} runs of `{sweep}`: {timed}")
+        for api, cells in ((False, given.cells), (True, max(1, given.cells // 10))):
+            first, again = mirrored(folder / f"mirror-{api}", cells, api=api)
+            way = "through MLflow's interface" if api else "in MLflow's tables"
+            print(f"{cells:,} finished cells, {way}: {first:.1f} s, {cells / first:.0f} a second; again {again:.2f} s")
+        calls, seconds = live(folder / "live", given.runs)
+        print(f"A page under way, the driver's calls: {calls}")
+        print(f"Until {given.runs} runs of {POINTS} points of {len(NAMES)} metrics are shown: {seconds:.1f} s")
+        reading = Calls()
+        for _ in range(5):
+            reading(lambda: results.runs(default_uri(folder / "live")))
+        print(f"Reading those runs: {reading}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import mlflow
 import pytest
 
 from pforce import results
-from pforce.terminal import DONE, STOPPED
+from pforce.terminal import DONE
+from pforce.tracking.live import CATCH_UP
 from tests.faults.drills import moments
 from tests.faults.driver import LOG_EVERY, STEPS
 from tests.tracking.servers import MlflowServer
@@ -71,13 +72,13 @@ def own_server(tmp_path) -> Iterator[MlflowServer]:
     server.kill()
 
 
-def curves(server: MlflowServer) -> dict[str, list[int]]:
-    """run → the steps of its loss in the order in which they were made."""
-    client = mlflow.MlflowClient(server.uri)
+def curves(uri: str) -> dict[str, list[int]]:
+    """run → the steps of its loss, in order."""
+    client = mlflow.MlflowClient(uri)
     found = {}
-    for run in results.runs(server.uri)["run_id"]:
+    for run in results.runs(uri)["run_id"]:
         points = client.get_metric_history(run, "train/loss")
-        points.sort(key=lambda point: (point.timestamp, point.step))
+        points.sort(key=lambda point: point.step)
         found[run] = [point.step for point in points]
     return found
 
@@ -104,13 +105,12 @@ def test_the_server_is_killed_twice_during_training_and_comes_back(own_server, t
     frame = results.runs(own_server.uri)
     assert frame["status"].tolist() == ["FINISHED"] * 2
     assert frame["fingerprint"].nunique() == 2
-    assert list(curves(own_server).values()) == [POINTS] * 2
+    assert list(curves(own_server.uri).values()) == [POINTS] * 2
     client = mlflow.MlflowClient(own_server.uri)
     (experiment,) = (e for e in client.search_experiments() if e.name == "drill")
     assert len(client.search_runs([experiment.experiment_id])) == 3, "two cells and the sweep, no orphan"
     for run in frame["run_id"]:
         assert {"samples.png", "uncertainty_maps.png"} <= {file.path for file in client.list_artifacts(run)}
-    assert list((tmp_path / "runs" / "spool").iterdir()) == []
 
 
 def test_the_driver_is_killed_while_the_server_is_away(own_server, tmp_path, drivers):
@@ -125,35 +125,30 @@ def test_the_driver_is_killed_while_the_server_is_away(own_server, tmp_path, dri
     driver.process.kill()
     driver.wait()
     driver.hold.unlink()
-    reached = driver.step()
     own_server.start()
 
     again = Driver(tmp_path / "runs", own_server.uri)
     drivers.append(again)
     assert again.wait() == DONE, again.log.read_text()
-    assert "record(s) that an earlier call left" in again.log.read_text()
     frame = results.runs(own_server.uri)
     assert frame["status"].tolist() == ["FINISHED"] * 2
     assert frame["fingerprint"].nunique() == 2
-    for steps in curves(own_server).values():
-        assert sorted(set(steps)) == POINTS
-        repeated = [step for index, step in enumerate(steps) if step in steps[:index]]
-        assert all(step // 16 > reached for step in repeated), "what lies before the checkpoint was done again"
+    assert list(curves(own_server.uri).values()) == [POINTS] * 2, "each point once, though some were trained twice"
     client = mlflow.MlflowClient(own_server.uri)
     (experiment,) = (e for e in client.search_experiments() if e.name == "drill")
     assert len(client.search_runs([experiment.experiment_id])) == 3
-    assert list((tmp_path / "runs" / "spool").iterdir()) == []
 
 
 def test_a_server_that_does_not_come_back_ends_the_sweep_all_the_same(own_server, tmp_path, drivers):
-    """The exit code says that the same command has something left; that call delivers it and trains nothing."""
+    """All results are in the storage; the next call shows them and trains nothing."""
     driver = Driver(tmp_path / "runs", own_server.uri, PFORCE_FLUSH_SECONDS="1")
     drivers.append(driver)
     driver.wait_until(lambda: driver.step() >= 20)
     own_server.kill()
-    assert driver.wait() == STOPPED, driver.log.read_text()
+    assert driver.wait() == DONE, driver.log.read_text()
     log = driver.log.read_text()
-    assert "the next call of the same command delivers them" in log
+    assert CATCH_UP in " ".join(log.split())
+    assert results.runs(tmp_path / "runs")["status"].tolist() == ["FINISHED"] * 2
     evaluated = {
         path: path.stat().st_mtime for path in (tmp_path / "runs").glob("trainings/*/evaluations/*/samples.png")
     }
@@ -165,5 +160,5 @@ def test_a_server_that_does_not_come_back_ends_the_sweep_all_the_same(own_server
     assert again.wait() == DONE, again.log.read_text()
     assert "2 distinct, 2 finished before" in again.log.read_text()
     assert results.runs(own_server.uri)["status"].tolist() == ["FINISHED"] * 2
-    assert list(curves(own_server).values()) == [POINTS] * 2
+    assert list(curves(own_server.uri).values()) == [POINTS] * 2
     assert evaluated == {path: path.stat().st_mtime for path in evaluated}

@@ -1,86 +1,71 @@
-"""Drill (g): the same command twice at once. Real processes; oracle: one works, the other's message and exit code."""
+"""Drill (g): the same command twice at once. Real processes; oracle: one training of each cell, one run of each."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from pforce import results
-from pforce.orchestration.hold import SweepHeld, only_driver
-from pforce.storage import Storage
-from pforce.terminal import STOPPED, USAGE_ERROR
+from pforce.terminal import DONE
 from pforce.tracking import default_uri
-from tests.faults.drills import moments, newest_step
+from pforce.training.curve import segments
+from tests.faults.drills import moments
+from tests.faults.driver import STEPS
+from tests.faults.test_tracking import POINTS, Driver, curves, drivers  # noqa: F401  # a fixture
 
 pytestmark = pytest.mark.timeout(600)
-COMMAND = [
-    sys.executable, "-c", "from pforce.cli import main; main()", "train", "openmoji32_micro", "--model.depth", "1",
-    "--model.width", "16", "--model.heads", "2", "--training.images", "640000", "--training.checkpoint-every", "10",
-    "--training.log-every", "10", "--evaluation.images", "8", "--cpus-per-trial", "1",
-]  # fmt: skip
 
 
-def trial(storage: Path) -> Path:
-    """The folder of its only training."""
-    (folder,) = storage.glob("trainings/*")
-    return folder
+def trained(storage: Path) -> dict[str, list[tuple[int, int]]]:
+    """Training → first and last images seen of the pieces in which its curve was written."""
+    found = {}
+    for folder in storage.glob("trainings/*"):
+        spans = [path.name.split(".")[0].split("-") for path in segments(folder)]
+        found[folder.name] = [(int(first), int(last)) for first, last in spans]
+    return found
 
 
-def test_the_second_driver_says_who_holds_the_sweep(tmp_path, openmoji_folder):
-    """At two random moments of the first one's training, and after the first one was killed: nothing is left held."""
-    storage = tmp_path / "runs"
-    command = [*COMMAND, "--storage", str(storage)]
-    with (tmp_path / "log").open("w") as log:
-        first = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    again = None
-    try:
-        while not list(storage.glob("trainings/*/checkpoints/step_*")):
-            assert first.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.1)
-        for tenths in moments("drivers", 0, 20):
-            time.sleep(tenths / 10)
-            second = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-            assert first.poll() is None, "the first one ended too soon to show anything"
-            assert second.returncode == USAGE_ERROR
-            message = " ".join(second.stderr.split())
-            for part in (f"process {first.pid} ", socket.gethostname(), "since 20", "train openmoji32_micro"):
-                assert part in message
-        os.kill(first.pid, signal.SIGKILL)
-        first.wait(timeout=30)
-        reached = newest_step(trial(storage))
-        again = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        while newest_step(trial(storage)) == reached and again.poll() is None:
-            time.sleep(0.1)
-        again.terminate()
-        said = again.communicate(timeout=300)[0]
-        assert again.returncode == STOPPED, said
-        assert newest_step(trial(storage)) > reached
-    finally:
-        for process in (first, again):
-            if process is not None and process.poll() is None:
-                process.kill()
-    (run,) = results.runs(default_uri(storage)).to_dict("records")
-    assert run["status"] == "KILLED"
+def test_two_drivers_share_the_work_of_a_sweep(tmp_path, drivers):  # noqa: F811
+    """The second begins at a random moment of the first: each cell is trained by one of them, and shown once."""
+    storage, uri = tmp_path / "runs", default_uri(tmp_path / "runs")
+    first = Driver(storage, uri)
+    drivers.append(first)
+    first.wait_until(lambda: first.step() >= 5)
+    time.sleep(moments("drivers", 0, 20)[0] / 10)
+    second = Driver(storage, uri)
+    drivers.append(second)
+    assert [driver.wait() for driver in drivers] == [DONE, DONE], first.log.read_text() + second.log.read_text()
+    several = trained(storage)
+    assert len(several) == 2
+    for spans in several.values():
+        assert all(before < after for (_, before), (after, _) in itertools.pairwise(spans)), spans
+        assert (spans[0][0], spans[-1][1]) == (POINTS[0], POINTS[-1])
+    frame = results.runs(uri)
+    assert frame["status"].tolist() == ["FINISHED"] * 2
+    assert frame["parent"].nunique() == 1
+    assert list(curves(uri).values()) == [POINTS] * 2
 
 
-def test_other_sweeps_of_the_storage_run_beside_it(tmp_path):
-    place = Storage.open(tmp_path)
-    with only_driver(place, "grid", "a" * 32, ["1" * 32, "2" * 32]):
-        with only_driver(place, "grid", "b" * 32, ["3" * 32]):
-            pass
-        common = pytest.raises(SweepHeld, match="1 of its 2 cells are being run by process")
-        with common, only_driver(place, "grid", "b" * 32, ["2" * 32, "3" * 32]):
-            pass
-        with only_driver(place, "another", "b" * 32, ["2" * 32]):
-            pass
-        with pytest.raises(SweepHeld, match=f"process {os.getpid()} "), only_driver(place, "grid", "a" * 32):
-            pass
-    with only_driver(place, "grid", "a" * 32):
-        pass
+def test_who_waits_names_for_whom_and_goes_on_when_that_one_is_killed(tmp_path, drivers):  # noqa: F811
+    """The first one is held, so that the second comes to wait for it; then it is killed."""
+    storage, uri = tmp_path / "runs", default_uri(tmp_path / "runs")
+    first = Driver(storage, uri)
+    drivers.append(first)
+    first.wait_until(lambda: first.step() >= 5)
+    first.hold.touch()
+    second = Driver(storage, uri, **{"PFORCE_TEST_NO_HOLD": "1"})
+    drivers.append(second)
+    named = f"waiting for {os.environ.get('USER', 'root')} on {socket.gethostname()} (process {first.process.pid})"
+    second.wait_until(lambda: named in " ".join(second.log.read_text().split()))
+    assert second.step() >= STEPS, "it did what it could before"
+    os.kill(first.process.pid, signal.SIGKILL)
+    first.process.wait()
+    assert second.wait() == DONE, second.log.read_text()
+    assert results.runs(uri)["status"].tolist() == ["FINISHED"] * 2
+    assert list(curves(uri).values()) == [POINTS] * 2

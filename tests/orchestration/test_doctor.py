@@ -89,7 +89,7 @@ def test_each_fault_is_told_with_its_cure_and_hides_no_other(tmp_path):
 def test_the_tracking_store(tmp_path):
     assert "the first run makes it" in stores.tracking(default_uri(tmp_path), tmp_path).found
     tracker = Tracker(default_uri(tmp_path), artifacts=tmp_path)
-    tracker.open_sweep("grid", "id", {})
+    tracker.client.create_experiment("grid")
     good = stores.tracking(tracker.uri, tmp_path)
     assert (good.state, good.found.endswith("1 sweep(s)")) == ("ok", True)
     (tmp_path / "broken.db").write_text("not a database")

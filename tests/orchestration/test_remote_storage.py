@@ -5,7 +5,6 @@ Oracle: the server's objects as boto3 lists them, MLflow's record, and the same 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -17,13 +16,12 @@ import pytest
 from rich.console import Console
 
 from pforce import cli, results
-from pforce.orchestration import hold, local
+from pforce.orchestration import local
 from pforce.orchestration.find import find_source
-from pforce.orchestration.hold import SweepHeld, only_driver
 from pforce.orchestration.launch import execute
 from pforce.orchestration.plan import Options, Plan, plan
 from pforce.orchestration.script import run_sweep
-from pforce.storage import Storage, StorageError
+from pforce.storage import StorageError
 from pforce.terminal import DONE, SOME_FAILED
 from pforce.trial.source import load_source
 from pforce.validation import ConfigError
@@ -150,37 +148,6 @@ def test_killed_and_continued_on_another_machine(server, tmp_path):
     assert execute(undisturbed, Console(quiet=True), local.launch) == DONE
     (reference,) = results.runs(undisturbed.options.uri).to_dict("records")
     assert run["val/loss"] == reference["val/loss"]
-
-
-def test_a_sweep_in_a_bucket_has_one_driver(server, tmp_path, monkeypatch):
-    """The holder is on another machine: while it lives it is named; once killed, it is watched until its lease ends."""
-    holding = (
-        "import sys, time; from pforce.orchestration import hold; from pforce.storage import Storage\n"
-        "hold.BEAT_SECONDS = 0.5\n"
-        "with hold.only_driver(Storage.open(sys.argv[1]), 'grid', 'a' * 32): print('held', flush=True); time.sleep(99)"
-    )
-    monkeypatch.setattr(hold, "BEAT_SECONDS", 0.5)
-    uri = server.uri("bucket/held")
-    first = subprocess.Popen([sys.executable, "-c", holding, uri], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    said: list[str] = []
-    try:
-        assert first.stdout.readline() == "held\n"
-        monkeypatch.setenv("PFORCE_CACHE", str(tmp_path / "another"))
-        place = Storage.open(uri)
-        with (
-            pytest.raises(SweepHeld, match=f"process {first.pid} "),
-            only_driver(place, "grid", "a" * 32, say=said.append),
-        ):
-            pass
-    finally:
-        first.kill()
-        first.wait()
-    with only_driver(place, "grid", "a" * 32, say=said.append):
-        (lease,) = server.keys("bucket", "held/locks/")
-        assert json.loads(server.content("bucket", lease))["pid"] == os.getpid()
-    assert f"process {first.pid} " in said[-1]
-    assert "a sign of life" in said[-1]
-    assert not server.keys("bucket", "held/locks/")
 
 
 @pytest.mark.parametrize("evaluation_workers", [None, 1])

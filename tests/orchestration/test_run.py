@@ -20,13 +20,13 @@ from pforce.orchestration import local, tune
 from pforce.orchestration.find import find_source
 from pforce.orchestration.launch import execute
 from pforce.orchestration.placement import Placement
-from pforce.orchestration.plan import Options, payload, trial_folder
+from pforce.orchestration.plan import Options, Plan, payload, trial_folder
 from pforce.orchestration.script import keep_sweep, run_sweep, table_rows
 from pforce.orchestration.sweep import Axis, Sweep
 from pforce.records.lease import leased
 from pforce.storage import StorageError
 from pforce.terminal import DONE, SOME_FAILED, STOPPED
-from pforce.tracking import RunSpec
+from pforce.tracking import Mirror, Tags, View
 from pforce.training import Diverged
 from pforce.training.checkpoint import STATE, saved
 from pforce.trial.run import Paths, Where, run_trial
@@ -136,14 +136,24 @@ def test_a_diverged_cell_fails_with_its_reason_and_the_others_finish(ray_cluster
     assert longer.missing == [], "a longer training comes past the same point"
 
 
+def left_open(plan: Plan) -> tuple[str, str]:
+    """Runs of a sweep and of its only cell, as a killed driver leaves them."""
+    page = Mirror(plan.tracker, plan.options.place).page(plan.sweep.name)
+    (item,), identity = plan.work, plan.sweep.identity(plan.work)
+    parent = page.ensure({page.key(identity): View("s", {Tags.KIND: "sweep", Tags.SWEEP: identity}, started=1)})
+    about = {Tags.KIND: "trial", Tags.FINGERPRINT: item.fingerprint}
+    parent_id = parent[page.key(identity)].run_id
+    run = page.ensure({page.key(item.fingerprint): View(item.label, about, started=1)}, parent_id)
+    return parent_id, run[page.key(item.fingerprint)].run_id
+
+
 def test_what_a_killed_driver_did_not_live_to_show_is_shown(tmp_path, console):
     """The trial had left its records, and its run was open: nothing runs again, and the run gets numbers, pictures and
     every point of its curve once."""
     sweep = small_sweep()
     plan = make_plan(sweep, tmp_path)
     (item,) = plan.work
-    parent = plan.tracker.open_sweep(sweep.name, sweep.identity(plan.work), {})
-    run_id = plan.tracker.open_trial(parent, RunSpec(item.label, item.fingerprint, {}, {}))
+    parent, run_id = left_open(plan)
     place = plan.options.place
     row = run_trial(item.experiment, Paths(DATA, place), Where(torch.device("cpu")), inputs=plan.inputs)
     assert row is not None
@@ -159,8 +169,7 @@ def test_what_a_killed_driver_did_not_live_to_show_is_shown(tmp_path, console):
         assert points == sorted(set(points))
         assert len(points) == item.experiment.training.steps
         assert {file.path for file in client.list_artifacts(run_id)} == {"samples.png", "uncertainty_maps.png"}
-        assert again.tracker.status(parent.run_id) == "FINISHED"
-    assert list((tmp_path / "spool").glob("*.jsonl")) == []
+        assert again.tracker.client.get_run(parent).info.status == "FINISHED"
 
 
 def test_a_divergence_that_a_killed_driver_did_not_live_to_show_is_shown(tmp_path, console):
@@ -168,8 +177,7 @@ def test_a_divergence_that_a_killed_driver_did_not_live_to_show_is_shown(tmp_pat
     sweep = small_sweep(Axis("optimizer.learning_rate", (1e20,)), steps=10)
     plan = make_plan(sweep, tmp_path)
     (item,) = plan.work
-    parent = plan.tracker.open_sweep(sweep.name, sweep.identity(plan.work), {})
-    run_id = plan.tracker.open_trial(parent, RunSpec(item.label, item.fingerprint, {}, {}))
+    parent, run_id = left_open(plan)
     with pytest.raises(Diverged):
         run_trial(item.experiment, Paths(DATA, plan.options.place), Where(torch.device("cpu")), inputs=plan.inputs)
     for _ in range(2):
@@ -177,7 +185,7 @@ def test_a_divergence_that_a_killed_driver_did_not_live_to_show_is_shown(tmp_pat
         assert execute(again, console, None) == SOME_FAILED
         (run,) = results.runs(again.options.uri).to_dict("records")
         assert (run["run_id"], run["status"], run["reason"]) == (run_id, "FAILED", "diverged")
-        assert again.tracker.status(parent.run_id) == "FAILED"
+        assert again.tracker.client.get_run(parent).info.status == "FAILED"
 
 
 def test_the_wall_clock_limit_stops_the_sweep(ray_cluster, tmp_path, console):

@@ -29,7 +29,8 @@ from pforce.records.parts import CellParts, Inputs, cell_parts
 from pforce.records.record import Record, RecordError
 from pforce.records.row import Row, divergence_of, row_of
 from pforce.records.sweeps import CellEntry, SweepEntry, read_sweeps
-from pforce.results.stored import finished_cells, storage_frame
+from pforce.results.shown import views_of
+from pforce.results.stored import storage_frame
 from pforce.sampling import Guidance, SamplerConfig
 from pforce.storage import Storage
 from pforce.training import Diverged, loop
@@ -220,8 +221,11 @@ def test_an_imported_number_names_its_origin_beside_measured_ones(place, tmp_pat
     exchange.import_lines(place, tmp_path / "theirs.jsonl", print)
     (row,) = storage_frame(place).to_dict("records")
     assert row["origin"] == "theirs.jsonl"
-    assert [cell.tags["origin"] for cell in finished_cells(place, Ledger(place))] == ["theirs.jsonl"]
-    assert [cell.tags.get("origin") for cell in finished_cells(theirs, Ledger(theirs))] == [None]
+    for storage, origin in ((place, "theirs.jsonl"), (theirs, None)):
+        (entry,) = read_sweeps(storage, print)
+        assert [view.tags.get("origin") for view in views_of(entry.cells, storage, Ledger(storage)).values()] == [
+            origin
+        ]
 
 
 def test_a_tombstone_is_not_imported(place, tmp_path):

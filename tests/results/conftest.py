@@ -16,8 +16,8 @@ from pforce.orchestration.sweep import Sweep, Work
 from pforce.records.ledger import Ledger
 from pforce.records.record import Record
 from pforce.records.row import TENSORS
-from pforce.tracking import RunSpec
 from pforce.trial.migrate import values_by_part
+from tests.tracking.writer import RunSpec, Writer
 
 Outcome = Mapping[str, float] | str | None
 """Metrics of a finished run, a status with its reason such as `FAILED diverged`, or None: no run."""
@@ -41,7 +41,7 @@ def planned_with(sweep: Sweep, folder: Path, outcome: Callable[[Work], Outcome])
     """The plan of a sweep whose runs have these outcomes."""
     options, quiet = Options(storage=str(folder)), Console(quiet=True)
     planned = plan(sweep, options, quiet)
-    tracker = planned.tracker
+    tracker = Writer(planned.tracker.uri, artifacts=planned.tracker.artifacts)
     keep_sweep(planned)
     parent = tracker.open_sweep(sweep.name, sweep.identity(planned.work), {})
     for item in planned.work:

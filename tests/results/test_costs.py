@@ -8,15 +8,16 @@ import pytest
 
 from pforce.commands.cost import notes
 from pforce.results.costs import costs, run_costs
-from pforce.tracking import RunSpec, SweepRun, Tags, Tracker, default_uri, runs_frame
+from pforce.tracking import Tags, default_uri, runs_frame
+from tests.tracking.writer import RunSpec, SweepRun, Writer
 
 
 @pytest.fixture
-def tracker(tmp_path: Path) -> Tracker:
-    return Tracker(default_uri(tmp_path), artifacts=tmp_path / "artifacts")
+def tracker(tmp_path: Path) -> Writer:
+    return Writer(default_uri(tmp_path), artifacts=tmp_path / "artifacts")
 
 
-def run(tracker: Tracker, sweep: SweepRun, name: str, status: str, metrics: dict[str, float], **tags: str) -> None:
+def run(tracker: Writer, sweep: SweepRun, name: str, status: str, metrics: dict[str, float], **tags: str) -> None:
     tags = {key.replace("_", "."): value for key, value in tags.items()}
     run_id = tracker.open_trial(sweep, RunSpec(name, name, {"training.images": 1000}, tags))
     if "images" in metrics:
@@ -24,7 +25,7 @@ def run(tracker: Tracker, sweep: SweepRun, name: str, status: str, metrics: dict
         tracker.log(run_id, {"train/images_seen": images, "train/loss": 1.0}, step=int(images))
     tracker.log(run_id, metrics)
     if status != "RUNNING":
-        tracker.close(run_id, status)  # type: ignore[arg-type]
+        tracker.close(run_id, status)
 
 
 def test_what_gave_no_result_is_a_cost(tracker):
@@ -77,6 +78,18 @@ def test_a_training_that_another_sweep_goes_on_with(tracker):
     table = costs(run_costs(runs_frame(tracker)), "sweep").set_index("sweep")
     assert table["device_hours"].to_dict() == pytest.approx({"first": 0.5, "second": 1.5})
     assert table["images"].to_dict() == pytest.approx({"first": 250, "second": 750})
+
+
+def test_copies_of_a_cell_count_once(tracker):
+    """A cell that two sweeps have is a run of each."""
+    cost = {"cost/training_seconds": 3600.0, "images": 1000.0, "cost/seconds": 4000.0, "cost/device_hours": 2.0}
+    for name in ("first", "second"):
+        sweep = tracker.open_sweep(name, name, {})
+        run(tracker, sweep, "a", "FINISHED", dict(cost), device="cpu", **{Tags.TRAINING: "t"})
+    table = costs(run_costs(runs_frame(tracker)), "sweep").set_index("sweep")
+    assert table[["trials", "device_hours", "seconds", "images"]].to_dict("index") == {
+        "first": {"trials": 1, "device_hours": 2.0, "seconds": 4000.0, "images": 1000.0}
+    }
 
 
 def test_runs_that_only_evaluate_count_as_one_device(tracker):

@@ -10,17 +10,18 @@ import pandas as pd
 import pytest
 
 from pforce.results import progress
-from pforce.tracking import CELLS, RunSpec, SweepRun, Tags, Tracker, default_uri
+from pforce.tracking import Tags, default_uri
+from tests.tracking.writer import RunSpec, SweepRun, Writer
 
 IMAGES = 1000
 
 
 @pytest.fixture
-def tracker(tmp_path: Path) -> Tracker:
-    return Tracker(default_uri(tmp_path), artifacts=tmp_path / "artifacts")
+def tracker(tmp_path: Path) -> Writer:
+    return Writer(default_uri(tmp_path), artifacts=tmp_path / "artifacts")
 
 
-def trial(tracker: Tracker, sweep: SweepRun, name: str, seen: int = 0, rate: float = 10.0) -> str:
+def trial(tracker: Writer, sweep: SweepRun, name: str, seen: int = 0, rate: float = 10.0) -> str:
     """A run under way that has seen so many images, and cost a device-hour each 1,000."""
     run = tracker.open_trial(sweep, RunSpec(f"cell {name}", name * 32, {"training.images": IMAGES}, {}))
     for images in range(100, seen + 1, 100):
@@ -29,7 +30,7 @@ def trial(tracker: Tracker, sweep: SweepRun, name: str, seen: int = 0, rate: flo
     return run
 
 
-def shown(tracker: Tracker, later_seconds: float = 0.0) -> tuple[pd.DataFrame, pd.DataFrame]:
+def shown(tracker: Writer, later_seconds: float = 0.0) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Sweeps, and trials by their label."""
     found, now = progress.read(tracker), progress.now_utc() + pd.Timedelta(seconds=later_seconds)
     return progress.sweeps(found, now), progress.trials(found.runs, now).set_index("label")
@@ -37,7 +38,7 @@ def shown(tracker: Tracker, later_seconds: float = 0.0) -> tuple[pd.DataFrame, p
 
 def test_a_sweep_under_way(tracker):
     """Four cells: one done, one at a quarter, one failed at a fifth, one not begun."""
-    sweep = tracker.open_sweep("grid", "id", {CELLS: "4"})
+    sweep = tracker.open_sweep("grid", "id", {Tags.CELLS: "4"})
     done = trial(tracker, sweep, "a", 1000)
     finished = {"val/loss": 0.5, "fd/openmoji": 7.0, "cost/seconds": 120.0, "cost/training_seconds": 100.0}
     tracker.log(done, {**finished, "cost/device_hours": 1.5}, step=1000)
@@ -63,7 +64,7 @@ def test_a_sweep_under_way(tracker):
 
 
 def test_a_driver_that_died_is_silent(tracker):
-    sweep = tracker.open_sweep("grid", "id", {CELLS: "2"})
+    sweep = tracker.open_sweep("grid", "id", {Tags.CELLS: "2"})
     trial(tracker, sweep, "a", 500)
     tracker.close(trial(tracker, sweep, "b", 100), "KILLED")
     for later, state in ((590, "running"), (620, "silent")):
@@ -90,10 +91,10 @@ def test_runs_of_an_earlier_version(tracker):
 
 
 def test_cells_that_another_sweep_finished_are_done(tracker):
-    first = tracker.open_sweep("first", "1", {CELLS: "1"})
+    first = tracker.open_sweep("first", "1", {Tags.CELLS: "1"})
     tracker.close(trial(tracker, first, "a", 1000), "FINISHED")
     tracker.close(first.run_id, "FINISHED")
-    second = tracker.open_sweep("second", "2", {CELLS: "2", Tags.REUSED: "a" * 12})
+    second = tracker.open_sweep("second", "2", {Tags.CELLS: "2", Tags.REUSED: "a" * 12})
     trial(tracker, second, "b", 500)
     table = shown(tracker)[0].set_index("sweep")
     assert list(table.loc["second", ["planned", "done", "running"]]) == [2, 1, 1]
@@ -106,7 +107,7 @@ def test_an_empty_store(tracker):
     table, trials = shown(tracker)
     assert table.empty
     assert trials.empty
-    tracker.open_sweep("grid", "id", {CELLS: "3"})
+    tracker.open_sweep("grid", "id", {Tags.CELLS: "3"})
     (row,) = shown(tracker)[0].to_dict("records")
     assert (row["planned"], row["done"], row["progress"], row["state"]) == (3, 0, 0.0, "running")
 
@@ -115,7 +116,7 @@ def test_reading_takes_a_few_calls_whatever_the_number_of_runs(tracker):
     """No call a run: 30 runs take no more statements than 3."""
     from sqlalchemy import event
 
-    sweep = tracker.open_sweep("grid", "id", {CELLS: "30"})
+    sweep = tracker.open_sweep("grid", "id", {Tags.CELLS: "30"})
     statements: list[str] = []
     engine = tracker.client._tracking_client.store.engine
     event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))

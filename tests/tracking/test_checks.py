@@ -60,7 +60,7 @@ def test_a_database_of_an_older_schema_is_left_as_it_is(tmp_path):
         Tracker(uri, artifacts=tmp_path)
     assert (tmp_path / "mlflow.db").read_bytes() == before
     subprocess.run([sys.executable, "-m", "mlflow", "db", "upgrade", uri], check=True, capture_output=True)
-    Tracker(uri, artifacts=tmp_path).open_sweep("grid", "id", {})
+    Tracker(uri, artifacts=tmp_path).client.create_experiment("grid")
 
 
 def test_a_database_of_a_newer_mlflow_is_refused(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import subprocess
 import sys
 import time
@@ -11,86 +10,17 @@ import mlflow
 import pytest
 
 from pforce import results
-from pforce.tracking import (
-    PARENT,
-    RunSpec,
-    Tags,
-    Tracker,
-    TrackingError,
-    default_uri,
-    runs_frame,
-    sqlite_path,
-    sweep_names,
-)
+from pforce.tracking import Tags, Tracker, TrackingError, default_uri, runs_frame, sqlite_path, sweep_names
+from tests.tracking.writer import RunSpec, Writer
 
 
 @pytest.fixture
-def tracker(tmp_path) -> Tracker:
-    return Tracker(default_uri(tmp_path), artifacts=tmp_path / "artifacts")
+def tracker(tmp_path) -> Writer:
+    return Writer(default_uri(tmp_path), artifacts=tmp_path / "artifacts")
 
 
 def spec(fingerprint: str, **params) -> RunSpec:
     return RunSpec(f"cell {fingerprint}", fingerprint, {"timesteps.m": 0.5, **params}, {"device": "cpu"})
-
-
-def test_parents_and_children(tracker):
-    sweep = tracker.open_sweep("grid", "id", {"version.pforce": "1"})
-    run_id = tracker.open_trial(sweep, spec("f1"))
-    tracker.log(run_id, {"val/loss": 0.25, "fd/openmoji": 3.0}, step=7)
-    client = mlflow.MlflowClient(tracker.uri)
-    run = client.get_run(run_id)
-    assert run.data.tags[PARENT] == sweep.run_id
-    assert run.data.tags["device"] == "cpu"
-    assert run.data.params == {"timesteps.m": "0.5"}
-    assert run.data.metrics == {"val/loss": 0.25, "fd/openmoji": 3.0}
-    assert client.get_metric_history(run_id, "val/loss")[0].step == 7
-    assert run.info.status == "RUNNING"
-
-
-def test_the_ledger_knows_finished_cells_only(tracker):
-    sweep = tracker.open_sweep("grid", "id", {})
-    for fingerprint, status in (("done", "FINISHED"), ("failed", "FAILED"), ("killed", "KILLED")):
-        tracker.close(tracker.open_trial(sweep, spec(fingerprint)), status)
-    tracker.open_trial(sweep, spec("running"))
-    found = tracker.finished(["done", "failed", "killed", "running", "unknown"])
-    assert set(found) == {"done"}
-    other = tracker.open_sweep("another", "id2", {})
-    tracker.close(tracker.open_trial(other, spec("elsewhere")), "FINISHED")
-    assert set(tracker.finished(["done", "elsewhere"])) == {"done", "elsewhere"}
-
-
-def test_an_unfinished_run_is_taken_up_again_not_made_twice(tracker):
-    sweep = tracker.open_sweep("grid", "id", {})
-    run_id = tracker.open_trial(sweep, spec("a"))
-    tracker.tag(run_id, {Tags.REASON: "diverged", Tags.ERROR: "x" * 9000})
-    tracker.close(run_id, "FAILED")
-    tracker.close(sweep.run_id, "KILLED")
-    again = tracker.open_sweep("grid", "id", {})
-    assert again == sweep
-    assert tracker.open_trial(again, spec("a")) == run_id
-    run = mlflow.MlflowClient(tracker.uri).get_run(run_id)
-    assert run.info.status == "RUNNING"
-    assert Tags.REASON not in run.data.tags
-    assert tracker.open_sweep("grid", "other", {}) != sweep
-
-
-def test_a_run_taken_up_again_gets_its_new_provenance_and_lost_parameters(tracker):
-    """Continued by another commit, after a driver that died before it wrote the parameters."""
-    sweep = tracker.open_sweep("grid", "id", {})
-    bare = RunSpec("cell", "a", {}, {"mlflow.source.git.commit": "old"})
-    run_id = tracker.open_trial(sweep, bare)
-    again = tracker.open_trial(sweep, RunSpec("cell", "a", {"timesteps.m": 0.5}, {"mlflow.source.git.commit": "new"}))
-    assert again == run_id
-    data = mlflow.MlflowClient(tracker.uri).get_run(run_id).data
-    assert data.tags["mlflow.source.git.commit"] == "new"
-    assert data.params == {"timesteps.m": "0.5"}
-
-
-def test_a_deleted_experiment_is_an_error_with_its_cure(tracker):
-    sweep = tracker.open_sweep("grid", "id", {})
-    mlflow.MlflowClient(tracker.uri).delete_experiment(sweep.experiment_id)
-    with pytest.raises(TrackingError, match=r"was deleted .* choose another --name"):
-        tracker.open_sweep("grid", "id", {})
 
 
 def test_a_frame_has_a_row_a_trial_with_numbers_as_numbers(tracker):
@@ -118,7 +48,8 @@ def test_a_run_that_was_taken_up_again_is_one_row_with_its_last_values(tracker):
     tracker.tag(run_id, {Tags.REASON: "interrupted"})
     tracker.close(run_id, "KILLED")
     assert results.runs(tracker.uri)["reason"].tolist() == ["interrupted"]
-    assert tracker.open_trial(sweep, spec("a", seed=3)) == run_id
+    tracker.client.update_run(run_id, status="RUNNING")
+    tracker.client.delete_tag(run_id, Tags.REASON)
     for step, loss in ((2, 4.0), (3, 3.0)):
         tracker.log(run_id, {"train/loss": loss}, step=step)
     tracker.log(run_id, {"val/loss": 1.0}, step=3)
@@ -168,29 +99,6 @@ def test_a_store_that_cannot_be_used_says_so(tmp_path):
         Tracker(f"sqlite:///{tmp_path}/file", artifacts=tmp_path)
 
 
-def _write(uri: str, artifacts, fingerprint: str) -> None:
-    tracker = Tracker(uri, artifacts=artifacts)
-    sweep = tracker.open_sweep("grid", "id", {})
-    run_id = tracker.open_trial(sweep, spec(fingerprint))
-    for step in range(5):
-        tracker.log(run_id, {"train/loss": float(step)}, step=step)
-    tracker.close(run_id, "FINISHED")
-
-
-def test_several_processes_write_one_database(tracker, tmp_path):
-    """Two drivers of different cells at once, in real processes: nothing is lost."""
-    tracker.open_sweep("grid", "id", {})
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_write, args=(tracker.uri, tmp_path / "artifacts", name)) for name in ("a", "b")]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(timeout=120)
-        assert worker.exitcode == 0
-    assert set(tracker.finished(["a", "b"])) == {"a", "b"}
-    assert results.runs(tracker.uri)["parent"].nunique() == 1
-
-
 MAKE = """
 import sys
 from pathlib import Path
@@ -201,8 +109,9 @@ Tracker(f"sqlite:///{sys.argv[1]}/mlflow.db", artifacts=Path(sys.argv[1]) / "art
 
 
 @pytest.mark.timeout(400)
-def test_a_database_whose_making_is_killed_is_made_again(tmp_path):
+def test_a_database_whose_making_is_killed_is_made_again(tmp_path, monkeypatch):
     """Real SIGKILLs at moments within the seconds that MLflow takes: there is a whole database or none."""
+    monkeypatch.setenv("PFORCE_CACHE", str(tmp_path / "cache"))  # no empty one to copy
     for seconds in (0.2, 0.8, 1.4):
         process = subprocess.Popen([sys.executable, "-c", MAKE, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
@@ -211,7 +120,7 @@ def test_a_database_whose_making_is_killed_is_made_again(tmp_path):
         process.kill()
         process.wait()
     tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", artifacts=tmp_path / "artifacts")
-    tracker.open_sweep("made", "i" * 32, {})
+    tracker.client.create_experiment("made")
     assert tracker.client.get_experiment_by_name("made") is not None
 
 
@@ -220,6 +129,19 @@ def test_a_storage_has_a_database_of_its_own_whatever_it_is_called(tmp_path, nam
     """`?` and `%41` mean something in a URI; two storages must not share one database for it."""
     uri = default_uri(tmp_path / name)
     assert sqlite_path(uri) == tmp_path / name / "mlflow.db"
-    Tracker(uri, artifacts=tmp_path / name).open_sweep("some", "identity", {})
+    Tracker(uri, artifacts=tmp_path / name).client.create_experiment("some")
     assert list(tmp_path.rglob("mlflow.db")) == [tmp_path / name / "mlflow.db"]
     assert sweep_names(Tracker(uri, artifacts=tmp_path / name)) == ["some"]
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"SQLite format 3\0"])
+def test_a_damaged_empty_database_in_the_cache_is_made_again(tmp_path, monkeypatch, content):
+    monkeypatch.setenv("PFORCE_CACHE", str(tmp_path / "cache"))
+    kept = tmp_path / "cache" / "mlflow" / f"empty-{mlflow.__version__}.db"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(content)
+    Tracker(default_uri(tmp_path / "first"), artifacts=tmp_path).client.create_experiment("some")
+    assert kept.read_bytes()[:16] == b"SQLite format 3\0"
+    second = Tracker(default_uri(tmp_path / "second"), artifacts=tmp_path)
+    assert sweep_names(second) == []
+    second.client.create_experiment("some")

@@ -17,7 +17,7 @@ from pforce.orchestration.sweep import Axis, Sweep
 from pforce.records.ledger import Ledger
 from pforce.records.row import Row
 from pforce.storage import Storage
-from pforce.training import Callback, OnRecord, checkpoint
+from pforce.training import Callback, checkpoint
 from pforce.training.checkpoint import snapshot_path
 from pforce.training.curve import read_curve, segments
 from pforce.trial.run import Paths, Where, run_trial
@@ -243,14 +243,6 @@ def test_a_damaged_segment_is_said(tmp_path):
     found = read_curve(training(tmp_path), say=said.append)
     assert [path.name in line for line in said] == [True]
     assert 0 < len(found) < LONG // 4
-
-
-def test_a_curve_is_shown_whole_by_whoever_finds_the_training(tmp_path):
-    trial(of(LONG), tmp_path)
-    shown: list[int] = []
-    again = of(LONG, **{"sampler.num_function_evaluations": 5})
-    trial(again, tmp_path, OnRecord(lambda point: shown.append(point.images_seen), recorded=64))
-    assert shown == [128, 192, 256, 320]
 
 
 @pytest.mark.parametrize("field", ["snapshots", "resumable"])

@@ -15,8 +15,9 @@ from pforce.records.row import Row, divergence_of
 from pforce.results import runs
 from pforce.results.costs import run_costs
 from pforce.storage import Storage
-from pforce.training import Diverged, OnRecord, checkpoint, loop, train
+from pforce.training import Diverged, checkpoint, loop, train
 from pforce.training.checkpoint import snapshot_path
+from pforce.trial.folder import curve_of
 from pforce.validation import ConfigError
 from tests.records.test_attacks import keep, parts_of
 from tests.training.conftest import tiny
@@ -80,9 +81,10 @@ def test_trunk_and_branch_share_their_beginning(tmp_path, alone):
 
 
 def test_its_curve_is_its_trunks_and_its_own(tmp_path):
-    seen: list[int] = []
-    trial(decayed(), tmp_path, OnRecord(lambda point: seen.append(point.images_seen), recorded=0))
-    assert seen == [64, 128, 192]
+    trial(decayed(), tmp_path)
+    cell = parts_of(decayed())
+    points = curve_of(branch(tmp_path, decayed()), cell.training, until=cell.images_seen)
+    assert [point.images_seen for point in points] == [64, 128, 192]
 
 
 def test_seconds_of_a_trunk_count_once(tmp_path):

@@ -1,0 +1,100 @@
+"""`pforce mirror`: MLflow shows what a storage holds, whatever became of what it showed before."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from pforce.orchestration.plan import tracker_of, tracking_uri_of
+from pforce.records.ledger import Ledger
+from pforce.records.sweeps import SweepEntry, read_sweeps
+from pforce.results.shown import show_sweep
+from pforce.storage import Storage, default_storage
+from pforce.terminal import DONE, SOME_FAILED, make_console
+from pforce.tracking import Mirror, Page, Shown, Tracker
+from pforce.validation import ConfigError
+
+
+def mirror(
+    sweeps: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    *,
+    storage: str | None = None,
+    tracking_uri: str | None = None,
+    restore: bool = False,
+) -> int:
+    """Show in MLflow what the storage holds: sweeps, searches and evaluations, their numbers, curves and pictures.
+
+    For a store that was away, emptied or lost, or another one. Runs that are there are brought up to date, and none is
+    made twice. A run that somebody has deleted in MLflow stays deleted, unless --restore is given.
+
+    Args:
+        sweeps: names of sweeps; none of them means all.
+        storage: where sweeps leave their files; by default $PFORCE_STORAGE, else runs.
+        tracking_uri: MLflow server or database; by default the database in the storage folder.
+        restore: show again what was deleted in MLflow, too.
+    """
+    console = make_console()
+    place = Storage.open(storage or default_storage())
+    tracking_uri_of(place, tracking_uri)
+    place.check()
+
+    def say(line: str) -> None:
+        console.print(f"warning: {line}", markup=False, highlight=False, soft_wrap=True)
+
+    entries = list(read_sweeps(place, say))
+    known = sorted({entry.name for entry in entries})
+    for name in sweeps:
+        if name not in known:
+            raise ConfigError(f"{name}: no sweep of {place} has this name; it holds {', '.join(known) or 'none'}")
+    chosen = [entry for entry in entries if not sweeps or entry.name in sweeps]
+    tracker, ledger = tracker_of(place, tracking_uri), Ledger(place, say)
+    tracker.check()
+    return mirror_storage(place, tracker, ledger, console, chosen, restore=restore)
+
+
+def mirror_storage(
+    place: Storage, tracker: Tracker, ledger: Ledger, console: Console, entries: list[SweepEntry] | None = None, *,
+    restore: bool = False,
+) -> int:  # fmt: skip
+    """Have MLflow show sweeps of a storage, all by default, with a bar and a line for each. An exit code."""
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    entries = list(read_sweeps(place, ledger.say)) if entries is None else entries
+    shows, total = Mirror(tracker, place, say), Shown()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    pages: dict[str, Page] = {}
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("runs", total=sum(len(entry.cells) for entry in entries))
+        before = 0
+        for entry in entries:
+            progress.update(task, description=entry.name)
+            if entry.name not in pages:
+                pages[entry.name] = shows.page(entry.name, _known(entries, entry.name), restore=restore)
+            total += show_sweep(
+                pages[entry.name], entry, ledger, restore=restore,
+                progress=partial(_advance, progress, task, before),
+            )  # fmt: skip
+            before += len(entry.cells)
+    deleted = f", {total.deleted} deleted by somebody stay so (--restore shows them)" if total.deleted else ""
+    refused = f", {total.refused} refused" if total.refused else ""
+    say(
+        f"{tracker.shown}: {total.made} run(s) made, {total.updated} brought up to date, {total.there} showed all"
+        f"{deleted}{refused}"
+    )
+    return SOME_FAILED if total.refused else DONE
+
+
+def _advance(progress: Progress, task: TaskID, before: int, done: int) -> None:
+    progress.update(task, completed=before + done)
+
+
+def _known(entries: list[SweepEntry], name: str) -> set[str]:
+    """Digests of the sweeps and cells of a name."""
+    same = [entry for entry in entries if entry.name == name]
+    return {entry.identity for entry in same} | {cell.cell for entry in same for cell in entry.cells}

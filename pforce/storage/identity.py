@@ -1,0 +1,54 @@
+"""What tells one storage from another, whatever their folders are called: a number in `storage.json`."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+
+from pforce.files import read_small, write_bytes
+from pforce.storage.errors import StorageError
+from pforce.storage.place import Storage
+
+FILE = "storage.json"
+FORMAT = 1
+MOST_BYTES = 1 << 16
+
+
+def identity_of(storage: Storage) -> str:
+    """32 hexadecimal digits, made at the first call; a storage that is moved or copied keeps them. StorageError where
+    the file is damaged or cannot be written."""
+    content = storage.content(FILE, MOST_BYTES)
+    if content is None:
+        # A bucket that lost its content is known by this machine's mirror of it.
+        made = _kept(storage) or json.dumps({"format": FORMAT, "id": uuid.uuid4().hex}).encode() + b"\n"
+        try:
+            storage.create(FILE, made)
+        except OSError as error:
+            raise StorageError(
+                f"--storage {storage}: {FILE} cannot be written ({error.strerror}); check the permissions of "
+                f"{storage.root}"
+            ) from error
+        content = storage.content(FILE, MOST_BYTES)  # of several that make it at once one wins
+    try:
+        found = json.loads(content or b"")
+        kind, text = found["format"], found["id"]
+    except (ValueError, KeyError, TypeError):
+        kind, text = None, ""
+    if kind != FORMAT or not re.fullmatch("[0-9a-f]{32}", str(text)):
+        what = "is damaged" if kind in (None, FORMAT) else f"is of format {kind!r}, this version reads {FORMAT}"
+        raise StorageError(
+            f"--storage {storage}: {FILE} {what}. It only names the storage to MLflow: move it away, and its runs are "
+            "shown once more, as another storage's"
+        )
+    if storage.remote and _kept(storage) != content and content is not None:
+        write_bytes(storage.root / FILE, content)
+    return str(text)
+
+
+def _kept(storage: Storage) -> bytes | None:
+    """What a mirror of a bucket has of the file."""
+    try:
+        return read_small(storage.root / FILE, MOST_BYTES) if storage.remote else None
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,395 @@
+"""A sweep's page while the sweep runs: what its trials report is shown once a second, and nobody waits for it.
+
+What is to be shown is kept here until the store has it. While the store is away the sweep goes on; what is not shown
+at its end is shown by the next call of the same command, or by `pforce mirror`, out of the storage.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from pforce.storage import StorageError
+from pforce.tracking.checks import TrackingError, server_fault, short_requests, transient, why
+from pforce.tracking.mirror import Mirror, Page, Run
+from pforce.tracking.view import Point, Status, Tags, View
+
+PERIOD_SECONDS = 1.0
+FLUSH_SECONDS = 60.0
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 5.0
+OPEN_SECONDS = 10.0
+JOIN_SECONDS = 2.0
+ATTEMPTS = 12
+"""At a run that makes a store fail which shows everything else; then it counts as refused."""
+CATCH_UP = "the next call of the same command shows what is missing, and so does `pforce mirror`"
+
+Say = Callable[[str], None]
+T = TypeVar("T")
+
+
+def flush_seconds() -> float:
+    """How long a sweep's end waits for a store that is away: PFORCE_FLUSH_SECONDS, or 60. TrackingError where wrong."""
+    text = os.environ.get("PFORCE_FLUSH_SECONDS", str(FLUSH_SECONDS))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:
+        raise TrackingError(f"PFORCE_FLUSH_SECONDS = {text}: must be a number of seconds, 0 or more")
+    return seconds
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return int(time.time() * 1000)
+
+
+@dataclass
+class _Trial:
+    """What is told of a trial, or of the sweep itself."""
+
+    name: str
+    tags: dict[str, str]
+    params: Mapping[str, str] = field(default_factory=dict)
+    status: Status = "RUNNING"
+    started: int = field(default_factory=now)
+    ended: int | None = None
+    past: Callable[[], Sequence[Point]] | None = None
+    """Its curve as far as it was trained before, until that is looked up."""
+    points: list[Point] = field(default_factory=list)
+    whole: Callable[[], View | None] | None = None
+    """Of one that ended well: what its records say."""
+    changes: int = 1
+    """How often it was changed, and how much of that is shown."""
+    shown: int = 0
+    run: Run | None = None
+    doubtful: bool = False
+    """Whether its run's making was not answered, so that there may be another one by now."""
+    failures: int = 0
+    refused: bool = False
+
+
+class _GoneError(Exception):
+    """A run, or the page, is not in the store any more."""
+
+
+class Live:
+    """The page of a sweep under way. Its methods note and return; none waits for the store but `open` and `finish`.
+
+    As a context manager it starts its thread and ends it.
+
+    Args:
+        name, identity: of the sweep.
+        say: shows a line to the user.
+        before: called once in its thread, with the page and the id of the sweep's run: shows what earlier calls left.
+    """
+
+    def __init__(
+        self, mirror: Mirror, name: str, identity: str, say: Say,
+        before: Callable[[Page, str], None] = lambda page, parent: None,
+    ) -> None:  # fmt: skip
+        flush_seconds()  # a wrong one is said now
+        self.mirror, self.name, self.identity, self.say, self.before = mirror, name, identity, say, before
+        self.tracker = mirror.tracker
+        self.changed = threading.Condition()
+        self.trials: dict[str, _Trial] = {}
+        """Digest of the cell → trial; the sweep's own run is that of its identity."""
+        self.page: Page | None = None
+        self.caught_up = False
+        self.progress = time.monotonic()
+        self.away_since: float | None = None
+        self.problem: str | None = None
+        """Why the store does not take anything now."""
+        self.refusal: str | None = None
+        self.stopping = False
+        self.thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+
+    # --- what is told -------------------------------------------------------------------------------------------
+
+    def open(self, tags: Mapping[str, str]) -> None:
+        """The sweep begins. Waits, OPEN_SECONDS at most, for the store's answer: TrackingError where it is no."""
+        own = {Tags.KIND: "sweep", Tags.SWEEP: self.identity, **tags}
+        with self.changed:
+            self.trials[self.identity] = _Trial(self.name, own)
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self._is_open() or self.problem is not None, OPEN_SECONDS)
+            problem = self.problem or self.refusal
+        if problem is not None:
+            self.end("KILLED")  # should the store come back, nothing of this sweep is under way
+            raise TrackingError(f"tracking store {self.tracker.shown} cannot be written: {problem}")
+
+    def _is_open(self) -> bool:
+        return self.page is not None and not self._waiting()
+
+    def start(
+        self, cell: str, name: str, params: Mapping[str, str], tags: Mapping[str, str],
+        past: Callable[[], Sequence[Point]] | None = None,
+    ) -> None:  # fmt: skip
+        """A trial begins, or begins again.
+
+        Args:
+            past: its curve as far as it was trained before.
+        """
+        about = {Tags.KIND: "trial", Tags.FINGERPRINT: cell, **tags}
+        with self.changed:
+            before = self.trials.get(cell)
+            changes = before.changes + 1 if before else 1
+            self.trials[cell] = _Trial(
+                name, about, params, past=past, changes=changes, run=before.run if before else None
+            )
+            self.changed.notify_all()
+
+    def log(self, cell: str, point: Point) -> None:
+        """A point of a trial's curve."""
+        with self._changing(cell) as trial:
+            trial.points.append(point)
+
+    def tag(self, cell: str, tags: Mapping[str, str]) -> None:
+        """Tags of a trial, beside those that it has."""
+        with self._changing(cell) as trial:
+            trial.tags |= tags
+
+    def close(self, cell: str, status: Status, whole: Callable[[], View | None] | None = None) -> None:
+        """A trial has ended.
+
+        Args:
+            whole: what it shows from its records; None where they are not there.
+        """
+        with self._changing(cell) as trial:
+            trial.status, trial.ended, trial.whole = status, now(), whole
+
+    def end(self, status: Status, tags: Mapping[str, str] | None = None) -> None:
+        """The sweep has ended."""
+        if self.identity in self.trials:
+            self.tag(self.identity, tags or {})
+            self.close(self.identity, status)
+
+    def _changing(self, cell: str) -> _Changing:
+        return _Changing(self, self.trials[cell])
+
+    # --- how it gets there ---------------------------------------------------------------------------------------
+
+    def _waiting(self) -> list[str]:
+        """Trials whose runs do not show what was told."""
+        return [cell for cell, trial in self.trials.items() if trial.shown < trial.changes and not trial.refused]
+
+    def _work(self) -> None:
+        pause, last = FIRST_PAUSE_SECONDS, 0.0
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.stopping or bool(self._waiting()))
+                # Once a second, whatever comes; what ends, and the first, at once.
+                due = last + PERIOD_SECONDS
+                while not (self.stopping or self._urgent()) and time.monotonic() < due:
+                    self.changed.wait(due - time.monotonic())
+                if self.stopping:
+                    return
+            last = time.monotonic()
+            try:
+                self._show()
+            except Exception as error:  # whatever a store raises: nothing of it may end the sweep
+                self._away(why(error))
+                with self.changed:
+                    self.changed.wait_for(lambda: self.stopping, pause)
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                continue
+            pause = FIRST_PAUSE_SECONDS
+            self._back()
+
+    def _urgent(self) -> bool:
+        return any(self.trials[cell].status != "RUNNING" for cell in self._waiting())
+
+    def _show(self) -> None:
+        self.tracker.again()
+        while not self.stopping:
+            try:
+                self._show_all()
+                return
+            except _GoneError:
+                self._forget()
+
+    def _show_all(self) -> None:
+        if self.page is None:
+            self.page = self.mirror.page(self.name, {self.identity, *self.trials})
+        with self.changed:
+            waiting = self._waiting()
+        for cell in waiting:
+            if self.stopping:
+                return
+            self._show_trial(cell, self.page)
+            with self.changed:
+                self.progress = time.monotonic()
+                self.changed.notify_all()
+        parent = self._parent()
+        if not self.caught_up and (parent is not None or self.page.deleted):
+            try:
+                if parent is not None:
+                    self.before(self.page, parent)
+            except Exception as error:
+                if transient(error):
+                    raise
+                self.say(f"warning: what earlier calls left is not shown in {self.tracker.shown}: {why(error)}")
+            with self.changed:
+                self.caught_up = True
+                self.changed.notify_all()
+
+    def _forget(self) -> None:
+        """The store has lost runs: all are looked up again, and those that are gone made again."""
+        with self.changed:
+            self.page, self.caught_up = None, False
+            for trial in self.trials.values():
+                trial.run, trial.shown = None, 0
+
+    def _parent(self) -> str | None:
+        own = self.trials.get(self.identity)
+        return own.run.run_id if own is not None and own.run is not None else None
+
+    def _show_trial(self, cell: str, page: Page) -> None:
+        trial = self.trials[cell]
+        if trial.past is not None:
+            past, trial.past = self._looked_up(trial, trial.past, "curve so far"), None
+            with self.changed:
+                trial.points[:0] = past or ()
+        with self.changed:
+            changes, points, tags = trial.changes, list(trial.points), dict(trial.tags)
+            status, ended = trial.status, trial.ended
+        try:
+            view = View(trial.name, tags, trial.params, status=status, started=trial.started, ended=ended,
+                        points=lambda: points)  # fmt: skip
+            content, whole = "", self._looked_up(trial, trial.whole, "numbers") if trial.whole is not None else None
+            if whole is not None:
+                view, content = whole.with_tags({**tags, **whole.tags}), whole.content
+            if not page.deleted:
+                self._bring(page, cell, trial, view, content)
+        except Exception as error:
+            trial.failures += 1
+            if isinstance(error, _GoneError) or (
+                transient(error) and not (server_fault(error) and trial.failures >= ATTEMPTS)
+            ):
+                raise
+            trial.refused, self.refusal = True, why(error)
+            self.say(f"warning: tracking store {self.tracker.shown} refuses {trial.name}: {self.refusal}")
+        with self.changed:
+            trial.shown, trial.failures = changes, 0
+
+    def _looked_up(self, trial: _Trial, look: Callable[[], T], what: str) -> T | None:
+        """Something of the storage's; None, having said so, where that does not answer."""
+        try:
+            return look()
+        except (StorageError, OSError) as error:
+            self.say(f"warning: the {what} of {trial.name} are not shown in {self.tracker.shown} yet: {error}")
+            return None
+
+    def _bring(self, page: Page, cell: str, trial: _Trial, view: View, content: str) -> None:
+        key = page.key(cell)
+        if trial.run is None:
+            above = None if cell == self.identity else self._parent()
+            doubtful, trial.doubtful = trial.doubtful, True
+            trial.run = page.ensure({key: view}, above)[key]
+            trial.doubtful = doubtful
+        if trial.run.deleted:
+            return
+        try:
+            page.bring(trial.run, view, content)
+            if trial.doubtful and trial.ended is not None:
+                page.find([key])  # one that a server has made too late goes
+        except Exception as error:
+            if transient(error):
+                raise
+            # Refused, or deleted by a person, or gone with its database?
+            found = self._look_again(page, key)
+            if not found.deleted:
+                raise
+            trial.run = found
+
+    def _look_again(self, page: Page, key: str) -> Run:
+        """The run of a key. _GoneError where it is not there, or its page is not."""
+        try:
+            page.client.get_experiment(page.experiment_id)
+            return page.find([key])[key]
+        except Exception as error:
+            if transient(error):
+                raise
+            raise _GoneError from error
+
+    def _away(self, reason: str) -> None:
+        with self.changed:
+            first, self.problem = self.problem is None, reason
+            if first:
+                self.away_since = time.time()
+            self.changed.notify_all()
+        if first:
+            since = time.strftime("%H:%M:%S", time.localtime(self.away_since))
+            self.say(
+                f"warning: tracking store {self.tracker.shown} is away since {since}: {reason}. Training goes on, and "
+                "its results are in the storage"
+            )
+
+    def _back(self) -> None:
+        with self.changed:
+            since = self.away_since
+            self.progress = time.monotonic()
+            self.away_since = self.problem = None
+            self.changed.notify_all()
+        if since is not None:
+            self.say(f"tracking store {self.tracker.shown} is back after {time.time() - since:.0f} s; it shows all")
+
+    def flush(self, seconds: float | None = None, *, limit: float = float("inf")) -> int:
+        """Wait until everything is shown; returns the number of runs that lack something.
+
+        Args:
+            seconds: longest wait without progress, as for a store that is away; PFORCE_FLUSH_SECONDS by default.
+            limit: longest wait in all, seconds.
+        """
+        patience = flush_seconds() if seconds is None else seconds
+        started = time.monotonic()
+        with self.changed:
+            while self._waiting() or not (self.caught_up or self.page is None):
+                left = min(max(self.progress, started) + patience, started + limit) - time.monotonic()
+                if left <= 0:
+                    break
+                self.changed.wait(min(left, 1.0))
+            return len(self._waiting())
+
+    def finish(self, *, limit: float = float("inf")) -> int:
+        """`flush`, and say what is left and what becomes of it. Returns the number of runs that lack something."""
+        left = self.flush(limit=limit)
+        if left:
+            self.say(f"{left} run(s) in {self.tracker.shown} do not show everything yet: {CATCH_UP}")
+        return left
+
+    # --- its life ------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Live:
+        # MLflow's own retries would hide that the store is away, and hold up the thread's end.
+        self.requests = short_requests()
+        self.requests.__enter__()
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self.changed:
+            self.stopping = True
+            self.changed.notify_all()
+        self.thread.join(timeout=JOIN_SECONDS)  # one that waits for an answer ends with the process
+        self.requests.__exit__(None, None, None)
+
+
+class _Changing:
+    """A trial that is changed while nobody looks."""
+
+    def __init__(self, live: Live, trial: _Trial) -> None:
+        self.live, self.trial = live, trial
+
+    def __enter__(self) -> _Trial:
+        self.live.changed.acquire()
+        return self.trial
+
+    def __exit__(self, *error: object) -> None:
+        self.trial.changes += 1
+        self.live.changed.notify_all()
+        self.live.changed.release()

@@ -1,0 +1,170 @@
+"""What MLflow may lose, for each door: a sweep, a search of samplers, an evaluation. Oracles: what it showed before,
+the records, and that nothing is measured again."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from pforce import results
+from pforce.commands.evaluate import evaluate
+from pforce.commands.evaluation_plan import Arguments
+from pforce.commands.mirror import mirror
+from pforce.orchestration import local
+from pforce.orchestration.launch import execute
+from pforce.orchestration.sampler_report import make_subject
+from pforce.orchestration.sampler_search import SearchSpace
+from pforce.orchestration.sampler_sweep import SamplerSweep, run
+from pforce.orchestration.script import keep_sweep
+from pforce.orchestration.sweep import Axis
+from pforce.storage import Storage
+from pforce.terminal import DONE
+from pforce.tracking import Tracker, default_uri
+from pforce.trial.source import load_source
+from tests.orchestration.conftest import make_plan, small_sweep
+from tests.tracking.servers import MlflowServer
+
+pytestmark = pytest.mark.timeout(600)
+MISSING = ("run_id", "parent", "start_time", "last_activity", "end_time", "attempts", "source")
+"""What a run that is made again has anew, what only events tell, and the path of a model that was copied."""
+SWEEP = small_sweep(Axis("timesteps.sigma", (0.2, 0.5)))
+
+
+class Doors:
+    """A storage, and the commands that filled it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.console = root, Console(quiet=True)
+
+    def train(self, uri: str | None = None) -> None:
+        plan = make_plan(SWEEP, self.root, tracking_uri=uri)
+        keep_sweep(plan)
+        assert execute(plan, self.console, local.launch) == DONE
+
+    def model(self) -> Path:
+        """The trained model of the smallest name."""
+        return min(self.root.glob("trainings/*/snapshots/*"))
+
+    def search(self, uri: str | None = None) -> None:
+        place = Storage.open(self.root)
+        subject = make_subject(load_source(self.model()), place, data=None, images=8, reference=16, seed=0)
+        space = SearchSpace(nfe=(4, 6), inner_steps=(2, 3))
+        found = run(
+            SamplerSweep("thresholds", subject, space, 3), Tracker(uri or default_uri(self.root), artifacts=self.root),
+            place, self.console, workers=1, address=None,
+        )  # fmt: skip
+        assert found.code == DONE
+
+    def evaluate(self, uri: str | None = None) -> None:
+        """A model, and a folder of images."""
+        images = self.root.parent / "images"
+        if not images.exists():
+            images.mkdir()
+            for number in range(8):
+                noise = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(images / f"{number}.png")
+        common = {"storage": str(self.root), "tracking_uri": uri, "metrics": ("frechet",), "reference_images": 16}
+        model = Arguments(target=str(self.model()), images=8, held_out=16, **common)
+        for arguments in (model, Arguments(target=str(images), data="openmoji32_micro", **common)):
+            assert evaluate(arguments) == DONE
+
+    def all(self, uri: str | None = None) -> None:
+        for door in (self.train, self.search, self.evaluate):
+            door(uri)
+
+    def shown(self, uri: str | None = None) -> pd.DataFrame:
+        """What runs show, without what cannot be the same."""
+        frame = results.runs(uri or default_uri(self.root)).sort_values(["sweep", "fingerprint"], ignore_index=True)
+        return frame.drop(columns=[name for name in MISSING if name in frame]).sort_index(axis=1)
+
+    def records(self) -> list[str]:
+        return sorted(path.name for path in self.root.glob("records/*/*"))
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    doors = Doors(tmp_path_factory.mktemp("losses") / "runs")
+    doors.all()
+    return doors.root
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path_factory.mktemp("losses-server"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def doors(filled: Path, tmp_path: Path) -> Doors:
+    shutil.copytree(filled, tmp_path / "runs")
+    return Doors(tmp_path / "runs")
+
+
+def test_a_deleted_run_stays_deleted(doors):
+    before, records = doors.shown(), doors.records()
+    client = mlflow.MlflowClient(default_uri(doors.root))
+    for run_id in results.runs(default_uri(doors.root))["run_id"]:
+        client.delete_run(run_id)
+    doors.all()
+    assert mirror(storage=str(doors.root)) == DONE
+    assert len(results.runs(default_uri(doors.root))) == 0
+    assert mirror(storage=str(doors.root), restore=True) == DONE
+    pd.testing.assert_frame_equal(doors.shown(), before)
+    assert doors.records() == records
+
+
+@pytest.mark.parametrize("by", ["doors", "mirror"])
+def test_an_emptied_database_is_filled_again(doors, by):
+    """By the same commands, or by `pforce mirror`: what was shown, and nothing is run."""
+    before, records = doors.shown(), doors.records()
+    assert len(before) >= 2 + 3 + 2
+    (doors.root / "mlflow.db").unlink()
+    if by == "doors":
+        doors.all()
+    for _ in range(2):
+        assert mirror(storage=str(doors.root)) == DONE
+        pd.testing.assert_frame_equal(doors.shown(), before)
+        assert doors.records() == records
+
+
+def test_a_server_that_was_away_for_all_of_it_shows_it(doors, server):
+    """The doors had the storage's own database; then three drivers of one sweep and a mirror at once, and the doors."""
+    before, records = doors.shown(), doors.records()
+    command = [sys.executable, "-c", "from pforce.cli import main; main()", "mirror", "--storage", str(doors.root)]
+    several = [subprocess.Popen([*command, "--tracking-uri", server.uri]) for _ in range(3)]
+    assert [process.wait(timeout=300) for process in several] == [DONE] * 3
+    pd.testing.assert_frame_equal(doors.shown(server.uri), before, check_dtype=False)
+    doors.all(server.uri)
+    pd.testing.assert_frame_equal(doors.shown(server.uri), before, check_dtype=False)
+    assert doors.records() == records
+    client = mlflow.MlflowClient(server.uri)
+    for run_id in results.runs(server.uri, SWEEP.name)["run_id"]:
+        assert [point.step for point in client.get_metric_history(run_id, "train/loss")] == [
+            16 * k for k in range(1, 7)
+        ]
+        assert {"samples.png", "uncertainty_maps.png"} <= {file.path for file in client.list_artifacts(run_id)}
+
+
+def test_the_storage_and_its_page_agree(doors):
+    """On every column that both have."""
+    shown, stored = (frame.set_index(["sweep", "fingerprint"]).sort_index()
+                     for frame in (doors.shown(), results.runs(doors.root)))  # fmt: skip
+    assert list(shown.index) == list(stored.index)
+    both = [name for name in stored.columns.intersection(shown.columns) if name not in MISSING]
+    assert len(both) > 80
+    for name in both:
+        pd.testing.assert_series_equal(stored[name], shown[name], check_dtype=False)

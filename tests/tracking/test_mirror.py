@@ -1,0 +1,420 @@
+"""Runs that show a storage, in real stores. Oracles: MLflow's own client, and rows of its tables."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import sqlite3
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from pforce import results
+from pforce.storage import Storage, StorageError
+from pforce.storage.identity import identity_of
+from pforce.tracking import Mirror, Page, Point, Shown, Tags, Tracker, View, default_uri
+from pforce.tracking import mirror as mirrors
+from tests.tracking.writer import RunSpec, Writer
+
+pytestmark = pytest.mark.timeout(300)
+CELLS = ("a" * 32, "b" * 32, "c" * 32)
+SEED, KILLS = int(os.environ.get("PFORCE_DRILL_SEED", "0")), int(os.environ.get("PFORCE_DRILL_KILLS", "3"))
+AT = 1_700_000_000_000
+"""Milliseconds since 1970."""
+
+
+def view(cell: str, loss: float = 0.5, **changes: Any) -> View:
+    """A finished cell, with a curve of three points."""
+    points = [Point(64 * k, AT + k, {"train/loss": 1 / k, "train/mse": 2 / k}) for k in (1, 2, 3)]
+    tags = {Tags.KIND: "trial", Tags.FINGERPRINT: cell, "device": "cpu", "mlflow.user": "ada"}
+    given = {"status": "FINISHED", "started": AT, "ended": AT + 9, "points": lambda: points, **changes}
+    numbers = {"val/loss": loss, "fd/openmoji": 7.0, "undefined": float("nan"), "infinite": float("inf")}
+    return View(f"cell {cell[0]}", tags, {"timesteps.m": "0.5", "seed": "0"}, numbers, 192, **given)
+
+
+def keyed(page: Page, *cells: str, **changes: Any) -> dict[str, View]:
+    return {page.key(cell): view(cell, **changes) for cell in cells}
+
+
+def sqlite_mirror(folder: Path, say: Any = print) -> Mirror:
+    return Mirror(Tracker(default_uri(folder), artifacts=folder / "artifacts"), Storage.open(folder), say)
+
+
+@pytest.fixture
+def mirror(tmp_path) -> Mirror:
+    return sqlite_mirror(tmp_path)
+
+
+@pytest.fixture(params=["sqlite", "server"])
+def any_mirror(request, tmp_path, server) -> Mirror:
+    """Of a database that is written into, and of a server; the server's tests have names of their own."""
+    if request.param == "sqlite":
+        return sqlite_mirror(tmp_path)
+    return Mirror(Tracker(server.uri, artifacts=tmp_path), Storage.open(tmp_path), print)
+
+
+def name_of(request: pytest.FixtureRequest) -> str:
+    return request.node.name.replace("[", "-").replace("]", "")
+
+
+def curve(client: mlflow.MlflowClient, run_id: str, name: str = "train/loss") -> list[tuple[int, int, float]]:
+    found = [(point.step, point.timestamp, point.value) for point in client.get_metric_history(run_id, name)]
+    return sorted(found)
+
+
+def test_runs_show_their_views_and_are_made_once(any_mirror, request, tmp_path):
+    """Twice, by two connections: the second finds nothing to do."""
+    name = name_of(request)
+    picture = tmp_path / "samples.png"
+    picture.write_bytes(b"png")
+    uri = any_mirror.tracker.uri
+    for number, expected in enumerate((Shown(made=3), Shown(there=3))):
+        again = any_mirror if not number else Mirror(Tracker(uri, artifacts=tmp_path), any_mirror.storage)
+        page = again.page(name)
+        parent = page.ensure({page.key("sweep"): View(name, {Tags.KIND: "sweep", Tags.SWEEP: "sweep"})})
+        views = {key: each.with_files([picture]) for key, each in keyed(page, *CELLS).items()}
+        assert page.show(views, parent[page.key("sweep")].run_id) == expected
+    frame = results.runs(uri, name)
+    assert sorted(frame["fingerprint"]) == sorted(CELLS)
+    assert set(frame["status"]) == {"FINISHED"}
+    assert frame["parent"].nunique() == 1
+    assert (frame["val/loss"] == 0.5).all()
+    assert not {"undefined", "infinite"} & set(frame.columns)
+    client = mlflow.MlflowClient(uri)
+    for run_id in frame["run_id"]:
+        run = client.get_run(run_id)
+        assert curve(client, run_id) == [(64 * k, AT + k, 1 / k) for k in (1, 2, 3)]
+        assert curve(client, run_id, "val/loss") == [(192, AT + 9, 0.5)]
+        assert run.data.params == {"timesteps.m": "0.5", "seed": "0"}
+        assert (run.info.start_time, run.info.end_time) == (AT, AT + 9)
+        assert [file.path for file in client.list_artifacts(run_id)] == ["samples.png"]
+
+
+def tables(uri: str, fingerprint: str) -> dict[str, list[tuple[Any, ...]]]:
+    """All rows of a run, but ids and keys."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    found = {}
+    with closing(sqlite3.connect(path)) as connection:
+        ((run_id,),) = connection.execute(
+            "SELECT run_uuid FROM tags WHERE key = ? AND value = ?", (Tags.FINGERPRINT, fingerprint)
+        ).fetchall()
+        names = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        for table in sorted(names):
+            columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+            if "run_uuid" in columns:
+                kept = [c for c in columns if c not in ("run_uuid", "experiment_id", "artifact_uri")]
+                query = f"SELECT {', '.join(kept)} FROM {table} WHERE run_uuid = ?"
+                rows = connection.execute(query, (run_id,)).fetchall()
+                found[table] = sorted(str(row) for row in rows if row[0] not in (Tags.KEY, Tags.SHOWN))
+    return found
+
+
+def test_a_row_written_into_the_tables_is_what_mlflow_would_have_written(mirror, tmp_path):
+    """Oracle: every row of every table with runs, of the same view through MLflow's interface."""
+    other = sqlite_mirror(tmp_path / "other")
+    other.database = None
+    pages = [each.page("grid") for each in (mirror, other)]
+    for page in pages:
+        page.show(keyed(page, CELLS[0]))
+    first, second = (tables(page.mirror.tracker.uri, CELLS[0]) for page in pages)
+    assert first == second
+    assert {table: len(rows) for table, rows in first.items() if rows} == {
+        "runs": 1, "tags": 5, "params": 2, "metrics": 8, "latest_metrics": 4,
+    }  # fmt: skip
+
+
+def test_other_numbers_are_shown_and_the_curve_stays(any_mirror, request):
+    """A record that was found elsewhere counts now; a curve's points are not repeated, though they have other times."""
+    page = any_mirror.page(name_of(request))
+    page.show(keyed(page, CELLS[0]))
+    later = [Point(64 * k, AT + 1000 + k, {"train/loss": 1 / k, "train/mse": 2 / k}) for k in (1, 2, 3, 4)]
+    changed = {page.key(CELLS[0]): view(CELLS[0], 0.25, points=lambda: later)}
+    assert page.show(changed) == Shown(updated=1)
+    assert page.show(changed) == Shown(there=1)
+    (row,) = results.runs(any_mirror.tracker.uri, page.name).to_dict("records")
+    assert row["val/loss"] == 0.25
+    steps = [step for step, *_ in curve(page.client, row["run_id"])]
+    assert steps == [64, 128, 192, 256]
+
+
+def test_a_deleted_run_stays_deleted_until_it_is_restored(any_mirror, request):
+    page = any_mirror.page(name_of(request))
+    page.show(keyed(page, *CELLS))
+    uri = any_mirror.tracker.uri
+    gone = results.runs(uri, page.name).set_index("fingerprint")["run_id"][CELLS[1]]
+    page.client.delete_run(gone)
+    assert page.show(keyed(page, *CELLS)) == Shown(there=2, deleted=1)
+    assert len(results.runs(uri, page.name)) == 2
+    assert page.show(keyed(page, *CELLS), restore=True) == Shown(there=3)
+    assert results.runs(uri, page.name).set_index("fingerprint")["run_id"][CELLS[1]] == gone
+
+
+def test_a_deleted_page_stays_deleted_until_it_is_restored(any_mirror, request):
+    said: list[str] = []
+    any_mirror.say = said.append
+    page = any_mirror.page(name_of(request))
+    page.show(keyed(page, *CELLS))
+    page.client.delete_experiment(page.experiment_id)
+    again = any_mirror.page(page.name)
+    assert again.show(keyed(again, *CELLS)) == Shown(deleted=3)
+    assert "pforce mirror --restore" in said[0]
+    restored = any_mirror.page(page.name, restore=True)
+    assert restored.show(keyed(restored, *CELLS)) == Shown(there=3)
+
+
+def test_pages_and_runs_that_people_renamed_stay_found(any_mirror, request):
+    page = any_mirror.page(name_of(request))
+    page.show(keyed(page, CELLS[0]))
+    uri = any_mirror.tracker.uri
+    (run_id,) = results.runs(uri, page.name)["run_id"]
+    page.client.update_run(run_id, name="the good one")
+    page.client.rename_experiment(page.experiment_id, f"My {page.name}")
+    again = any_mirror.page(page.name)
+    assert again.experiment_id == page.experiment_id
+    assert again.show(keyed(again, CELLS[0], loss=0.25)) == Shown(updated=1)
+    (row,) = results.runs(uri, page.name).to_dict("records")
+    assert (row["run_id"], row["run_name"], row["sweep"], row["val/loss"]) == (
+        run_id, "the good one", f"My {page.name}", 0.25,
+    )  # fmt: skip
+
+
+def test_two_storages_with_sweeps_of_one_name_on_one_server(server, tmp_path):
+    """Each has a page of its own; a copy of a storage has that of the original."""
+    pages = []
+    for number in (0, 1):
+        place = Storage.open(tmp_path / str(number))
+        page = Mirror(Tracker(server.uri, artifacts=tmp_path), place).page("shared")
+        page.show(keyed(page, CELLS[0], loss=float(number)))
+        pages.append(page)
+    suffix = identity_of(Storage.open(tmp_path / "1"))[: mirrors.SUFFIX]
+    names = [pages[0].client.get_experiment(page.experiment_id).name for page in pages]
+    assert names == ["shared", f"shared-{suffix}"]
+    for number, name in enumerate(names):
+        assert results.runs(server.uri, name)["val/loss"].tolist() == [number]
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "storage.json").write_bytes((tmp_path / "1" / "storage.json").read_bytes())
+    copy = Mirror(Tracker(server.uri, artifacts=tmp_path), Storage.open(tmp_path / "copy")).page("shared")
+    assert copy.show(keyed(copy, CELLS[0], loss=1.0)) == Shown(there=1)
+
+
+def test_somebody_elses_experiment_of_that_name_is_left_alone(server, tmp_path):
+    client = mlflow.MlflowClient(server.uri)
+    other = client.create_experiment("others")
+    run_id = client.create_run(other).info.run_id
+    page = Mirror(Tracker(server.uri, artifacts=tmp_path), Storage.open(tmp_path)).page("others")
+    page.show(keyed(page, CELLS[0]))
+    assert page.experiment_id != other
+    assert [run.info.run_id for run in client.search_runs([other])] == [run_id]
+
+
+@pytest.mark.parametrize("where", ["sqlite", "server"])
+def test_runs_of_earlier_versions_get_their_keys(where, server, tmp_path):
+    """One killed and one finished of one cell, one killed of another: the finished one is taken, the others' too."""
+    uri = default_uri(tmp_path) if where == "sqlite" else server.uri
+    writer, name = Writer(uri, artifacts=tmp_path / "artifacts"), f"old-{where}"
+    sweep = writer.open_sweep(name, "identity", {})
+    ids = {}
+    for what, cell, status in (("x", CELLS[0], "FINISHED"), ("y", CELLS[0], "KILLED"), ("z", CELLS[1], "KILLED")):
+        ids[what] = writer.open_trial(sweep, RunSpec("old", cell, {"timesteps.m": 0.5}, {}))
+        writer.log(ids[what], {"train/loss": 1.0}, step=64)
+        writer.close(ids[what], status)
+    mirror = Mirror(Tracker(uri, artifacts=tmp_path / "artifacts"), Storage.open(tmp_path))
+    page = mirror.page(name, {CELLS[1]})
+    assert page.experiment_id == sweep.experiment_id
+    assert page.ensure({page.key("identity"): View(name, {})})[page.key("identity")].run_id == sweep.run_id
+    assert page.show(keyed(page, *CELLS), sweep.run_id) == Shown(made=1, updated=2)
+    frame = results.runs(uri, name).set_index("run_id")
+    assert len(frame) == 4
+    assert frame.loc[[ids["x"], ids["z"]], "status"].tolist() == ["FINISHED"] * 2
+    assert [step for step, *_ in curve(page.client, ids["z"])] == [64, 128, 192]
+    again = mirror.page(name)
+    assert again.show(keyed(again, *CELLS)) == Shown(there=3)
+
+
+def test_of_two_runs_that_a_late_answer_made_one_stays(server, tmp_path):
+    page = Mirror(Tracker(server.uri, artifacts=tmp_path), Storage.open(tmp_path)).page("late")
+    page.show(keyed(page, CELLS[0]))
+    page.client.create_run(page.experiment_id, tags={Tags.KEY: page.key(CELLS[0]), Tags.KIND: "trial"})
+    assert len(results.runs(server.uri, "late")) == 2
+    assert page.show(keyed(page, CELLS[0])) == Shown(there=1)
+    assert results.runs(server.uri, "late")["status"].tolist() == ["FINISHED"]
+    assert page.show(keyed(page, CELLS[0])) == Shown(there=1), "the other one is not thought to be deleted by a person"
+
+
+def test_an_emptied_database_is_filled_again(mirror, tmp_path):
+    page = mirror.page("grid")
+    page.show(keyed(page, *CELLS))
+    (tmp_path / "mlflow.db").unlink()
+    mirror.tracker.again()
+    again = mirror.page("grid")
+    assert again.show(keyed(again, *CELLS)) == Shown(made=3)
+    assert sorted(results.runs(mirror.tracker.uri)["fingerprint"]) == sorted(CELLS)
+
+
+def _show(folder: Path, cells: tuple[str, ...]) -> None:
+    mirror = sqlite_mirror(folder)
+    (folder / "begun").touch()
+    page = mirror.page("grid")
+    page.show(keyed(page, *cells))
+
+
+def test_three_processes_at_once_make_each_run_once(tmp_path):
+    """Of a store that is not there yet."""
+    cells = tuple(f"{number:032x}" for number in range(250))
+    context = multiprocessing.get_context("spawn")
+    several = [context.Process(target=_show, args=(tmp_path, cells)) for _ in range(3)]
+    for process in several:
+        process.start()
+    for process in several:
+        process.join(timeout=200)
+        assert process.exitcode == 0
+    frame = results.runs(default_uri(tmp_path))
+    assert sorted(frame["fingerprint"]) == sorted(cells)
+    assert set(frame["status"]) == {"FINISHED"}
+    names = {experiment.name for experiment in mlflow.MlflowClient(default_uri(tmp_path)).search_experiments()}
+    assert names == {"Default", "grid"}
+
+
+def test_a_mirror_killed_at_random_moments_is_caught_up(tmp_path):
+    """SIGKILL to a process that shows 600 cells, again and again; oracle: each run there once and whole at the end."""
+    cells = tuple(f"{number:032x}" for number in range(600))
+    context = multiprocessing.get_context("spawn")
+    killed, chosen = 0, random.Random(SEED)
+    for _ in range(KILLS):
+        process = context.Process(target=_show, args=(tmp_path, cells))
+        process.start()
+        while process.is_alive() and not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        process.join(chosen.random() * 1.5)
+        killed += process.is_alive()
+        process.kill()
+        process.join()
+        (tmp_path / "begun").unlink()
+    print(f"{killed} kills")
+    assert killed
+    _show(tmp_path, cells)
+    frame = results.runs(default_uri(tmp_path))
+    assert sorted(frame["fingerprint"]) == sorted(cells)
+    assert set(frame["status"]) == {"FINISHED"}
+    expected = tables(default_uri(tmp_path), cells[0])
+    for cell in cells[1::50]:
+        assert {table: len(rows) for table, rows in tables(default_uri(tmp_path), cell).items()} == {
+            table: len(rows) for table, rows in expected.items()
+        }
+
+
+def test_a_mirror_killed_between_any_two_writes_is_caught_up(tmp_path, monkeypatch):
+    """Stopped after each call that changes the store, or before the first; afterwards everything is there once."""
+    picture = tmp_path / "samples.png"
+    picture.write_bytes(b"png")
+
+    class StoppedError(Exception):
+        pass
+
+    def show(folder: Path, stop: int, *, api: bool) -> int:
+        """Calls that change the store, up to the stop."""
+        mirror, calls = sqlite_mirror(folder), 0
+        if api:
+            mirror.database = None
+
+        def counted(function: Any) -> Any:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                nonlocal calls
+                if calls == stop:
+                    raise StoppedError
+                calls += 1
+                return function(*args, **kwargs)
+
+            return call
+
+        changing = ("create_experiment", "create_run", "log_batch", "log_artifact", "set_terminated", "set_tag",
+                    "update_run")  # fmt: skip
+        for name in changing:
+            monkeypatch.setattr(mirror.tracker.client, name, counted(getattr(mirror.tracker.client, name)))
+        if mirror.database is not None:
+            for name in ("insert", "tag"):
+                monkeypatch.setattr(mirror.database, name, counted(getattr(mirror.database, name)))
+        page = mirror.page("grid")
+        page.show({key: each.with_files([picture]) for key, each in keyed(page, *CELLS[:2]).items()})
+        return calls
+
+    for api in (False, True):
+        whole = show(tmp_path / f"whole-{api}", 10**6, api=api)
+        assert whole > 3
+        expected = tables(default_uri(tmp_path / f"whole-{api}"), CELLS[0])
+        for stop in range(whole):
+            folder = tmp_path / f"{api}-{stop}"
+            with pytest.raises(StoppedError):
+                show(folder, stop, api=api)
+            show(folder, 10**6, api=api)
+            assert len(results.runs(default_uri(folder))) == 2
+            assert tables(default_uri(folder), CELLS[0]) == expected, f"stopped after {stop} calls"
+            client = mlflow.MlflowClient(default_uri(folder))
+            for run_id in results.runs(default_uri(folder))["run_id"]:
+                assert [file.path for file in client.list_artifacts(run_id)] == ["samples.png"]
+
+
+def test_a_name_that_mlflow_does_not_take_is_refused_at_once():
+    with pytest.raises(ValueError, match="metric 'not: allowed!' of cell: MLflow takes letters"):
+        View("cell", {}, metrics={"not: allowed!": 1.0})
+
+
+def test_a_view_that_the_store_refuses_holds_up_no_other(any_mirror, request):
+    """A file that is gone."""
+    said: list[str] = []
+    any_mirror.say = said.append
+    any_mirror.database = None
+    page = any_mirror.page(name_of(request))
+    views = keyed(page, *CELLS[:2])
+    views[page.key(CELLS[0])] = view(CELLS[0]).with_files([Path("gone.png")])
+    shown = page.show(views)
+    assert (shown.made, shown.refused) == (1, 1)
+    assert "refuses cell a" in said[0]
+
+
+def test_long_values_are_cut(mirror):
+    page = mirror.page("grid")
+    long = View("x" * 999, {Tags.KIND: "trial", Tags.ERROR: "e" * 9000}, {"p": "v" * 9000}, status="FAILED", ended=AT)
+    assert page.show({page.key("long"): long}) == Shown(made=1)
+    assert page.show({page.key("long"): long}) == Shown(there=1)
+
+
+def test_the_identity_of_a_storage(tmp_path):
+    place = Storage.open(tmp_path)
+    first = identity_of(place)
+    assert identity_of(place) == first
+    assert identity_of(Storage.open(tmp_path / "other")) != first
+    for content, match in ((b"{", "is damaged"), (b'{"format": 2, "id": "x"}', "is of format 2, this version reads 1")):
+        (tmp_path / "storage.json").write_bytes(content)
+        with pytest.raises(StorageError, match=match):
+            identity_of(place)
+
+
+def test_whoever_makes_a_page_waits_for_another_one(tmp_path):
+    """Who holds the lease is named."""
+    place, named = Storage.open(tmp_path), []
+
+    def wait(holder: object) -> None:
+        named.append(str(holder))
+        lease.release()
+
+    mirror = Mirror(Tracker(default_uri(tmp_path), artifacts=tmp_path), place, wait=wait)
+    with mirror.alone("grid") as lease:
+        mirror.page("grid")
+    assert "showing runs in MLflow" in named[0]
+
+
+def test_reading_of_all_keys(any_mirror, request, monkeypatch):
+    """More than are asked for one by one."""
+    monkeypatch.setattr(mirrors, "KEYS_A_CALL", 1)
+    page = any_mirror.page(name_of(request))
+    page.show(keyed(page, *CELLS))
+    found: Mapping[str, Any] = page.find([page.key(cell) for cell in CELLS])
+    assert set(found) == {page.key(cell) for cell in CELLS}
+    assert set(page.find()) == set(found)
