@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -16,11 +16,12 @@ from pforce.orchestration.failures import DISK_FULL, is_disk_full
 from pforce.orchestration.plan import Plan, entry_of, provenance, sweep_entry, this_command
 from pforce.orchestration.recorder import Recorder
 from pforce.records.ledger import Ledger
-from pforce.results.shown import show_sweep, views_of
+from pforce.results.shown import show_cells, show_sweep
 from pforce.terminal import DONE, SOME_FAILED, STOPPED
-from pforce.tracking import Live, Mirror, Page, Shown, Status, Tags, TrackingError
+from pforce.tracking import Live, Mirror, Page, Status, Tags, TrackingError
 from pforce.tracking.checks import why
 from pforce.tracking.live import CATCH_UP
+from pforce.tracking.mirror import Progress
 
 STOP_SECONDS = 5.0
 """The longest wait for the tracking store after a signal."""
@@ -62,12 +63,6 @@ def _size(plan: Plan) -> dict[str, str]:
 def nothing_ran(plan: Plan) -> int:
     """The exit code of a sweep of which nothing is left to run."""
     return SOME_FAILED if plan.diverged else DONE
-
-
-def catch_up(plan: Plan, page: Page, parent: str, ledger: Ledger, *, cells: Collection[str]) -> Shown:
-    """Have the runs of cells that have ended show what the storage holds of them."""
-    views = views_of([entry_of(item) for item in plan.work if item.fingerprint in cells], plan.options.place, ledger)
-    return page.show({page.key(cell): view for cell, view in views.items()}, parent)
 
 
 def show_finished(plan: Plan, say: Callable[[str], None]) -> None:
@@ -125,8 +120,9 @@ def _execute(plan: Plan, console: Console, launcher: Launcher, say: Callable[[st
     done = {*plan.done, *plan.diverged}
     ledger = Ledger(plan.options.place, plan.ledger.say)  # of its own, for another thread
 
-    def before(page: Page, parent: str) -> None:
-        catch_up(plan, page, parent, ledger, cells=done)
+    def before(page: Page, parent: str, between: Progress) -> None:
+        cells = [entry_of(item) for item in plan.work if item.fingerprint in done]
+        show_cells(page, cells, ledger, parent, progress=between)
 
     with Live(mirror, plan.sweep.name, identity, say, before) as live, _reserve(plan.options.root, identity) as reserve:
         display = SweepDisplay(console, len(plan.work), len(plan.work) - len(plan.missing))

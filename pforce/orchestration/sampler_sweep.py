@@ -27,11 +27,12 @@ from pforce.records.provenance import user
 from pforce.records.row import joined
 from pforce.records.sweeps import CellEntry, SweepEntry, read_sweep
 from pforce.results.pareto import on_front
-from pforce.results.shown import recorded_view, views_of
+from pforce.results.shown import recorded_view, show_cells
 from pforce.sampling import Guidance, SamplerConfig
 from pforce.storage import Storage
 from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import Live, Mirror, Page, Status, Tags, Tracker
+from pforce.tracking.mirror import Progress
 from pforce.trial.measure import missing
 from pforce.validation import require
 
@@ -342,11 +343,10 @@ def run(
 
     ledger = Ledger(storage, say)
 
-    def before(page: Page, parent: str) -> None:
+    def before(page: Page, parent: str, between: Progress) -> None:
         there = read_sweep(storage, sweep.name, sweep.identity, say)
         if there is not None:
-            views = views_of(there.cells, storage, ledger)
-            page.show({page.key(cell): view for cell, view in views.items()}, parent)
+            show_cells(page, there.cells, ledger, parent, progress=between)
 
     with Live(Mirror(tracker, storage, say), sweep.name, sweep.identity, say, before) as live:
         return _run(sweep, live, storage, console, workers=workers, address=address)

@@ -23,6 +23,7 @@ SWEEPS = "sweeps"
 FORMAT = 1
 MOST_BYTES = 256 << 20
 NAME = re.compile(r"[\w.-]{1,200}")
+DIGEST = re.compile(r"[0-9a-f]{32}")
 FILE = re.compile(r"[0-9a-f]{32}\.json")
 
 
@@ -111,6 +112,8 @@ def _parse(content: bytes) -> SweepEntry:
     if not NAME.fullmatch(found.name) or set(found.name) <= {"."} or not FILE.fullmatch(f"{found.identity}.json"):
         raise ValueError("it has no name that a sweep can have")
     for cell in cells:
+        if not isinstance(cell.cell, str) or not DIGEST.fullmatch(cell.cell):  # it names folders
+            raise ValueError("a cell is called by no digest")
         parts = cell.parts()
         if parts is None and cell.digests is not None and not all(isinstance(each, str) for each in cell.digests):
             raise ValueError(f"{cell.label}: a digest is no text")

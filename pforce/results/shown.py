@@ -107,7 +107,7 @@ def pictures_of(storage: Storage, ledger: Ledger, cell: CellEntry) -> list[Path]
     folder = evaluation_folder(storage.root / training_folder(parts.training.digest), cell.cell)
     if not (folder / SAMPLES).exists():
         _pulled(storage, folder, ledger)
-    _draw_maps(folder)
+    _draw_maps(folder, ledger.say)
     found = [folder / name for name in (SAMPLES, MAPS_PICTURE) if (folder / name).exists()]
     if folder / SAMPLES not in found and parts.request.images and (known := tensors_of(parts, ledger)):
         picture = _samples(parts.request, known[0], storage, ledger, folder / SAMPLES)
@@ -115,18 +115,21 @@ def pictures_of(storage: Storage, ledger: Ledger, cell: CellEntry) -> list[Path]
     return found
 
 
-def _draw_maps(folder: Path) -> None:
+def _draw_maps(folder: Path, say: Callable[[str], None]) -> None:
     """Maps of predicted uncertainty on held-out images, drawn here: a trial's process loads no plotting library."""
     path = folder / MAPS_PICTURE
     if path.exists() or not (folder / MAPS).exists():
         return
     from pforce.results import difficulty_figures as figures  # matplotlib, which a plan does not need
 
-    with np.load(folder / MAPS) as arrays:
-        images, timesteps, sigma = arrays["images"], arrays["timesteps"], arrays["sigma"]
-    if images.shape[1] == 3:
-        by_time = {float(t): maps for t, maps in zip(timesteps, sigma, strict=True)}
-        figures.uncertainty_maps(torch.from_numpy(images), by_time, path)
+    try:
+        with np.load(folder / MAPS) as arrays:
+            images, timesteps, sigma = arrays["images"], arrays["timesteps"], arrays["sigma"]
+        if images.shape[1] == 3:
+            by_time = {float(t): maps for t, maps in zip(timesteps, sigma, strict=True)}
+            figures.uncertainty_maps(torch.from_numpy(images), by_time, path)
+    except Exception as error:  # whatever a damaged file makes of a figure: the numbers are there
+        say(f"{folder / MAPS}: cannot be drawn ({error}); it is left out")
 
 
 def _pulled(storage: Storage, folder: Path, ledger: Ledger) -> None:
@@ -160,6 +163,18 @@ def views_of(cells: Sequence[CellEntry], storage: Storage, ledger: Ledger) -> di
         if result is not None:
             found[cell.cell] = view_of(cell, result, storage, ledger)
     return found
+
+
+def show_cells(
+    page: Page, cells: Sequence[CellEntry], ledger: Ledger, parent: str, *, progress: Progress = lambda done: None
+) -> Shown:
+    """Have the runs of cells that have ended show what the storage holds of them.
+
+    Args:
+        parent: id of the sweep's own run.
+    """
+    views = views_of(cells, ledger.storage, ledger)
+    return page.show({page.key(cell): view for cell, view in views.items()}, parent, progress=progress)
 
 
 def sweep_tags(entry: SweepEntry) -> dict[str, str]:

@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from pforce.storage import StorageError
 from pforce.tracking.checks import TrackingError, server_fault, short_requests, transient, why
-from pforce.tracking.mirror import Mirror, Page, Run
+from pforce.tracking.mirror import Mirror, Page, Progress, Run
 from pforce.tracking.view import Point, Status, Tags, View
 
 PERIOD_SECONDS = 1.0
@@ -85,12 +84,13 @@ class Live:
     Args:
         name, identity: of the sweep.
         say: shows a line to the user.
-        before: called once in its thread, with the page and the id of the sweep's run: shows what earlier calls left.
+        before: called once in its thread, with the page, the id of the sweep's run, and `between` to be called now and
+            then: shows what earlier calls left.
     """
 
     def __init__(
         self, mirror: Mirror, name: str, identity: str, say: Say,
-        before: Callable[[Page, str], None] = lambda page, parent: None,
+        before: Callable[[Page, str, Progress], object] = lambda page, parent, between: None,
     ) -> None:  # fmt: skip
         flush_seconds()  # a wrong one is said now
         self.mirror, self.name, self.identity, self.say, self.before = mirror, name, identity, say, before
@@ -215,20 +215,12 @@ class Live:
     def _show_all(self) -> None:
         if self.page is None:
             self.page = self.mirror.page(self.name, {self.identity, *self.trials})
-        with self.changed:
-            waiting = self._waiting()
-        for cell in waiting:
-            if self.stopping:
-                return
-            self._show_trial(cell, self.page)
-            with self.changed:
-                self.progress = time.monotonic()
-                self.changed.notify_all()
+        self._show_waiting()
         parent = self._parent()
         if not self.caught_up and (parent is not None or self.page.deleted):
             try:
                 if parent is not None:
-                    self.before(self.page, parent)
+                    self.before(self.page, parent, self.between)
             except Exception as error:
                 if transient(error):
                     raise
@@ -236,6 +228,26 @@ class Live:
             with self.changed:
                 self.caught_up = True
                 self.changed.notify_all()
+
+    def _show_waiting(self) -> None:
+        assert self.page is not None
+        with self.changed:
+            waiting = self._waiting()
+        for cell in waiting:
+            if self.stopping:
+                return
+            self._show_trial(cell, self.page)
+            self._moved()
+
+    def between(self, done: int) -> None:
+        """What `before` calls now and then, which may take minutes: meanwhile trials report."""
+        self._moved()
+        self._show_waiting()
+
+    def _moved(self) -> None:
+        with self.changed:
+            self.progress = time.monotonic()
+            self.changed.notify_all()
 
     def _forget(self) -> None:
         """The store has lost runs: all are looked up again, and those that are gone made again."""
@@ -262,7 +274,8 @@ class Live:
                         points=lambda: points)  # fmt: skip
             content, whole = "", self._looked_up(trial, trial.whole, "numbers") if trial.whole is not None else None
             if whole is not None:
-                view, content = whole.with_tags({**tags, **whole.tags}), whole.content
+                curve = self._looked_up(trial, whole.points, "curve") or points
+                view, content = whole.with_tags({**tags, **whole.tags}).with_points(curve), whole.content
             if not page.deleted:
                 self._bring(page, cell, trial, view, content)
         except Exception as error:
@@ -277,11 +290,11 @@ class Live:
             trial.shown, trial.failures = changes, 0
 
     def _looked_up(self, trial: _Trial, look: Callable[[], T], what: str) -> T | None:
-        """Something of the storage's; None, having said so, where that does not answer."""
+        """Something of the storage's; None, having said so, where that does not answer, or cannot be read."""
         try:
             return look()
-        except (StorageError, OSError) as error:
-            self.say(f"warning: the {what} of {trial.name} are not shown in {self.tracker.shown} yet: {error}")
+        except Exception as error:  # nothing of it may end the sweep
+            self.say(f"warning: {trial.name}: its {what} cannot be looked up to be shown: {error}")
             return None
 
     def _bring(self, page: Page, cell: str, trial: _Trial, view: View, content: str) -> None:

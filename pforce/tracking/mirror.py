@@ -154,11 +154,13 @@ class Page:
             new = {key: view.with_tags({Tags.KEY: key, **above}).shortened()
                    for key, view in views.items() if key not in runs}  # fmt: skip
             if new and self.database is not None:
-                metrics = [_metrics(view, int(time.time() * 1000)) for view in new.values()]
+                curves = [view.points() for view in new.values()]
+                metrics = [_metrics(view, curve) for view, curve in zip(new.values(), curves, strict=True)]
                 ids = self.database.insert(self.experiment_id, self.artifacts, list(new.values()), metrics)
-                for (key, view), run_id in zip(new.items(), ids, strict=True):
-                    runs[key] = Run(run_id, False, view.status, "", True, dict(view.tags), set(view.params),
-                                    {point.step for point in view.points()})  # fmt: skip
+                for (key, view), run_id, curve in zip(new.items(), ids, curves, strict=True):
+                    steps = {point.step for point in curve}
+                    tags, params = dict(view.tags), set(view.params)
+                    runs[key] = Run(run_id, False, view.status, "", True, tags, params, steps)
                 return runs
             for key, view in new.items():
                 tags = {name: view.tags[name] for name in (Tags.KEY, PARENT, Tags.KIND, USER) if name in view.tags}
@@ -398,10 +400,10 @@ def _of(point: Point) -> list[Metric]:
     return [Metric(name, value, point.time, point.step) for name, value in point.values.items()]
 
 
-def _metrics(view: View, now: int) -> list[Metric]:
+def _metrics(view: View, curve: Iterable[Point]) -> list[Metric]:
     """Curve and numbers."""
-    curve = [metric for point in view.points() for metric in _of(point)]
-    return [*curve, *_numbers(view, now if view.ended is None else view.ended)]
+    at = int(time.time() * 1000) if view.ended is None else view.ended
+    return [*(metric for point in curve for metric in _of(point)), *_numbers(view, at)]
 
 
 def _batches(points: Iterable[Point]) -> list[list[Metric]]:

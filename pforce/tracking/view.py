@@ -128,6 +128,10 @@ class View:
         """With further tags."""
         return replace(self, tags={**self.tags, **tags})
 
+    def with_points(self, points: Sequence[Point]) -> View:
+        """With this curve."""
+        return replace(self, points=lambda: points)
+
     def with_files(self, files: Sequence[Path]) -> View:
         """With these files."""
         return replace(self, files=lambda: files)

@@ -26,11 +26,13 @@ from pforce.orchestration.launch import execute
 from pforce.orchestration.sampler_report import make_subject
 from pforce.orchestration.sampler_search import SearchSpace
 from pforce.orchestration.sampler_sweep import SamplerSweep, run
-from pforce.orchestration.script import keep_sweep
+from pforce.orchestration.script import keep_sweep, sweep_frame
 from pforce.orchestration.sweep import Axis
+from pforce.records.sweeps import CellEntry, SweepEntry, read_sweep
 from pforce.storage import Storage
 from pforce.terminal import DONE
-from pforce.tracking import Tracker, default_uri
+from pforce.tracking import Tracker, TrackingError, default_uri
+from pforce.tracking.live import CATCH_UP
 from pforce.trial.source import load_source
 from tests.orchestration.conftest import make_plan, small_sweep
 from tests.tracking.servers import MlflowServer
@@ -168,3 +170,26 @@ def test_the_storage_and_its_page_agree(doors):
     assert len(both) > 80
     for name in both:
         pd.testing.assert_series_equal(stored[name], shown[name], check_dtype=False)
+
+
+def test_a_store_that_is_away_hides_no_table(doors):
+    """Nothing is missing: the table is the storage's, and the store's address is said to be wrong; with something
+    missing nothing begins."""
+    plan = make_plan(SWEEP, doors.root, tracking_uri="http://127.0.0.1:1")
+    assert plan.missing == []
+    assert ["nothing listens there" in note and CATCH_UP[1:] in note for note in plan.notes] == [True]
+    assert execute(plan, doors.console, None) == DONE
+    frame = sweep_frame(plan)
+    assert frame[frame["sweep"] == SWEEP.name]["status"].tolist() == ["FINISHED"] * 2
+    with pytest.raises(TrackingError, match="nothing listens there"):
+        make_plan(small_sweep(steps=9), doors.root, tracking_uri="http://127.0.0.1:1")
+
+
+@pytest.mark.parametrize("name", ["../../../etc", "/etc", "a'b", "A" * 32, ""])
+def test_a_cell_of_a_strangers_file_names_no_path(tmp_path, name):
+    """Its pictures would be read from there."""
+    place, said = Storage.open(tmp_path), []
+    cell = CellEntry("cell", name, {}, {}, digests=["0" * 32])
+    SweepEntry("evaluations", "1" * 32, [cell]).write(place)
+    assert read_sweep(place, "evaluations", "1" * 32, said.append) is None
+    assert "a cell is called by no digest" in said[0]

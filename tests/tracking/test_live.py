@@ -139,7 +139,8 @@ def test_a_trial_that_is_taken_up_again_is_one_run_with_each_point_once(tracker,
 def test_what_earlier_calls_left_is_shown_beside(tracker, tmp_path):
     shown = []
 
-    def before(page: Any, parent: str) -> None:
+    def before(page: Any, parent: str, between: Any) -> None:
+        between(0)
         shown.append(page.show({page.key("old"): whole("old")}, parent))
 
     with Page(tracker, tmp_path, before=before) as page:
@@ -156,7 +157,7 @@ def test_what_earlier_calls_left_is_shown_beside(tracker, tmp_path):
 @pytest.mark.parametrize("loss", ["file", "rows", "page"])
 def test_a_database_that_is_emptied_meanwhile_is_filled_again(tracker, tmp_path, loss):
     """Its file deleted, its runs gone for good, or the page with them: everything that was told is there at the end."""
-    with Page(tracker, tmp_path, before=lambda page, parent: None) as page:
+    with Page(tracker, tmp_path, before=lambda page, parent, between: None) as page:
         page.live.open({})
         for cell in "ab":
             page.start(cell)
