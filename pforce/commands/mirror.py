@@ -15,8 +15,9 @@ from pforce.records.sweeps import SweepEntry, read_sweeps
 from pforce.results.shown import show_sweep
 from pforce.storage import Storage, default_storage
 from pforce.terminal import DONE, SOME_FAILED, make_console
-from pforce.tracking import Mirror, Page, Shown, Tracker
-from pforce.validation import ConfigError
+from pforce.tracking import Mirror, Page, Shown, Tracker, TrackingError
+from pforce.tracking.checks import why
+from pforce.validation import ConfigError, InputError
 
 
 def mirror(
@@ -53,7 +54,15 @@ def mirror(
     chosen = [entry for entry in entries if not sweeps or entry.name in sweeps]
     tracker, ledger = tracker_of(place, tracking_uri), Ledger(place, say)
     tracker.check()
-    return mirror_storage(place, tracker, ledger, console, chosen, restore=restore)
+    try:
+        return mirror_storage(place, tracker, ledger, console, chosen, restore=restore)
+    except InputError:
+        raise
+    except Exception as error:  # every kind of store raises its own
+        raise TrackingError(
+            f"tracking store {tracker.shown} cannot be written: {why(error)}. What it shows already stays; the same "
+            "command goes on"
+        ) from error
 
 
 def mirror_storage(

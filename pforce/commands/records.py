@@ -239,7 +239,7 @@ def _tracked(place: Storage, tracking_uri: str | None, console: Console) -> dict
         return {}
     frame = runs_frame(tracker_of(place, tracking_uri))
     found = {}
-    # One that was killed before it was delivered is finished in the storage only; a finished one says most.
+    # One whose driver was killed is finished in the storage only; a finished one says most.
     rows = sorted(frame.to_dict("records"), key=lambda row: row["status"] == "FINISHED")
     for row in rows:
         found[str(row["fingerprint"])] = {

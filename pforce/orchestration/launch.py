@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +23,7 @@ from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import Live, Mirror, Page, Status, Tags, TrackingError
 from pforce.tracking.checks import why
 from pforce.tracking.live import CATCH_UP
-from pforce.tracking.mirror import Progress
+from pforce.tracking.page import Progress
 
 STOP_SECONDS = 5.0
 """The longest wait for the tracking store after a signal."""
@@ -101,8 +103,8 @@ def execute(plan: Plan, console: Console, launcher: Launcher | None) -> int:
     try:
         with stop_on_signals():
             plan.forget_divergences()
-            plan.give_way()
-            return _execute(plan, console, launcher, say)
+            with plan.in_order():
+                return _execute(plan, console, launcher, say)
     except KeyboardInterrupt as stopped:
         say(STOPPED_BY.format(stopped))
         return STOPPED
@@ -169,9 +171,14 @@ def _stop(
 
 @contextmanager
 def _reserve(folder: Path, identity: str) -> Iterator[Path]:
-    """A file that holds some room on the disk, to be removed when there is none left. A killed driver's is the next
-    one's."""
-    path = folder / f".reserve-{identity[:12]}"
+    """A file that holds some room on the disk, to be removed when there is none left. Those of killed drivers of this
+    machine go."""
+    host = socket.gethostname()
+    path = folder / f".reserve-{identity[:12]}-{host}-{os.getpid()}"
+    for left in folder.glob(f".reserve-{identity[:12]}-{host}-*"):
+        process = left.name.rpartition("-")[2]
+        if process.isdecimal() and not Path(f"/proc/{process}").exists():
+            left.unlink(missing_ok=True)
     try:
         path.write_bytes(b"\0" * RESERVE_BYTES)
         yield path

@@ -8,6 +8,8 @@ import shlex
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -20,7 +22,7 @@ from pforce.orchestration.placement import Placement
 from pforce.orchestration.sweep import Sweep, Work, same_distribution_notes
 from pforce.orchestration.worker import Payload
 from pforce.records import provenance as made
-from pforce.records.lease import held_below
+from pforce.records.lease import Contender, LeaseError, held_below
 from pforce.records.ledger import Ledger
 from pforce.records.parts import BFLOAT16, FLOAT32, Inputs
 from pforce.records.record import Record
@@ -126,14 +128,25 @@ class Plan:
     elsewhere: set[str] = field(default_factory=set)
     """Trainings that other drivers are at: those come last."""
     order: int | None = None
-    """Where other drivers are at this sweep, the seed of an order of its own, so that they meet late; None for the
-    first one."""
+    """Where another driver is at this sweep, the seed of an order of its own."""
 
-    def give_way(self) -> None:
-        """Look up which trainings others are at."""
+    @contextmanager
+    def in_order(self) -> Iterator[None]:
+        """One of several drivers of a sweep takes its cells in order; the others each in an order of their own, so that
+        they meet late, and what others are training last."""
+        key = f"order/{self.sweep.identity(self.work)}"
+        try:
+            lease = Contender(self.options.place, key, "running the sweep in its order").try_acquire()
+        except LeaseError:  # said where work is leased
+            lease = None
+        self.order = None if lease is not None else int.from_bytes(os.urandom(4))
         trainings = {item.training for item in self.missing}
         self.elsewhere = held_below(self.options.place, TRAINING, trainings)
-        self.order = int.from_bytes(os.urandom(4)) if self.elsewhere else None
+        try:
+            yield
+        finally:
+            if lease is not None:
+                lease.release()
 
     def look(self) -> None:
         """Look up which of the other cells are finished by now, and which diverged and are not to be tried again."""

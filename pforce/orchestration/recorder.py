@@ -22,6 +22,8 @@ from pforce.training import Record
 FIGURES = "pforce.results.difficulty_figures"
 WAITING = "waiting for "
 """How a trial begins to say whom it waits for."""
+STARTING = "starting"
+"""What a trial says once it is at work itself."""
 TRAINING_SHARE = 0.8
 """Share of a trial's progress bar that is training; the rest is evaluation."""
 
@@ -51,6 +53,10 @@ class Recorder:
         """Fingerprints of the trials that ended well."""
         self.retried: dict[str, list[str]] = {}
         """fingerprint → reasons for which it was begun again."""
+        self.shown: set[str] = set()
+        """Fingerprints of the trials whose runs this driver has begun."""
+        self.pending: dict[str, dict[str, str]] = {}
+        """fingerprint → tags that its run gets when it is begun."""
         self.waiting: set[str] = set()
         """Fingerprints of the trials that another driver is at: their runs are its own."""
         self.started = time.monotonic()
@@ -77,19 +83,38 @@ class Recorder:
             self.live.end(status)
 
     def start(self, item: Work) -> None:
-        """A trial starts: its run is made, or an unfinished one is taken up again."""
-        if item.fingerprint in self.open:
+        """A trial starts. Its run is made, or an unfinished one taken up again, once it says that it is at work: until
+        then another driver may be."""
+        if item.fingerprint not in self.open:
+            self.open[item.fingerprint] = item
+            self.display.update(item.label, 0.0, STARTING)
+
+    def _works(self, item: Work) -> None:
+        """A trial is at work itself."""
+        fingerprint = item.fingerprint
+        if fingerprint in self.shown:
+            if fingerprint in self.waiting:
+                self.waiting.discard(fingerprint)
+                self.live.again(fingerprint)
             return
+        self.waiting.discard(fingerprint)
+        self.shown.add(fingerprint)
         inputs = {f"input.{name}": value for name, value in self.plan.inputs.tags().items()}
         tags = {**self.tags, **inputs, "weights": "ema", Tags.SEED: str(item.experiment.seed)}
         tags[Tags.TRAINING] = item.training
         if (branch := decay_of(item.parts.training)) is not None:
             tags[Tags.TRUNK] = branch[0]
         params = {name: str(value) for name, value in flat_params(item.experiment).items()}
-        self.open[item.fingerprint] = item
         place, say = self.plan.options.place, self.plan.ledger.say
-        self.live.start(item.fingerprint, item.label, params, tags, lambda: curve_points(item.parts, place, say))
-        self.display.update(item.label, 0.0, "starting")
+        tags |= self.pending.pop(fingerprint, {})
+        self.live.start(fingerprint, item.label, params, tags, lambda: curve_points(item.parts, place, say))
+
+    def _tag(self, fingerprint: str, tags: dict[str, str]) -> None:
+        """Tags of a trial's run, now or once it is made."""
+        if fingerprint in self.shown:
+            self.live.tag(fingerprint, tags)
+        else:
+            self.pending.setdefault(fingerprint, {}).update(tags)
 
     def report(self, item: Work, result: dict[str, Any]) -> None:
         """One report of a trial (see `pforce.orchestration.worker.run_cell`)."""
@@ -109,14 +134,17 @@ class Recorder:
                 self.fail(item, result["reason"], result["error"])
             case "warning":
                 self.display.line(f"{item.label}: warning: {result['message']}")
-                self.live.tag(item.fingerprint, {Tags.WARNING: result["message"]})
+                self._tag(item.fingerprint, {Tags.WARNING: result["message"]})
             case part if part.startswith(WAITING):
                 if item.fingerprint not in self.waiting:
                     self.display.line(f"{item.label}: {part}")
                 self.waiting.add(item.fingerprint)
                 self.display.update(item.label, 0.0, part)
+            case part if part == STARTING:
+                self._works(item)
+                self.display.update(item.label, 0.0, part)
             case part:
-                self.waiting.discard(item.fingerprint)
+                self._works(item)
                 self.display.update(item.label, TRAINING_SHARE + (1 - TRAINING_SHARE) * result["share"], part)
 
     def retry(self, item: Work, reason: str, error: str, attempt: int, attempts: int) -> None:
@@ -125,16 +153,18 @@ class Recorder:
         reasons.append(reason)
         self.display.line(f"{item.label}: {reason}; attempt {attempt} of {attempts} goes on at its last checkpoint")
         tags = {Tags.ATTEMPTS: str(attempt), Tags.RETRIED: "; ".join(reasons)}
-        self.live.tag(item.fingerprint, tags)
+        self._tag(item.fingerprint, tags)
 
     def fail(self, item: Work, reason: str, error: str) -> None:
         """A trial failed: FAILED with its reason; the next call of the sweep tries it again."""
         self.open.pop(item.fingerprint)
-        self.live.tag(item.fingerprint, {Tags.REASON: reason, Tags.ERROR: error})
-        if reason == "diverged":  # the one failure that is a record
-            self._close(item, "FAILED")
-        else:
-            self.live.close(item.fingerprint, "FAILED")
+        if item.fingerprint not in self.waiting:  # else its run is another driver's
+            self._works(item)
+            self.live.tag(item.fingerprint, {Tags.REASON: reason, Tags.ERROR: error})
+            if reason == "diverged":  # the one failure that is a record
+                self._close(item, "FAILED")
+            else:
+                self.live.close(item.fingerprint, "FAILED")
         self.failed[item.fingerprint] = reason
         self.display.end(item.label, f"FAILED ({reason}): {error}")
 
@@ -142,7 +172,7 @@ class Recorder:
         """A trial was stopped from outside: KILLED; the same command takes it up at its last checkpoint. The run of one
         that another driver is at goes on."""
         self.open.pop(fingerprint)
-        if fingerprint not in self.waiting:
+        if fingerprint in self.shown and fingerprint not in self.waiting:
             self.live.tag(fingerprint, {Tags.REASON: reason})
             self.live.close(fingerprint, "KILLED")
 
@@ -153,12 +183,13 @@ class Recorder:
 
     def _training(self, item: Work, record: dict[str, float]) -> None:
         point = Record(**record)  # type: ignore[arg-type]  # plain data of one
-        self.waiting.discard(item.fingerprint)
+        self._works(item)
         self.live.log(item.fingerprint, point_of(point))
         note = f"loss {point.loss:.4f} · {point.images_per_second:.0f} images/s"
         self.display.update(item.label, TRAINING_SHARE * point.images_seen / item.experiment.training.images, note)
 
     def _done(self, item: Work, result: dict[str, Any]) -> None:
+        self._works(item)
         self.live.tag(item.fingerprint, {key: str(value) for key, value in result["environment"].items()})
         self._close(item, "FINISHED")
         del self.open[item.fingerprint]

@@ -21,6 +21,7 @@ from pforce.orchestration.plan import provenance, this_command
 from pforce.orchestration.pool import Pool, drain, make_pool
 from pforce.orchestration.sampler_search import Search, SearchSpace
 from pforce.records.identity import canonical_sampler
+from pforce.records.lease import leased
 from pforce.records.ledger import Ledger
 from pforce.records.parts import Request
 from pforce.records.provenance import user
@@ -32,7 +33,7 @@ from pforce.sampling import Guidance, SamplerConfig
 from pforce.storage import Storage
 from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import Live, Mirror, Page, Status, Tags, Tracker
-from pforce.tracking.mirror import Progress
+from pforce.tracking.page import Progress
 from pforce.trial.measure import missing
 from pforce.validation import require
 
@@ -182,12 +183,12 @@ class _Run:
         tasks = [*(Measurement(config, self.sweep.noise_seed) for config in self.configs.values()),
                  *self.confirmed.values()]  # fmt: skip
         cells = {(entry := self.entry(task)).cell: entry for task in tasks}
-        there = read_sweep(self.storage, self.sweep.name, self.sweep.identity, self._say)
-        others = {cell.cell: cell for cell in there.cells} if there else {}  # another driver may be at this sweep, too
-        several = list({**others, **cells}.values())
-        SweepEntry(self.sweep.name, self.sweep.identity, several, command=this_command(), user=user()).write(
-            self.storage
-        )
+        sweep = self.sweep
+        with leased(self.storage, f"sweep/{sweep.identity}", "writing down a sweep"):  # others may be at it, too
+            there = read_sweep(self.storage, sweep.name, sweep.identity, self._say)
+            others = {cell.cell: cell for cell in there.cells} if there else {}
+            several = list({**others, **cells}.values())
+            SweepEntry(sweep.name, sweep.identity, several, command=this_command(), user=user()).write(self.storage)
 
     def entry(self, task: Measurement) -> CellEntry:
         """A measurement as the sweep's file tells it."""
@@ -367,6 +368,7 @@ def _run(
             console.print(f"Stopped by {stopped}; the same command goes on from here.", markup=False)
         finally:
             state.kill()
+            live.catch_up()  # samplers that were measured before, by whomever
             ended: dict[int, Status] = {DONE: "FINISHED", SOME_FAILED: "FAILED", STOPPED: "KILLED"}
             live.end(ended[code], {"trials": str(len(state.configs)), Tags.REUSED: " ".join(state.reused)})
             live.finish(limit=STOP_SECONDS if code == STOPPED else float("inf"))

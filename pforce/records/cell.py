@@ -25,7 +25,7 @@ class CellResult:
     metrics: dict[str, float]
     """Under their fixed names; NaN where one is undefined."""
     made: Record
-    """The record that most of its time went into: it says on what and with which versions."""
+    """The record that says on what and with which versions: of a training the weights', else the first part's."""
     images: float
     """Images seen; NaN where nothing was trained."""
     origin: str | None = None

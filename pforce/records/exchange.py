@@ -47,9 +47,11 @@ def cells_records(cells: Iterable[CellEntry], ledger: Ledger) -> Iterator[Record
             found = [ledger.get(parts.training), ledger.get(parts.diverged), weights]
             tensors = None if weights is None else weights.values.get(TENSORS)
             request = parts.request
+        elif cell.digests:
+            found, tensors, request = [ledger.get(each) for each in cell.digests], None, None
         else:
             found, tensors, request = [], cell.weights, Request.from_plain(cell.request)
-        if isinstance(tensors, str):
+        if isinstance(tensors, str) and request is not None:
             drawn = [request.drawn(tensors)] if request.images else []
             found += [ledger.get(part) for part in (*request.parts(tensors), *drawn)]
         for record in found:

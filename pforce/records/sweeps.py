@@ -22,6 +22,7 @@ SWEEPS = "sweeps"
 """Folder below a storage's root."""
 FORMAT = 1
 MOST_BYTES = 256 << 20
+MOST_IMAGES = 1 << 53
 NAME = re.compile(r"[\w.-]{1,200}")
 DIGEST = re.compile(r"[0-9a-f]{32}")
 FILE = re.compile(r"[0-9a-f]{32}\.json")
@@ -112,14 +113,25 @@ def _parse(content: bytes) -> SweepEntry:
     if not NAME.fullmatch(found.name) or set(found.name) <= {"."} or not FILE.fullmatch(f"{found.identity}.json"):
         raise ValueError("it has no name that a sweep can have")
     for cell in cells:
-        if not isinstance(cell.cell, str) or not DIGEST.fullmatch(cell.cell):  # it names folders
-            raise ValueError("a cell is called by no digest")
-        parts = cell.parts()
-        if parts is None and cell.digests is not None and not all(isinstance(each, str) for each in cell.digests):
-            raise ValueError(f"{cell.label}: a digest is no text")
-        if parts is None and not cell.digests and not isinstance(cell.weights, str):
-            raise ValueError(f"{cell.label} has neither a training nor weights nor digests")
+        _check(cell)
     return found
+
+
+def _check(cell: CellEntry) -> None:
+    """ValueError for a cell of a stranger's file that would name paths, or cannot be what it says."""
+    parents = () if cell.training is None else cell.training["parents"]
+    named = (cell.cell, *(cell.digests or ()), *parents)
+    if not all(isinstance(each, str) and DIGEST.fullmatch(each) for each in named):
+        raise ValueError(f"{cell.label}: something is called by no digest")
+    if not isinstance(cell.params, dict) or not all(isinstance(name, str) for name in cell.params):
+        raise ValueError(f"{cell.label}: its parameters have no names")
+    if not all(type(each) is int and 0 <= each < MOST_IMAGES for each in (cell.images_seen, abs(cell.seed))):
+        raise ValueError(f"{cell.label}: images seen, or a seed, that no training can have")
+    if cell.training is None and not cell.digests and not isinstance(cell.weights, str):
+        raise ValueError(f"{cell.label} has neither a training nor weights nor digests")
+    if cell.training is not None or not cell.digests:
+        Request.from_plain(cell.request)
+    cell.parts()
 
 
 SWEEP_LINE = b'{"sweep": '
@@ -157,7 +169,7 @@ def read_sweep(storage: Storage, name: str, identity: str, say: Callable[[str], 
         return replace(found, cells=now)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         say(f"{path} is damaged ({error}); its records stay, and the sweep's command writes it again")
         return None
 

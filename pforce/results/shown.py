@@ -18,8 +18,8 @@ from pforce.records.row import tensors_of
 from pforce.records.sweeps import CellEntry, SweepEntry
 from pforce.storage import Storage
 from pforce.storage.errors import StorageError
-from pforce.tracking.mirror import Page, Progress, Shown
-from pforce.tracking.view import Point, Status, Tags, View
+from pforce.tracking.page import Page, Progress, Shown
+from pforce.tracking.view import USER, Point, Status, Tags, View
 from pforce.training.curve import CURVE
 from pforce.training.loop import Record
 from pforce.trial.draw import save_samples
@@ -28,7 +28,7 @@ from pforce.trial.folder import MAPS, SAMPLES, curve_of, evaluation_folder, trai
 MAPS_PICTURE = "uncertainty_maps.png"
 ENVIRONMENT = ("device", "precision", "workers", "threads", "sharding")
 """Of what a record says of its making: tags of a run under the same names."""
-COMMIT, USER = "mlflow.source.git.commit", "mlflow.user"
+COMMIT = "mlflow.source.git.commit"
 
 
 def milliseconds(seconds: float) -> int:
@@ -159,9 +159,12 @@ def views_of(cells: Sequence[CellEntry], storage: Storage, ledger: Ledger) -> di
     """Digest → view, of those cells that have ended."""
     found = {}
     for cell in cells:
-        result = result_of(cell, ledger)
-        if result is not None:
-            found[cell.cell] = view_of(cell, result, storage, ledger)
+        try:
+            result = result_of(cell, ledger)
+            if result is not None:
+                found[cell.cell] = view_of(cell, result, storage, ledger)
+        except ValueError as error:  # a name that MLflow does not take; the others are shown
+            ledger.say(f"{cell.label}: cannot be shown in MLflow: {error}")
     return found
 
 
@@ -201,11 +204,13 @@ def show_sweep(
     if entry.identity in views:
         entry = replace(entry, identity=entry.name)
     key, view = page.key(entry.identity), _own(entry, views)
-    own = page.ensure({key: view})[key]
+    own = page.ensure({key: view}).get(key)
+    if own is None:  # a person has just deleted the page
+        return Shown(deleted=len(views))
     if own.deleted and restore:
         page.client.restore_run(own.run_id)
         own.deleted = False
-    if own.status == "RUNNING" and view.status != "KILLED" and not own.deleted:
+    if view.status not in (own.status, "KILLED") and not own.deleted:
         page.bring(own, view)  # its driver was killed before it could say that all has ended
     return page.show({page.key(cell): view for cell, view in views.items()}, own.run_id, restore=restore,
                      progress=progress)  # fmt: skip

@@ -33,10 +33,11 @@ def identity_of(storage: Storage) -> str:
     try:
         found = json.loads(content or b"")
         kind, text = found["format"], found["id"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         kind, text = None, ""
     if kind != FORMAT or not re.fullmatch("[0-9a-f]{32}", str(text)):
-        what = "is damaged" if kind in (None, FORMAT) else f"is of format {kind!r}, this version reads {FORMAT}"
+        damaged = "cannot be read" if content is None else "is damaged"
+        what = damaged if kind in (None, FORMAT) else f"is of format {kind!r}, this version reads {FORMAT}"
         raise StorageError(
             f"--storage {storage}: {FILE} {what}. It only names the storage to MLflow: move it away, and its runs are "
             "shown once more, as another storage's"

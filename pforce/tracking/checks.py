@@ -50,7 +50,7 @@ CHECK_SECONDS = 10.0
 ANSWER_SECONDS = 5
 """The longest wait for one answer of a server."""
 REQUEST_SECONDS = 10
-"""Longest wait for an answer while records are delivered: so soon is it noticed that a server is gone."""
+"""Longest wait for an answer while a sweep runs: so soon is it noticed that a server is gone."""
 LOCK_SECONDS = 7.0
 """The longest wait for a sqlite database that another process writes to; MLflow's own writes take milliseconds."""
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -316,14 +316,6 @@ def transient(error: BaseException) -> bool:
         return code not in _REFUSALS
     status = getattr(getattr(error, "response", None), "status_code", None)  # of artifacts' own requests
     return status is None or status >= 500 or status in (401, 403, 408, 429)
-
-
-def server_fault(error: BaseException) -> bool:
-    """True of HTTP 500 and its like: the store fails, which may be this record's doing."""
-    text = str(error)
-    return "500 error responses" in text or (
-        getattr(error, "error_code", None) == "INTERNAL_ERROR" and "API request to" not in text
-    )
 
 
 _REFUSALS = {

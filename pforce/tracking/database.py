@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import sqlalchemy
 
 from pforce.tracking.checks import LOCK_SECONDS, sqlite_path
-from pforce.tracking.view import View
+from pforce.tracking.view import USER, View
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
-RUN_NAME, USER = "mlflow.runName", "mlflow.user"
+RUN_NAME = "mlflow.runName"
 KEYS_AT_ONCE = 400
 
 

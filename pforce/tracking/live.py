@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from pforce.tracking.checks import TrackingError, server_fault, short_requests, transient, why
-from pforce.tracking.mirror import Mirror, Page, Progress, Run
+from pforce.tracking.checks import TrackingError, short_requests, transient, why
+from pforce.tracking.mirror import Mirror
+from pforce.tracking.page import Page, Progress, Run
 from pforce.tracking.view import Point, Status, Tags, View
 
 PERIOD_SECONDS = 1.0
@@ -23,7 +24,7 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 5.0
 OPEN_SECONDS = 10.0
 JOIN_SECONDS = 2.0
 ATTEMPTS = 12
-"""At a run that makes a store fail which shows everything else; then it counts as refused."""
+"""At a run that a store does not take which takes others, or whose records are not there yet; then it is left."""
 CATCH_UP = "the next call of the same command shows what is missing, and so does `pforce mirror`"
 
 Say = Callable[[str], None]
@@ -69,6 +70,7 @@ class _Trial:
     doubtful: bool = False
     """Whether its run's making was not answered, so that there may be another one by now."""
     failures: int = 0
+    """How often in turn it could not be shown, though the store answers."""
     refused: bool = False
 
 
@@ -105,6 +107,8 @@ class Live:
         self.problem: str | None = None
         """Why the store does not take anything now."""
         self.refusal: str | None = None
+        self.incomplete = 0
+        """Runs of trials that have ended well, but whose records were not to be seen."""
         self.stopping = False
         self.thread = threading.Thread(target=self._work, name="tracking", daemon=True)
 
@@ -117,7 +121,7 @@ class Live:
             self.trials[self.identity] = _Trial(self.name, own)
             self.changed.notify_all()
             self.changed.wait_for(lambda: self._is_open() or self.problem is not None, OPEN_SECONDS)
-            problem = self.problem or self.refusal
+            problem = self.refusal if self._is_open() else self.problem
         if problem is not None:
             self.end("KILLED")  # should the store come back, nothing of this sweep is under way
             raise TrackingError(f"tracking store {self.tracker.shown} cannot be written: {problem}")
@@ -142,6 +146,11 @@ class Live:
                 name, about, params, past=past, changes=changes, run=before.run if before else None
             )
             self.changed.notify_all()
+
+    def again(self, cell: str) -> None:
+        """Another process has been at a trial meanwhile: its run is looked up anew."""
+        with self._changing(cell) as trial:
+            trial.run = None
 
     def log(self, cell: str, point: Point) -> None:
         """A point of a trial's curve."""
@@ -177,11 +186,14 @@ class Live:
         """Trials whose runs do not show what was told."""
         return [cell for cell, trial in self.trials.items() if trial.shown < trial.changes and not trial.refused]
 
+    def _idle(self) -> bool:
+        return not self._waiting() and (self.caught_up or not self.trials)
+
     def _work(self) -> None:
         pause, last = FIRST_PAUSE_SECONDS, 0.0
         while True:
             with self.changed:
-                self.changed.wait_for(lambda: self.stopping or bool(self._waiting()))
+                self.changed.wait_for(lambda: self.stopping or not self._idle())
                 # Once a second, whatever comes; what ends, and the first, at once.
                 due = last + PERIOD_SECONDS
                 while not (self.stopping or self._urgent()) and time.monotonic() < due:
@@ -201,7 +213,8 @@ class Live:
             self._back()
 
     def _urgent(self) -> bool:
-        return any(self.trials[cell].status != "RUNNING" for cell in self._waiting())
+        waiting = [self.trials[cell] for cell in self._waiting()]
+        return any(trial.status != "RUNNING" and not trial.failures for trial in waiting)
 
     def _show(self) -> None:
         self.tracker.again()
@@ -261,6 +274,7 @@ class Live:
         return own.run.run_id if own is not None and own.run is not None else None
 
     def _show_trial(self, cell: str, page: Page) -> None:
+        """Show what is new of a trial. Raises what the store raises where that is away, or has lost the run."""
         trial = self.trials[cell]
         if trial.past is not None:
             past, trial.past = self._looked_up(trial, trial.past, "curve so far"), None
@@ -274,18 +288,28 @@ class Live:
                         points=lambda: points)  # fmt: skip
             content, whole = "", self._looked_up(trial, trial.whole, "numbers") if trial.whole is not None else None
             if whole is not None:
-                curve = self._looked_up(trial, whole.points, "curve") or points
-                view, content = whole.with_tags({**tags, **whole.tags}).with_points(curve), whole.content
+                curve = self._looked_up(trial, whole.points, "curve")
+                view = whole.with_tags({**tags, **whole.tags}).with_points(points if curve is None else curve)
+                content = "" if curve is None else whole.content
             if not page.deleted:
                 self._bring(page, cell, trial, view, content)
-        except Exception as error:
-            trial.failures += 1
-            if isinstance(error, _GoneError) or (
-                transient(error) and not (server_fault(error) and trial.failures >= ATTEMPTS)
-            ):
+        except _GoneError:
+            raise
+        except Exception as error:  # every kind of store raises its own
+            if transient(error) and not self.mirror.answers():
                 raise
+            trial.failures += 1
+            if transient(error) and trial.failures < ATTEMPTS:
+                return
             trial.refused, self.refusal = True, why(error)
             self.say(f"warning: tracking store {self.tracker.shown} refuses {trial.name}: {self.refusal}")
+            return
+        if trial.whole is not None and not content and not page.deleted:
+            # Its records are not to be seen yet: a network's file system may take a minute.
+            trial.failures += 1
+            if trial.failures < ATTEMPTS:
+                return
+            self.incomplete += 1
         with self.changed:
             trial.shown, trial.failures = changes, 0
 
@@ -302,28 +326,32 @@ class Live:
         if trial.run is None:
             above = None if cell == self.identity else self._parent()
             doubtful, trial.doubtful = trial.doubtful, True
-            trial.run = page.ensure({key: view}, above)[key]
+            trial.run = page.ensure({key: view}, above).get(key)
             trial.doubtful = doubtful
-        if trial.run.deleted:
+        elif trial.ended is not None:
+            trial.run.read, trial.run.steps = False, None  # other processes may have changed it meanwhile
+        if trial.run is None or trial.run.deleted:
             return
+        run = trial.run
         try:
-            page.bring(trial.run, view, content)
+            page.bring(run, view, content)
             if trial.doubtful and trial.ended is not None:
-                page.find([key])  # one that a server has made too late goes
+                page.find([key], run.run_id)  # one that a server has made too late goes
         except Exception as error:
             if transient(error):
                 raise
-            # Refused, or deleted by a person, or gone with its database?
-            found = self._look_again(page, key)
-            if not found.deleted:
+            # Refused, or deleted by a person, or gone with its database, or another process has made another one?
+            trial.run = self._look_again(page, key, run)
+            if trial.run.run_id == run.run_id and not trial.run.deleted:
                 raise
-            trial.run = found
+            if not trial.run.deleted:
+                page.bring(trial.run, view, content)
 
-    def _look_again(self, page: Page, key: str) -> Run:
+    def _look_again(self, page: Page, key: str, run: Run) -> Run:
         """The run of a key. _GoneError where it is not there, or its page is not."""
         try:
             page.client.get_experiment(page.experiment_id)
-            return page.find([key])[key]
+            return page.find([key], run.run_id)[key]
         except Exception as error:
             if transient(error):
                 raise
@@ -351,29 +379,36 @@ class Live:
         if since is not None:
             self.say(f"tracking store {self.tracker.shown} is back after {time.time() - since:.0f} s; it shows all")
 
-    def flush(self, seconds: float | None = None, *, limit: float = float("inf")) -> int:
-        """Wait until everything is shown; returns the number of runs that lack something.
+    def flush(self, *, limit: float = float("inf")) -> int:
+        """Wait until everything is shown, PFORCE_FLUSH_SECONDS without progress at most; returns the number of runs
+        that lack something.
 
         Args:
-            seconds: longest wait without progress, as for a store that is away; PFORCE_FLUSH_SECONDS by default.
             limit: longest wait in all, seconds.
         """
-        patience = flush_seconds() if seconds is None else seconds
-        started = time.monotonic()
+        patience, started = flush_seconds(), time.monotonic()
         with self.changed:
-            while self._waiting() or not (self.caught_up or self.page is None):
+            while not self._idle():
                 left = min(max(self.progress, started) + patience, started + limit) - time.monotonic()
                 if left <= 0:
                     break
                 self.changed.wait(min(left, 1.0))
-            return len(self._waiting())
+            return len(self._waiting()) + self.incomplete
 
     def finish(self, *, limit: float = float("inf")) -> int:
         """`flush`, and say what is left and what becomes of it. Returns the number of runs that lack something."""
         left = self.flush(limit=limit)
         if left:
             self.say(f"{left} run(s) in {self.tracker.shown} do not show everything yet: {CATCH_UP}")
+        elif self.trials and not self.caught_up:
+            self.say(f"{self.tracker.shown} may lack what earlier calls left: {CATCH_UP}")
         return left
+
+    def catch_up(self) -> None:
+        """Call `before` once more: the storage may hold more by now."""
+        with self.changed:
+            self.caught_up = False
+            self.changed.notify_all()
 
     # --- its life ------------------------------------------------------------------------------------------------
 

@@ -8,9 +8,8 @@ from typing import Any
 import pandas as pd
 
 from pforce.tracking.store import Tracker
-from pforce.tracking.view import PARENT, Tags
+from pforce.tracking.view import PARENT, USER, Tags
 
-USER = "mlflow.user"
 TEXTS = [
     "run_id", "run_name", "status", "sweep", "parent", "fingerprint", "training", "trunk", "reason", "device",
     "computed_in", "torch", "commit", "user", "start_time", "end_time", "last_activity", "origin",

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from pforce.files import digest
 
-PARENT = "mlflow.parentRunId"
+PARENT, USER = "mlflow.parentRunId", "mlflow.user"
 NAME_LENGTH = 250
 TAG_LENGTH = 4000
 PARAMETER_LENGTH = 6000
@@ -56,7 +56,9 @@ class Tags:
     """Of a sweep: how many distinct cells it plans."""
 
 
-OF_AN_ATTEMPT = (Tags.REASON, Tags.ERROR, Tags.ATTEMPTS, Tags.RETRIED)
+OF_A_RESULT = (Tags.REASON, Tags.ERROR, Tags.ORIGIN, Tags.NOTES)
+"""Tags that other results take away."""
+OF_AN_ATTEMPT = (*OF_A_RESULT, Tags.WARNING, Tags.ATTEMPTS, Tags.RETRIED, Tags.SHOWN)
 """Tags that a new attempt takes away."""
 
 

@@ -301,6 +301,7 @@ def train_trial(
     while there is None:
         try:
             with held(workers, paths.storage, f"{TRAINING}/{cell.training.digest}", "training", wait=wait) as guard:
+                where.progress("starting", 0.0)
                 workers.first_does(ledger.refresh)
                 there = find()  # whoever was at it may have left it
                 if there is None:

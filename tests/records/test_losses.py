@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -17,21 +18,24 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from pforce import results
+from pforce import cli, results
 from pforce.commands.evaluate import evaluate
 from pforce.commands.evaluation_plan import Arguments
 from pforce.commands.mirror import mirror
 from pforce.orchestration import local
 from pforce.orchestration.launch import execute
+from pforce.orchestration.plan import sweep_entry
 from pforce.orchestration.sampler_report import make_subject
 from pforce.orchestration.sampler_search import SearchSpace
 from pforce.orchestration.sampler_sweep import SamplerSweep, run
 from pforce.orchestration.script import keep_sweep, sweep_frame
 from pforce.orchestration.sweep import Axis
 from pforce.records.sweeps import CellEntry, SweepEntry, read_sweep
+from pforce.results import shown
+from pforce.results.shown import views_of
 from pforce.storage import Storage
 from pforce.terminal import DONE
-from pforce.tracking import Tracker, TrackingError, default_uri
+from pforce.tracking import Mirror, Tracker, TrackingError, default_uri
 from pforce.tracking.live import CATCH_UP
 from pforce.trial.source import load_source
 from tests.orchestration.conftest import make_plan, small_sweep
@@ -192,4 +196,54 @@ def test_a_cell_of_a_strangers_file_names_no_path(tmp_path, name):
     cell = CellEntry("cell", name, {}, {}, digests=["0" * 32])
     SweepEntry("evaluations", "1" * 32, [cell]).write(place)
     assert read_sweep(place, "evaluations", "1" * 32, said.append) is None
-    assert "a cell is called by no digest" in said[0]
+    assert "is called by no digest" in said[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"params": ["a"]}, {"params": {"a:b": "1"}}, {"request": {"unknown": 1}}, {"images_seen": 10**30},
+        {"digests": ["../x"]}, {"training": {"canonical": {}, "versions": {}, "parents": ["/etc"]}}, {"seed": "x"},
+    ],
+)  # fmt: skip
+def test_an_odd_sweep_file_stops_nothing(doors, changes, capsys):
+    """Each is said, and the others are shown."""
+    before = doors.shown()
+    cell = replace(CellEntry("odd", "0" * 32, {}, {}, digests=["0" * 32]), **changes)
+    SweepEntry("odd", "1" * 32, [cell]).write(Storage.open(doors.root))
+    (doors.root / "sweeps" / "odd" / f"{'2' * 32}.json").write_text("[" * 100_000)
+    (doors.root / "mlflow.db").unlink()
+    assert mirror(storage=str(doors.root)) == DONE
+    assert "odd" in capsys.readouterr().out
+    after = doors.shown()
+    pd.testing.assert_frame_equal(after[after["sweep"] != "odd"].reset_index(drop=True), before)
+
+
+def test_another_storage_gets_all_of_it(doors, tmp_path):
+    """Exported and imported: the same rows, evaluations of images too."""
+    records(("export", "--out", str(tmp_path / "all.jsonl"), "--storage", str(doors.root)))
+    records(("import", str(tmp_path / "all.jsonl"), "--storage", str(tmp_path / "other")))
+    (ours, theirs) = (
+        results.runs(root).sort_values(["sweep", "fingerprint"], ignore_index=True).drop(columns=["origin"])
+        for root in (doors.root, tmp_path / "other")
+    )
+    pd.testing.assert_frame_equal(ours, theirs)
+
+
+def records(words: tuple[str, ...]) -> None:
+    assert cli._run(["records", *words]) == DONE
+
+
+def test_a_sweep_that_was_mirrored_halfway_is_finished_later(doors):
+    """Its own run says so, too."""
+    plan = make_plan(SWEEP, doors.root)
+    entry, place = sweep_entry(plan), Storage.open(doors.root)
+    uri = f"sqlite:///{doors.root / 'other.db'}"
+    page = Mirror(Tracker(uri, artifacts=doors.root), place).page(SWEEP.name)
+    half = views_of(entry.cells[:1], place, plan.ledger)
+    own = shown._own(entry, half)
+    assert own.status == "KILLED"
+    parent = page.ensure({page.key(entry.identity): own})[page.key(entry.identity)]
+    page.show({page.key(cell): each for cell, each in half.items()}, parent.run_id)
+    assert mirror((SWEEP.name,), storage=str(doors.root), tracking_uri=uri) == DONE
+    assert page.client.get_run(parent.run_id).info.status == "FINISHED"

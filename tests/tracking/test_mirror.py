@@ -20,6 +20,7 @@ from pforce.storage import Storage, StorageError
 from pforce.storage.identity import identity_of
 from pforce.tracking import Mirror, Page, Point, Shown, Tags, Tracker, View, default_uri
 from pforce.tracking import mirror as mirrors
+from pforce.tracking import page as pages
 from tests.tracking.writer import RunSpec, Writer
 
 pytestmark = pytest.mark.timeout(300)
@@ -314,7 +315,7 @@ def test_a_mirror_killed_between_any_two_writes_is_caught_up(tmp_path, monkeypat
     picture = tmp_path / "samples.png"
     picture.write_bytes(b"png")
 
-    class StoppedError(Exception):
+    class StoppedError(BaseException):
         pass
 
     def show(folder: Path, stop: int, *, api: bool) -> int:
@@ -375,7 +376,7 @@ def test_a_view_that_the_store_refuses_holds_up_no_other(any_mirror, request):
     views[page.key(CELLS[0])] = view(CELLS[0]).with_files([Path("gone.png")])
     shown = page.show(views)
     assert (shown.made, shown.refused) == (1, 1)
-    assert "refuses cell a" in said[0]
+    assert "does not take cell a" in said[0]
 
 
 def test_long_values_are_cut(mirror):
@@ -398,23 +399,92 @@ def test_the_identity_of_a_storage(tmp_path):
 
 def test_whoever_makes_a_page_waits_for_another_one(tmp_path):
     """Who holds the lease is named."""
-    place, named = Storage.open(tmp_path), []
 
-    def wait(holder: object) -> None:
-        named.append(str(holder))
+    def say(line: str) -> None:
+        said.append(line)
         lease.release()
 
-    mirror = Mirror(Tracker(default_uri(tmp_path), artifacts=tmp_path), place, wait=wait)
+    said: list[str] = []
+    mirror = sqlite_mirror(tmp_path, say)
     with mirror.alone("grid") as lease:
         mirror.page("grid")
-    assert "showing runs in MLflow" in named[0]
+    assert f"process {os.getpid()}" in said[0]
+    assert "showing runs in MLflow" in said[0]
 
 
 def test_reading_of_all_keys(any_mirror, request, monkeypatch):
     """More than are asked for one by one."""
-    monkeypatch.setattr(mirrors, "KEYS_A_CALL", 1)
+    monkeypatch.setattr(pages, "KEYS_A_CALL", 1)
     page = any_mirror.page(name_of(request))
     page.show(keyed(page, *CELLS))
     found: Mapping[str, Any] = page.find([page.key(cell) for cell in CELLS])
     assert set(found) == {page.key(cell) for cell in CELLS}
-    assert set(page.find()) == set(found)
+
+
+def test_runs_that_another_process_makes_meanwhile(any_mirror, request, monkeypatch):
+    """Between looking for them and making them: both end with all of them, each once."""
+    page, other = (any_mirror.page(name_of(request)) for _ in range(2))
+    look = page.find
+
+    def find(keys: Any, prefer: str = "") -> Any:
+        found = look(keys, prefer)
+        if not others:
+            others.append(other.show(keyed(other, *CELLS[:2])))
+        return found
+
+    others: list[Shown] = []
+    monkeypatch.setattr(page, "find", find)
+    assert page.show(keyed(page, *CELLS)) == Shown(made=1, there=2)
+    assert others == [Shown(made=2)]
+    assert sorted(results.runs(any_mirror.tracker.uri, page.name)["fingerprint"]) == sorted(CELLS)
+
+
+def test_two_storages_that_begin_a_page_of_one_name_at_once(server, tmp_path, monkeypatch):
+    first, second = (Mirror(Tracker(server.uri, artifacts=tmp_path), Storage.open(tmp_path / n)) for n in "ab")
+    made = first._made
+
+    def later(*names: str) -> Any:
+        if not pages:
+            pages.append(second.page("raced"))
+        return made(*names)
+
+    pages: list[Page] = []
+    monkeypatch.setattr(first, "_made", later)
+    mine = first.page("raced")
+    assert mine.client.get_experiment(mine.experiment_id).name == f"raced-{first.identity[: mirrors.SUFFIX]}"
+    assert mine.experiment_id != pages[0].experiment_id
+
+
+@pytest.mark.parametrize("theirs", [True, False])
+def test_a_deleted_page_without_a_key(server, tmp_path, theirs):
+    """Of an earlier version: restored with its runs, when that is asked for. A stranger's is left alone."""
+    writer, name = Writer(server.uri), f"deleted-{theirs}"
+    sweep = writer.open_sweep(name, "identity", {})
+    run_id = writer.open_trial(sweep, RunSpec("old", CELLS[0], {"timesteps.m": 0.5}, {}))
+    writer.client.delete_experiment(sweep.experiment_id)
+    mirror = Mirror(Tracker(server.uri, artifacts=tmp_path), Storage.open(tmp_path))
+    ours = {"f" * 32} if theirs else {CELLS[0]}
+    if not theirs:
+        page = mirror.page(name, ours)
+        assert page.show(keyed(page, *CELLS)) == Shown(deleted=3)
+    page = mirror.page(name, ours, restore=True)
+    assert (page.experiment_id == sweep.experiment_id) is not theirs
+    shown = page.show(keyed(page, *CELLS), restore=True)
+    assert shown == (Shown(made=3) if theirs else Shown(made=2, updated=1))
+    stage = writer.client.get_experiment(sweep.experiment_id).lifecycle_stage
+    assert (stage == "deleted") is theirs
+    if not theirs:
+        assert results.runs(server.uri, name).set_index("fingerprint")["run_id"][CELLS[0]] == run_id
+
+
+def test_what_is_said_of_other_results_goes(any_mirror, request):
+    """Where numbers came from, and notes, once they are measured here; and the end is that of the new ones."""
+    page = any_mirror.page(name_of(request))
+    theirs = {Tags.ORIGIN: "theirs.jsonl", Tags.NOTES: "few images"}
+    page.show({page.key(CELLS[0]): view(CELLS[0]).with_tags(theirs)})
+    (row,) = results.runs(any_mirror.tracker.uri, page.name).to_dict("records")
+    assert row["origin"] == "theirs.jsonl"
+    assert page.show(keyed(page, CELLS[0], loss=0.25, ended=AT + 99)) == Shown(updated=1)
+    run = page.client.get_run(row["run_id"])
+    assert not {Tags.ORIGIN, Tags.NOTES} & set(run.data.tags)
+    assert run.info.end_time == AT + 99
