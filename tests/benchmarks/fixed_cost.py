@@ -30,7 +30,9 @@ SMALL = {
     "model.heads": 2,
     "training.images": 640,
     "evaluation.images": 16,
-    "evaluation.validation_images": 64,
+    "evaluation.held_out_images": 64,
+    "evaluation.label_images": 64,
+    "evaluation.reference_images": 64,
     "sampler.num_function_evaluations": 4,
 }
 
