@@ -236,7 +236,7 @@ class Analyses:
 
     @classmethod
     def of(cls, e: Evaluation, ledger: Ledger, found: Mapping[str, Record]) -> Analyses:
-        """Of an evaluation's held-out measurements."""
+        """The analyses of an evaluation's held-out measurements."""
         result = cls()
         if e.model is None:
             return result

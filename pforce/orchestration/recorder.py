@@ -58,7 +58,7 @@ class Recorder:
         self.pending: dict[str, dict[str, str]] = {}
         """fingerprint → tags that its run gets when it is begun."""
         self.waiting: set[str] = set()
-        """Fingerprints of the trials that another driver is at: their runs are its own."""
+        """Fingerprints of the trials that wait for another process. The run of one that has not begun is another's."""
         self.started = time.monotonic()
         self.evaluation_devices = 1
         """Devices of a worker that evaluates apart."""
@@ -139,7 +139,7 @@ class Recorder:
                 if item.fingerprint not in self.waiting:
                     self.display.line(f"{item.label}: {part}")
                 self.waiting.add(item.fingerprint)
-                self.display.update(item.label, 0.0, part)
+                self.display.update(item.label, TRAINING_SHARE if item.fingerprint in self.shown else 0.0, part)
             case part if part == STARTING:
                 self._works(item)
                 self.display.update(item.label, 0.0, part)
@@ -158,7 +158,7 @@ class Recorder:
     def fail(self, item: Work, reason: str, error: str) -> None:
         """A trial failed: FAILED with its reason; the next call of the sweep tries it again."""
         self.open.pop(item.fingerprint)
-        if item.fingerprint not in self.waiting:  # else its run is another driver's
+        if item.fingerprint in self.shown or item.fingerprint not in self.waiting:  # else its run is another driver's
             self._works(item)
             self.live.tag(item.fingerprint, {Tags.REASON: reason, Tags.ERROR: error})
             if reason == "diverged":  # the one failure that is a record
@@ -172,7 +172,7 @@ class Recorder:
         """A trial was stopped from outside: KILLED; the same command takes it up at its last checkpoint. The run of one
         that another driver is at goes on."""
         self.open.pop(fingerprint)
-        if fingerprint in self.shown and fingerprint not in self.waiting:
+        if fingerprint in self.shown:
             self.live.tag(fingerprint, {Tags.REASON: reason})
             self.live.close(fingerprint, "KILLED")
 

@@ -107,7 +107,7 @@ class Outcome:
     frame: pd.DataFrame
     """A row a sampler: its settings, NFE, passes, GFLOPs/image, s/image, distance, n, front, and `again`."""
     seconds: float
-    """Of this call's measurements, wall-clock."""
+    """Wall-clock time of this call's measurements."""
     busy_seconds: float
     """Worker seconds in them."""
     measured: int
@@ -132,7 +132,7 @@ class _Run:
         self.confirmed: dict[str, Measurement] = {}
         """Key → measurement, of those from other noise."""
         self.reused: list[str] = []
-        """Of these, those that were measured before, by whomever."""
+        """The samplers among these that were measured before, by whomever."""
         self.failed: dict[str, str] = {}
         """Label → reason."""
         self.open: set[str] = set()

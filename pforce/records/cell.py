@@ -62,7 +62,7 @@ def _trained(parts: CellParts, ledger: Ledger) -> CellResult | None:
 
 
 def _given(cell: CellEntry, ledger: Ledger) -> CellResult | None:
-    """Of a model that was given, or of images."""
+    """The result of a model that was given, or of images."""
     if cell.digests:
         found = ledger.find(cell.digests)
         drawn, metrics = None, {name: value for each in cell.digests if each in found

@@ -178,7 +178,7 @@ def _read(storage: Storage, folder: str, generation: int) -> Holder | None:
 
 
 def held_below(storage: Storage, prefix: str, keys: Iterable[str]) -> set[str]:
-    """Of keys `PREFIX/NAME`, the names that another process is at, as far as it is not known to be dead."""
+    """The names among keys `PREFIX/NAME` that another process is at, as far as it is not known to be dead."""
     found = set()
     for name in keys:
         folder = f"{LEASES}/{prefix}/{name}"

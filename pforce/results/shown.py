@@ -27,12 +27,12 @@ from pforce.trial.folder import MAPS, SAMPLES, curve_of, evaluation_folder, trai
 
 MAPS_PICTURE = "uncertainty_maps.png"
 ENVIRONMENT = ("device", "precision", "workers", "threads", "sharding")
-"""Of what a record says of its making: tags of a run under the same names."""
+"""What a record says of its making and a run shows as tags of the same names."""
 COMMIT = "mlflow.source.git.commit"
 
 
 def milliseconds(seconds: float) -> int:
-    """Of a time in seconds."""
+    """A time in milliseconds, from one in seconds."""
     return round(1000 * seconds)
 
 

@@ -30,7 +30,7 @@ class Found(NamedTuple):
     status: str
     started: int
     tags: Mapping[str, str]
-    """Those that were asked for."""
+    """The tags that were asked for."""
 
 
 class Database:

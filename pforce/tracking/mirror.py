@@ -94,8 +94,10 @@ class Mirror:
             there = client.get_experiment_by_name(shown) or self._made(shown, name, key)
             if there is None:
                 there = client.get_experiment_by_name(shown)  # another storage was quicker
-            if there is None or there.tags.get(Tags.KEY) == key:
+            if there is None:
                 break
+            if there.tags.get(Tags.KEY) == key:
+                return there
             page = Page(self, name, there)
             if Tags.KEY not in there.tags and (shown != name or self._is_ours(page, ours)):
                 if page.deleted and not restore:
@@ -106,11 +108,7 @@ class Mirror:
                 client.set_experiment_tag(there.experiment_id, Tags.NAME, name)
                 client.set_experiment_tag(there.experiment_id, Tags.KEY, key)
                 return client.get_experiment(there.experiment_id)
-        else:
-            there = None
-        if there is None:
-            raise TrackingError(f"{self.tracker.shown}: a page for {name} can neither be made nor found")
-        return there
+        raise TrackingError(f"{self.tracker.shown}: a page for {name} can neither be made nor found")
 
     def _made(self, shown: str, name: str, key: str) -> Experiment | None:
         """A new experiment; None where somebody else has just taken its name."""
