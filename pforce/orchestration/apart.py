@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from pforce.orchestration.failures import failure_of
+from pforce.executors.placement import Placement
 from pforce.orchestration.launch import stop_on_signals
 from pforce.orchestration.measuring import Done, Failed, Measurable, Measurer, Shared, Task
-from pforce.orchestration.placement import Placement
 from pforce.orchestration.plan import Plan, payload, trial_folder
 from pforce.orchestration.pool import Pool, drain, make_pool
 from pforce.orchestration.recorder import Recorder
@@ -27,6 +26,7 @@ from pforce.orchestration.sweep import Work
 from pforce.orchestration.worker import paths_of
 from pforce.records.row import tensors_of
 from pforce.training.checkpoint import snapshot_path
+from pforce.trial.failures import failure_of
 from pforce.trial.folder import evaluation_folder, training_folder, write_experiment
 from pforce.trial.measure import measure
 from pforce.trial.reference import HeldOut, reference_images

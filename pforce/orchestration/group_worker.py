@@ -11,9 +11,9 @@ import ray
 import torch
 import torch.distributed as dist
 
-from pforce.orchestration.failures import Failure
 from pforce.orchestration.worker import CellFailed, Payload, run_cell
 from pforce.parallel import Workers
+from pforce.trial.failures import Failure
 
 ENDS = ("done", "trained", "failed")
 

@@ -15,15 +15,15 @@ from typing import Any
 
 from rich.console import Console
 
+from pforce.executors.placement import Placement, place
 from pforce.orchestration.desk import Desk
-from pforce.orchestration.failures import OUT_OF_MEMORY, WORKER_DIED, ClusterError, Failure, failure_of, worst
 from pforce.orchestration.launch import stop_on_signals
-from pforce.orchestration.placement import Placement, place
 from pforce.orchestration.plan import Plan, payload, ray_folder
 from pforce.orchestration.recorder import Recorder
 from pforce.orchestration.sweep import Work
 from pforce.orchestration.tune import cluster
 from pforce.orchestration.worker import CellFailed
+from pforce.trial.failures import OUT_OF_MEMORY, WORKER_DIED, ClusterError, Failure, failure_of, worst
 
 # Read by Ray Train in the driver and passed on to the controller and the workers. It looks at its workers this often:
 # with its own 2 s every group ends seconds late.

@@ -14,7 +14,6 @@ from types import FrameType
 from rich.console import Console
 
 from pforce.orchestration.display import SweepDisplay
-from pforce.orchestration.failures import DISK_FULL, is_disk_full
 from pforce.orchestration.plan import Plan, entry_of, provenance, sweep_entry, this_command
 from pforce.orchestration.recorder import Recorder
 from pforce.records.ledger import Ledger
@@ -24,6 +23,7 @@ from pforce.tracking import Live, Mirror, Page, Status, Tags, TrackingError
 from pforce.tracking.checks import why
 from pforce.tracking.live import CATCH_UP
 from pforce.tracking.page import Progress
+from pforce.trial.failures import DISK_FULL, is_disk_full
 
 STOP_SECONDS = 5.0
 """The longest wait for the tracking store after a signal."""

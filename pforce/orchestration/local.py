@@ -7,7 +7,7 @@ from functools import partial
 
 from rich.console import Console
 
-from pforce.orchestration.placement import place, this_machine
+from pforce.executors.placement import place, this_machine
 from pforce.orchestration.plan import Plan, payload
 from pforce.orchestration.recorder import Recorder
 from pforce.orchestration.worker import CellFailed, run_cell

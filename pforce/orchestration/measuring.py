@@ -18,7 +18,6 @@ import torch
 from pforce.metrics.config import EvaluationConfig
 from pforce.metrics.detectors import Detector, load_detector
 from pforce.metrics.reference import ReferenceStatistics
-from pforce.orchestration.failures import failure_of
 from pforce.orchestration.pool import Pool
 from pforce.records.ledger import Ledger
 from pforce.records.parts import Request
@@ -28,6 +27,7 @@ from pforce.sampling import SamplerConfig
 from pforce.storage import Storage
 from pforce.training.checkpoint import SNAPSHOTS
 from pforce.trial.draw import BLOCK, IMAGES, Blocks, Span, count_of, features_folder, folder_of, spans_to_draw
+from pforce.trial.failures import failure_of
 from pforce.trial.folder import EXPERIMENT
 from pforce.trial.jobs import decoder_for
 from pforce.trial.measure import Subject, cycle_of, draw_blocks, measure, missing, read_pictures, record_drawing

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from pforce.config import Experiment, flat_params, to_dict
 from pforce.data import Manifest, ensure
-from pforce.orchestration.placement import Placement
+from pforce.executors.placement import Placement
 from pforce.orchestration.sweep import Sweep, Work, same_distribution_notes
 from pforce.orchestration.worker import Payload
 from pforce.records import provenance as made

@@ -15,7 +15,7 @@ import ray
 import torch
 from ray.exceptions import RayActorError, RayTaskError
 
-from pforce.orchestration.placement import place
+from pforce.executors.placement import place
 from pforce.orchestration.pool import Result, Task, Work
 from pforce.orchestration.tune import start_ray
 from pforce.trial.run import choose_device

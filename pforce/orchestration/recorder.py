@@ -11,13 +11,13 @@ from typing import Any
 from pforce.config import flat_params
 from pforce.metrics.distances import metric_name
 from pforce.orchestration.display import SweepDisplay
-from pforce.orchestration.failures import DISK_FULL
 from pforce.orchestration.plan import Plan, entry_of
 from pforce.orchestration.sweep import Work
 from pforce.records.parts import decay_of
 from pforce.results.shown import curve_points, point_of, recorded_view
 from pforce.tracking import Live, Status, Tags
 from pforce.training import Record
+from pforce.trial.failures import DISK_FULL
 
 FIGURES = "pforce.results.difficulty_figures"
 WAITING = "waiting for "

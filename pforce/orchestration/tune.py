@@ -15,12 +15,12 @@ from typing import Any
 
 from rich.console import Console
 
-from pforce.orchestration.failures import WORKER_DIED, ClusterError, Failure
+from pforce.executors.placement import Node, place
 from pforce.orchestration.launch import stop_on_signals
-from pforce.orchestration.placement import Node, place
 from pforce.orchestration.plan import Plan, payload, ray_folder
 from pforce.orchestration.recorder import Recorder
 from pforce.orchestration.sweep import Work
+from pforce.trial.failures import WORKER_DIED, ClusterError, Failure
 
 # Read by ray when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -13,7 +13,6 @@ import torch
 
 from pforce.config import Experiment, from_dict
 from pforce.data import DataError, Manifest, ensure
-from pforce.orchestration.failures import FINAL, Failure, failure_of
 from pforce.parallel import ALONE, Workers
 from pforce.records.ledger import Ledger
 from pforce.records.parts import Inputs, cell_parts
@@ -22,6 +21,7 @@ from pforce.storage import Storage
 from pforce.training import Callback, Diverged, OnRecord, Record, Sharding
 from pforce.training.checkpoint import CheckpointError
 from pforce.training.loop import use_bfloat16
+from pforce.trial.failures import FINAL, Failure, failure_of
 from pforce.trial.run import Paths, Where, run_trial, train_trial
 
 PROGRESS_EVERY_SECONDS = 2.0

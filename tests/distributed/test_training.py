@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from pforce.orchestration.failures import failure_of
 from pforce.parallel import start
 from pforce.storage import Storage
 from pforce.training import Callback, Checkpoints, OnRecord, Record, TrainState, train
 from pforce.training.checkpoint import CheckpointError, load, saved
+from pforce.trial.failures import failure_of
 from pforce.trial.run import Paths, Where, run_trial, training_state
 from tests.training.conftest import DATA, tiny
 from tests.training.helpers import CPU, InterruptAt, Interrupted, run

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from pforce.orchestration.doctor import cluster, machines, node, software, stores
+from pforce.executors import node
+from pforce.executors.placement import Node
+from pforce.orchestration.doctor import cluster, machines, software, stores
 from pforce.orchestration.doctor.check import Check, checked
 from pforce.orchestration.doctor.diagnose import _tracking
-from pforce.orchestration.placement import Node
 from pforce.storage import Storage
 from pforce.tracking import Tracker, default_uri
 from tests.clock import PATIENCE

@@ -12,9 +12,9 @@ from ray.util import placement_group, remove_placement_group
 from rich.console import Console
 
 from pforce import results
+from pforce.executors.placement import Node, place
 from pforce.orchestration import groups, local
 from pforce.orchestration.launch import execute
-from pforce.orchestration.placement import Node, place
 from pforce.orchestration.sweep import Axis
 from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import Tracker

@@ -16,10 +16,10 @@ from rich.console import Console
 from pforce import results
 from pforce.config import with_fields
 from pforce.data import DataError
+from pforce.executors.placement import Placement
 from pforce.orchestration import local, tune
 from pforce.orchestration.find import find_source
 from pforce.orchestration.launch import execute
-from pforce.orchestration.placement import Placement
 from pforce.orchestration.plan import Options, Plan, payload, trial_folder
 from pforce.orchestration.script import keep_sweep, run_sweep, table_rows
 from pforce.orchestration.sweep import Axis, Sweep

@@ -11,10 +11,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from pforce.executors.node import connect
+from pforce.executors.placement import Node, place
 from pforce.orchestration.doctor.check import Check, State
-from pforce.orchestration.doctor.node import connect
-from pforce.orchestration.failures import ClusterError
-from pforce.orchestration.placement import Node, place
+from pforce.trial.failures import ClusterError
 from pforce.validation import ConfigError
 
 CONNECT_SECONDS = 3.0
@@ -84,7 +84,7 @@ def check_cluster(address: str | None) -> None:
 def look(address: str, storage: Path, *, limit: float = LIMIT_SECONDS) -> dict[str, Any] | Check:
     """What `probe` found, or the problem that there is no connection."""
     with subprocess.Popen(
-        [sys.executable, "-m", "pforce.orchestration.doctor.probe", address, str(storage)],
+        [sys.executable, "-m", "pforce.executors.probe", address, str(storage)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pforce.orchestration.doctor import cluster, machines, node, software, stores
+from pforce.executors import node
+from pforce.executors.placement import Node, this_machine
+from pforce.orchestration.doctor import cluster, machines, software, stores
 from pforce.orchestration.doctor.check import Check, checked
-from pforce.orchestration.placement import Node, this_machine
 from pforce.orchestration.plan import tracking_uri_of
 from pforce.storage import Storage
 from pforce.validation import ConfigError

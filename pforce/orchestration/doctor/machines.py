@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pforce.executors.node import VERSIONS
 from pforce.orchestration.doctor.check import Check, State, gib
-from pforce.orchestration.doctor.node import VERSIONS
 
 Facts = Mapping[str, Any]
 SHM_SHARE, SHM_BYTES = 0.3, 2 * 2**30

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from pforce.executors.node import connect, write_error
 from pforce.orchestration.doctor.check import Check
-from pforce.orchestration.doctor.node import connect, write_error
 from pforce.storage import Storage, StorageError
 from pforce.tracking import Tracker, TrackingError, mask, sqlite_path, sweep_names
 

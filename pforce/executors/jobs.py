@@ -18,8 +18,8 @@ from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from pforce.orchestration.failures import ClusterError
 from pforce.terminal import STOPPED
+from pforce.trial.failures import ClusterError
 from pforce.validation import ConfigError
 
 PREFIX = "pforce-"

@@ -1,0 +1,1 @@
+"""Where tasks run: the only package that imports ray."""
