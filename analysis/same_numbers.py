@@ -39,7 +39,7 @@ DOORS: dict[str, list[str]] = {
         "--sampler.name", "dual_loop", "--sampler.num-function-evaluations", "8",
     ],
     "search": ["python", "sweeps/sampler_thresholds.py", MODEL, "--trials", "4", "--images", "128", "--nfe", "6", "8"],
-    "table": ["pforce", "reproduce", "difficulty", "--scale", "smoke", "--without-ray"],
+    "table": ["pforce", "reproduce", "difficulty", "--scale", "smoke", "--executor", "local"],
     "evaluate": [
         "pforce", "evaluate", MODEL, "--images", "192", "--measure", "images", "loss", "difficulty", "context",
     ],

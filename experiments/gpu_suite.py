@@ -7,60 +7,46 @@ are records in `--storage`, and lines of `OUT.jsonl`: a later call, on another m
 `pforce records import OUT.jsonl` takes them into another storage. A training that is cut off goes on at its last
 checkpoint where `--storage` is still there.
 
-Cells come seeds outermost, so that a part is a whole table of fewer seeds. Needs torch, safetensors, scipy, pillow,
-pydantic and webdataset; no Ray, no MLflow.
+Cells come seeds outermost, so that a part is a whole table of fewer seeds. Needs torch, safetensors, scipy, pillow
+and webdataset; no Ray, no MLflow, no pydantic.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import time
-import traceback
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from queue import Empty
-from typing import Any
 
-import torch
+from rich.console import Console
 
 from experiments.paper import SCALES, TABLES
 from pforce.config import flat_params
 from pforce.data import Manifest
+from pforce.executors.executor import make
+from pforce.executors.support.setup import Setup
+from pforce.orchestration.display import Display
+from pforce.orchestration.drive import Source, drive
+from pforce.orchestration.recorder import Entry, Recorder
 from pforce.orchestration.reproduction import sweep_of
 from pforce.orchestration.sweep import ROW, Work
 from pforce.records import exchange
 from pforce.records.ledger import Ledger
 from pforce.records.parts import Inputs
 from pforce.records.provenance import made_on
-from pforce.records.row import Row, row_of
+from pforce.records.row import row_of
 from pforce.records.sweeps import CellEntry, SweepEntry
 from pforce.storage import Storage
-from pforce.training import Callback, Record, TrainState
+from pforce.terminal import stop_on_signals
 from pforce.trial.migrate import take_in
 from pforce.trial.reference import inputs_of
-from pforce.trial.run import Paths, Where, auto_precision_on, choose_device, run_trial
+from pforce.trial.run import auto_precision_on, choose_device
+from pforce.trial.task import Done, Failed, Idle, Task, Train
 
-LOOK_SECONDS = 2.0
 SPARE_SECONDS = 5.0
 """Between the deadline and the end of all processes."""
-
-
-class OutOfTime(Exception):
-    """The minutes are over: the training stands at its last checkpoint."""
-
-
-class Deadline(Callback):
-    """Stops a training at a time of the wall clock."""
-
-    def __init__(self, at: float) -> None:
-        self.at = at
-
-    def on_record(self, state: TrainState, record: Record) -> None:
-        if time.time() > self.at:
-            raise OutOfTime(f"at step {state.step} of {state.spec.training.steps}")
 
 
 def say(line: str) -> None:
@@ -101,39 +87,40 @@ def planned(arguments: argparse.Namespace, storage: Storage) -> Iterator[tuple[W
     yield from (item for *_, item in sorted(ordered, key=lambda entry: entry[:3]))
 
 
-def run(work: Work, inputs: Inputs, arguments: argparse.Namespace, deadline: float) -> Row:
-    """Train and measure one cell. OutOfTime and what a trial raises pass."""
-    device = choose_device()
-    where = Where(
-        device,
-        # On a GPU that processes share, each has that part of it.
-        devices=1 / arguments.processes if device.type == "cuda" else 1,
-        callbacks=[Deadline(deadline)],
-        provenance={"launcher": f"gpu_suite, {arguments.processes} process(es)"},
-    )
-    row = run_trial(work.experiment, Paths(arguments.data, Storage.open(arguments.storage)), where, inputs=inputs)
-    assert row is not None  # this process is the only worker
-    return row
+class Cells(Source):
+    """The cells that are missing; what is finished is written down at once, so that a machine that is taken away leaves
+    all of it."""
 
+    def __init__(self, cells: list[tuple[Work, Inputs]], arguments: argparse.Namespace, storage: Storage) -> None:
+        self.waiting, self.arguments, self.storage = iter(cells), arguments, storage
+        self.work = {item.fingerprint: item for item, _ in cells}
+        self.started = time.time()
+        self.counts: Counter[str] = Counter()
 
-def serve(todo: Any, done: Any, arguments: argparse.Namespace, deadline: float) -> None:
-    """A process: cell after cell, until there are none or the time is over."""
-    torch.set_num_threads(arguments.threads)
-    while time.time() < deadline:
-        try:
-            work, inputs = todo.get(timeout=1.0)
-        except Empty:
-            break
-        try:
-            done.put(("record", work.label, run(work, inputs, arguments, deadline).metrics))
-        except OutOfTime as error:
-            done.put(("stopped", work.label, str(error)))
-        except torch.AcceleratorError:  # a device in a broken state fails whatever comes next: for another process
-            done.put(("failed", work.label, traceback.format_exc()))
-            break
-        except Exception:  # one cell's failure ends no other
-            done.put(("failed", work.label, traceback.format_exc()))
-    done.put(("end", "", None))
+    def next(self) -> Task | Idle:
+        found = next(self.waiting, None)
+        if found is None:
+            return Idle.END
+        item, inputs = found
+        made = {"launcher": f"gpu_suite, {self.arguments.processes} process(es)"}
+        return Train(
+            item.fingerprint, item.label, item.experiment, inputs, str(self.arguments.data), self.storage.uri,
+            item.training, provenance=made,
+        )  # fmt: skip
+
+    def tell(self, label: str, text: str) -> None:
+        print(f"[{time.time() - self.started:6.1f} s] {label}: {text}", flush=True)
+
+    def done(self, task: Task, event: Done) -> None:
+        self.counts["finished"] += 1
+        exchange.export(self.storage, [], Path(f"{self.arguments.out}.jsonl"), say)
+        distances = ", ".join(f"{name} {number:.3f}" for name, number in event.metrics.items() if name.startswith("fd/")
+                              and not name.endswith(("_low", "_high", "images", "_features")))  # fmt: skip
+        self.tell(task.label, f"finished: {event.metrics.get('cost/seconds', float('nan')):.1f} s, {distances}")
+
+    def failed(self, task: Task, event: Failed) -> None:
+        self.counts["failed"] += 1
+        self.tell(task.label, f"failed: {event.failure.reason}: {event.failure.message}\n{event.traceback}")
 
 
 def main() -> None:
@@ -160,42 +147,22 @@ def main() -> None:
     cells = list(planned(arguments, storage))
     print(f"{len(cells)} cells to run, {arguments.processes} at a time, {arguments.minutes:g} minutes", flush=True)
 
-    context = multiprocessing.get_context("spawn")
-    todo, done = context.Queue(), context.Queue()
-    todo.cancel_join_thread()  # what is left in it at the end does not hold the process
-    for cell in cells:
-        todo.put(cell)
-    workers = [
-        context.Process(target=serve, args=(todo, done, arguments, deadline), daemon=True)
-        for _ in range(arguments.processes)
-    ]
-    for worker in workers:
-        worker.start()
-    counts: Counter[str] = Counter()
-    while counts["end"] < len(workers):
-        alive = any(worker.is_alive() for worker in workers)
-        try:
-            kind, label, value = done.get(timeout=LOOK_SECONDS)
-        except Empty:
-            if not alive or time.time() > deadline + SPARE_SECONDS:  # killed, or hanging in an evaluation
-                break
-            continue
-        counts[kind] += 1
-        if kind == "record":
-            exchange.export(storage, [], output, say)  # whole each time: a machine that is taken away leaves all of it
-            value = f"{value.get('cost/seconds', float('nan')):.1f} s, " + ", ".join(
-                f"{name} {number:.3f}" for name, number in value.items() if name.startswith("fd/")
-                and not name.endswith(("_low", "_high", "images", "_features"))
-            )  # fmt: skip
-        if kind != "end":
-            print(f"[{time.time() - started:6.1f} s] {label}: {kind}: {value}", flush=True)
-    for worker in workers:
-        worker.terminate()
-    device = choose_device()
-    left = len(cells) - counts["record"] - counts["failed"]
+    source, device = Cells(cells, arguments, storage), choose_device()
+    console = Console(width=200)
+    recorder = Recorder(None, Display(console, "cells", len(cells)), lambda cell: Entry(cell, cell))
+    setup = Setup(
+        "gpu_suite", arguments.processes, cpus=arguments.threads,
+        gpus=1 / arguments.processes if device.type == "cuda" else 0,
+        scratch=storage.root,
+    )  # fmt: skip
+    with stop_on_signals(), make("processes", setup) as executor:
+        # Cells that do not end by then leave a checkpoint.
+        drive(executor, source, recorder, deadline=time.monotonic() + deadline - time.time())
+    counts = source.counts
+    left = len(cells) - counts["finished"] - counts["failed"]
     summary = {
         **made_on(device), "scale": arguments.scale, "tables": arguments.tables, "cells": len(cells),
-        "finished": counts["record"], "failed": counts["failed"], "left": left, "processes": arguments.processes,
+        "finished": counts["finished"], "failed": counts["failed"], "left": left, "processes": arguments.processes,
         "seconds": round(time.time() - started, 1),
     }  # fmt: skip
     Path(f"{arguments.out}.json").write_text(json.dumps(summary, indent=1) + "\n")

@@ -1,24 +1,59 @@
-"""Finds the named experiments of the `experiments` package."""
+"""Finds named experiments, and tables of them: by entry points, so that those of other packages are found, too.
+
+`pforce.experiments` names packages whose modules have functions that take nothing and return an Experiment,
+`pforce.tables` modules with TABLES and SCALES.
+"""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from types import ModuleType
 
 from pforce.config import Experiment
+from pforce.reproduction import Scale, Table
 from pforce.validation import ConfigError, did_you_mean
 
-PACKAGE = "experiments"
+EXPERIMENTS, TABLES = "pforce.experiments", "pforce.tables"
+"""Groups of entry points."""
+
+
+def _modules() -> Iterator[ModuleType]:
+    """The modules of all packages of experiments."""
+    for name in dict.fromkeys(point.value for point in entry_points(group=EXPERIMENTS)):
+        package = importlib.import_module(name)
+        for info in pkgutil.iter_modules(package.__path__):
+            yield importlib.import_module(f"{name}.{info.name}")
+
+
+def tables() -> dict[str, Table]:
+    """Every table by its name."""
+    found: dict[str, Table] = {}
+    for module in _of_tables():
+        found |= {table.name: table for table in module.TABLES}
+    return found
+
+
+def scales() -> dict[str, Scale]:
+    """The scales at which tables are run, by their names."""
+    found: dict[str, Scale] = {}
+    for module in _of_tables():
+        found |= module.SCALES
+    return found
+
+
+def _of_tables() -> Iterator[ModuleType]:
+    for name in dict.fromkeys(point.value for point in entry_points(group=TABLES)):
+        yield importlib.import_module(name)
 
 
 def experiments() -> dict[str, Callable[[], Experiment]]:
-    """Every experiment by its name: the functions of the package's modules that take nothing and return one."""
-    package = importlib.import_module(PACKAGE)
+    """Every experiment by its name: functions that take nothing and return one."""
     found: dict[str, Callable[[], Experiment]] = {}
-    for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{PACKAGE}.{info.name}")
+    for module in _modules():
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if function.__module__ != module.__name__ or name.startswith("_"):
                 continue
@@ -42,7 +77,7 @@ def find(name: str) -> Callable[[], Experiment]:
     """
     known = experiments()
     function = known.get(name.rsplit(".", 1)[-1])
-    if function is None or ("." in name and function.__module__ != f"{PACKAGE}.{name.rsplit('.', 1)[0]}"):
+    if function is None or ("." in name and not f".{function.__module__}".endswith(f".{name.rsplit('.', 1)[0]}")):
         hint = did_you_mean(name.rsplit(".", 1)[-1], sorted(known), "experiments are:")
         raise ConfigError(f"{name}: unknown experiment; {hint}")
     return function

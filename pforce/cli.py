@@ -90,6 +90,10 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "runs.runs",
         "Show how far sweeps are: trials done and open, progress, cost, time left, best distance. SWEEP: its trials.",
     ),
+    ("logs",): Command(
+        "logs.logs",
+        "Print what an attempt at a cell said: its points, warnings, output and traceback. By default the newest one.",
+    ),
     ("cost",): Command(
         "cost.cost",
         "Show what the runs of a store cost: device-hours of finished, failed and killed trials, images, seconds, "

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, TypeVar, cast, get_type_hints
-
-from pydantic import TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 
 from pforce.data.config import DataConfig
 from pforce.flow import FlowConfig
@@ -26,6 +25,9 @@ from pforce.sampling import SamplerConfig, check_sampler
 from pforce.timesteps import LTG, SAMPLERS, TimestepSampler
 from pforce.training.config import OptimizerConfig, TrainingConfig
 from pforce.validation import ConfigError, FieldError, did_you_mean, require
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,21 @@ def to_dict(value: Any) -> Any:
 @cache
 def _adapter(hint: Any) -> TypeAdapter[Any]:
     """Made once per type: making one takes longer than a thousand checks."""
+    from pydantic import TypeAdapter
+
     return TypeAdapter(hint)
+
+
+@cache
+def _types_are_checked() -> bool:
+    """Whether pydantic is here. On a machine that only carries out what was planned elsewhere it need not be: values
+    are then taken as they are, and their ranges checked."""
+    return importlib.util.find_spec("pydantic") is not None
+
+
+def _as_tuples(value: Any) -> Any:
+    """JSON's lists as tuples, which is what every list of ours is."""
+    return tuple(_as_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 @cache
@@ -136,6 +152,10 @@ def _leaf(hint: Any, value: Any, path: str) -> Any:
     """A plain value checked strictly against a type; JSON mode lets a list be a tuple and an int a float."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{path} = {value!r}: must be a finite number")
+    if not _types_are_checked():
+        return _as_tuples(value)
+    from pydantic import ValidationError
+
     try:
         return _adapter(hint).validate_json(json.dumps(value), strict=True)
     except (ValidationError, TypeError) as error:

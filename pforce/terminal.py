@@ -1,12 +1,16 @@
-"""What every command and script shares: exit codes, the console, and how an error of the input is said.
+"""What every command and script shares: exit codes, the console, signals, and how an error of the input is said.
 
 It imports nothing of the method, so that a command answers at once where it needs neither models nor stores.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
 from typing import NoReturn
 
 from rich.console import Console
@@ -41,3 +45,69 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator[None]:
+    before = {each: signal.signal(each, handler) for each in numbers}
+    try:
+        yield
+    finally:
+        for each, old in before.items():
+            signal.signal(each, old)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, once: nothing interrupts the clean-up that follows."""
+    for each in (*SIGNALS, signal.SIGALRM):
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """SIGTERM and SIGINT both raise KeyboardInterrupt in the block, once; further ones are ignored until its end."""
+    with _handled(_interrupt, *SIGNALS):
+        yield
+
+
+@dataclass
+class StopRequest:
+    """Whether somebody has asked this process to stop."""
+
+    by: str | None = None
+    """Name of the signal."""
+
+
+@contextmanager
+def stop_gently(seconds: float, worth: Callable[[], bool]) -> Iterator[StopRequest]:
+    """The first SIGTERM or SIGINT in the block is noted only, so that work can end well; a second one, or so many
+    seconds later the clock, raises KeyboardInterrupt. To be used within `stop_on_signals`.
+
+    Args:
+        worth: whether there is anything to be saved: else the first one raises, too.
+    """
+    request = StopRequest()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if request.by is not None or not worth():
+            request.by = request.by or signal.Signals(number).name
+            _interrupt(number, frame)
+        request.by = signal.Signals(number).name
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    def late(number: int, frame: FrameType | None) -> None:
+        by, request.by = request.by, request.by or "SIGALRM"
+        _interrupt(signal.Signals[by or "SIGALRM"], frame)
+
+    try:
+        with _handled(note, *SIGNALS), _handled(late, signal.SIGALRM):
+            yield request
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if request.by is not None:  # the caller's clean-up is not interrupted either
+            for each in SIGNALS:
+                signal.signal(each, signal.SIG_IGN)

@@ -17,6 +17,7 @@ from typing import Annotated
 
 import tyro
 
+from pforce.executors.executor import Workforce
 from pforce.orchestration.find import find_model
 from pforce.orchestration.plan import tracker_of, tracking_uri_of
 from pforce.orchestration.sampler_report import make_subject, report
@@ -63,6 +64,9 @@ class Arguments:
     Default: $PFORCE_STORAGE, else runs."""
     tracking_uri: str | None = None
     """MLflow server or database; by default a sqlite database in the storage folder. A bucket needs one."""
+    executor: str | None = None
+    """local: this process. processes: processes of this machine, without Ray. tune: workers on Ray. Default: local for
+    one worker, else tune."""
     ray_address: str | None = None
     """Cluster to connect to; by default RAY_ADDRESS, else one is started here."""
 
@@ -85,7 +89,7 @@ def main() -> int:
     )
     tracker = tracker_of(storage, a.tracking_uri)
     console.print(f"{source.path}: {a.trials} samplers, {a.images} images each", soft_wrap=True, highlight=False)
-    outcome = run(sweep, tracker, storage, console, workers=a.workers, address=a.ray_address)
+    outcome = run(sweep, tracker, storage, console, Workforce(a.executor, a.workers, a.ray_address))
     if report(sweep, source, outcome, storage.root, console):
         push_files(storage, [f"{sweep.name}.{ending}" for ending in ("csv", "md", "png")], console)
     print_mlflow(uri, console)

@@ -51,7 +51,7 @@ def ray_cluster():
     """One Ray cluster for all tests of a session; sweeps started in this process use it."""
     import ray
 
-    from pforce.orchestration.tune import start_ray
+    from pforce.executors.support.start import start_ray
 
     yield start_ray("local")
     ray.shutdown()

@@ -15,7 +15,7 @@ from pforce.orchestration.sample import run_job
 from pforce.results import drawn
 from pforce.sampling import SamplerConfig
 from pforce.trial.draw import Span
-from pforce.trial.jobs import Drawer, Job, JobError, Keeper, blocks_of, claim, drawn_batches, missing
+from pforce.trial.jobs import Drawer, Job, JobError, Keeper, blocks_of, claim, drawn_batches, ends_of, missing
 from pforce.trial.source import SourceError, load_source
 from pforce.validation import FieldError
 
@@ -72,11 +72,11 @@ def test_a_stopped_job_goes_on_and_a_finished_one_is_left_alone(job, tmp_path):
     """A pass that was kept is not drawn again; one whose forerunner is not there waits for it."""
     whole = elsewhere(job, tmp_path)
     run_job(whole, CONSOLE)
-    drawer, keeper = Drawer(job, torch.device("cpu")), Keeper(job, missing(job)[1])
+    drawer, keeper = Drawer(job, torch.device("cpu")), Keeper(job, ends_of(job, [0]))
     keeper.take(drawer(Span(4, 8)))
-    assert missing(job)[0] == [Span(0, 4), Span(4, 8), Span(8, 12)]
+    assert missing(job) == [[Span(0, 4), Span(4, 8), Span(8, 12)]]
     keeper.take(drawer(Span(0, 4)))
-    assert missing(job)[0] == [Span(8, 12)]
+    assert missing(job) == [[Span(8, 12)]]
     assert run_job(job, CONSOLE).images == 2
     assert np.array_equal(images_of(job), images_of(whole))
     assert run_job(job, CONSOLE).images == 0
@@ -91,7 +91,7 @@ def test_a_job_can_be_made_longer_and_shorter(job):
     run_job(job, CONSOLE)
     ten = images_of(job)
     longer = dataclasses.replace(job, count=14)
-    assert missing(longer)[0] == [Span(12, 16)]
+    assert missing(longer) == [[Span(12, 16)]]
     run_job(longer, CONSOLE)
     fourteen = images_of(longer)
     assert len(fourteen) == 14

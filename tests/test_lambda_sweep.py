@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 
 from pforce import results
-from pforce.orchestration import local
 from pforce.orchestration.plan import Options
 from pforce.orchestration.script import run_sweep
 from pforce.orchestration.sweep import Axis, Sweep
@@ -29,7 +28,7 @@ WEIGHTS = Axis("flow.difficulty_weight", (0.0, 0.01))
 def test_the_sweep_ends_in_a_table_with_calibration_and_a_figure(tmp_path, capsys):
     """λ = 0: the head stays at a variance of 1, R has no value and calib is |ln of the mean squared error|."""
     sweep = Sweep("weights", tiny(6), (WEIGHTS,))
-    assert run_sweep(sweep, Options(storage=str(tmp_path)), launcher=local.launch, report=lambda_sweep.report) == DONE
+    assert run_sweep(sweep, Options(storage=str(tmp_path)), executor="local", report=lambda_sweep.report) == DONE
     printed = " ".join(capsys.readouterr().out.split())
     assert f"Calibration: {tmp_path / 'weights_calibration.png'}" in printed
     assert "have no calibration" not in printed

@@ -17,7 +17,6 @@ from rich.console import Console
 from pforce import cli
 from pforce.commands import cost as cost_command
 from pforce.commands import runs as runs_command
-from pforce.orchestration import local
 from pforce.orchestration.plan import Options
 from pforce.orchestration.script import run_sweep
 from pforce.orchestration.sweep import Axis
@@ -25,6 +24,7 @@ from pforce.results import runs
 from pforce.results.costs import costs, run_costs
 from pforce.terminal import exit_on_errors
 from pforce.tracking import Tracker, default_uri, runs_frame, sweeps_frame
+from pforce.validation import ConfigError, FieldError
 from tests.orchestration.conftest import small_sweep
 
 MAIN = [sys.executable, "-c", "from pforce.cli import main; main()"]
@@ -36,7 +36,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for name, values in (("first", (0.5,)), ("second", (0.5, 0.7))):
         sweep = small_sweep(Axis("timesteps.m", values), steps=4, name=name)
-        assert run_sweep(sweep, Options(storage=folder), launcher=local.launch) == 0
+        assert run_sweep(sweep, Options(storage=folder), executor="local") == 0
     return folder
 
 
@@ -137,3 +137,41 @@ def test_help_explains(capsys):
         text = capsys.readouterr().out
         assert ended.value.code == 0
         assert all(word in text for word in words)
+
+
+def test_logs_of_a_cell(storage, capsys):
+    """By its label, its fingerprint, its training's; what is none is answered with what there is. Oracle: the file."""
+    frame = runs(storage, "first")
+    (log,) = (storage / "trainings" / frame["training"][0] / "attempts").glob("*.log")
+    first = log.read_text().splitlines()[1]
+    for name in ("m=0.5 seed=0", frame["fingerprint"][0][:10], frame["training"][0]):
+        code, text = out(capsys, "logs", name, "--storage", str(storage))
+        assert code == 0
+        assert first in text
+        assert text.rstrip().endswith("done")
+        assert "16 images seen, loss" in text
+    followed = ["logs", "m=0.5 seed=0", "--follow", "--storage", str(storage)]
+    assert out(capsys, *followed)[1].rstrip().endswith("done"), "it ends with the attempt"
+    for words, message in (
+        (["m=0.6 seed=0"], r"m=0.6 seed=0: no cell .* did you mean m=0\.[57] seed=0"),
+        (["zzzz"], "cells are m=0.5 seed=0"),
+        (["m=0.5 seed=0", "--attempt", "7"], "attempt = 7: must be one of 1"),
+    ):
+        with pytest.raises((ConfigError, FieldError), match=message):
+            out(capsys, "logs", *words, "--storage", str(storage))
+
+
+def test_a_log_is_followed_while_it_grows_and_its_text_obeys_nobody(storage, tmp_path):
+    """A process follows; attempts come after that; what a terminal would obey is left out."""
+    frame = runs(storage, "first")
+    folder = tmp_path / "trainings" / frame["training"][0] / "attempts"
+    folder.mkdir(parents=True)
+    command = [*MAIN, "logs", frame["training"][0], "--follow", "--storage", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    (folder / "1.log").write_text("begun \x1b[31m[bold]red\n")
+    (folder / "1.log").open("a").write("12:00:00 out of memory: no\n")
+    (folder / "2.log").write_text("12:00:01 at work\n12:00:02 done\n")
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "begun [31m[bold]red" in said
+    assert said.index("out of memory") < said.index("at work") < said.index("done")

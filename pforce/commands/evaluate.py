@@ -11,15 +11,16 @@ from rich.console import Console
 from rich.table import Table
 
 from pforce.commands.evaluation_plan import Arguments, is_model, plan_images, plan_model
+from pforce.executors.executor import Workforce
 from pforce.metrics.distances import few_images, interval_names, metric_name
 from pforce.metrics.reference import save_statistics
+from pforce.orchestration.drive import WorkFailed
 from pforce.orchestration.evaluation import RESULT, Evaluation, Outcome, forget, known, run, show
-from pforce.orchestration.launch import stop_on_signals
 from pforce.orchestration.plan import check_folder, tracker_of, tracking_uri_of
 from pforce.orchestration.script import print_mlflow
 from pforce.records.ledger import Ledger
 from pforce.storage import Storage
-from pforce.terminal import DONE, STOPPED, make_console
+from pforce.terminal import DONE, SOME_FAILED, STOPPED, make_console, stop_on_signals
 from pforce.trial.measure import beyond_kept
 from pforce.validation import require
 
@@ -87,6 +88,9 @@ def evaluate(a: Arguments) -> int:
         kept = "; the same command goes on with the images that are missing" if is_model(a.target) else ""
         console.print(f"Stopped by {stopped}{kept}.", markup=False)
         return STOPPED
+    except WorkFailed as error:
+        console.print(f"FAILED: {error}", markup=False, highlight=False, soft_wrap=True)
+        return SOME_FAILED
 
 
 def _evaluate(a: Arguments, storage: Storage, console: Console) -> int:
@@ -105,7 +109,7 @@ def _evaluate(a: Arguments, storage: Storage, console: Console) -> int:
         forget(e, ledger, "measured again (--again)")
     elif known(e, ledger):
         console.print(f"measured before (evaluation {e.identity[:12]}); --again measures it again")
-    outcome = run(e, ledger, folder, console, workers=a.workers, address=a.ray_address)
+    outcome = run(e, ledger, folder, console, Workforce(a.executor, a.workers, a.ray_address))
     if a.out is None:
         storage.push(relative, last=RESULT)
     show(tracker, e, outcome, ledger, lambda line: console.print(line, markup=False, soft_wrap=True, highlight=False))

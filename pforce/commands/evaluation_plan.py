@@ -25,7 +25,6 @@ from pforce.metrics.image_sets import open_images
 from pforce.metrics.reference import BATCH, is_statistics, load_statistics
 from pforce.orchestration.evaluation import Evaluation
 from pforce.orchestration.find import find_model
-from pforce.orchestration.measuring import Measurable
 from pforce.records.identity import canonical_sampler, time_key, versions_of
 from pforce.records.parts import Inputs, Part, Request, image_set, label_cycle, metrics_of
 from pforce.sampling import check_sampler
@@ -33,6 +32,7 @@ from pforce.storage import Storage, default_storage
 from pforce.training.checkpoint import CHECKPOINTS, META, SNAPSHOTS
 from pforce.trial.folder import EVALUATIONS, EXPERIMENT
 from pforce.trial.jobs import decoder_for
+from pforce.trial.measurable import Measurable
 from pforce.trial.reference import ReferenceImages, inputs_of, reference_images
 from pforce.trial.source import PUBLISHED_SUFFIXES, Source
 from pforce.validation import ConfigError, require
@@ -103,6 +103,9 @@ class Arguments(SamplerArguments):
     """For models of latents: folder of the autoencoder, in diffusers' format (extra `latents`)."""
     workers: int = 1
     """1 draws in this process; more are Ray workers, which share the cores or have a GPU each. Changes no number."""
+    executor: str | None = None
+    """local: this process. processes: processes of this machine, without Ray. tune: workers on Ray. Default: local for
+    one worker, else tune."""
     ray_address: str | None = None
     """Ray cluster; by default RAY_ADDRESS, else one is started here when workers > 1."""
     out: Path | None = None

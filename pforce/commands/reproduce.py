@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table as Shown
 
-from experiments.paper import SCALES, TABLES
+from pforce import catalog
 from pforce.orchestration.outlook import SUSTAINED_TFLOPS
 from pforce.orchestration.plan import Options
 from pforce.orchestration.reproduce import reproduce, show
@@ -39,8 +39,6 @@ class Arguments:
     """Print cells, steps, images, storage, device-hours and how they were estimated; run nothing."""
     show: bool = False
     """Print the table and its verdicts as far as the storage has them; run nothing."""
-    without_ray: bool = False
-    """Cell after cell in this process, without Ray."""
     tflops: float = SUSTAINED_TFLOPS
     """TFLOP/s that a GPU sustains, for the dry run's hours."""
     gpus: int = 8
@@ -51,14 +49,11 @@ class Arguments:
         require(self.tflops > 0, "tflops", self.tflops, "> 0")
         require(self.gpus > 0, "gpus", self.gpus, "> 0")
         require(self.seeds is None or len(self.seeds) > 0, "seeds", self.seeds, "at least one")
-        o = self.options
-        if self.without_ray and (o.max_hours is not None or o.ray_address is not None or o.workers > 1):
-            raise ConfigError("--max-hours, --ray-address and --workers need Ray: leave --without-ray out")
 
 
 def tables_named(names: tuple[str, ...]) -> list[Table]:
     """The tables; ConfigError with the nearest name for one that there is not."""
-    known = {table.name: table for table in TABLES}
+    known = catalog.tables()
     if ALL in names:
         return list(known.values())
     for name in names:
@@ -72,8 +67,8 @@ def list_tables(console: Console) -> int:
     shown = Shown(title="pforce reproduce TABLE --scale smoke|cpu|gpu|paper", title_justify="left", show_lines=False)
     for name in ("table", "question", "rows", "findings", "the paper's rows"):
         shown.add_column(name)
-    scale = SCALES["cpu"]
-    for table in TABLES:
+    scale = catalog.scales()["cpu"]
+    for table in catalog.tables().values():
         rows = table.rows(scale)
         theirs = sum(row.paper is not None for row in rows) if table.paper else 0
         shown.add_row(table.name, table.question, str(len(rows)), str(len(table.statements(scale))), str(theirs or "–"))
@@ -89,17 +84,16 @@ def reproduce_tables(a: Arguments) -> int:
     tables = tables_named(a.tables)
     if a.show:
         for table in tables:
-            show(table, SCALES[a.scale], a.options, console, seeds=a.seeds)
+            show(table, catalog.scales()[a.scale], a.options, console, seeds=a.seeds)
         return DONE
     worst = DONE
     for table in tables:
         code = reproduce(
             table,
-            SCALES[a.scale],
+            catalog.scales()[a.scale],
             a.options,
             console,
             seeds=a.seeds,
-            without_ray=a.without_ray,
             dry_run=a.dry_run,
             tflops=a.tflops,
             gpus=a.gpus,

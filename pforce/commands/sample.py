@@ -17,20 +17,23 @@ from rich.progress import Progress
 from pforce import seeding
 from pforce.commands.sampler_arguments import SamplerArguments, sampler_config
 from pforce.data import Manifest, ensure
+from pforce.executors.executor import Workforce
 from pforce.files import folder_hash, write_json
+from pforce.orchestration.drive import WorkFailed
 from pforce.orchestration.find import find_model
 from pforce.orchestration.plan import check_folder
-from pforce.orchestration.sample import Spent, run_job
+from pforce.orchestration.sample import run_job
 from pforce.records.ledger import Ledger
 from pforce.records.provenance import provenance
 from pforce.results import drawn
 from pforce.sampling import check_sampler, count_flops
 from pforce.sampling.trace import Trace
 from pforce.storage import Storage, default_storage
-from pforce.terminal import DONE, STOPPED, duration, make_console
+from pforce.terminal import DONE, SOME_FAILED, STOPPED, duration, make_console
 from pforce.trial.jobs import Job, claim, decoder_for, recorded_batch
 from pforce.trial.measure import Subject, record_drawing
 from pforce.trial.source import Source
+from pforce.trial.task import Spent
 from pforce.validation import ConfigError, require
 
 DEFAULT_BATCH = 64
@@ -75,6 +78,9 @@ class Arguments(SamplerArguments):
     """Images a forward pass; rounding apart, it does not change the images. Default: the folder's own, or 64."""
     workers: int = 1
     """1 draws in this process; more are Ray workers, which share the cores or have a GPU each."""
+    executor: str | None = None
+    """local: this process. processes: processes of this machine, without Ray. tune: workers on Ray. Default: local for
+    one worker, else tune."""
     ray_address: str | None = None
     """Ray cluster; by default RAY_ADDRESS, else one is started here when workers > 1."""
     storage: str = field(default_factory=default_storage)
@@ -149,7 +155,7 @@ def _write(a: Arguments, job: Job, folder: Path, console: Console, *, pixels: bo
         console.print(f"{folder / 'grid.png'}: the first {min(job.count, drawn.GRID_IMAGES)}", highlight=False)
 
 
-def _tell(job: Job, source: Source, spent: Spent, folder: Path, console: Console) -> None:
+def _tell(job: Job, source: Source, spent: Spent, folder: Path, console: Console, *, seconds: float) -> None:
     """What the images cost, on the terminal and as a record beside them."""
     flops = count_flops(source.model.config, job.sampler)
     record: dict[str, object] = {
@@ -157,14 +163,15 @@ def _tell(job: Job, source: Source, spent: Spent, folder: Path, console: Console
         "cost/nfe": job.sampler.schedule().num_function_evaluations, "cost/flops_per_image": flops,
     }  # fmt: skip
     if spent.images:
+        per_image = spent.sampling_seconds / spent.images
         record |= {
             "cost/forward_passes": spent.forward_passes,
-            "cost/sampling_seconds_per_image": spent.seconds_per_image,
+            "cost/sampling_seconds_per_image": per_image,
             "device": spent.device,
         }
         console.print(
-            f"{spent.images:,} images in {duration(spent.seconds)}: {spent.num_function_evaluations} NFE, "
-            f"{spent.forward_passes} forward passes, {flops / 1e9:.2f} GFLOPs and {spent.seconds_per_image:.4f} s of a "
+            f"{spent.images:,} images in {duration(seconds)}: {spent.num_function_evaluations} NFE, "
+            f"{spent.forward_passes} forward passes, {flops / 1e9:.2f} GFLOPs and {per_image:.4f} s of a "
             "worker an image",
             highlight=False,
             soft_wrap=True,
@@ -219,10 +226,14 @@ def sample(a: Arguments) -> int:
     claim(folder, job)
     started = time.time()
     try:
-        spent = run_job(job, console, workers=a.workers, address=a.ray_address)
+        spent = run_job(job, console, Workforce(a.executor, a.workers, a.ray_address))
     except (KeyboardInterrupt, SystemExit) as stopped:  # Ray's own SIGTERM handler, while it starts, exits
         console.print(f"Stopped by {stopped}; the same command goes on from here.", markup=False)
         return STOPPED
+    except WorkFailed as error:
+        console.print(f"FAILED: {error}", markup=False, highlight=False, soft_wrap=True)
+        return SOME_FAILED
+    seconds = time.time() - started
     if spent.images and pixels:
         devices = float(torch.get_num_threads() if spent.device == "cpu" else a.workers)  # workers share the cores
         subject = Subject(
@@ -231,9 +242,9 @@ def sample(a: Arguments) -> int:
         )  # fmt: skip
         record_drawing(
             job.request, subject, Ledger(storage), started=started, images=spent.images, passes=spent.forward_passes,
-            sampling=spent.seconds_per_image * spent.images, seconds=spent.seconds,
+            sampling=spent.sampling_seconds, seconds=seconds,
         )  # fmt: skip
-    _tell(job, source, spent, folder, console)
+    _tell(job, source, spent, folder, console, seconds=seconds)
     _write(a, job, folder, console, pixels=pixels)
     if maps and pixels:
         _show_first(a, job, source, folder, console)

@@ -43,7 +43,7 @@ def submit(words: list[str]) -> int:
     if not command and not {"-h", "--help"} & set(own):
         raise ConfigError(f"pforce submit: the command to run is missing, after two dashes: {USAGE}")
     arguments = tyro.cli(Arguments, prog="pforce submit", args=own)
-    from pforce.executors import jobs
+    from pforce.executors.support import jobs
 
     if arguments.id:
         print(jobs.submission_id(command))

@@ -12,12 +12,10 @@ from rich.console import Console
 from pforce import catalog
 from pforce.commands.data import experiments, summary
 from pforce.config import Experiment, with_fields
-from pforce.orchestration import local
 from pforce.orchestration.plan import Options
 from pforce.orchestration.script import run_sweep
 from pforce.orchestration.sweep import Sweep
 from pforce.timesteps import SAMPLERS
-from pforce.validation import ConfigError
 
 
 @dataclass(frozen=True)
@@ -57,11 +55,5 @@ def train(arguments: list[str]) -> int:
         default=_Train(experiment),
         args=rest,
     )
-    alone = parsed.options.workers == 1
-    if alone and (parsed.options.max_hours is not None or parsed.options.ray_address is not None):
-        raise ConfigError(
-            "--max-hours and --ray-address: with one worker pforce train runs in this process, without Ray; "
-            "set --workers 2 or more"
-        )
     sweep = Sweep("train", parsed.experiment, axes=(), seeds=(parsed.experiment.seed,))
-    return run_sweep(sweep, parsed.options, launcher=local.launch if alone else None)
+    return run_sweep(sweep, parsed.options, executor="local" if parsed.options.workers == 1 else None)

@@ -11,7 +11,7 @@ import torch
 
 from pforce import flow, sampling
 from pforce.config import Experiment
-from pforce.executors.placement import Placement, place, this_machine
+from pforce.executors.support.placement import Placement, place, this_machine
 from pforce.models import build
 from pforce.training import train
 from pforce.trial.run import choose_device, training_state

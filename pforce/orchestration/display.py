@@ -1,4 +1,4 @@
-"""Progress of a sweep: bars on a terminal, lines elsewhere."""
+"""Progress of work under way, whatever it is: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 LINE_EVERY_SECONDS = 20.0
 
 
-class SweepDisplay:
-    """One bar for the sweep with time left, one for each running trial. Without a terminal: a line now and then."""
+class Display:
+    """One bar for the whole with time left, one for each running task. Without a terminal: a line now and then.
 
-    def __init__(self, console: Console, total: int, done: int) -> None:
+    Args:
+        what: what the whole is called: sweep, sampling.
+        total, done: in units, of which a task may be several.
+        unit: trials, images.
+    """
+
+    def __init__(self, console: Console, what: str, total: int, done: int = 0, unit: str = "trials") -> None:
         self.console = console
-        self.total = total
+        self.total, self.unit = total, unit
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -27,15 +33,16 @@ class SweepDisplay:
             TimeRemainingColumn(elapsed_when_finished=True),
             console=console,
         )
-        self.all = self.progress.add_task("sweep", total=float(total), completed=done, note="")
+        self.all = self.progress.add_task(what, total=float(total), completed=done, note="")
         self.finished = float(done)
         self.tasks: dict[str, TaskID] = {}
         self.shares: dict[str, float] = {}
+        """Label → units of a running task that are done."""
         self.last_line = time.monotonic()
         self.started = time.monotonic()
         self.at_start = self.finished
 
-    def __enter__(self) -> SweepDisplay:
+    def __enter__(self) -> Display:
         if self.console.is_terminal:
             self.progress.start()
         return self
@@ -46,28 +53,38 @@ class SweepDisplay:
         if self.console.is_terminal:  # elsewhere it would print an empty line
             self.progress.stop()
 
-    def update(self, label: str, share: float, note: str) -> None:
-        """A running trial is `share` done."""
+    def update(self, label: str, share: float, note: str, *, units: int = 1) -> None:
+        """A running task, of so many units, is `share` done."""
         if label not in self.tasks:
             self.tasks[label] = self.progress.add_task(f"  {label}", total=1.0, note=note)
-        if share > 0 and not self.shares.get(label):
+        if share > 0 and not self.shares.get(label) and units == 1:
             # Where a resumed trial starts is not work of this run: counting it would promise too early an end.
             self.at_start += share
-        self.shares[label] = share
+        self.shares[label] = share * units
         self.progress.update(self.tasks[label], completed=share, note=note)
         self._advance()
         if not self.console.is_terminal and time.monotonic() - self.last_line > LINE_EVERY_SECONDS:
             self.last_line = time.monotonic()
             self.console.print(self._line(f"{label}: {note}"), highlight=False, markup=False)
 
-    def end(self, label: str, note: str) -> None:
-        """A trial ended, in whatever way."""
+    def end(self, label: str, note: str | None, *, units: int = 1) -> None:
+        """A task has ended, in whatever way.
+
+        Args:
+            note: what it ended with; None of one among hundreds.
+        """
         self.shares.pop(label, None)
         if label in self.tasks:
             self.progress.remove_task(self.tasks.pop(label))
-        self.finished += 1
+        self.finished += units
         self._advance()
-        self.console.print(self._line(f"{label}: {note}"), highlight=False, markup=False)
+        if note is not None:
+            self.console.print(self._line(f"{label}: {note}"), highlight=False, markup=False)
+
+    def extend(self, units: int) -> None:
+        """There is more to do than was known."""
+        self.total += units
+        self.progress.update(self.all, total=float(self.total))
 
     def line(self, text: str) -> None:
         """Something to be read now."""
@@ -75,10 +92,10 @@ class SweepDisplay:
 
     def _advance(self) -> None:
         done = self.finished + sum(self.shares.values())
-        self.progress.update(self.all, completed=done, note=f"{self.finished:.0f}/{self.total} trials")
+        self.progress.update(self.all, completed=done, note=f"{self.finished:,.0f}/{self.total:,} {self.unit}")
 
     def _line(self, text: str) -> str:
         done = self.finished + sum(self.shares.values())
         worked, elapsed = done - self.at_start, time.monotonic() - self.started
         left = f", about {elapsed / worked * (self.total - done):.0f} s left" if worked > 0 else ""
-        return f"[{self.finished:.0f}/{self.total}{left}] {text}"
+        return f"[{self.finished:,.0f}/{self.total:,}{left}] {text}"

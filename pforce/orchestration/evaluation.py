@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pforce.executors.executor import Workforce
 from pforce.files import digest, write_json
 from pforce.metrics.calibration import DECILES, Calibration, calibration_of
 from pforce.metrics.context import ContextHelps, ContextUncertainty
 from pforce.metrics.detectors import Detector
 from pforce.metrics.difficulty import DifficultyCorrelation, PatchErrors, correlation_by_class
-from pforce.metrics.features import FeatureSet, read_features
 from pforce.metrics.held_out import MAP_IMAGES, SHOWN_TIMESTEPS, context_of, correlation_from, errors_of
 from pforce.metrics.image_sets import ImageSet
-from pforce.metrics.reference import BATCH
-from pforce.orchestration.launch import stop_on_signals
-from pforce.orchestration.measuring import Done, Failed, Measurable, Measurer, Shared, Task
-from pforce.orchestration.plan import this_command
-from pforce.orchestration.pool import Pool, drain, make_pool
+from pforce.orchestration.display import Display
+from pforce.orchestration.drive import Source, WorkFailed, drive
+from pforce.orchestration.plan import SCRATCH, this_command
+from pforce.orchestration.recorder import Entry, Recorder
+from pforce.orchestration.shared import Shared, Wanted
 from pforce.records.ledger import Ledger, Say
 from pforce.records.parts import Part
 from pforce.records.provenance import user
@@ -38,10 +37,12 @@ from pforce.results.shown import show_sweep
 from pforce.tracking import Mirror, Tracker
 from pforce.tracking.checks import why
 from pforce.trial.draw import Blocks, features_folder, folder_of, save_samples
-from pforce.trial.measure import arrays_of, measure, missing, record_metrics
+from pforce.trial.measurable import Measurable
+from pforce.trial.measure import arrays_of, missing
 from pforce.trial.reference import REFERENCES, HeldOut, ReferenceImages
 from pforce.trial.run import choose_device
-from pforce.trial.source import Source
+from pforce.trial.source import Source as Model
+from pforce.trial.task import Done, Failed, Idle, Measure, MeasureImages, Task
 
 EXPERIMENT = "evaluations"
 """MLflow experiment of all evaluations."""
@@ -61,7 +62,7 @@ class Evaluation:
     """What people see of it, flat: parameters of its run."""
     model: Measurable | None = None
     """A model, by names and paths,"""
-    source: Source | None = None
+    source: Model | None = None
     """and in memory; or given images:"""
     images: ImageSet | None = None
     image_parts: Mapping[str, Part] = field(default_factory=dict)
@@ -92,60 +93,68 @@ class Outcome:
     files: list[Path] = field(default_factory=list)
 
 
-class _Bars:
-    """A bar for each part on a terminal; elsewhere a line when it begins."""
+class Measuring(Source):
+    """What is missing of an evaluation: on several workers first the images, in ranges, then all that follows of them.
 
-    def __init__(self, console: Console) -> None:
-        self.console, self.begun = console, ""
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=console,
-        )
-        self.tasks: dict[str, Any] = {}
+    Args:
+        ranges: Images that are drawn apart; None where one worker does all.
+    """
 
-    def part(self, name: str, share: float) -> None:
-        """Part `name` is `share` done."""
-        if not self.console.is_terminal:
-            if name != self.begun:
-                self.console.print(f"{name} …", highlight=False, markup=False)
-            self.begun = name
-            return
-        if name not in self.tasks:
-            self.tasks[name] = self.progress.add_task(name, total=1.0)
-        self.progress.update(self.tasks[name], completed=share)
+    def __init__(self, e: Evaluation, ledger: Ledger, recorder: Recorder, ranges: Shared | None) -> None:
+        self.e, self.ledger, self.recorder, self.ranges = e, ledger, recorder, ranges
+        self.waiting = deque(ranges.tasks(held_out=False) if ranges else ())
+        self.left = len(self.waiting)
+        self.last: Task | None = self._all()
 
-    @contextmanager
-    def shown(self) -> Iterator[None]:
-        """Bars are on the terminal during the block."""
-        if not self.console.is_terminal:
-            yield
-            return
-        with self.progress:
-            yield
+    def _all(self) -> Task | None:
+        e = self.e
+        if e.model is not None:
+            todo = missing(e.model.request, e.model.sha256, self.ledger)
+            return Measure(e.identity, e.name, e.model) if todo else None
+        wanted = {name: part for name, part in e.image_parts.items() if self.ledger.get(part) is None}
+        if not wanted:
+            return None
+        assert e.images is not None
+        return MeasureImages(
+            e.identity, e.name, e.images, wanted, e.reference, e.detector, self.ledger.storage.uri
+        )  # fmt: skip
+
+    def next(self) -> Task | Idle:
+        if self.waiting:
+            return self.waiting.popleft()
+        if self.left:
+            return Idle.WAIT
+        task, self.last = self.last, None
+        return task or Idle.END
+
+    def done(self, task: Task, event: Done) -> None:
+        if isinstance(task, Measure) and task.what == "images":
+            assert self.ranges is not None
+            self.left -= 1
+            if self.ranges.take(task, event):
+                model = self.ranges.wanted[0].model
+                self.ranges.record(0, lambda: model.subject(torch.device("cpu"), source=self.e.source))
+        self.recorder.advance(task)
+
+    def failed(self, task: Task, event: Failed) -> None:
+        raise WorkFailed(event)
 
 
-def run(
-    e: Evaluation, ledger: Ledger, folder: Path, console: Console, *, workers: int = 1, address: str | None = None
-) -> Outcome:
+def run(e: Evaluation, ledger: Ledger, folder: Path, console: Console, workforce: Workforce) -> Outcome:
     """Measure what is missing, and leave pictures, figures and `evaluation.json` in the folder.
 
-    KeyboardInterrupt on SIGINT and SIGTERM; what was drawn and measured until then is kept.
+    KeyboardInterrupt on SIGINT and SIGTERM, WorkFailed; what was drawn and measured until then is kept.
     """
-    started, device, bars = time.perf_counter(), choose_device(), _Bars(console)
+    started = time.perf_counter()
     absent = len(e.parts) - len(ledger.find(e.parts))
+    if absent:
+        _measure(e, ledger, console, workforce)
+        ledger.refresh()
+    found = ledger.find(e.parts)
     if e.model is not None:
-        _measure_model(e, e.model, ledger, device, bars, workers=workers, address=address)
-        found = ledger.find(e.parts)
         drawn = ledger.get(e.model.request.drawn(e.model.sha256)) if e.model.request.images else None
         metrics = joined(e.model.request, e.model.sha256, found, drawn)
     else:
-        _measure_images(e, ledger, device, bars)
-        found = ledger.find(e.parts)
         metrics = {name: value for record in found.values() for name, value in record.numbers().items()}
     metrics.pop(BESIDE, None)
     if absent:
@@ -159,67 +168,29 @@ def run(
     return Outcome(metrics, absent > 0, notes, [*files, folder / RESULT])
 
 
-def _measure_model(
-    e: Evaluation, model: Measurable, ledger: Ledger, device: torch.device, bars: _Bars, *, workers: int,
-    address: str | None,
-) -> None:  # fmt: skip
-    subject = model.subject(device, e.source)
-    todo = missing(model.request, model.sha256, ledger)
-    if not todo:
-        return
-    if todo.metrics and subject.reference is not None:
-        read = subject.reference
-        with bars.shown():  # before anything is drawn: a broken reference is found first
-            bars.part("features of the reference", 0.0)
-            statistics = read()
-            bars.part("features of the reference", 1.0)
-        subject = replace(subject, reference=lambda: statistics)
-    if todo.metrics and (workers > 1 or address is not None):
-        _share(model, ledger, bars, workers, address)
-        ledger.refresh()
-    with bars.shown():
-        measure(model.request, subject, ledger, progress=bars.part)
+def _measure(e: Evaluation, ledger: Ledger, console: Console, workforce: Workforce) -> None:
+    if e.model is None:  # images that are given lie here
+        workforce = Workforce("local")
+    ranges: Shared | None = None
+    images = 0
+    if e.model is not None and missing(e.model.request, e.model.sha256, ledger).metrics:
+        device = choose_device()  # a broken reference is found before anything is drawn
+        e.reference.statistics(e.detector.to(device), ledger.storage.root / REFERENCES, device=device)
+        if workforce.name != "local":
+            ranges = Shared([Wanted("", e.name, e.model)], ledger)
+            images = e.model.request.images
+    display = Display(console, "evaluation", images + 1, 0, "images" if images else "evaluation")
 
+    def units(task: Task) -> int:
+        if isinstance(task, Measure) and task.what == "images":
+            return sum(span.end - span.first for group in task.groups for span in group)
+        return 1
 
-def _share(model: Measurable, ledger: Ledger, bars: _Bars, workers: int, address: str | None) -> None:
-    """Draw a model's images on several workers of Ray."""
-    shared = Shared([model], ledger)
-    tasks = shared.tasks(held_out=False)
-    if not tasks:
-        return
-    waiting = iter(tasks)
-    with stop_on_signals(restore=False):
-        pool: Pool[Task, Done | Failed] = make_pool(min(workers, len(tasks)), address, Measurer, (model,))
-        # Once more: starting Ray puts a handler of its own over SIGTERM.
-        with stop_on_signals(restore=False), pool, bars.shown():
-            for number, (task, result) in enumerate(drain(pool, lambda: next(waiting, None)), start=1):
-                shared.take(task, _done(result))
-                bars.part("sampling", number / len(tasks))
-    shared.record(0, model.subject(torch.device("cpu")))
-
-
-def _done(result: Done | Failed) -> Done:
-    if isinstance(result, Failed):
-        raise RuntimeError(f"images could not be drawn: {result.reason}: {result.error}")  # noqa: TRY004  # no wrong type
-    return result
-
-
-def _measure_images(e: Evaluation, ledger: Ledger, device: torch.device, bars: _Bars) -> None:
-    assert e.images is not None
-    images, count = e.images, len(e.images)
-    wanted = {name: part for name, part in e.image_parts.items() if ledger.get(part) is None}
-    if not wanted:
-        return
-    detector = e.detector.to(device)
-    with bars.shown():
-        bars.part("features of the reference", 0.0)
-        reference = e.reference.statistics(detector, ledger.storage.root / REFERENCES, device=device)
-        bars.part("features of the reference", 1.0)
-        features: FeatureSet = read_features(
-            detector, images.batches(BATCH), size=min(BATCH, count), device=device,
-            progress=lambda done: bars.part("features of the images", done / count),
-        )  # fmt: skip
-        record_metrics(wanted, features, reference, ledger, progress=bars.part)
+    recorder = Recorder(None, display, lambda cell: Entry(cell, e.name), units=units)
+    source = Measuring(e, ledger, recorder, ranges)
+    scratch = ledger.storage.root / SCRATCH
+    with workforce.make("evaluate", scratch, most=source.left, say=display.line) as at, display:
+        drive(at, source, recorder)
 
 
 @dataclass

@@ -1,59 +1,38 @@
-"""The frame around every launcher: runs opened and closed, signals, exit codes."""
+"""The frame around a sweep's run: its page opened and closed, its disk space, its exit code."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
-from pforce.orchestration.display import SweepDisplay
-from pforce.orchestration.plan import Plan, entry_of, provenance, sweep_entry, this_command
+from pforce.executors.executor import Executor, make
+from pforce.orchestration import apart
+from pforce.orchestration.display import Display
+from pforce.orchestration.drive import TIME_LIMIT, DiskFull, RetryPolicy, drive
+from pforce.orchestration.plan import Plan, entry_of, provenance, setup_of, sweep_entry, this_command
 from pforce.orchestration.recorder import Recorder
+from pforce.orchestration.trials import Trials, entries
 from pforce.records.ledger import Ledger
 from pforce.results.shown import show_cells, show_sweep
-from pforce.terminal import DONE, SOME_FAILED, STOPPED
+from pforce.terminal import DONE, SOME_FAILED, STOPPED, stop_on_signals
 from pforce.tracking import Live, Mirror, Page, Status, Tags, TrackingError
 from pforce.tracking.checks import why
 from pforce.tracking.live import CATCH_UP
 from pforce.tracking.page import Progress
+from pforce.training import Callback
 from pforce.trial.failures import DISK_FULL, is_disk_full
 
 STOP_SECONDS = 5.0
 """The longest wait for the tracking store after a signal."""
 RESERVE_BYTES = 2**20
 STOPPED_BY = "Stopped by {}; the same command goes on from here."
-Launcher = Callable[[Plan, Recorder, Console], None]
-"""Runs what is missing of a plan and reports to the recorder."""
-
-
-@contextmanager
-def stop_on_signals(*, restore: bool = True) -> Iterator[None]:
-    """SIGTERM and SIGINT both raise KeyboardInterrupt here, once; further ones are ignored during the clean-up.
-
-    Args:
-        restore: put the handlers back that were there before. An inner use within another one does not: the
-            clean-up that follows must not be interrupted either.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt(signal.Signals(number).name)
-
-    before = {each: signal.signal(each, stop) for each in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        if restore:
-            for each, handler in before.items():
-                signal.signal(each, handler)
 
 
 def _size(plan: Plan) -> dict[str, str]:
@@ -84,28 +63,29 @@ def show_finished(plan: Plan, say: Callable[[str], None]) -> None:
         say(f"{shown.made} run(s) made in {plan.tracker.shown}, {shown.updated} brought up to date")
 
 
-def execute(plan: Plan, console: Console, launcher: Launcher | None) -> int:
+def execute(plan: Plan, console: Console, executor: str, *, callbacks: Sequence[Callback] = ()) -> int:
     """Run what is missing. Returns DONE, SOME_FAILED or STOPPED; everything that ended is in the storage.
 
-    A killed sweep needs no state of its launcher's to go on: finished parts are records, and a running training has
+    A killed sweep needs no state of its executor's to go on: finished parts are records, and a running training has
     checkpoints in a folder named by its digest. Several drivers of one sweep share its work.
 
     Args:
-        launcher: may be None where nothing is missing.
+        executor: its name.
+        callbacks: see the trainings of an executor that runs them in this process.
     """
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    if not plan.missing or launcher is None:
+    if not plan.missing:
         show_finished(plan, say)
         return nothing_ran(plan)
     try:
         with stop_on_signals():
             plan.forget_divergences()
             with plan.in_order():
-                return _execute(plan, console, launcher, say)
-    except KeyboardInterrupt as stopped:
+                return _execute(plan, console, executor, callbacks, say)
+    except (KeyboardInterrupt, SystemExit) as stopped:  # Ray's own SIGTERM handler, while it starts, exits
         say(STOPPED_BY.format(stopped))
         return STOPPED
     except (OSError, RuntimeError) as error:  # where the driver's own files lie there is no room
@@ -115,9 +95,12 @@ def execute(plan: Plan, console: Console, launcher: Launcher | None) -> int:
         return STOPPED
 
 
-def _execute(plan: Plan, console: Console, launcher: Launcher, say: Callable[[str], None]) -> int:
-    tags, identity = provenance(), plan.sweep.identity(plan.work)
-    assert plan.tracker is not None  # something is missing
+@contextmanager
+def _page(plan: Plan, identity: str, say: Callable[[str], None]) -> Iterator[Live | None]:
+    """The sweep's page; None where there is no store."""
+    if plan.tracker is None:
+        yield None
+        return
     mirror = Mirror(plan.tracker, plan.options.place, say)
     done = {*plan.done, *plan.diverged}
     ledger = Ledger(plan.options.place, plan.ledger.say)  # of its own, for another thread
@@ -126,47 +109,89 @@ def _execute(plan: Plan, console: Console, launcher: Launcher, say: Callable[[st
         cells = [entry_of(item) for item in plan.work if item.fingerprint in done]
         show_cells(page, cells, ledger, parent, progress=between)
 
-    with Live(mirror, plan.sweep.name, identity, say, before) as live, _reserve(plan.options.root, identity) as reserve:
-        display = SweepDisplay(console, len(plan.work), len(plan.work) - len(plan.missing))
-        recorder = Recorder(plan, live, display, tags, {**tags, **_size(plan), Tags.COMMAND: this_command()})
+    with Live(mirror, plan.sweep.name, identity, say, before) as live:
+        yield live
+
+
+def describe(plan: Plan, executor: Executor) -> str:
+    """How many trials run at once, and on what."""
+    placement, options = executor.placement, plan.options
+    gpus = f" and {placement.gpus:g} GPU(s)" if placement.gpus else ""
+    text = f"{len(plan.missing)} trials, {placement.concurrent} at a time, each on "
+    if placement.workers == 1:
+        return f"{text}{placement.cpus} core(s){gpus}"
+    spread = ", each on a node of its own" if options.spread else ""
+    return (
+        f"{text}{placement.workers} workers of {placement.cpus} core(s){gpus}{spread}; a worker that does not answer "
+        f"is given up after {options.collective_timeout:g} s"
+    )
+
+
+def _execute(
+    plan: Plan, console: Console, name: str, callbacks: Sequence[Callback], say: Callable[[str], None]
+) -> int:  # fmt: skip
+    tags, identity, options = provenance(), plan.sweep.identity(plan.work), plan.options
+    with ExitStack() as stack:
+        live = stack.enter_context(_page(plan, identity, say))
+        reserve = stack.enter_context(_reserve(options.root, identity))
+        display = Display(console, "sweep", len(plan.work), len(plan.work) - len(plan.missing))
+        recorder = Recorder(
+            live, display, entries(plan, tags), folder=options.root,
+            tags={**tags, **_size(plan), Tags.COMMAND: this_command()},
+        )  # fmt: skip
         try:
-            with display:
-                launcher(plan, recorder, console)
-        except (KeyboardInterrupt, SystemExit) as stopped:  # Ray's own SIGTERM handler, while it starts, exits
-            say(STOPPED_BY.format(stopped))
+            stopped = _run(plan, name, callbacks, recorder, say)
+        except (KeyboardInterrupt, SystemExit) as interrupted:
+            say(STOPPED_BY.format(interrupted))
             _stop(recorder, live, "stopped", limit=STOP_SECONDS)
             return STOPPED
         except Exception as error:
-            if not recorder.disk_full and not is_disk_full(error):
-                away = isinstance(error, TrackingError)
-                limit = STOP_SECONDS if away else float("inf")
+            if not isinstance(error, DiskFull) and not is_disk_full(error):
+                limit = STOP_SECONDS if isinstance(error, TrackingError) else float("inf")
                 _stop(recorder, live, f"driver: {type(error).__name__}", status="FAILED", limit=limit)
                 raise
             reserve.unlink(missing_ok=True)  # room for what is still to be shown
-            say(disk_full_message(plan.options.root, recorder.disk_full or str(error)))
+            say(disk_full_message(options.root, str(error)))
             with suppress(OSError, TrackingError):
                 _stop(recorder, live, DISK_FULL, limit=STOP_SECONDS)
             return STOPPED
-        recorder.kill_all("time limit")
-        ended = {*plan.done, *plan.diverged, *recorder.finished, *recorder.failed}
-        if any(item.fingerprint not in ended for item in plan.work):
-            recorder.close("KILLED")
-            console.print("Stopped by the wall-clock limit; the same command goes on from here.")
-            live.finish()
+        if stopped:
+            say("Stopped by the wall-clock limit; the same command goes on from here.")
+            _stop(recorder, live, TIME_LIMIT)
             return STOPPED
+        plan.failed |= recorder.failed
         failed = bool(recorder.failed or plan.diverged)
-        recorder.close("FAILED" if failed else "FINISHED")
-        live.finish()
+        _stop(recorder, live, "", status="FAILED" if failed else "FINISHED")
         return SOME_FAILED if failed else DONE
 
 
+def _run(
+    plan: Plan, name: str, callbacks: Sequence[Callback], recorder: Recorder, say: Callable[[str], None]
+) -> bool:  # fmt: skip
+    """Train, and measure what is to be measured apart. Whether the time limit has stopped it."""
+    limit = plan.options.max_hours
+    deadline = None if limit is None else time.monotonic() + limit * 3600
+    source = Trials(plan, recorder)
+    setup = setup_of(plan, tasks=len(plan.missing), say=recorder.display.line, callbacks=callbacks)
+    with make(name, setup) as executor:
+        say(describe(plan, executor))
+        recorder.begin()
+        with recorder.display:
+            ended = drive(executor, source, recorder, retry=RetryPolicy(plan.options.retries), deadline=deadline)
+    if source.trained and ended.stopped is None:
+        with recorder.display:
+            ended = apart.evaluate(plan, recorder, source.trained, say, deadline)
+    return ended.stopped is not None
+
+
 def _stop(
-    recorder: Recorder, live: Live, reason: str, *, status: Status = "KILLED", limit: float = float("inf")
+    recorder: Recorder, live: Live | None, reason: str, *, status: Status = "KILLED", limit: float = float("inf")
 ) -> None:
     """Close the runs of the trials under way as KILLED, and the sweep's own."""
     recorder.kill_all(reason)
     recorder.close(status)
-    live.finish(limit=limit)
+    if live is not None:
+        live.finish(limit=limit)
 
 
 @contextmanager

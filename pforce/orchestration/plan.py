@@ -8,19 +8,19 @@ import shlex
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 
-from pforce.config import Experiment, flat_params, to_dict
+from pforce.config import Experiment, flat_params
 from pforce.data import Manifest, ensure
-from pforce.executors.placement import Placement
+from pforce.executors.executor import names
+from pforce.executors.support.setup import Setup
 from pforce.orchestration.sweep import Sweep, Work, same_distribution_notes
-from pforce.orchestration.worker import Payload
 from pforce.records import provenance as made
 from pforce.records.lease import Contender, LeaseError, held_below
 from pforce.records.ledger import Ledger
@@ -29,14 +29,17 @@ from pforce.records.record import Record
 from pforce.records.row import divergence_of, missing_of
 from pforce.records.sweeps import CellEntry, SweepEntry
 from pforce.storage import Storage, default_storage, in_ray_job
-from pforce.tracking import Tracker, TrackingError, default_uri, is_server, mask, sqlite_path
+from pforce.tracking import Tracker, TrackingError, default_uri, is_installed, is_server, mask, sqlite_path
 from pforce.tracking.live import CATCH_UP
-from pforce.training import Sharding
+from pforce.training import Callback, Sharding
 from pforce.trial.folder import TRAINING, training_folder
 from pforce.trial.measure import beyond_kept
 from pforce.trial.reference import check_reference, inputs_of
 from pforce.trial.run import auto_precision_on, check_data, choose_device
 from pforce.validation import ConfigError, require
+
+SCRATCH = "ray"
+"""Folder, below a storage's root, for state that libraries keep."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,10 @@ class Options:
     trial evaluates in its own process, on its own device."""
     max_hours: float | None = None
     """Wall-clock limit; what is unfinished then goes on with the next call."""
+    executor: str | None = None
+    """Where trials run. local: this process, one after the other. processes: processes of this machine, without Ray;
+    with --gpus-per-trial 0.25 four share a GPU. tune: Ray Tune, on a cluster. groups: Ray Train, several workers per
+    trial. Default: tune, with --workers 2 or more groups; of `pforce train` local."""
     ray_address: str | None = None
     """Cluster to connect to; by default RAY_ADDRESS, else one is started here."""
 
@@ -90,6 +97,8 @@ class Options:
         alone = "--workers 2 or more: one worker has nothing to"
         require(self.sharding == "none" or self.workers > 1, "sharding", self.sharding, f"none, or with {alone} split")
         require(not self.spread or self.workers > 1, "spread", self.spread, f"False, or with {alone} spread")
+        if self.executor is not None:
+            require(self.executor in names(), "executor", self.executor, f"one of {', '.join(names())}")
 
     @property
     def uri(self) -> str:
@@ -115,7 +124,7 @@ class Plan:
     options: Options
     data: Path
     tracker: Tracker | None
-    """None where the store is away and nothing is missing: then the storage tells all."""
+    """None where MLflow is not installed, or the store is away and nothing is missing: the storage tells all."""
     inputs: Inputs
     """What the experiments read, by content."""
     work: list[Work]
@@ -124,6 +133,8 @@ class Plan:
     """Fingerprints of finished cells."""
     diverged: dict[str, Record] = field(default_factory=dict)
     """fingerprint → what is recorded of it, of cells whose training diverged; --again diverged runs them."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """fingerprint → reason, of cells that failed when the plan was carried out."""
     notes: list[str] = field(default_factory=list)
     elsewhere: set[str] = field(default_factory=set)
     """Trainings that other drivers are at: those come last."""
@@ -254,7 +265,8 @@ def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
     def say(line: str) -> None:
         console.print(f"warning: {line}", markup=False, soft_wrap=True, highlight=False)
 
-    tracking_uri_of(options.place, options.tracking_uri)
+    if is_installed():
+        tracking_uri_of(options.place, options.tracking_uri)
     options.place.check()
     folder = ensure(sweep.base.data, progress=console.is_terminal).absolute()  # workers have another directory
     manifest = Manifest.load(folder)
@@ -286,6 +298,9 @@ def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
         )
     planned = Plan(sweep, options, folder, None, inputs, work, ledger, set(), notes=notes)
     planned.look()
+    if not is_installed():
+        notes.append("MLflow is not installed here: results are in the storage, and `pforce mirror` shows them")
+        return planned
     try:
         planned.tracker = tracker_of(options.place, options.tracking_uri)
         planned.tracker.check()
@@ -340,26 +355,18 @@ def trial_folder(options: Options, item: Work) -> Path:
     return options.root / training_folder(item.training)
 
 
-def ray_folder(options: Options) -> str:
-    """Where Ray keeps its own state of a sweep, which nobody needs afterwards. Closed to other users: it names the
-    storage, whose URI may hold credentials."""
-    folder = options.root / "ray"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return str(folder)
+def setup_of(
+    plan: Plan, *, tasks: int, name: str | None = None, say: Callable[[str], None] = lambda line: None,
+    callbacks: Sequence[Callback] = (),
+) -> Setup:  # fmt: skip
+    """What a sweep's options ask of an executor.
 
-
-def payload(plan: Plan, item: Work, placement: Placement) -> Payload:
-    """A cell as its worker gets it."""
-    return Payload(
-        fingerprint=item.fingerprint,
-        experiment=to_dict(item.experiment),
-        inputs=asdict(plan.inputs),
-        data=str(plan.data),
-        storage=plan.options.place.uri,
-        device="cuda" if placement.gpus else "cpu",
-        train_only=plan.options.evaluation_workers is not None,
-        threads=placement.cpus,
-        devices=placement.devices,
-        sharding=plan.options.sharding,
-        provenance=made.code(),
-    )
+    Args:
+        tasks: that could run at once.
+    """
+    o = plan.options
+    return Setup(
+        name or plan.sweep.name, tasks, cpus=o.cpus_per_trial, gpus=o.gpus_per_trial, workers=o.workers,
+        spread=o.spread, collective_timeout=o.collective_timeout, address=o.ray_address,
+        scratch=o.root / SCRATCH, say=say, callbacks=callbacks,
+    )  # fmt: skip

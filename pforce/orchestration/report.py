@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from experiments.paper import SCALES
-from pforce import results
+from pforce import catalog, results
 from pforce.config import flat_params
 from pforce.orchestration.plan import provenance
 from pforce.orchestration.reproduce import Reproduction, known_tables, read
@@ -97,7 +96,7 @@ def rows_of(frame: pd.DataFrame) -> list[Row]:
 
 def _parameters(frame: pd.DataFrame) -> list[str]:
     """Columns that are parameters of an experiment, in its own order."""
-    some = SCALES["smoke"].base()
+    some = catalog.scales()["smoke"].base()
     known = list(flat_params(some))
     own = [name for name in frame.columns if name.startswith("timesteps.") and name not in known]
     return [name for name in (*known, *own) if name in frame and name not in NOT_AXES]

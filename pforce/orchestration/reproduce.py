@@ -13,11 +13,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from experiments.paper import SCALES, TABLES
-from pforce import results
+from pforce import catalog, results
 from pforce.data import Manifest, ensure
 from pforce.files import strict
-from pforce.orchestration import local
 from pforce.orchestration.outlook import missing_data, print_outlook
 from pforce.orchestration.plan import Options, Plan
 from pforce.orchestration.reproduction import sweep_name, sweep_of
@@ -33,6 +31,7 @@ from pforce.results.stored import storage_frame
 from pforce.results.tables import COST_COLUMNS, QUALITY_COLUMNS, Column
 from pforce.storage import Storage
 from pforce.terminal import DONE
+from pforce.tracking import is_installed
 from pforce.trial.reference import inputs_of
 from pforce.validation import ConfigError, did_you_mean
 
@@ -182,7 +181,11 @@ def read(
 
 def known_tables() -> dict[str, tuple[Table, Scale]]:
     """Tables of the paper at all scales, by the names of their sweeps: `timestep_schedules-cpu`."""
-    return {sweep_name(table, scale): (table, scale) for table in TABLES for scale in SCALES.values()}
+    return {
+        sweep_name(table, scale): (table, scale)
+        for table in catalog.tables().values()
+        for scale in catalog.scales().values()
+    }
 
 
 def read_sweep(name: str, storage: Storage) -> Reproduction:
@@ -207,7 +210,7 @@ def whole_seeds(table: Table, scale: Scale, frame: pd.DataFrame, inputs: Inputs)
 
 def reproduce(
     table: Table, scale: Scale, options: Options, console: Console, *, seeds: Sequence[int] | None = None,
-    without_ray: bool = False, dry_run: bool = False, tflops: float, gpus: int,
+    dry_run: bool = False, tflops: float, gpus: int,
 ) -> int:  # fmt: skip
     """Run what is missing of a table, print it beside the paper's, and write its files. Returns the exit code."""
     sweep = sweep_of(table, scale, seeds)
@@ -225,7 +228,6 @@ def reproduce(
         sweep,
         options,
         dry_run=dry_run,
-        launcher=local.launch if without_ray else None,
         report=partial(report, table=table, scale=scale),
     )
 
@@ -257,7 +259,8 @@ def _tell(found: Reproduction, options: Options, console: Console) -> None:
     endings = ",".join(path.suffix[1:] for path in written)
     stem = options.root / FOLDER / sweep_name(found.table, found.scale)
     console.print(f"Table, verdicts, figure: {stem}.{{{endings}}}", soft_wrap=True, highlight=False)
-    print_mlflow(options.uri, console)
+    if is_installed():
+        print_mlflow(options.uri, console)
 
 
 def write_files(found: Reproduction, folder: Path) -> list[Path]:

@@ -12,11 +12,11 @@ from rich.table import Table
 from pforce import catalog
 from pforce.config import Experiment
 from pforce.data import Manifest, ensure
-from pforce.orchestration.measuring import Measurable
 from pforce.orchestration.sampler_sweep import Outcome, SamplerSweep
 from pforce.records.parts import request_of
 from pforce.results.pareto import front_figure
 from pforce.storage import Storage
+from pforce.trial.measurable import Measurable
 from pforce.trial.reference import check_reference, inputs_of, reference_images
 from pforce.trial.source import Source
 from pforce.validation import ConfigError

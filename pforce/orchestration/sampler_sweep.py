@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 from rich.console import Console
 
+from pforce.executors.executor import Executor, Workforce
 from pforce.files import digest
 from pforce.metrics.distances import metric_name
-from pforce.orchestration.display import SweepDisplay
-from pforce.orchestration.launch import STOP_SECONDS, stop_on_signals
-from pforce.orchestration.measuring import Done, Failed, Measurable, Measurer, Task
-from pforce.orchestration.plan import provenance, this_command
-from pforce.orchestration.pool import Pool, drain, make_pool
+from pforce.orchestration.display import Display
+from pforce.orchestration.drive import Source, drive
+from pforce.orchestration.launch import STOP_SECONDS
+from pforce.orchestration.plan import SCRATCH, provenance, this_command
+from pforce.orchestration.recorder import Entry, Recorder
 from pforce.orchestration.sampler_search import Search, SearchSpace
 from pforce.records.identity import canonical_sampler
 from pforce.records.lease import leased
@@ -31,10 +32,12 @@ from pforce.results.pareto import on_front
 from pforce.results.shown import recorded_view, show_cells
 from pforce.sampling import Guidance, SamplerConfig
 from pforce.storage import Storage
-from pforce.terminal import DONE, SOME_FAILED, STOPPED
+from pforce.terminal import DONE, SOME_FAILED, STOPPED, stop_on_signals
 from pforce.tracking import Live, Mirror, Page, Status, Tags, Tracker
 from pforce.tracking.page import Progress
+from pforce.trial.measurable import Measurable
 from pforce.trial.measure import missing
+from pforce.trial.task import Done, Failed, Idle, Measure, Task
 from pforce.validation import require
 
 
@@ -118,10 +121,10 @@ class Outcome:
 
 
 class _Run:
-    """The state of a call: the ledger, the search, the runs under way."""
+    """The state of a call: the ledger, the search, what is measured."""
 
-    def __init__(self, sweep: SamplerSweep, live: Live, storage: Storage, console: Console) -> None:
-        self.sweep, self.live, self.storage, self.console = sweep, live, storage, console
+    def __init__(self, sweep: SamplerSweep, storage: Storage, console: Console) -> None:
+        self.sweep, self.storage, self.console = sweep, storage, console
         self.distance = sweep.distance
         self.ledger = Ledger(storage, self._say)
         self.search = Search(sweep.space, sweep.guidance, seed=sweep.seed)
@@ -135,10 +138,7 @@ class _Run:
         """The samplers among these that were measured before, by whomever."""
         self.failed: dict[str, str] = {}
         """Label → reason."""
-        self.open: set[str] = set()
-        """Keys of the measurements under way."""
         self.tags = provenance()
-        live.open({**self.tags, Tags.COMMAND: this_command()})
         self.seconds = self.busy = 0.0
         self.measured = 0
         self._recall()
@@ -207,30 +207,14 @@ class _Run:
             "evaluation.seed": task.seed,
         }
 
-    def start(self, task: Measurement) -> None:
-        """Open the run of a measurement."""
-        subject = self.sweep.subject
+    def shown(self, task: Measurement) -> Entry:
+        """What the page shows of a measurement."""
+        subject, entry = self.sweep.subject, self.entry(task)
         tags = {**self.tags, "model": subject.source, "model.sha256": subject.sha256, "weights": self.sweep.weights}
-        key = self.sweep.key(task)
-        self.open.add(key)
-        self.live.start(key, label(task), {name: str(value) for name, value in self.params(task).items()}, tags)
-
-    def finish(self, task: Measurement, result: Done | Failed) -> None:
-        """Close the run of a measurement."""
-        key, entry = self.sweep.key(task), self.entry(task)
-        if isinstance(result, Failed):
-            self.live.tag(key, {Tags.REASON: result.reason, Tags.ERROR: result.error})
-            self.live.close(key, "FAILED")
-        else:
-            self.live.close(key, "FINISHED", lambda: recorded_view(entry, self.storage, self._say))
-            self.busy += result.seconds
-            self.measured += 1
-        self.open.discard(key)
-
-    def kill(self) -> None:
-        """Close what is under way; the next call measures it again."""
-        for key in self.open:
-            self.live.close(key, "KILLED")
+        params = {name: str(value) for name, value in self.params(task).items()}
+        return Entry(
+            entry.cell, label(task), params, tags, whole=lambda: recorded_view(entry, self.storage, self._say)
+        )  # fmt: skip
 
     def frame(self, again: int | None = None) -> pd.DataFrame:
         """A row a sampler; `again` is the seed of the confirmation."""
@@ -254,58 +238,98 @@ class _Run:
         frame["front"] = on_front(frame, [self.distance, "NFE"]) if len(frame) else []
         return frame
 
-    def told(self, task: Measurement, result: Done | Failed) -> None:
-        """A result, before the next sampler is suggested: the search and the table know it from here on."""
-        searched = task.seed == self.sweep.noise_seed
-        if isinstance(result, Failed):
-            self.failed[label(task)] = result.reason
-            if searched:
-                self.search.fail(task.sampler)
-            return
+    def take(self, task: Measurement, metrics: Mapping[str, float]) -> None:
+        """A measurement is done: the search and the table know it from here on."""
         key = self.sweep.key(task)
-        self.metrics[key] = result.metrics
-        if searched:
+        self.metrics[key] = dict(metrics)
+        if task.seed == self.sweep.noise_seed:
             self.accept(task.sampler, key, reused=False)
         else:
             self.confirmed[key] = task
             self.keep()
 
-    def drive(
-        self,
-        pool: Pool[Task, Done | Failed],
-        ask: Callable[[], Measurement | None],
-        display: SweepDisplay,
-        also: Callable[[Measurement], None] = lambda task: None,
-    ) -> None:
-        """Measure until `ask` has no more, and record; `also` is called with each first."""
-        started = time.perf_counter()
+    def fail(self, task: Measurement, reason: str) -> None:
+        """A sampler could not be measured."""
+        self.failed[label(task)] = reason
+        if task.seed == self.sweep.noise_seed:
+            self.search.fail(task.sampler)
 
-        def asked() -> Task | None:
-            wanted = ask()
-            return None if wanted is None else Task(0, "all", wanted.sampler, self.sweep.request(wanted))
 
-        def measurement(task: Task) -> Measurement:
-            assert task.sampler is not None
-            assert task.request is not None
-            return Measurement(task.sampler, task.request.seed)
+class Searching(Source):
+    """Samplers that the search suggests, then those of the front from other noise."""
 
-        def tell(task: Task, result: Done | Failed) -> None:
-            also(measurement(task))
-            self.told(measurement(task), result)
+    recorder: Recorder
+    """Who is told of what is found; set before the first task is asked for."""
 
-        def begin(task: Task) -> None:
-            self.start(measurement(task))
-            display.update(label(measurement(task)), 0.0, "measuring")
+    def __init__(self, state: _Run, display: Display, again: int | None) -> None:
+        self.state, self.display, self.again = state, display, again
+        self.tasks: dict[str, Measurement] = {}
+        """Digest → what was handed out."""
+        self.under_way: set[str] = set()
+        self.confirming: list[Measurement] | None = None
+        self.first = self._suggested()  # whether there is anything to do is known before workers are started
 
-        for task, result in drain(pool, asked, tell=tell, begin=begin):
-            of = measurement(task)
-            self.finish(of, result)
-            if isinstance(result, Failed):
-                display.end(label(of), f"FAILED ({result.reason}): {result.error}")
-            else:
-                note = f"{self.distance} {result.metrics[self.distance]:.2f} · {result.metrics['cost/nfe']:.0f} NFE"
-                display.end(label(of), note)
-        self.seconds += time.perf_counter() - started
+    def entry(self, cell: str) -> Entry:
+        """What the page shows of a measurement, by its digest."""
+        return self.state.shown(self.tasks[cell])
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing has to be measured."""
+        return self.first is None and not _unconfirmed(self.state, self.again)
+
+    def next(self) -> Task | Idle:
+        wanted, self.first = self.first or self._suggested(), None
+        if wanted is None and self.under_way and self.confirming is None:
+            return Idle.WAIT  # one may fail, and the front is not known before the last has ended
+        wanted = wanted or self._confirmation()
+        if wanted is None:
+            return Idle.END
+        sweep = self.state.sweep
+        key = sweep.key(wanted)
+        self.tasks[key] = wanted
+        self.under_way.add(key)
+        model = replace(sweep.subject, sampler=wanted.sampler, request=sweep.request(wanted))
+        return Measure(key, label(wanted), model, cells=(key,))
+
+    def _suggested(self) -> Measurement | None:
+        """A sampler that was not measured yet, by whomever, while there are trials left."""
+        state, sweep = self.state, self.state.sweep
+        # What failed counts as tried in this call; the next one tries it again.
+        while len(state.configs) + len(state.failed) + len(self.under_way) < sweep.trials and self.confirming is None:
+            config = state.search.ask()
+            if config is None:
+                return None
+            task = Measurement(config, sweep.noise_seed)
+            if not state.known(task):
+                return task
+            state.accept(config, sweep.key(task), reused=True)
+        return None
+
+    def _confirmation(self) -> Measurement | None:
+        state = self.state
+        if self.confirming is None:
+            tried = len(state.configs) + len(state.failed)
+            if tried < state.sweep.trials:
+                self.display.line(f"The space is used up: it has {len(state.configs)} different samplers.")
+            front = _unconfirmed(state, self.again)
+            assert self.again is not None or not front
+            self.confirming = [Measurement(config, self.again or 0) for config in front]
+            self.display.extend(len(front))
+        return self.confirming.pop(0) if self.confirming else None
+
+    def done(self, task: Task, event: Done) -> None:
+        of, state = self.tasks[task.id], self.state
+        self.under_way.discard(task.id)
+        state.take(of, event.metrics)
+        state.busy += event.seconds
+        state.measured += 1
+        note = f"{state.distance} {event.metrics[state.distance]:.2f} · {event.metrics['cost/nfe']:.0f} NFE"
+        self.recorder.finish(task.id, task.label, note)
+
+    def failed(self, task: Task, event: Failed) -> None:
+        self.under_way.discard(task.id)
+        self.state.fail(self.tasks[task.id], event.failure.reason)
 
 
 def _to_json(config: SamplerConfig) -> str:
@@ -328,14 +352,8 @@ def label(task: Measurement) -> str:
 
 
 def run(
-    sweep: SamplerSweep,
-    tracker: Tracker,
-    storage: Storage,
-    console: Console,
-    *,
-    workers: int | None,
-    address: str | None,
-) -> Outcome:
+    sweep: SamplerSweep, tracker: Tracker, storage: Storage, console: Console, workforce: Workforce
+) -> Outcome:  # fmt: skip
     """Measure what is missing of the trials, then the front again. Stopped calls go on where they were; several at
     once share the work."""
 
@@ -349,76 +367,41 @@ def run(
         if there is not None:
             show_cells(page, there.cells, ledger, parent, progress=between)
 
+    at = workforce.make(
+        sweep.name, storage.root / SCRATCH, say=say
+    )  # what is wrong with it is said before anything is shown
     with Live(Mirror(tracker, storage, say), sweep.name, sweep.identity, say, before) as live:
-        return _run(sweep, live, storage, console, workers=workers, address=address)
+        return _run(sweep, live, storage, console, at)
 
 
-def _run(
-    sweep: SamplerSweep, live: Live, storage: Storage, console: Console, *, workers: int | None, address: str | None
-) -> Outcome:  # fmt: skip
-    state = _Run(sweep, live, storage, console)
-    seed = sweep.noise_seed
-    again = seed + 1 if sweep.confirm else None
+def _run(sweep: SamplerSweep, live: Live, storage: Storage, console: Console, executor: Executor) -> Outcome:
+    state = _Run(sweep, storage, console)
+    again = sweep.noise_seed + 1 if sweep.confirm else None
+    display = Display(console, "search", sweep.trials, len(state.configs), "samplers")
+    source = Searching(state, display, again)
+    recorder = Recorder(
+        live, display, source.entry, folder=storage.root, tags={**state.tags, Tags.COMMAND: this_command()}
+    )  # fmt: skip
+    source.recorder = recorder
     code, used = STOPPED, 0
     with stop_on_signals():
+        recorder.begin()
         try:
-            used = _measure(state, seed, again, workers, address)
+            if not source.empty:
+                with executor as at, display:
+                    started = time.perf_counter()
+                    drive(at, source, recorder)
+                    state.seconds, used = time.perf_counter() - started, at.placement.concurrent
             code = SOME_FAILED if state.failed else DONE
         except (KeyboardInterrupt, SystemExit) as stopped:  # Ray's own SIGTERM handler, while it starts, exits
             console.print(f"Stopped by {stopped}; the same command goes on from here.", markup=False)
         finally:
-            state.kill()
+            recorder.kill_all("stopped")
             live.catch_up()  # samplers that were measured before, by whomever
             ended: dict[int, Status] = {DONE: "FINISHED", SOME_FAILED: "FAILED", STOPPED: "KILLED"}
-            live.end(ended[code], {"trials": str(len(state.configs)), Tags.REUSED: " ".join(state.reused)})
+            recorder.close(ended[code], {"trials": str(len(state.configs)), Tags.REUSED: " ".join(state.reused)})
             live.finish(limit=STOP_SECONDS if code == STOPPED else float("inf"))
     return Outcome(code, state.frame(again), state.seconds, state.busy, state.measured, used, state.failed)
-
-
-def _measure(state: _Run, seed: int, again: int | None, workers: int | None, address: str | None) -> int:
-    """The search, then its confirmation. Returns the number of workers; 0 where nothing had to be measured."""
-    sweep = state.sweep
-    tried = 0
-
-    def ask() -> Measurement | None:
-        nonlocal tried
-        # What failed counts as tried in this call; the next one tries it again.
-        while len(state.configs) + len(state.failed) + tried < sweep.trials:
-            config = state.search.ask()
-            if config is None:
-                return None
-            task = Measurement(config, seed)
-            if not state.known(task):
-                tried += 1
-                return task
-            state.accept(config, sweep.key(task), reused=True)
-        return None
-
-    first = ask()
-    if first is None and not _unconfirmed(state, again):
-        return 0
-    waiting = [] if first is None else [first]
-
-    def following() -> Measurement | None:
-        return waiting.pop() if waiting else ask()
-
-    def told(task: Measurement) -> None:
-        nonlocal tried
-        tried -= 1
-
-    pool: Pool[Task, Done | Failed] = make_pool(workers, address, Measurer, (sweep.subject,))
-    # Once more: starting Ray puts a handler of its own over SIGTERM.
-    with stop_on_signals(restore=False), pool:
-        with SweepDisplay(state.console, sweep.trials, len(state.configs)) as display:
-            state.drive(pool, following, display, told)
-        if len(state.configs) + len(state.failed) < sweep.trials:
-            state.console.print(f"The space is used up: it has {len(state.configs)} different samplers.")
-        if front := _unconfirmed(state, again):
-            assert again is not None
-            tasks = iter([Measurement(config, again) for config in front])
-            with SweepDisplay(state.console, len(front), 0) as second:
-                state.drive(pool, lambda: next(tasks, None), second)
-        return pool.workers
 
 
 def _unconfirmed(state: _Run, again: int | None) -> list[SamplerConfig]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,11 +17,11 @@ from rich.table import Table
 
 from pforce import results
 from pforce.config import with_fields
+from pforce.executors.executor import make
 from pforce.orchestration.calibration import TIMED_EVALUATIONS, TIMED_STEPS, estimate
 from pforce.orchestration.doctor.cluster import check_cluster
-from pforce.orchestration.launch import Launcher, execute
-from pforce.orchestration.plan import Options, Plan, plan, sweep_entry
-from pforce.orchestration.recorder import Recorder
+from pforce.orchestration.launch import execute
+from pforce.orchestration.plan import Options, Plan, plan, setup_of, sweep_entry
 from pforce.orchestration.sweep import Sweep, format_value, parse_axis
 from pforce.records.parts import cell_parts
 from pforce.results import Row
@@ -28,11 +29,12 @@ from pforce.results.figures import cell_figure
 from pforce.results.statistics import MOST_CLAIMS
 from pforce.results.stored import storage_frame
 from pforce.results.tables import COLUMNS, Column
-from pforce.storage import Storage, StorageError
+from pforce.storage import Storage, StorageError, default_storage
 from pforce.storage.identity import identity_of
 from pforce.terminal import DONE, STOPPED, duration, make_console
 from pforce.tracking import TrackingError, mask, runs_frame
 from pforce.tracking.view import key_of
+from pforce.training import Callback
 from pforce.trial.run import with_precision
 from pforce.validation import ConfigError, require
 
@@ -70,14 +72,20 @@ def run_sweep(
     options: Options,
     *,
     dry_run: bool = False,
-    launcher: Launcher | None = None,
+    executor: str | None = None,
+    callbacks: Sequence[Callback] = (),
     report: Callable[[Plan, Console], None] | None = None,
     comparison: Comparison = ALL_ROWS,
 ) -> int:
     """Plan, run what is missing, print and write the table. Returns the exit code.
 
-    The launcher is Ray Tune's where none is given; ray is imported only if something has to run. The report is
-    `print_report` where none is given. ConfigError where the comparison names rows that the table will not have.
+    ray is imported only if something has to run on it. ConfigError where the comparison names rows that the table will
+    not have.
+
+    Args:
+        executor: where the options name none; by default Ray Tune's, for several workers Ray Train's.
+        callbacks: see trainings that run in this process.
+        report: by default `print_report`.
     """
     console = make_console()
     started = time.perf_counter()
@@ -94,10 +102,11 @@ def run_sweep(
         f"{sweep.name}: {len(sweep.cells())} cells, {len(planned.work)} distinct, {len(planned.done)} finished "
         f"before{diverged}"
     )
-    if launcher is None and planned.missing:
+    name = options.executor or executor or ("groups" if options.workers > 1 else "tune")
+    # What is wrong is said now; and Ray waits for a cluster that does not answer for minutes.
+    if planned.missing and make(name, setup_of(planned, tasks=1)).on_cluster:
         check_cluster(options.ray_address or os.environ.get("RAY_ADDRESS"))
-        launcher = ray_launcher(options)
-    code = execute(planned, console, _then_evaluate(launcher) if launcher else None)
+    code = execute(planned, console, name, callbacks=callbacks)
     try:
         if report is None:
             print_report(planned, console, comparison=comparison)
@@ -107,24 +116,26 @@ def run_sweep(
         if code != STOPPED:
             raise
         console.print(f"No table: {error}", highlight=False, soft_wrap=True, markup=False)
+    for line in failures(planned):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     console.print(f"{time.perf_counter() - started:.0f} s in all", highlight=False)
     return code
+
+
+def failures(planned: Plan) -> list[str]:
+    """What failed in this call, with the command that shows what the attempt said."""
+    labels = {item.fingerprint: item.label for item in planned.work}
+    given = planned.options.storage
+    where = "" if given == default_storage() else f" --storage {shlex.quote(given)}"
+    lines = [f"FAILED ({reason}): {labels[cell]}: pforce logs {cell[:12]}{where}" for cell, reason
+             in planned.failed.items()]  # fmt: skip
+    more = [f"and {len(lines) - MOST_LISTED} more"] if len(lines) > MOST_LISTED else []
+    return [*lines[:MOST_LISTED], *more]
 
 
 def keep_sweep(planned: Plan) -> None:
     """Write down which cells the sweep is of, beside its records."""
     sweep_entry(planned).write(planned.options.place)
-
-
-def ray_launcher(options: Options) -> Launcher:
-    """Ray Tune's for trials of one worker, Ray Train's for more. Imports ray."""
-    if options.workers > 1:
-        from pforce.orchestration import groups
-
-        return groups.launch
-    from pforce.orchestration import tune
-
-    return tune.launch
 
 
 def _with_absolute_paths(sweep: Sweep) -> Sweep:
@@ -135,19 +146,6 @@ def _with_absolute_paths(sweep: Sweep) -> Sweep:
         paths["evaluation.reference"] = evaluation.reference
     absolute = {name: str(Path(path).absolute()) for name, path in paths.items() if path is not None}
     return replace(sweep, base=with_fields(sweep.base, absolute)) if absolute else sweep
-
-
-def _then_evaluate(launcher: Launcher) -> Launcher:
-    """The launcher, and after it the evaluation of what it has only trained."""
-
-    def launch(plan: Plan, recorder: Recorder, console: Console) -> None:
-        launcher(plan, recorder, console)
-        if recorder.trained:
-            from pforce.orchestration import apart
-
-            apart.evaluate(plan, recorder, console)
-
-    return launch
 
 
 def table_rows(planned: Plan) -> list[Row]:
@@ -256,7 +254,8 @@ def print_report(
     push_files(options.place, [f"{sweep.name}.{ending}" for ending in (*texts, "png")], console)
     where = f"{options.place}, and here {stem}" if options.place.remote else stem
     console.print(f"Table and figure: {where}.{{csv,md,tex,html,png}}", soft_wrap=True, highlight=False)
-    print_mlflow(options.uri, console)
+    if planned.tracker is not None:
+        print_mlflow(options.uri, console)
 
 
 def sweep_frame(planned: Plan) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from pforce.tracking.live import Live
 from pforce.tracking.mirror import Mirror
 from pforce.tracking.page import Page, Shown
 from pforce.tracking.reading import runs_frame, sweep_names, sweeps_frame
-from pforce.tracking.store import Tracker, default_uri
+from pforce.tracking.store import Tracker, default_uri, is_installed
 from pforce.tracking.view import PARENT, Point, Status, Tags, View
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "TrackingError",
     "View",
     "default_uri",
+    "is_installed",
     "is_server",
     "mask",
     "runs_frame",

@@ -27,17 +27,6 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 
-import sqlalchemy
-from sqlalchemy.exc import (
-    ArgumentError,
-    DataError,
-    DBAPIError,
-    IntegrityError,
-    NoSuchModuleError,
-    ProgrammingError,
-    SQLAlchemyError,
-)
-
 for name, level in {
     "alembic": logging.WARNING,
     "mlflow": logging.WARNING,
@@ -184,12 +173,16 @@ def sqlite_path(uri: str) -> Path | None:
     """The file of a sqlite database; None for one in memory, and for other stores."""
     if not uri.startswith("sqlite:"):
         return None
+    import sqlalchemy  # comes with MLflow, without which the rest of pforce works
+
     name = sqlalchemy.make_url(uri).database
     return None if not name or name == ":memory:" else Path(name)
 
 
 def sqlite_uri(path: Path) -> str:
     """The URI of a sqlite database, whatever its path is made of: `?` and `%41` mean something in a URI."""
+    import sqlalchemy
+
     return sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
 
 
@@ -225,6 +218,9 @@ def _check_sqlite(uri: str) -> None:
 
 
 def _check_database(uri: str) -> None:
+    import sqlalchemy
+    from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+
     kind = uri.partition(":")[0].partition("+")[0]
     limit = {"connect_timeout": ANSWER_SECONDS} if kind in ("postgresql", "mysql") else {}
     try:
@@ -295,21 +291,11 @@ def why(error: BaseException) -> str:
 
 def transient(error: BaseException) -> bool:
     """False of what the store refuses, and will refuse again: a bad value, a run that was deleted, a missing file."""
-    if (
-        isinstance(
-            error,
-            TrackingError
-            | FileNotFoundError
-            | IsADirectoryError
-            | PermissionError
-            | LookupError
-            | TypeError
-            | IntegrityError
-            | DataError
-            | ProgrammingError,
-        )
-        or type(error) is ValueError
-    ):
+    from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
+
+    refused = (TrackingError, FileNotFoundError, IsADirectoryError, PermissionError, LookupError, TypeError,
+               IntegrityError, DataError, ProgrammingError)  # fmt: skip
+    if isinstance(error, refused) or type(error) is ValueError:
         return False
     code: Any = getattr(error, "error_code", None)
     if code is not None:

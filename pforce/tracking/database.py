@@ -10,8 +10,6 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import sqlalchemy
-
 from pforce.tracking.checks import LOCK_SECONDS, sqlite_path
 from pforce.tracking.view import USER, View
 
@@ -37,6 +35,7 @@ class Database:
     """MLflow's tables in a database of its own."""
 
     def __init__(self, uri: str) -> None:
+        import sqlalchemy
         from mlflow.store.tracking.dbmodels import models
 
         limit = {"timeout": LOCK_SECONDS} if sqlite_path(uri) is not None else {}
@@ -54,6 +53,8 @@ class Database:
         Args:
             also: names of further tags that the answer holds.
         """
+        import sqlalchemy  # comes with MLflow
+
         runs, tags = self.runs, self.tags
         query = (
             sqlalchemy.select(runs.c.run_uuid, runs.c.lifecycle_stage, runs.c.status, runs.c.start_time)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from pforce.tracking.checks import TrackingError, short_requests, transient, why
@@ -63,6 +64,8 @@ class _Trial:
     points: list[Point] = field(default_factory=list)
     whole: Callable[[], View | None] | None = None
     """Of one that ended well: what its records say."""
+    files: Sequence[Path] = ()
+    """Of one that failed: what its attempt said."""
     changes: int = 1
     """How often it was changed, and how much of that is shown."""
     shown: int = 0
@@ -162,14 +165,17 @@ class Live:
         with self._changing(cell) as trial:
             trial.tags |= tags
 
-    def close(self, cell: str, status: Status, whole: Callable[[], View | None] | None = None) -> None:
+    def close(
+        self, cell: str, status: Status, whole: Callable[[], View | None] | None = None, *, files: Sequence[Path] = ()
+    ) -> None:
         """A trial has ended.
 
         Args:
             whole: what it shows from its records; None where they are not there.
+            files: that its run gets, where there is no such view.
         """
         with self._changing(cell) as trial:
-            trial.status, trial.ended, trial.whole = status, now(), whole
+            trial.status, trial.ended, trial.whole, trial.files = status, now(), whole, files
 
     def end(self, status: Status, tags: Mapping[str, str] | None = None) -> None:
         """The sweep has ended."""
@@ -282,10 +288,10 @@ class Live:
                 trial.points[:0] = past or ()
         with self.changed:
             changes, points, tags = trial.changes, list(trial.points), dict(trial.tags)
-            status, ended = trial.status, trial.ended
+            status, ended, files = trial.status, trial.ended, trial.files
         try:
             view = View(trial.name, tags, trial.params, status=status, started=trial.started, ended=ended,
-                        points=lambda: points)  # fmt: skip
+                        points=lambda: points, files=lambda: files)  # fmt: skip
             content, whole = "", self._looked_up(trial, trial.whole, "numbers") if trial.whole is not None else None
             if whole is not None:
                 curve = self._looked_up(trial, whole.points, "curve")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import sqlite3
@@ -22,6 +23,11 @@ from pforce.tracking.checks import (
 )
 
 STALE_SECONDS = 600
+
+
+def is_installed() -> bool:
+    """Whether MLflow is here. Where it is not, results lie in the storage all the same."""
+    return importlib.util.find_spec("mlflow") is not None
 
 
 def default_uri(storage: Path) -> str:

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from pforce.training import checkpoint
@@ -128,6 +126,8 @@ class Checkpoints(Callback):
         self.resumable = set(resumable)
         self.targets = {*self.resumable, *snapshots}
         self.taken: set[int] = set()
+        self.saved = -1
+        """The step of the last checkpoint or snapshot written."""
 
     def on_start(self, state: TrainState) -> None:
         workers = state.workers
@@ -155,6 +155,14 @@ class Checkpoints(Callback):
             self._save(state, snapshot=True)
         elif state.step % state.spec.training.checkpoint_every == 0:
             self._save(state, snapshot=False)
+
+    def on_checkpoint(self, state: TrainState) -> None:
+        if self.saved != state.step or (state.images_seen in self.taken and not self._goes_on_from(state)):
+            self._save(state, snapshot=False)
+
+    def _goes_on_from(self, state: TrainState) -> bool:
+        """Whether a snapshot of this step is one that a training goes on from."""
+        return state.images_seen == self.end or state.images_seen in self.resumable
 
     def on_end(self, state: TrainState) -> None:
         if state.images_seen not in self.taken:  # it was all there, under the name of a checkpoint
@@ -189,7 +197,7 @@ class Checkpoints(Callback):
             "keep": images in self.resumable,
             "torch": torch.__version__,
         }
-        resumable = not snapshot or images == self.end or images in self.resumable
+        resumable = not snapshot or self._goes_on_from(state)
         tensors: dict[str, Tensor] = {}
         for name, tensor in state_tensors(state).items():
             if resumable or not name.startswith(checkpoint.OPTIMIZER):
@@ -216,35 +224,8 @@ class Checkpoints(Callback):
         # All learn of a full disk or a lost folder at once: none is left waiting in the next step.
         self.targets |= workers.first_does(write)
         self.taken |= {images} if snapshot else set()
+        self.saved = state.step
         state.curve = []
-
-
-class ProgressBar(Callback):
-    """A bar with loss, images per second and time left."""
-
-    def __init__(self, console: Console | None = None) -> None:
-        self.progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} images"),
-            TextColumn("loss {task.fields[loss]:.4f} · {task.fields[rate]:,.0f} images/s"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-        )
-
-    def on_start(self, state: TrainState) -> None:
-        self.task = self.progress.add_task(
-            "training", total=state.spec.training.images, completed=state.images_seen, loss=float("nan"), rate=0.0
-        )
-        self.progress.start()
-
-    def on_record(self, state: TrainState, record: Record) -> None:
-        self.progress.update(self.task, completed=record.images_seen, loss=record.loss, rate=record.images_per_second)
-
-    def on_exit(self) -> None:
-        self.progress.stop()
 
 
 class OnRecord(Callback):

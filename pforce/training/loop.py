@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -21,7 +22,7 @@ from pforce import flow, seeding
 from pforce.flow import FlowConfig
 from pforce.images import from_uint8
 from pforce.models import PatchForcingTransformer
-from pforce.parallel import ALONE, Workers
+from pforce.parallel import ALONE, Word, Workers
 from pforce.timesteps import TimestepSampler
 from pforce.training.config import OptimizerConfig, Precision, TrainingConfig
 from pforce.training.ema import EMA
@@ -42,6 +43,20 @@ class Diverged(RuntimeError):
 
     def __reduce__(self) -> tuple[type[Diverged], tuple[int, str]]:
         return Diverged, (self.step, self.what)
+
+
+class Answer(IntEnum):
+    """The reply to a report of work under way."""
+
+    GO_ON = 0
+    CHECKPOINT = 1
+    """Write a checkpoint now, and go on."""
+    CHECKPOINT_AND_STOP = 2
+
+
+class Stopped(RuntimeError):
+    """The work was told to stop. A training stands at a checkpoint of the step that it had done; of a measurement all
+    that is done is kept."""
 
 
 class TrainingBatch(Protocol):
@@ -182,6 +197,8 @@ class TrainState:
     window: Window = field(default_factory=Window)
     curve: list[Record] = field(default_factory=list)
     """Points of the loss curve since the last checkpoint."""
+    answer: Answer = Answer.GO_ON
+    """What a callback of the first worker was told; all workers act on it at the end of one step."""
 
     @property
     def images_seen(self) -> int:
@@ -200,6 +217,9 @@ class Callback:
 
     def on_step(self, state: TrainState) -> None:
         """After every step, and after its record."""
+
+    def on_checkpoint(self, state: TrainState) -> None:
+        """A checkpoint is asked for at this step. Called on all workers, after `on_step`."""
 
     def on_end(self, state: TrainState) -> None:
         """After the last step; losses and weights are finite."""
@@ -298,7 +318,8 @@ def require_finite(state: TrainState) -> None:
 def train(
     state: TrainState, *, until: int | None = None, flip: bool = False, callbacks: Sequence[Callback] = ()
 ) -> None:
-    """Train until the budget is spent; continues at `state.step`. Diverged where the loss or a weight is not finite.
+    """Train until the budget is spent; continues at `state.step`. Diverged where the loss or a weight is not finite,
+    Stopped where a callback was told so; both are raised by all workers at one step.
 
     Args:
         until: images seen at which to end; by default the budget of the configuration.
@@ -318,6 +339,7 @@ def train(
 def _run(state: TrainState, end: int, flip: bool, callbacks: Sequence[Callback]) -> None:
     training = state.spec.training
     forward = make_forward(state.model, state.workers, compiled=training.compile)
+    word = Word(state.workers)
     state.window.begin()
     while state.step < end:
         state.window.add(_step(state, forward, flip))
@@ -333,6 +355,14 @@ def _run(state: TrainState, end: int, flip: bool, callbacks: Sequence[Callback])
                 callback.on_record(state, record)
         for callback in callbacks:
             callback.on_step(state)
+        answer, state.answer = Answer(word.pass_on(state.answer)), Answer.GO_ON
+        if answer is not Answer.GO_ON and state.step < end:
+            for callback in callbacks:
+                callback.on_checkpoint(state)
+            if answer is Answer.CHECKPOINT_AND_STOP:
+                word.end()
+                raise Stopped(f"stopped at {state.images_seen:,} images seen")
+    word.end()
 
 
 def _step(state: TrainState, forward: Forward, flip: bool) -> Tensor:

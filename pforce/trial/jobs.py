@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -193,14 +193,24 @@ def blocks_of(job: Job) -> dict[str, Blocks]:
     return {kind: Blocks(storage, f"{folder_of(job.identity)}/{kind}") for kind in job.kinds}
 
 
-def missing(job: Job) -> tuple[list[Span], dict[int, int]]:
-    """Passes whose images are not kept, or damaged; and of each block, by its first image, how far it is there."""
+def ends_of(job: Job, blocks: Iterable[int]) -> dict[int, int]:
+    """How far each of some blocks, by its first image, is kept: the image after its last one."""
+    several = [(kept, kept.names()) for kept in blocks_of(job).values()]
     ends: dict[int, int] = {}
-    several = [(blocks, blocks.names()) for blocks in blocks_of(job).values()]
-    for first in range(0, job.count, BLOCK):
-        found = [blocks.block(first, names) for blocks, names in several]
+    for first in blocks:
+        found = [kept.block(first, names) for kept, names in several]
         ends[first] = min(first + (0 if arrays is None else count_of(arrays)) for arrays in found)
-    return [span for group in spans_to_draw(job.count, job.batch, ends) for span in group], ends
+    return ends
+
+
+def missing(job: Job) -> list[list[Span]]:
+    """Passes whose images are not kept, or damaged, grouped by the blocks that they fill."""
+    return spans_to_draw(job.count, job.batch, ends_of(job, range(0, job.count, BLOCK)))
+
+
+def blocks_in(group: Sequence[Span]) -> range:
+    """First images of the blocks that a group of passes fills."""
+    return range(group[0].first // BLOCK * BLOCK, group[-1].end, BLOCK)
 
 
 class Keeper:

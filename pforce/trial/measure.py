@@ -61,25 +61,15 @@ from pforce.trial.draw import (
     to_arrays,
     to_reading,
 )
+from pforce.trial.watch import UNSEEN, Phase, Progress, Watch, quiet
 
-Progress = Callable[[str, float], None]
-"""Called with the part of the measurement and the share of it that is done."""
 ARRAYS = "arrays.npz"
 """File of a held-out measurement, for figures."""
 
 
-def quiet(part: str, share: float) -> None:
-    """Shows nothing."""
-
-
-def _within(progress: Progress, part: str, number: int, count: int, share: float) -> None:
+def _within(progress: Progress, phase: Phase, number: int, count: int, share: float) -> None:
     """Report a share of one of several measurements."""
-    progress(part, (number + share) / count)
-
-
-def _waiting(progress: Progress) -> Wait:
-    """Reports whom a process waits for."""
-    return lambda holder: progress(f"waiting for {holder or 'another process'}", 0.0)
+    progress(phase, (number + share) / count)
 
 
 @dataclass
@@ -144,7 +134,7 @@ def measure(
     ledger: Ledger,
     *,
     workers: Workers = ALONE,
-    progress: Progress = quiet,
+    watch: Watch = UNSEEN,
     trim: bool = True,
 ) -> dict[str, Record] | None:
     """Draw and measure what is missing of a request, put it into the ledger, and return all of its records.
@@ -156,9 +146,9 @@ def measure(
     """
     todo = workers.first_does(lambda: missing(request, subject.weights, ledger))
     if workers.first and todo.held_out:
-        _measure_held_out(request, subject, ledger, todo.held_out, progress=progress)
+        _measure_held_out(request, subject, ledger, todo.held_out, watch=watch)
     if todo.metrics:
-        _measure_images(request, subject, ledger, todo.metrics, workers=workers, progress=progress)
+        _measure_images(request, subject, ledger, todo.metrics, workers=workers, watch=watch)
         if trim and workers.first:
             assert subject.detector is not None
             folder = features_folder(request.drawing(subject.weights).digest, subject.detector())
@@ -175,7 +165,7 @@ def _measure_held_out(
     ledger: Ledger,
     wanted: Sequence[tuple[Analysis, str]],
     *,
-    progress: Progress,
+    watch: Watch,
 ) -> None:
     assert subject.held_out is not None
     images = subject.held_out()
@@ -192,11 +182,11 @@ def _measure_held_out(
 
     for kind in shared(
         ledger.storage, kinds, key=lambda kind: f"held_out/{subject.weights[:32]}/{kind}",
-        done=lambda kind: not left(kind), doing="measuring on held-out images", wait=_waiting(progress),
+        done=lambda kind: not left(kind), doing="measuring on held-out images", wait=watch.waits,
     ):  # fmt: skip
         times = left(kind)
         for number, time_key in enumerate(times):
-            within = partial(_within, progress, _SAID[kind], number, len(times))
+            within = partial(_within, watch.progress, _SAID[kind], number, len(times))
             within(0.0)
             _measure_one(
                 parts[kind, time_key], kind, time_key, subject=subject, data=data, ledger=ledger, progress=within
@@ -234,7 +224,7 @@ def _measure_one(
     ))  # fmt: skip
 
 
-_SAID = {"loss": "validation loss", "difficulty": "difficulty", "context": "context"}
+_SAID: dict[Analysis, Phase] = {"loss": "validation loss", "difficulty": "difficulty", "context": "context"}
 
 
 def _keep(ledger: Ledger, arrays: Arrays) -> dict[str, str]:
@@ -335,7 +325,7 @@ def _measure_images(
     metrics: Sequence[str],
     *,
     workers: Workers,
-    progress: Progress,
+    watch: Watch,
 ) -> None:
     assert subject.detector is not None
     assert subject.reference is not None
@@ -346,7 +336,7 @@ def _measure_images(
     pictures = Blocks(ledger.storage, f"{folder_of(drawing.digest)}/{IMAGES}")
     reference: ReferenceStatistics | None = None
     if workers.first:
-        progress("reference", 0.0)
+        watch.progress("features of the reference", 0.0)
         reference = subject.reference()  # before anything is drawn: a broken one is found first
 
     def look() -> tuple[dict[int, Arrays], list[list[Span]]]:
@@ -371,10 +361,10 @@ def _measure_images(
     def drew(count: int) -> None:
         nonlocal done
         done += count
-        progress("sampling", min(1.0, done / max(1, to_draw)))
+        watch.progress("sampling", min(1.0, done / max(1, to_draw)))
 
     made = list(draw_blocks(
-        request, subject, detector, own, kept=kept, store=(features, pictures), progress=drew, wait=_waiting(progress)
+        request, subject, detector, own, kept=kept, store=(features, pictures), progress=drew, wait=watch.waits
     ))  # fmt: skip
     blocks = [block for part in workers.to_first(made) for block in part]
     if reference is None:
@@ -400,7 +390,7 @@ def _measure_images(
     parts = request.image_parts(subject.weights)
     record_metrics(
         {name: parts[name] for name in metrics}, found.cut(request.images), reference, ledger, subject=subject,
-        progress=progress,
+        progress=watch.progress,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""A trial: train a model, measure it, leave records. The same for every launcher, Ray or not."""
+"""A trial: train a model, measure it, leave records. The same in every executor."""
 
 from __future__ import annotations
 
@@ -60,10 +60,11 @@ from pforce.trial.folder import (
     training_folder,
     write_experiment,
 )
-from pforce.trial.measure import Progress, Subject, arrays_of, cycle_of, measure, quiet
+from pforce.trial.measure import Subject, arrays_of, cycle_of, measure
 from pforce.trial.mirror import TrialMirror
 from pforce.trial.reference import REFERENCES, HeldOut, check_detector, inputs_of, reference_for
 from pforce.trial.source import tensors_hash
+from pforce.trial.watch import UNSEEN, Watch
 from pforce.validation import ConfigError
 
 
@@ -105,7 +106,7 @@ class Where:
     """Devices that the trial occupies, over all workers, for device-hours (on a CPU: cores)."""
     callbacks: Sequence[Callback] = ()
     """Called by the first worker only."""
-    progress: Progress = quiet
+    watch: Watch = UNSEEN
     provenance: Mapping[str, str] = field(default_factory=dict)
     """What the driver knows of the code, where this process cannot see it."""
 
@@ -292,7 +293,7 @@ def train_trial(
         return there
 
     def wait(holder: Holder | None) -> None:
-        where.progress(f"waiting for {holder or 'another process'}", 0.0)
+        where.watch.waits(holder)
         if checkpoint.META in paths.storage.names(snapshot.relative_to(paths.storage.root).as_posix()):
             raise _TakenMeanwhile
         ask(paths.storage, cell.training.digest, cell.images_seen)
@@ -301,7 +302,7 @@ def train_trial(
     while there is None:
         try:
             with held(workers, paths.storage, f"{TRAINING}/{cell.training.digest}", "training", wait=wait) as guard:
-                where.progress("starting", 0.0)
+                where.watch.begins()
                 workers.first_does(ledger.refresh)
                 there = find()  # whoever was at it may have left it
                 if there is None:
@@ -516,7 +517,7 @@ def run_trial(
     trained = train_trial(experiment, paths, cell, where, ledger)
     trained.weights = workers.first_does(lambda: trained.weights)
     subject = subject_of(experiment, paths, inputs, trained, where, images=held_out, detector=detector)
-    measure(cell.request, subject, ledger, workers=workers, progress=where.progress)
+    measure(cell.request, subject, ledger, workers=workers, watch=where.watch)
     return finish_trial(experiment, paths, cell, ledger, held_out) if workers.first else None
 
 

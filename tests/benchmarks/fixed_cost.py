@@ -13,12 +13,13 @@ import tempfile
 import time
 from statistics import median
 
+import ray
 from rich.console import Console
 
 from pforce import results
 from pforce.catalog import experiment
 from pforce.config import with_fields
-from pforce.orchestration import groups, tune
+from pforce.executors.support.start import start_ray
 from pforce.orchestration.launch import execute
 from pforce.orchestration.plan import Options, plan
 from pforce.orchestration.sweep import Axis, Sweep
@@ -46,7 +47,7 @@ def fixed_seconds(trials: int, name: str, workers: int = 1) -> tuple[float, floa
     with tempfile.TemporaryDirectory() as folder:
         planned = plan(sweep, Options(storage=folder, cpus_per_trial=cores, workers=workers), console)
         started = time.perf_counter()
-        assert execute(planned, console, tune.launch if workers == 1 else groups.launch) == 0
+        assert execute(planned, console, "tune" if workers == 1 else "groups") == 0
         seconds = time.perf_counter() - started
         own = results.runs(planned.options.uri)["cost/seconds"].sum()
     return seconds, seconds - own
@@ -62,18 +63,18 @@ def main() -> None:
         costs = []
         for number in range(ROUNDS):
             started = time.perf_counter()
-            tune.start_ray("local")
+            start_ray("local")
             starts.append(time.perf_counter() - started)
             costs.append(fixed_seconds(1, f"w{workers}-own-{number}", workers)[1])
-            tune.ray.shutdown()
+            ray.shutdown()
         show(f"{workers} worker(s), a lone trial on a cluster of its own", costs)
     show("Ray's start", starts)
-    tune.start_ray("local")
+    start_ray("local")
     for workers in (1, 2):
         for trials, what in ((1, "a lone trial on a cluster that is up"), (4, "4 trials one after the other, a trial")):
             names = [f"w{workers}-t{trials}-{number}" for number in range(ROUNDS)]
             show(f"{workers} worker(s), {what}", [fixed_seconds(trials, name, workers)[1] / trials for name in names])
-    tune.ray.shutdown()
+    ray.shutdown()
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ import pytest
 from experiments.fashion32 import fashion32_micro, fashion32_sit_micro
 from pforce.commands.data import build_data
 from pforce.data import DataConfig, DataError, Manifest, ensure, fashion_mnist, read_split
-from pforce.orchestration.worker import find_data
 from pforce.records.parts import Inputs
+from pforce.trial.perform import find_data
+from pforce.trial.task import Train
 from pforce.validation import FieldError
 
 TRAIN, TEST = 70, 24
@@ -180,11 +181,11 @@ def test_a_worker_builds_what_was_planned(source: Path, tmp_path: Path, monkeypa
     planned = fashion_mnist.build(tmp_path / "driver", source=source, progress=False)
     monkeypatch.setenv("PFORCE_CACHE", str(tmp_path / "worker"))
     monkeypatch.setenv("PFORCE_FASHION_MNIST", str(source))
-    inputs = dataclasses.asdict(Inputs(planned.hash, TRAIN, TEST, "", "", ""))
-    payload = {"data": str(tmp_path / "not_here"), "inputs": inputs}
-    assert find_data(fashion32_micro(), payload) == tmp_path / "worker" / "fashion-mnist-32-f1"
+    inputs = Inputs(planned.hash, TRAIN, TEST, "", "", "")
+    task = Train("", "", fashion32_micro(), inputs, str(tmp_path / "not_here"), str(tmp_path), "")
+    assert find_data(task) == tmp_path / "worker" / "fashion-mnist-32-f1"
     with pytest.raises(DataError, match="holds other data"):
-        find_data(fashion32_micro(), payload | {"inputs": inputs | {"data": "0" * 64}})
+        find_data(dataclasses.replace(task, inputs=dataclasses.replace(inputs, data="0" * 64)))
 
 
 def test_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,12 +12,12 @@ import torch.multiprocessing as mp
 
 from pforce.parallel import start
 from pforce.storage import Storage
-from pforce.training import Callback, Checkpoints, OnRecord, Record, TrainState, train
+from pforce.training import Answer, Callback, Checkpoints, OnRecord, Record, TrainState, train
 from pforce.training.checkpoint import CheckpointError, load, saved
 from pforce.trial.failures import failure_of
 from pforce.trial.run import Paths, Where, run_trial, training_state
 from tests.training.conftest import DATA, tiny
-from tests.training.helpers import CPU, InterruptAt, Interrupted, run
+from tests.training.helpers import CPU, InterruptAt, Interrupted, Told, run
 
 pytestmark = pytest.mark.timeout(600)
 STEPS = 50
@@ -33,7 +33,8 @@ def _rank(rank: int, workers: int, folder: str, sharding: str, how: dict) -> Non
     records: list[Record] = []
     callbacks: list[Callback] = [Checkpoints(Path(folder)), OnRecord(records.append)]
     if stop:
-        callbacks.append(InterruptAt(stop))
+        answered = Told(stop, Answer.CHECKPOINT_AND_STOP) if rank == 0 else Callback()
+        callbacks.append(answered if how["answered"] else InterruptAt(stop))
     try:
         train(state, flip=True, callbacks=callbacks)
     finally:
@@ -41,12 +42,14 @@ def _rank(rank: int, workers: int, folder: str, sharding: str, how: dict) -> Non
         dist.destroy_process_group()
 
 
-def distributed(folder: Path, workers: int, sharding: str = "none", stop: int = 0, **fields) -> list[float]:
+def distributed(
+    folder: Path, workers: int, sharding: str = "none", stop: int = 0, *, answered: bool = False, **fields
+) -> list[float]:  # fmt: skip
     """The curve of `workers` processes."""
     folder.mkdir(exist_ok=True)
-    arguments = (workers, str(folder), sharding, {"stop": stop, "fields": fields})
+    arguments = (workers, str(folder), sharding, {"stop": stop, "fields": fields, "answered": answered})
     if stop:
-        with pytest.raises(mp.ProcessRaisedException, match="Interrupted"):
+        with pytest.raises(mp.ProcessRaisedException, match="Stopped" if answered else "Interrupted"):
             mp.spawn(_rank, arguments, nprocs=workers)
     else:
         mp.spawn(_rank, arguments, nprocs=workers)
@@ -76,6 +79,19 @@ def test_several_workers_give_the_curve_of_one(tmp_path, alone, workers, shardin
     assert meta["stream"]["positions"] == state.stream.state_dict()["positions"]
     for name, value in state.ema.model.state_dict().items():
         assert torch.allclose(tensors[f"ema/{name}"], value, atol=1e-4), name
+
+
+def test_all_workers_stop_at_one_step_where_the_first_is_told(tmp_path, alone):
+    """Told at step 22, they end at 23, with a checkpoint between two others and no point of the curve more; one worker
+    goes on from there, to the numbers of an undisturbed training."""
+    folder = tmp_path / "run"
+    first = distributed(folder, 2, stop=22, answered=True, log_every=10)
+    assert len(first) == 2, "points at 10 and 20"
+    assert saved(folder)[-1].name == "step_00000023"
+    state, rest = run(tiny(STEPS, log_every=10), folder)
+    assert [record.step for record in rest] == [30, 40, 50]
+    for name, value in alone[0].ema.model.state_dict().items():
+        assert torch.allclose(state.ema.model.state_dict()[name], value, atol=1e-4), name
 
 
 def test_a_resume_may_change_the_number_of_workers(tmp_path, alone):

@@ -9,12 +9,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from pforce.orchestration import local
 from pforce.orchestration.plan import Options
 from pforce.orchestration.script import run_sweep
 from pforce.orchestration.sweep import Axis, Sweep
@@ -45,7 +43,8 @@ if __name__ == "__main__":
         lambda: run_sweep(
             sweep,
             Options(storage, tracking_uri=uri, cpus_per_trial=1),
-            launcher=partial(local.launch, callbacks=[Hold(storage / "hold")]),
+            executor="local",
+            callbacks=[Hold(storage / "hold")],
             report=lambda plan, console: None,
         )
     )

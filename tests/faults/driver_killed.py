@@ -61,14 +61,14 @@ def processes_with(mark: str) -> list[int]:
 class Call:
     """The sweep's command as a process."""
 
-    def __init__(self, storage: Path, log: Path) -> None:
+    def __init__(self, storage: Path, log: Path, executor: str = "tune") -> None:
         self.mark, self.log = str(uuid.uuid4()), log
         self.left: list[str] = []
         """Processes that had to be ended."""
         self.started, self.clock = time.time(), time.monotonic()
         with log.open("a") as file:
             self.process = subprocess.Popen(
-                [*COMMAND, "--storage", str(storage)],
+                [*COMMAND, "--storage", str(storage), "--executor", executor],
                 stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, "PFORCE_DRILL": self.mark},
             )  # fmt: skip
 
@@ -120,8 +120,9 @@ def steps_reached(storage: Path) -> dict[str, int]:
 
 
 def round_of(
-    storage: Path, moments: list[float], expected: pd.DataFrame, *, of_steps: bool = False, patience: float = 60.0
-) -> dict[str, Any]:
+    storage: Path, moments: list[float], expected: pd.DataFrame, *, of_steps: bool = False, patience: float = 60.0,
+    executor: str = "tune",
+) -> dict[str, Any]:  # fmt: skip
     """Kill the driver, continue, kill that one, …, continue, and compare.
 
     Args:
@@ -132,7 +133,7 @@ def round_of(
     """
     lost, gone, left, seconds = 0, 0.0, [], []
     for moment in moments:
-        call = Call(storage, storage.with_suffix(".log"))
+        call = Call(storage, storage.with_suffix(".log"), executor)
         if not of_steps:
             time.sleep(moment)
         while of_steps and call.process.poll() is None and sum(steps_reached(storage).values()) < moment:
@@ -145,7 +146,7 @@ def round_of(
         known = {training: points[-1][0] for training, points in curves(storage).items() if points}
         lost += sum(max(0, step - max(0, reached.get(training, 0))) for training, step in known.items())
     done = len(list(storage.glob("trainings/*/evaluations/*/samples.png")))
-    again = Call(storage, storage.with_suffix(".log"))
+    again = Call(storage, storage.with_suffix(".log"), executor)
     duration = again.wait()
     uri = default_uri(storage)
     frame = results.runs(uri)

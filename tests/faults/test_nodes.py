@@ -17,7 +17,6 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 
 from pforce import results
-from pforce.orchestration import local
 from pforce.orchestration.launch import execute
 from pforce.orchestration.plan import Options, plan
 from pforce.terminal import DONE
@@ -117,7 +116,7 @@ def one_worker(folder: Path) -> dict[int, float]:
         Arguments, args=[*SMALL, "--set", f"training.images={50 * BATCH}", "--set", "training.log_every=1"]
     )
     made = plan(sweep(arguments), Options(storage=str(folder), cpus_per_trial=1), Console(quiet=True))
-    assert execute(made, Console(quiet=True), local.launch) == DONE
+    assert execute(made, Console(quiet=True), "local") == DONE
     (run,) = results.runs(made.options.uri).to_dict("records")
     return {
         point.step // BATCH: point.value

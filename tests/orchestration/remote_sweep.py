@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 
-from pforce.orchestration import local
 from pforce.orchestration.plan import Options
 from pforce.orchestration.script import run_sweep
 from pforce.terminal import exit_on_errors
@@ -26,11 +25,9 @@ class Slowly(Callback):
 
 def main() -> int:
     storage, tracking_uri, steps, seconds = sys.argv[1:]
-    run_cell = local.run_cell
     slowly = Slowly(float(seconds))
-    local.run_cell = lambda *a, callbacks, **k: run_cell(*a, callbacks=(*callbacks, slowly), **k)  # type: ignore[assignment]
     options = Options(storage=storage, tracking_uri=tracking_uri)
-    return run_sweep(small_sweep(steps=int(steps)), options, launcher=local.launch)
+    return run_sweep(small_sweep(steps=int(steps)), options, executor="local", callbacks=[slowly])
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ import pytest
 from pforce import results
 from pforce.config import with_fields
 from pforce.orchestration import apart
-from pforce.orchestration.measuring import Shared
 from pforce.orchestration.plan import Options
 from pforce.orchestration.script import run_sweep
+from pforce.orchestration.shared import Shared
 from pforce.orchestration.sweep import Axis, Sweep
 from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import default_uri
@@ -70,7 +70,7 @@ def test_a_stopped_evaluation_goes_on(within, tmp_path, ray_cluster, monkeypatch
     taken = []
 
     class Stopping(Shared):
-        def take(self, task, done) -> bool:
+        def take(self, task, done):
             if len(taken) == 5:
                 raise KeyboardInterrupt("SIGTERM")
             taken.append(task)
@@ -92,13 +92,13 @@ def test_a_stopped_evaluation_goes_on(within, tmp_path, ray_cluster, monkeypatch
 
 def test_a_cell_that_cannot_be_evaluated_fails_alone(tmp_path, ray_cluster, monkeypatch) -> None:
     """A detector that is not that of the plan: FAILED with the reason, and the sweep ends."""
-    measurable = apart._measurable
+    measurable = apart.measurable
 
     def spoiled(plan, item):
         model = measurable(plan, item)
         return replace(model, request=replace(model.request, detector={**model.request.detector, "sha256": "0" * 64}))
 
-    monkeypatch.setattr(apart, "_measurable", spoiled)
+    monkeypatch.setattr(apart, "measurable", spoiled)
     options = Options(storage=str(tmp_path), evaluation_workers=1)
     assert run_sweep(small_sweep(), options) == SOME_FAILED
     (run,) = results.runs(default_uri(tmp_path)).to_dict("records")

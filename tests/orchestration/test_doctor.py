@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from pforce.executors import node
-from pforce.executors.placement import Node
+from pforce.executors.support import node
+from pforce.executors.support.placement import Node
 from pforce.orchestration.doctor import cluster, machines, software, stores
 from pforce.orchestration.doctor.check import Check, checked
 from pforce.orchestration.doctor.diagnose import _tracking

@@ -12,12 +12,14 @@ from ray.util import placement_group, remove_placement_group
 from rich.console import Console
 
 from pforce import results
-from pforce.executors.placement import Node, place
-from pforce.orchestration import groups, local
+from pforce.executors.support import seats
+from pforce.executors.support.placement import Node, place
+from pforce.orchestration import drive
 from pforce.orchestration.launch import execute
 from pforce.orchestration.sweep import Axis
 from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import Tracker
+from pforce.trial.task import Answer, CurvePoint, Event
 from pforce.validation import ConfigError, FieldError
 from tests.orchestration.conftest import make_plan, small_sweep
 
@@ -34,9 +36,9 @@ def test_two_workers_give_the_curve_and_the_numbers_of_one(ray_cluster, tmp_path
     """1e-4 over 50 steps; one group serves all three cells, the one that diverges fails alone."""
     sweep = small_sweep(Axis("optimizer.learning_rate", (3e-3, 1e20, 1e-3)), steps=STEPS)
     two = make_plan(sweep, tmp_path / "two", workers=2)
-    assert execute(two, console, groups.launch) == SOME_FAILED
+    assert execute(two, console, "groups") == SOME_FAILED
     one = make_plan(sweep, tmp_path / "one", cpus_per_trial=1)
-    assert execute(one, console, local.launch) == SOME_FAILED
+    assert execute(one, console, "local") == SOME_FAILED
 
     frames = [results.runs(plan.options.uri).set_index("optimizer.learning_rate") for plan in (two, one)]
     for frame in frames:
@@ -55,27 +57,27 @@ def test_two_workers_give_the_curve_and_the_numbers_of_one(ray_cluster, tmp_path
 
 def test_the_wall_clock_limit_stops_a_group(ray_cluster, tmp_path, console, monkeypatch):
     """A training of minutes; the limit passes once its first point is recorded."""
-    record = groups._Driver._record
+    listen = drive._Drive.listen
 
-    def then_late(driver: groups._Driver) -> None:
-        record(driver)
-        if any(trial.points for trial in driver.recorder.live.trials.values()):
-            driver.deadline = 0.0
+    def then_late(loop: drive._Drive, event: Event) -> Answer:
+        if isinstance(event, CurvePoint):
+            loop.deadline = 0.0
+        return listen(loop, event)
 
-    monkeypatch.setattr(groups._Driver, "_record", then_late)
+    monkeypatch.setattr(drive._Drive, "listen", then_late)
     plan = make_plan(small_sweep(steps=40_000), tmp_path, max_hours=1, workers=2)
-    assert execute(plan, console, groups.launch) == STOPPED
+    assert execute(plan, console, "groups") == STOPPED
     (run,) = results.runs(plan.options.uri).to_dict("records")
     assert (run["status"], run["reason"]) == ("KILLED", "time limit")
 
 
 def test_a_group_without_room_waits_and_says_so(ray_cluster, tmp_path, monkeypatch):
     """Another job holds the cluster's cores; once they are free it begins."""
-    monkeypatch.setattr(groups, "WAITING_SECONDS", 1.0)
+    monkeypatch.setattr(seats, "WAITING_SECONDS", 1.0)
     console = Console(file=io.StringIO(), width=200)
     other = placement_group([{"CPU": 2}])
     ray.get(other.ready())
-    said = "waiting for room for 2 workers of 1 core(s)"
+    said = "waiting for room for 2 worker(s) of 1 core(s)"
 
     def free() -> None:
         while said not in console.file.getvalue():
@@ -85,7 +87,7 @@ def test_a_group_without_room_waits_and_says_so(ray_cluster, tmp_path, monkeypat
     thread = threading.Thread(target=free, daemon=True)
     thread.start()
     plan = make_plan(small_sweep(), tmp_path, workers=2)
-    assert execute(plan, console, groups.launch) == DONE
+    assert execute(plan, console, "groups") == DONE
     assert "the cluster has 0 cores" in console.file.getvalue()
 
 

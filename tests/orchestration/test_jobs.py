@@ -17,7 +17,7 @@ import pytest
 
 from pforce import results
 from pforce.commands.submit import submit
-from pforce.executors.jobs import NO_AGENT, submission_id
+from pforce.executors.support.jobs import NO_AGENT, submission_id
 from pforce.terminal import DONE, SOME_FAILED, STOPPED, USAGE_ERROR
 from pforce.tracking import default_uri
 from pforce.validation import ConfigError

@@ -16,7 +16,6 @@ import pytest
 from rich.console import Console
 
 from pforce import cli, results
-from pforce.orchestration import local
 from pforce.orchestration.find import find_source
 from pforce.orchestration.launch import execute
 from pforce.orchestration.plan import Options, Plan, plan
@@ -60,7 +59,7 @@ def test_a_sweep_leaves_everything_in_the_bucket(server, tmp_path, capsys):
     """Then another machine: the finished trial is not run again, and the best run of the sweep can be sampled."""
     options = remote(server, tmp_path, "whole")
     first = planned(options)
-    assert run_sweep(small_sweep(), options, launcher=local.launch) == DONE
+    assert run_sweep(small_sweep(), options, executor="local") == DONE
     (item,) = first.work
     trial = f"whole/trainings/{item.training}"
     evaluation = f"{trial}/evaluations/{item.fingerprint}"
@@ -82,7 +81,7 @@ def test_a_sweep_leaves_everything_in_the_bucket(server, tmp_path, capsys):
     assert "secret" not in capsys.readouterr().out
 
     folder = make_plan(small_sweep(), tmp_path / "folder", cpus_per_trial=first.options.cpus_per_trial)
-    assert execute(folder, Console(quiet=True), local.launch) == DONE
+    assert execute(folder, Console(quiet=True), "local") == DONE
     (there,) = results.runs(folder.options.uri).to_dict("records")
     assert there["val/loss"] == run["val/loss"], "where files lie changes nothing"
     assert there["fingerprint"] == run["fingerprint"]
@@ -103,7 +102,7 @@ def test_a_sweep_leaves_everything_in_the_bucket(server, tmp_path, capsys):
 def test_commands_find_models_in_the_bucket_and_leave_their_files_there(server, tmp_path):
     """`pforce sample` and `pforce evaluate` as users type them; each on a machine that has nothing."""
     options = remote(server, tmp_path, "commands")
-    assert run_sweep(small_sweep(), options, launcher=local.launch) == DONE
+    assert run_sweep(small_sweep(), options, executor="local") == DONE
     where = ("--storage", options.storage, "--tracking-uri", options.uri)
     another_machine(tmp_path)
     drawn = pforce("sample", "best:small", "--count", "4", "--nfe", "2", *where, cwd=tmp_path)
@@ -145,7 +144,7 @@ def test_killed_and_continued_on_another_machine(server, tmp_path):
     assert run["status"] == "FINISHED"
 
     undisturbed = make_plan(small_sweep(steps=12), tmp_path / "folder")
-    assert execute(undisturbed, Console(quiet=True), local.launch) == DONE
+    assert execute(undisturbed, Console(quiet=True), "local") == DONE
     (reference,) = results.runs(undisturbed.options.uri).to_dict("records")
     assert run["val/loss"] == reference["val/loss"]
 

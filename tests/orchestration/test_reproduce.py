@@ -33,7 +33,7 @@ from pforce.orchestration.reproduction import sweep_of
 from pforce.records import exchange, legacy
 from pforce.reproduction import Statement, Table, TableRow, Value
 from pforce.storage import Storage
-from pforce.terminal import DONE, USAGE_ERROR
+from pforce.terminal import DONE, USAGE_ERROR, exit_on_errors
 from pforce.timesteps import LTG
 from pforce.tracking import default_uri
 from pforce.validation import ConfigError, FieldError
@@ -47,8 +47,8 @@ TIMES = ["seconds", "device-hours"]
 
 
 def run(table: Table, storage: Path, **options) -> int:
-    where, console = Options(storage=str(storage)), Console(quiet=True)
-    return reproduce(table, SMOKE, where, console, without_ray=True, tflops=1.0, gpus=1, **options)
+    where, console = Options(storage=str(storage), executor="local"), Console(quiet=True)
+    return reproduce(table, SMOKE, where, console, tflops=1.0, gpus=1, **options)
 
 
 @pytest.fixture(scope="module")
@@ -126,17 +126,28 @@ def test_a_table_is_shown_as_far_as_it_is_measured(smoke, place, tmp_path, capsy
     assert not (tmp_path / "none" / "mlflow.db").exists(), "reading makes no database"
 
 
-def test_options_that_need_ray_are_refused_without_it(capsys):
-    with pytest.raises(SystemExit) as ended:
-        _run(["reproduce", "difficulty", "--without-ray", "--max-hours", "1"])
-    assert ended.value.code == USAGE_ERROR
-    assert "need Ray: leave --without-ray out" in " ".join(capsys.readouterr().err.split())
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--executor", "local", "--ray-address", "head:6379"], "--executor local runs on this machine, without Ray"),
+        (["--executor", "processes", "--workers", "2"], "runs each task in one process, and --workers is 2"),
+        (["--executor", "tun"], "executor = 'tun': must be one of groups, local, processes, tune"),
+    ],
+)
+def test_options_that_do_not_fit_an_executor_are_refused(tmp_path, capsys, given, message):
+    try:
+        code = exit_on_errors(lambda: _run(["reproduce", "difficulty", "--storage", str(tmp_path), *given]))
+    except SystemExit as ended:
+        code = ended.code
+    assert code == USAGE_ERROR
+    assert message in " ".join(capsys.readouterr().err.replace("│", "").split())
+    assert not (tmp_path / "trainings").exists()
 
 
 def test_a_table_that_is_killed_and_continued_equals_the_uninterrupted_one(smoke, tmp_path):
     """SIGKILL once two cells are finished, and again a little later; then to its end."""
     command = [sys.executable, "-c", "from pforce.cli import main; main()", "reproduce", "timestep_schedules",
-               "--storage", str(tmp_path), "--without-ray"]  # fmt: skip
+               "--storage", str(tmp_path), "--executor", "local"]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for wanted in (2, 4):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
@@ -218,13 +229,20 @@ def test_the_outlook_counts_what_there_is():
 
 
 def test_the_gpu_suite_does_what_is_missing_and_its_records_merge(smoke, openmoji_folder, tmp_path):
-    """Two processes, one row, one seed; a second call does nothing; the numbers are those of the command."""
+    """Two processes, on a machine without ray, mlflow and pydantic; a second call does nothing; the numbers are those
+    of the command."""
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "sitecustomize.py").write_text(
+        "import sys\nfor name in ('ray', 'mlflow', 'pydantic', 'sqlalchemy', 'tyro', 'optuna'):\n"
+        "    sys.modules[name] = None\n"
+    )
     command = [
         sys.executable, "-m", "experiments.gpu_suite", "--scale", "smoke", "--tables", "timestep_schedules",
         "--rows", "LTG", "SiT", "--seeds", "1", "--processes", "2", "--data", str(openmoji_folder),
         "--out", str(tmp_path / "part"), "--storage", str(tmp_path / "runs"), "--minutes", "3",
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "PYTHONPATH": f"{bare}:{ROOT}", "CUDA_VISIBLE_DEVICES": ""}
 
     def call(*more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

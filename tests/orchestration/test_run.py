@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import threading
 import time
@@ -16,11 +15,9 @@ from rich.console import Console
 from pforce import results
 from pforce.config import with_fields
 from pforce.data import DataError
-from pforce.executors.placement import Placement
-from pforce.orchestration import local, tune
 from pforce.orchestration.find import find_source
 from pforce.orchestration.launch import execute
-from pforce.orchestration.plan import Options, Plan, payload, trial_folder
+from pforce.orchestration.plan import Options, Plan, trial_folder
 from pforce.orchestration.script import keep_sweep, run_sweep, table_rows
 from pforce.orchestration.sweep import Axis, Sweep
 from pforce.records.lease import leased
@@ -48,7 +45,7 @@ def test_a_sweep_ends_in_runs_and_a_table_and_is_not_run_twice(ray_cluster, tmp_
     first = make_plan(sweep, tmp_path)
     keep_sweep(first)
     assert len(first.missing) == 4
-    assert execute(first, console, tune.launch) == DONE
+    assert execute(first, console, "tune") == DONE
 
     frame = results.runs(first.options.uri)
     assert list(frame["status"]) == ["FINISHED"] * 4
@@ -92,14 +89,14 @@ def test_a_sweep_ends_in_runs_and_a_table_and_is_not_run_twice(ray_cluster, tmp_
 
     again = make_plan(sweep, tmp_path)
     assert again.missing == []
-    assert execute(again, console, tune.launch) == DONE
+    assert execute(again, console, "tune") == DONE
     assert len(results.runs(first.options.uri)) == 4
 
 
 def test_a_trial_gives_the_same_result_with_and_without_ray(ray_cluster, tmp_path, console):
     """One loop, two launchers: every measured number is equal."""
     frames = []
-    for name, launcher in (("ray", tune.launch), ("local", local.launch)):
+    for name, launcher in (("ray", "tune"), ("local", "local")):
         plan = make_plan(small_sweep(), tmp_path / name, cpus_per_trial=1)
         assert execute(plan, console, launcher) == DONE
         frames.append(results.runs(plan.options.uri).iloc[0])
@@ -112,7 +109,7 @@ def test_a_diverged_cell_fails_with_its_reason_and_the_others_finish(ray_cluster
     with --again it is tried again, in the same run."""
     sweep = small_sweep(Axis("optimizer.learning_rate", (1e-3, 1e20)), steps=10)
     plan = make_plan(sweep, tmp_path)
-    assert execute(plan, console, tune.launch) == SOME_FAILED
+    assert execute(plan, console, "tune") == SOME_FAILED
     frame = results.runs(plan.options.uri).set_index("optimizer.learning_rate")
     assert frame["status"].to_dict() == {1e-3: "FINISHED", 1e20: "FAILED"}
     assert frame["reason"][1e20] == "diverged"
@@ -121,14 +118,14 @@ def test_a_diverged_cell_fails_with_its_reason_and_the_others_finish(ray_cluster
     shown = make_plan(sweep, tmp_path)
     assert shown.missing == []
     assert [record.number("images_seen") for record in shown.diverged.values()] == [32.0], "two steps of sixteen"
-    assert execute(shown, console, tune.launch) == SOME_FAILED
+    assert execute(shown, console, "tune") == SOME_FAILED
     keep_sweep(plan)
     stored = results.runs(tmp_path).set_index("optimizer.learning_rate")
     assert stored["status"].to_dict() == frame["status"].to_dict()
     assert stored["reason"].dropna().to_dict() == {1e20: "diverged"}
     again = make_plan(sweep, tmp_path, again=("diverged",))
     assert [item.experiment.optimizer.learning_rate for item in again.missing] == [1e20]
-    assert execute(again, console, local.launch) == SOME_FAILED
+    assert execute(again, console, "local") == SOME_FAILED
     assert len(results.runs(plan.options.uri)) == 2
     (record,) = make_plan(sweep, tmp_path).diverged.values()
     assert record.started > next(iter(shown.diverged.values())).finished, "the new attempt's"
@@ -160,7 +157,7 @@ def test_what_a_killed_driver_did_not_live_to_show_is_shown(tmp_path, console):
     for _ in range(2):
         again = make_plan(sweep, tmp_path)
         assert again.missing == []
-        assert execute(again, console, None) == DONE
+        assert execute(again, console, "local") == DONE
         (run,) = results.runs(again.options.uri).to_dict("records")
         assert (run["run_id"], run["status"]) == (run_id, "FINISHED")
         assert run["val/loss"] == row.metrics["val/loss"]
@@ -182,7 +179,7 @@ def test_a_divergence_that_a_killed_driver_did_not_live_to_show_is_shown(tmp_pat
         run_trial(item.experiment, Paths(DATA, plan.options.place), Where(torch.device("cpu")), inputs=plan.inputs)
     for _ in range(2):
         again = make_plan(sweep, tmp_path)
-        assert execute(again, console, None) == SOME_FAILED
+        assert execute(again, console, "local") == SOME_FAILED
         (run,) = results.runs(again.options.uri).to_dict("records")
         assert (run["run_id"], run["status"], run["reason"]) == (run_id, "FAILED", "diverged")
         assert again.tracker.client.get_run(parent).info.status == "FAILED"
@@ -196,7 +193,7 @@ def test_the_wall_clock_limit_stops_the_sweep(ray_cluster, tmp_path, console):
     sweep = small_sweep(steps=40_000)
     for seconds in (12, 24, 48, 96):  # on a busy machine the first may pass before the trial's process is up
         plan = make_plan(sweep, tmp_path, max_hours=seconds / 3600)
-        assert execute(plan, console, tune.launch) == STOPPED
+        assert execute(plan, console, "tune") == STOPPED
         frame = results.runs(plan.options.uri)
         if len(frame):
             break
@@ -213,7 +210,7 @@ def test_bad_data_fails_the_trial_naming_the_shard(ray_cluster, tmp_path, consol
     plan = make_plan(sweep, tmp_path / "runs")
     shard = copy / "train-00003.tar"
     shard.write_bytes(shard.read_bytes()[:9000])
-    assert execute(plan, console, tune.launch) == SOME_FAILED
+    assert execute(plan, console, "tune") == SOME_FAILED
     (run,) = results.runs(plan.options.uri).to_dict("records")
     assert run["reason"] == "bad data"
     error = mlflow.MlflowClient(plan.options.uri).get_run(run["run_id"]).data.tags["error"]
@@ -246,7 +243,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_said(ray_cluster, tmp_pa
     """Two checkpoints, the newer one damaged: resumed from the older; the warning reaches driver and record."""
     console = Console(width=200)
     whole = make_plan(small_sweep(steps=12), tmp_path / "whole", cpus_per_trial=1)
-    assert execute(whole, console, tune.launch) == DONE
+    assert execute(whole, console, "tune") == DONE
     plan = make_plan(small_sweep(steps=12), tmp_path / "damaged", cpus_per_trial=1)
     (item,) = plan.work
     mine, theirs = (trial_folder(p.options, item) for p in (plan, whole))
@@ -255,7 +252,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_said(ray_cluster, tmp_pa
     state = mine / "snapshots" / "192" / STATE
     state.write_bytes(state.read_bytes()[:-3])
     capsys.readouterr()
-    assert execute(plan, console, tune.launch) == DONE
+    assert execute(plan, console, "tune") == DONE
     assert "damaged checkpoint passed over" in capsys.readouterr().out
     (row,), (reference,) = (results.runs(p.options.uri).to_dict("records") for p in (plan, whole))
     assert row["val/loss"] == reference["val/loss"]
@@ -268,7 +265,7 @@ def test_cells_that_differ_in_their_evaluation_only_share_a_training(tmp_path, c
     sweep = Sweep("s", tiny(6), (Axis("sampler.num_function_evaluations", (2, 4)),))
     plan = make_plan(sweep, tmp_path)
     assert len({item.training for item in plan.work}) == 1
-    assert execute(plan, console, local.launch) == DONE
+    assert execute(plan, console, "local") == DONE
     assert len(list((tmp_path / "trainings").iterdir())) == 1
     frame = results.runs(plan.options.uri)
     assert len(frame) == 2
@@ -297,7 +294,7 @@ def test_a_cell_waits_for_a_training_that_another_one_runs(tmp_path, console):
     other = threading.Thread(target=hold)
     other.start()
     held.wait()
-    assert execute(plan, console, local.launch) == DONE
+    assert execute(plan, console, "local") == DONE
     assert time.monotonic() > released[0]
     other.join()
 
@@ -314,11 +311,6 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"--storage .*cannot be written"):
         make_plan(small_sweep(), tmp_path / "file" / "runs")
-
-
-def test_the_payload_is_plain_data(tmp_path):
-    plan = make_plan(small_sweep(), tmp_path)
-    assert json.loads(json.dumps(payload(plan, plan.work[0], Placement(1, 1, 0.0))))["device"] == "cpu"
 
 
 def test_the_report_writes_its_files(ray_cluster, tmp_path, capsys):

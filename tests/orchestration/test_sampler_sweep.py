@@ -10,13 +10,12 @@ import threading
 import time
 
 import pytest
-import torch
 from rich.console import Console
 
 from pforce import results
+from pforce.executors.executor import Workforce
 from pforce.models import save_model
 from pforce.orchestration.find import find_source
-from pforce.orchestration.measuring import Done, Measurable, Measurer, Task
 from pforce.orchestration.plan import trial_folder
 from pforce.orchestration.sampler_report import make_subject, report
 from pforce.orchestration.sampler_search import Search, SearchSpace, check_space
@@ -27,13 +26,16 @@ from pforce.storage import Storage
 from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import Tracker, default_uri
 from pforce.training.checkpoint import snapshot_path
+from pforce.trial.measurable import Measurable
 from pforce.trial.source import SourceError, load_source
 from pforce.validation import ConfigError, FieldError
+from tests.performing import measured
 from tests.results.conftest import planned_with
 from tests.training.conftest import tiny
 
 pytestmark = pytest.mark.timeout(600)
 CONSOLE = Console(width=200)
+HERE = Workforce()
 SPACE = SearchSpace(nfe=(4, 10), inner_steps=(2, 3))
 
 
@@ -56,7 +58,7 @@ def tracker(folder) -> Tracker:
 
 
 def test_a_sweep_ends_in_a_front_and_measures_nothing_twice(subject, trained, tmp_path):
-    first = run(sweep(subject), tracker(tmp_path), Storage.open(tmp_path), CONSOLE, workers=1, address=None)
+    first = run(sweep(subject), tracker(tmp_path), Storage.open(tmp_path), CONSOLE, HERE)
     assert first.code == DONE
     frame = first.frame
     assert len(frame) == 8
@@ -71,19 +73,17 @@ def test_a_sweep_ends_in_a_front_and_measures_nothing_twice(subject, trained, tm
     elsewhere = dataclasses.replace(subject, storage=str(tmp_path / "elsewhere"))
     sampler = SamplerConfig("euler", 10)
     request = sweep(elsewhere).request(Measurement(sampler, 0))
-    done = Measurer((elsewhere,), torch.device("cpu"))(Task(0, "all", sampler, request))
-    assert isinstance(done, Done)
-    alone = done.metrics
+    alone = measured(dataclasses.replace(elsewhere, sampler=sampler, request=request))
     assert row["fd/openmoji"] == pytest.approx(alone["fd/openmoji"], rel=1e-6)
     assert row["GFLOPs/image"] == pytest.approx(alone["cost/flops_per_image"] / 1e9)
 
     stored = results.runs(default_uri(tmp_path), "thresholds")
     assert set(stored["status"]) == {"FINISHED"}
     assert len(stored) == first.measured == 8 + frame["front"].sum()
-    again = run(sweep(subject), tracker(tmp_path), Storage.open(tmp_path), CONSOLE, workers=1, address=None)
+    again = run(sweep(subject), tracker(tmp_path), Storage.open(tmp_path), CONSOLE, HERE)
     assert again.measured == 0
     assert again.frame.equals(frame)
-    longer = run(sweep(subject, trials=10), tracker(tmp_path), Storage.open(tmp_path), CONSOLE, workers=1, address=None)
+    longer = run(sweep(subject, trials=10), tracker(tmp_path), Storage.open(tmp_path), CONSOLE, HERE)
     assert len(longer.frame) == 10
     assert results.runs(default_uri(tmp_path), "thresholds")["parent"].nunique() == 1
 
@@ -99,16 +99,16 @@ def test_a_sweep_ends_in_a_front_and_measures_nothing_twice(subject, trained, tm
 def test_a_finished_measurement_belongs_to_all_sweeps(subject, tmp_path):
     """Another search seed is another sweep: it takes what is finished as it is, and takes nothing away."""
     store = tracker(tmp_path)
-    first = run(sweep(subject, confirm=False), store, Storage.open(tmp_path), CONSOLE, workers=1, address=None)
+    first = run(sweep(subject, confirm=False), store, Storage.open(tmp_path), CONSOLE, HERE)
     before = results.runs(default_uri(tmp_path)).set_index("run_id")[["status", "parent", "fingerprint"]]
-    other = run(sweep(subject, seed=1, confirm=False), store, Storage.open(tmp_path), CONSOLE, workers=1, address=None)
+    other = run(sweep(subject, seed=1, confirm=False), store, Storage.open(tmp_path), CONSOLE, HERE)
     assert len(other.frame) == 8
     assert other.measured <= 4  # the baselines, at least, were there
     after = results.runs(default_uri(tmp_path)).set_index("run_id")[["status", "parent", "fingerprint"]]
     assert after.loc[before.index].equals(before)
     assert after["fingerprint"].is_unique
     for again, whole in ((sweep(subject, confirm=False), first), (sweep(subject, seed=1, confirm=False), other)):
-        repeated = run(again, store, Storage.open(tmp_path), CONSOLE, workers=1, address=None)
+        repeated = run(again, store, Storage.open(tmp_path), CONSOLE, HERE)
         assert repeated.measured == 0
         assert set(repeated.frame["fd/openmoji"]) == set(whole.frame["fd/openmoji"])
 
@@ -116,7 +116,7 @@ def test_a_finished_measurement_belongs_to_all_sweeps(subject, tmp_path):
 def test_a_sampler_that_fails_is_told_and_the_others_go_on(subject, tmp_path):
     """Weights that give NaN at some inputs are hard to have; an absurd guidance scale overflows in float32."""
     wild = sweep(subject, trials=4, guidance=Guidance(1e38), confirm=False)
-    outcome = run(wild, tracker(tmp_path), Storage.open(tmp_path), CONSOLE, workers=1, address=None)
+    outcome = run(wild, tracker(tmp_path), Storage.open(tmp_path), CONSOLE, HERE)
     assert outcome.code == SOME_FAILED
     assert len(outcome.failed) == 4
     frame = results.runs(default_uri(tmp_path), "thresholds")
@@ -130,7 +130,7 @@ def test_workers_on_ray_give_the_same_numbers(ray_cluster, subject, tmp_path):
     for workers in (1, 2):
         folder = tmp_path / str(workers)
         own, place = dataclasses.replace(subject, storage=str(folder)), Storage.open(folder)
-        call = run(sweep(own, confirm=False), tracker(folder), place, CONSOLE, workers=workers, address=None)
+        call = run(sweep(own, confirm=False), tracker(folder), place, CONSOLE, Workforce(None, workers))
         frames.append(call.frame)
     alone, both = frames
     keys = ["sampler", "NFE", "quantile", "inner_steps", "context_ratio", "start_after"]
@@ -157,12 +157,12 @@ def test_a_stopped_sweep_goes_on(subject, tmp_path):
     slow = dataclasses.replace(subject, request=dataclasses.replace(subject.request, images=500))
     thread = threading.Thread(target=stop)
     thread.start()
-    stopped = run(sweep(slow, confirm=False), store, Storage.open(tmp_path), CONSOLE, workers=1, address=None)
+    stopped = run(sweep(slow, confirm=False), store, Storage.open(tmp_path), CONSOLE, HERE)
     thread.join()
     assert stopped.code == STOPPED
     assert 2 <= len(stopped.frame) < 8
     assert "RUNNING" not in set(results.runs(default_uri(tmp_path), "thresholds")["status"])
-    finished = run(sweep(slow, confirm=False), store, Storage.open(tmp_path), CONSOLE, workers=1, address=None)
+    finished = run(sweep(slow, confirm=False), store, Storage.open(tmp_path), CONSOLE, HERE)
     assert finished.measured == 8 - len(stopped.frame)
     assert len(results.runs(default_uri(tmp_path), "thresholds")) == 8
 
@@ -210,12 +210,12 @@ def test_models_are_found_by_what_users_call_them(trained, tmp_path):
         find_source("best:ltg_grid", storage=tmp_path)
     distances, images = {0.2: 6.0, 0.3: 5.0}, {0.2: 8.0, 0.3: 8.0}
 
-    def measured(item) -> dict[str, float]:
+    def numbers(item) -> dict[str, float]:
         sigma = item.experiment.timesteps.sigma
         return {"val/loss": 1.0, "fd/openmoji": distances[sigma], "fd/openmoji_images": images[sigma], "cost/nfe": 3.0}
 
     sweep = Sweep("ltg_grid", tiny(6), (Axis("timesteps.sigma", (0.2, 0.3)),))
-    planned = planned_with(sweep, tmp_path, measured)
+    planned = planned_with(sweep, tmp_path, numbers)
     with pytest.raises(SourceError, match="no finished cell of a sweep ltg_gird"):
         find_source("best:ltg_gird", storage=tmp_path)
     folders = {}
@@ -231,7 +231,7 @@ def test_models_are_found_by_what_users_call_them(trained, tmp_path):
     with pytest.raises(SourceError, match="give the --storage"):
         find_source("best:ltg_grid", storage=tmp_path)
     images[0.3] = 16.0
-    other = planned_with(Sweep("mixed", tiny(12), sweep.axes), tmp_path, measured)
+    other = planned_with(Sweep("mixed", tiny(12), sweep.axes), tmp_path, numbers)
     with pytest.raises(SourceError, match="differ in fd/openmoji_images"):
         find_source("best:mixed", storage=tmp_path)
     assert other.done
@@ -244,8 +244,7 @@ def test_models_are_found_by_what_users_call_them(trained, tmp_path):
 
 
 def test_a_search_trains_nothing_that_could_be_found(subject, tmp_path):
-    run(sweep(subject, trials=3, confirm=False), tracker(tmp_path), Storage.open(tmp_path), CONSOLE, workers=1,
-        address=None)  # fmt: skip
+    run(sweep(subject, trials=3, confirm=False), tracker(tmp_path), Storage.open(tmp_path), CONSOLE, HERE)
     with pytest.raises(SourceError, match="trained nothing"):
         find_source("best:thresholds", storage=tmp_path)
     stored, tracked = results.runs(tmp_path, "thresholds"), results.runs(default_uri(tmp_path), "thresholds")

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.openmoji32 import openmoji32_micro
 from pforce.config import flat_params
-from pforce.executors.placement import Node, place
+from pforce.executors.support.placement import Node, place
 from pforce.orchestration.script import parse_settings
 from pforce.orchestration.sweep import Axis, Sweep, format_value, parse_axis, same_distribution_notes
 from pforce.records.parts import Inputs

@@ -20,8 +20,8 @@ from pforce.metrics.held_out import NotFinite
 from pforce.metrics.reference import StatisticsError, cached_reference, save_statistics
 from pforce.models import PatchForcingTransformer
 from pforce.orchestration.find import find_model
-from pforce.orchestration.measuring import Done, Measurer, Shared
 from pforce.orchestration.sampler_report import make_subject
+from pforce.orchestration.shared import Shared, Wanted
 from pforce.records import exchange, identity
 from pforce.records.identity import canonical_sampler
 from pforce.records.ledger import Ledger
@@ -40,6 +40,7 @@ from pforce.trial.reference import SplitImages, inputs_of
 from pforce.trial.run import Paths, Where, run_trial
 from pforce.trial.source import SourceError, load_source
 from tests.buckets import KEYS
+from tests.performing import done
 from tests.training.conftest import DATA, tiny
 
 CPU = Where(torch.device("cpu"))
@@ -275,13 +276,12 @@ def test_cells_of_one_drawing_draw_it_once(place, monkeypatch):
     subject = make_subject(load_source(folder), place, data=None, images=192, reference=16, seed=0)
     fewer = dataclasses.replace(subject.request, metrics=("kernel",), images=130)
     cells = (dataclasses.replace(subject, request=fewer), subject)
-    shared, measurer = Shared(cells, Ledger(place)), Measurer(cells, torch.device("cpu"))
+    shared = Shared([Wanted(name, name, cell) for name, cell in zip("ab", cells, strict=True)], Ledger(place))
     drawn, whole = 0, []
     for task in shared.tasks(held_out=True):
-        done = measurer(task)
-        assert isinstance(done, Done), done
-        drawn += done.images
-        whole += shared.take(task, done)
+        found = done(task)
+        drawn += found.spent.images
+        whole += shared.take(task, found)
     assert (drawn, sorted(whole)) == (128, [0, 1])
     assert [shared.last(0, set()), shared.last(1, {0})] == [False, True]
     monkeypatch.setattr(measure, "KEPT_BYTES", 64 * 64 * 4 + 1000)

@@ -20,9 +20,9 @@ from pforce.commands.sample import sample
 from pforce.config import Experiment, with_fields
 from pforce.metrics.detectors import load_detector
 from pforce.models import PatchForcingTransformer
-from pforce.orchestration.measuring import Done, Measurer, Shared, Task
 from pforce.orchestration.sampler_report import make_subject
 from pforce.orchestration.sampler_sweep import Measurement, SamplerSweep
+from pforce.orchestration.shared import Shared, Wanted
 from pforce.records.ledger import Ledger
 from pforce.records.parts import label_cycle
 from pforce.records.row import Row
@@ -31,6 +31,7 @@ from pforce.storage import Storage
 from pforce.terminal import DONE
 from pforce.trial.run import Paths, Where, run_trial
 from pforce.trial.source import load_source
+from tests.performing import done, measured
 from tests.training.conftest import DATA, tiny
 
 pytestmark = pytest.mark.timeout(600)
@@ -86,9 +87,7 @@ class House:
             load_source(self.model), Storage.open(self.root), data=None, images=images, reference=16, seed=0
         )
         request = SamplerSweep("search", subject, None, 1).request(Measurement(sampler, 0))  # type: ignore[arg-type]
-        done = Measurer((subject,), torch.device("cpu"))(Task(0, "all", sampler, request))
-        assert isinstance(done, Done)
-        return done.metrics
+        return measured(dataclasses.replace(subject, sampler=sampler, request=request))
 
     def sample(self, **options: object) -> None:
         arguments = SampleArguments(model=self.model, storage=str(self.root), **options)  # type: ignore[arg-type]
@@ -167,8 +166,9 @@ def test_what_is_too_much_to_keep_is_said_and_drawn_again(house, counted, monkey
     house.evaluate(metrics=("frechet",), **both)
     assert "the features of about 64 are kept" in capsys.readouterr().out
     assert counted.taken() == 0, "all of them were kept so far"
-    with pytest.warns(UserWarning, match="128 images were drawn before, but their features are not kept"):
-        house.evaluate(metrics=("kernel",), **both)
+    house.evaluate(metrics=("kernel",), **both)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "warning: 128 images were drawn before, but their features are not kept" in said
     assert counted.taken() == 128 * NFE
     again = Ledger(Storage.open(house.root))
     assert [again.get(record.digest).values for record in found] == [record.values for record in found]  # type: ignore[union-attr]
@@ -184,19 +184,13 @@ def test_workers_complete_a_block_that_sample_began(house, counted, tmp_path_fac
     request = dataclasses.replace(subject.request, labels=label_cycle(range(11)))
     evaluation = dataclasses.replace(subject.evaluation, labels="classes")
     subject = dataclasses.replace(subject, request=request, evaluation=evaluation)
-    shared = Shared([subject], Ledger(place))
-    measurer = Measurer((subject,), torch.device("cpu"))
-    for task in shared.tasks(held_out=False):
-        done = measurer(task)
-        assert isinstance(done, Done), done
+    for task in Shared([Wanted("", "", subject)], Ledger(place)).tasks(held_out=False):
+        done(task)
     assert counted.taken() == 54 * NFE
-    found = measurer(Task(0, "all"))
-    assert isinstance(found, Done), found
+    found = measured(subject)
     assert counted.taken() == 0
     alone = dataclasses.replace(subject, storage=str(tmp_path_factory.mktemp("alone")))
-    undisturbed = Measurer((alone,), torch.device("cpu"))(Task(0, "all"))
-    assert isinstance(undisturbed, Done), undisturbed
-    assert found.metrics["fd/openmoji"] == pytest.approx(undisturbed.metrics["fd/openmoji"], rel=1e-4)
+    assert found["fd/openmoji"] == pytest.approx(measured(alone)["fd/openmoji"], rel=1e-4)
 
 
 def test_what_sample_draws_is_measured(house, counted):

@@ -22,7 +22,6 @@ from pforce import cli, results
 from pforce.commands.evaluate import evaluate
 from pforce.commands.evaluation_plan import Arguments
 from pforce.commands.mirror import mirror
-from pforce.orchestration import local
 from pforce.orchestration.launch import execute
 from pforce.orchestration.plan import sweep_entry
 from pforce.orchestration.sampler_report import make_subject
@@ -56,7 +55,7 @@ class Doors:
     def train(self, uri: str | None = None) -> None:
         plan = make_plan(SWEEP, self.root, tracking_uri=uri)
         keep_sweep(plan)
-        assert execute(plan, self.console, local.launch) == DONE
+        assert execute(plan, self.console, "local") == DONE
 
     def model(self) -> Path:
         """The trained model of the smallest name."""

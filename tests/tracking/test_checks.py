@@ -20,7 +20,6 @@ from alembic.script import ScriptDirectory
 from mlflow.store.db.utils import InitialBase, _get_alembic_config
 from rich.console import Console
 
-from pforce.orchestration import local
 from pforce.orchestration.plan import Options
 from pforce.orchestration.script import print_mlflow, run_sweep
 from pforce.terminal import exit_on_errors
@@ -118,7 +117,7 @@ def test_a_server_that_accepts_and_never_answers(tmp_path, capsys):
         with refused("it does not answer in time"):
             Tracker(uri, artifacts=tmp_path)
         with pytest.raises(SystemExit) as ended:
-            exit_on_errors(lambda: run_sweep(small_sweep(), Options(tmp_path, tracking_uri=uri), launcher=local.launch))
+            exit_on_errors(lambda: run_sweep(small_sweep(), Options(tmp_path, tracking_uri=uri), executor="local"))
     assert ended.value.code == 2
     text = capsys.readouterr()
     assert "user:***@127.0.0.1" in text.err

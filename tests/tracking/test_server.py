@@ -12,7 +12,6 @@ import mlflow
 import pytest
 
 from pforce import results
-from pforce.orchestration import local
 from pforce.orchestration.launch import execute
 from pforce.orchestration.script import keep_sweep
 from pforce.orchestration.sweep import Axis
@@ -69,7 +68,7 @@ def test_a_sweep_through_a_server_with_a_password(team_server, tmp_path, console
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
     plan = planned()
     keep_sweep(plan)
-    assert execute(plan, console, local.launch) == DONE
+    assert execute(plan, console, "local") == DONE
     frame = results.runs(team_server.uri)
     assert frame["status"].tolist() == ["FINISHED"] * 2
     client = mlflow.MlflowClient(team_server.uri)
@@ -84,7 +83,7 @@ def test_a_sweep_through_a_server_with_a_password(team_server, tmp_path, console
 
     again = planned()
     assert again.missing == []
-    assert execute(again, console, local.launch) == DONE
+    assert execute(again, console, "local") == DONE
     assert len(results.runs(team_server.uri)) == 2
     assert PASSWORD not in capsys.readouterr().out
     assert PASSWORD not in "".join(str(run.data.tags) + str(run.data.params) for run in client.search_runs(["1"]))

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from pforce.config import Experiment
-from pforce.training import Callback, Checkpoints, OnRecord, Record, TrainState, train
+from pforce.training import Answer, Callback, Checkpoints, OnRecord, Record, TrainState, train
 from pforce.trial.run import training_state
 from tests.training.conftest import DATA
 
@@ -42,6 +42,17 @@ class InterruptAt(Callback):
     def on_step(self, state: TrainState) -> None:
         if state.step == self.step:
             raise Interrupted
+
+
+class Told(Callback):
+    """Is answered once, after a number of steps, as a worker is by its driver."""
+
+    def __init__(self, step: int, answer: Answer) -> None:
+        self.step, self.answer = step, answer
+
+    def on_step(self, state: TrainState) -> None:
+        if state.step == self.step:
+            state.answer = self.answer
 
 
 def same(a: TrainState, b: TrainState) -> bool:

@@ -14,12 +14,12 @@ import torch
 from pforce import flow
 from pforce.config import with_fields
 from pforce.images import from_uint8
-from pforce.training import Checkpoints, Diverged, OptimizerConfig, TrainingConfig, train
+from pforce.training import Answer, Checkpoints, Diverged, OptimizerConfig, Stopped, TrainingConfig, train
 from pforce.training.checkpoint import CheckpointError, load_newest, saved
 from pforce.training.loop import draw, use_bfloat16
 from pforce.validation import FieldError
 from tests.training.conftest import tiny
-from tests.training.helpers import CPU, InterruptAt, Interrupted, run, same, start
+from tests.training.helpers import CPU, InterruptAt, Interrupted, Told, run, same, start
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 
@@ -50,6 +50,27 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, killed_at):
     assert rest[0].step == killed_at // 5 * 5 + 1
     assert same(whole, resumed)
     assert [(r.loss, r.gradient_norm) for r in rest] == [(r.loss, r.gradient_norm) for r in curve[rest[0].step - 1 :]]
+
+
+@pytest.mark.parametrize("answer", [Answer.CHECKPOINT, Answer.CHECKPOINT_AND_STOP])
+def test_an_answered_training_leaves_a_checkpoint_and_equals_an_undisturbed_one(tmp_path, answer):
+    """At step 7, between checkpoints of 5 and 10: one is there. Told to stop it stops, and goes on from there; told to
+    go on it goes on. Bit for bit, and no point of the curve more."""
+    experiment = tiny(12, log_every=3)
+    whole, curve = run(experiment)
+    told = Told(7, answer)
+    if answer is Answer.CHECKPOINT:
+        state, records = run(experiment, tmp_path, told)
+        assert [record.step for record in records] == [3, 6, 9, 12]
+        assert [path.name for path in saved(tmp_path)] == ["step_00000010", "192"], "the newest two stay"
+    else:
+        with pytest.raises(Stopped, match="stopped at 112 images seen"):
+            run(experiment, tmp_path, told)
+        assert saved(tmp_path)[-1].name == "step_00000007"
+        state, records = run(experiment, tmp_path)
+        assert [record.step for record in records] == [9, 12]
+    assert same(state, whole)
+    assert [record.loss for record in records] == [record.loss for record in curve[-len(records) :]]
 
 
 def test_a_finished_training_is_not_repeated(tmp_path):

@@ -11,8 +11,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from pforce.executors.node import connect
-from pforce.executors.placement import Node, place
+from pforce.executors.support.node import connect
+from pforce.executors.support.placement import Node, place
 from pforce.orchestration.doctor.check import Check, State
 from pforce.trial.failures import ClusterError
 from pforce.validation import ConfigError
@@ -84,7 +84,7 @@ def check_cluster(address: str | None) -> None:
 def look(address: str, storage: Path, *, limit: float = LIMIT_SECONDS) -> dict[str, Any] | Check:
     """What `probe` found, or the problem that there is no connection."""
     with subprocess.Popen(
-        [sys.executable, "-m", "pforce.executors.probe", address, str(storage)],
+        [sys.executable, "-m", "pforce.executors.support.probe", address, str(storage)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

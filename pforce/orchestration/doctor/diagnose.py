@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pforce.executors import node
-from pforce.executors.placement import Node, this_machine
+from pforce.executors.support import node
+from pforce.executors.support.placement import Node, this_machine
 from pforce.orchestration.doctor import cluster, machines, software, stores
 from pforce.orchestration.doctor.check import Check, checked
 from pforce.orchestration.plan import tracking_uri_of

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pforce.executors.node import VERSIONS
+from pforce.executors.support.node import VERSIONS
 from pforce.orchestration.doctor.check import Check, State, gib
 
 Facts = Mapping[str, Any]

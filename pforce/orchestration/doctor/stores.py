@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pforce.executors.node import connect, write_error
+from pforce.executors.support.node import connect, write_error
 from pforce.orchestration.doctor.check import Check
 from pforce.storage import Storage, StorageError
 from pforce.tracking import Tracker, TrackingError, mask, sqlite_path, sweep_names

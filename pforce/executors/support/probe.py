@@ -1,4 +1,4 @@
-"""Looks at a Ray cluster, in a process of its own: `python -m pforce.executors.probe ADDRESS STORAGE`.
+"""Looks at a Ray cluster, in a process of its own: `python -m pforce.executors.support.probe ADDRESS STORAGE`.
 
 Ray waits for a cluster that does not answer for two minutes and then ends the process; with a wrong token it writes
 the reason to stderr only. So whoever starts this reads both outputs, and ends it. The last line of stdout is JSON.
@@ -15,14 +15,10 @@ import sys
 import time
 from typing import Any
 
-# Read by ray when it is imported.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pforce.executors import node
+from pforce.executors.support import node
 
 PINGS = 5
 NODE_SECONDS = 45.0

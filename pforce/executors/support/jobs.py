@@ -10,13 +10,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-
 from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from rich.console import Console
 
 from pforce.terminal import STOPPED
 from pforce.trial.failures import ClusterError

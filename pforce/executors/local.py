@@ -1,0 +1,55 @@
+"""The executor of this process: one task after the other, on all cores or the first GPU. For debugging, and where
+there is one task only."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import ClassVar, Self
+
+import torch
+
+from pforce.executors.support.placement import place, this_machine
+from pforce.executors.support.setup import Hand, Listen, Setup, Tick, here_only, one_worker
+from pforce.trial.perform import AttemptFailed, Performer, Seat
+from pforce.trial.task import Answer, Event, Handed
+
+
+class Executor:
+    """Runs tasks in this process. Its tick is as often as a task reports."""
+
+    on_cluster: ClassVar[bool] = False
+
+    def __init__(self, setup: Setup) -> None:
+        one_worker("local", setup)
+        here_only("local", setup)
+        self.setup = setup
+
+    def __enter__(self) -> Self:
+        self.placement = place(1, nodes=[this_machine()], cpus=self.setup.cpus, gpus=self.setup.gpus)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def run(self, hand: Hand, listen: Listen, tick: Tick) -> None:
+        placement = self.placement
+        device = torch.device("cuda" if placement.gpus else "cpu")
+        perform = Performer(Seat(device, placement.cpus, placement.devices, own=False, callbacks=self.setup.callbacks))
+
+        def report(event: Event) -> Answer:
+            answer = listen(event)
+            tick()
+            return answer
+
+        threads = torch.get_num_threads()
+        try:
+            while isinstance(handed := hand(), Handed):
+                tick()
+                try:
+                    perform(handed, report)
+                except AttemptFailed as error:  # there is no other process that could go on
+                    listen(error.failed)
+        finally:
+            torch.set_num_threads(threads)

@@ -1,0 +1,230 @@
+"""The executor of processes of this machine, without Ray: on its cores, or on its GPUs, which several small trainings
+may share (`--gpus-per-trial 0.25`). Neither Ray, MLflow nor pydantic need be installed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import torch
+
+from pforce.executors.support.placement import Placement, place, this_machine
+from pforce.executors.support.setup import Hand, Listen, Setup, Tick, here_only, one_worker
+from pforce.trial.failures import WORKER_DIED, Failure
+from pforce.trial.perform import AttemptFailed, Performer, Seat
+from pforce.trial.task import Answer, Done, Event, Failed, Handed, Idle
+
+FREE = Idle.WAIT
+"""What a process says that takes another task."""
+TICK_SECONDS = 1.0
+ENDING_SECONDS = 5.0
+"""How long a process that has no more tasks may take to end."""
+
+
+class _Process:
+    """A process and what it is at."""
+
+    def __init__(self, seat: int, placement: Placement) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.seat = seat
+        self.pipe, theirs = context.Pipe()
+        self.at: Handed | None = None
+        self.free = True
+        """Whether it takes a task: one that has failed may be about to end."""
+        self.answer = Answer.GO_ON
+        """The last one that was sent for its task."""
+        shares = max(1, int(1 / placement.gpus + 1e-9)) if 0 < placement.gpus < 1 else 1
+        first = seat // shares if placement.gpus < 1 else seat * int(placement.gpus)
+        devices = range(first, first + max(1, int(placement.gpus))) if placement.gpus else ()
+        arguments = (theirs, placement.cpus, placement.devices, [*devices])
+        self.process = context.Process(target=_work, args=arguments, daemon=True, name=f"pforce-worker-{seat}")
+        self.process.start()
+        theirs.close()
+
+    def give(self, handed: Handed) -> None:
+        """Hand it a task."""
+        self.at, self.answer, self.free = handed, Answer.GO_ON, False
+        self._send(handed)
+
+    def tell(self, answer: Answer) -> None:
+        """Answer its reports from now on."""
+        if self.at is not None and answer is not self.answer:
+            self.answer = answer
+            self._send((self.at.task.id, self.at.attempt, answer))
+
+    def _send(self, message: object) -> None:
+        try:
+            self.pipe.send(message)
+        except OSError:  # it has died, which the loop sees
+            return
+
+    def events(self) -> list[Event]:
+        """What it has said since the last call."""
+        found: list[Event] = []
+        try:
+            while self.pipe.poll():
+                said = self.pipe.recv()
+                if said is FREE:
+                    self.free = True
+                else:
+                    found.append(said)
+        except (EOFError, OSError):  # it has died
+            pass
+        return found
+
+    def death(self) -> Failure:
+        """Why it ended, as far as that is known."""
+        self.process.join()
+        code = self.process.exitcode or 0
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        return Failure(WORKER_DIED, f"the worker's process ended {how} before its task did")
+
+
+class Executor:
+    """Runs tasks in processes that serve one after the other."""
+
+    on_cluster: ClassVar[bool] = False
+
+    def __init__(self, setup: Setup) -> None:
+        one_worker("processes", setup)
+        here_only("processes", setup)
+        self.setup = setup
+        self.processes: dict[int, _Process] = {}
+
+    def __enter__(self) -> Self:
+        s = self.setup
+        self.placement = place(s.tasks, nodes=[this_machine()], cpus=s.cpus, gpus=s.gpus, exactly=s.exactly)
+        for seat in range(self.placement.concurrent):  # they start while the driver opens its page
+            self.processes[seat] = _Process(seat, self.placement)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for each in self.processes.values():
+            each.pipe.close()  # which is how it learns that there are no more tasks
+        for each in self.processes.values():
+            if kind is None:
+                each.process.join(ENDING_SECONDS)
+            if each.process.is_alive():
+                each.process.kill()
+            each.process.join()
+
+    def run(self, hand: Hand, listen: Listen, tick: Tick) -> None:
+        while True:
+            tick()
+            self._hand_out(hand)
+            if all(each.free for each in self.processes.values()):
+                return
+            waiting: list[Any] = [each.pipe for each in self.processes.values()]
+            wait([*waiting, *(each.process.sentinel for each in self.processes.values())], TICK_SECONDS)
+            for each in list(self.processes.values()):
+                alive = each.process.is_alive()  # before its last words are read
+                self._listen(each, listen)
+                if not alive:
+                    self._listen(each, listen)
+                    del self.processes[each.seat]
+                    if each.at is not None:
+                        listen(Failed(each.at.task.id, each.at.attempt, each.death()))
+
+    def _hand_out(self, hand: Hand) -> None:
+        for seat in range(self.placement.concurrent):
+            process = self.processes.get(seat)
+            if process is not None and not process.free:
+                continue
+            handed = hand()
+            if isinstance(handed, Idle):
+                return
+            if process is None:
+                process = self.processes[seat] = _Process(seat, self.placement)
+            process.give(handed)
+
+    def _listen(self, process: _Process, listen: Listen) -> None:
+        for event in process.events():
+            answer = listen(event)
+            if isinstance(event, Done | Failed):
+                process.at = None
+            else:
+                process.tell(answer)
+
+
+# --- in the process itself ------------------------------------------------------------------------------------------
+
+
+class _Driver:
+    """The other end of the pipe. Reports wait for nobody: an answer is what was last heard."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
+        self.events: queue.SimpleQueue[Event | Idle | None] = queue.SimpleQueue()
+        self.answers: dict[tuple[str, int], Answer] = {}
+        self.gone = False
+        self.thread = threading.Thread(target=self._send, daemon=True)
+        self.thread.start()
+
+    def _send(self) -> None:
+        while (event := self.events.get()) is not None:
+            try:
+                self.pipe.send(event)
+            except OSError:
+                self.gone = True
+
+    def next(self) -> Handed | None:
+        """The next task; None where the driver has no more, or is gone."""
+        while True:
+            try:
+                message = self.pipe.recv()
+            except (EOFError, OSError):
+                return None
+            if isinstance(message, Handed):
+                return message
+            self._note(message)
+
+    def free(self) -> None:
+        """Say that this process takes another task."""
+        self.events.put(FREE)
+
+    def _note(self, message: tuple[str, int, Answer]) -> None:
+        task, attempt, answer = message
+        self.answers[task, attempt] = answer
+
+    def report(self, event: Event) -> Answer:
+        """Tell the driver. Where that is gone, the work stops at a checkpoint: another driver may want it."""
+        self.events.put(event)
+        try:
+            while self.pipe.poll():
+                self._note(self.pipe.recv())
+        except (EOFError, OSError):
+            self.gone = True
+        return Answer.CHECKPOINT_AND_STOP if self.gone else self.answers.get((event.task, event.attempt), Answer.GO_ON)
+
+    def end(self) -> None:
+        """All that was said is sent."""
+        self.events.put(None)
+        self.thread.join()
+
+
+def _work(pipe: Connection, threads: int, devices: float, gpus: list[int]) -> None:
+    """A process: task after task."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: its driver says when to stop
+        signal.signal(number, signal.SIG_IGN)
+    if gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        known = visible.split(",") if visible else None
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(known[gpu] if known else str(gpu) for gpu in gpus)
+    perform = Performer(Seat(torch.device("cuda" if gpus else "cpu"), threads, devices))
+    driver = _Driver(pipe)
+    while (handed := driver.next()) is not None:
+        try:
+            perform(handed, driver.report)
+        except AttemptFailed as error:
+            driver.report(error.failed)
+            break
+        driver.free()
+    driver.end()

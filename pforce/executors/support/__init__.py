@@ -1,0 +1,1 @@
+"""What executors share: how many tasks fit, Ray's start, where its workers meet their driver, jobs and probes."""

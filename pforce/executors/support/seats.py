@@ -1,0 +1,241 @@
+"""The driver's side of an executor on Ray: workers sit at a rendezvous and are handed tasks one after the other, so
+that a process, its imports and a group's meeting are paid for once. How workers are started the executor says."""
+
+from __future__ import annotations
+
+import pickle
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, ClassVar, NamedTuple, Self
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pforce.executors.support.placement import place
+from pforce.executors.support.rendezvous import Rendezvous
+from pforce.executors.support.setup import Hand, Listen, Setup, Tick
+from pforce.executors.support.start import Cluster
+from pforce.trial.failures import WORKER_DIED, ClusterError, Failure, worst
+from pforce.trial.task import Answer, Done, Event, Failed, Handed, Idle, Next
+
+TICK_SECONDS = 1.0
+WAITING_SECONDS = 60.0
+"""Workers of which none has come after so long wait for room: that is said."""
+ENDING_SECONDS = 15.0
+"""How long workers may take to end, once there are no more tasks."""
+STARTS = 3
+"""Workers that may be lost in a row before they have asked for a task."""
+
+
+class WorkersLost(ClusterError):
+    """Workers cannot be started."""
+
+
+class Gone(NamedTuple):
+    """A seat whose workers have ended."""
+
+    seat: int
+    failure: Failure | None
+    """Why, as far as Ray knows; None where there were no more tasks."""
+    replaced: bool = False
+    """Whether another worker is already on its way."""
+    at: float = 0.0
+    """When that was seen, on the clock of `time.monotonic`."""
+
+
+class Seats(ABC):
+    """Runs tasks by workers on a Ray cluster, on one that is started here where there is none."""
+
+    on_cluster: ClassVar[bool] = True
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.meeting = f"pforce-{uuid.uuid4().hex}"
+        self.actor: Any = None
+        self.at: dict[int, Handed] = {}
+        """Seat → the task that its worker has."""
+        self.idle: set[int] = set()
+        """Seats whose workers wait for a task."""
+        self.live: set[int] = set()
+        """Seats that have workers, or soon will."""
+        self.answers: dict[tuple[str, int], Answer] = {}
+        self.kept: Handed | None = None
+        """A task that waits for a worker to come."""
+        self.given: dict[int, float] = {}
+        """Seat → when its task was handed out."""
+        self.begun = self.failed_starts = 0
+        self.waiting_since: float | None = None
+        """Since when all workers are still to come."""
+        self.said_room = False
+
+    # --- what an executor says of its own ------------------------------------------------------------------------
+
+    @abstractmethod
+    def start(self, seats: list[int]) -> None:
+        """Start the workers of some seats."""
+
+    @abstractmethod
+    def ended(self) -> Iterable[Gone]:
+        """Seats whose workers were seen to end since the last call."""
+
+    @abstractmethod
+    def finish(self, seconds: float) -> None:
+        """Wait until what runs in threads of this process has ended, so long at most."""
+
+    @property
+    def worker_config(self) -> dict[str, Any]:
+        """What a worker is told as it starts, plain data: where it meets the driver, and what it has."""
+        p = self.placement
+        return {"meeting": self.meeting, "threads": p.cpus, "devices": p.devices, "gpus": p.gpus}
+
+    # --- its life ------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        s = self.setup
+        s.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)  # closed to others: it names the storage
+        self.cluster = Cluster(s.address)
+        try:
+            self.placement = place(
+                s.tasks, nodes=self.cluster.nodes, cpus=s.cpus, gpus=s.gpus, exactly=s.exactly, workers=s.workers,
+                spread=s.spread,
+            )  # fmt: skip
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            actor: Any = ray.remote(Rendezvous)
+            options = actor.options(name=self.meeting, num_cpus=0, scheduling_strategy=here, max_concurrency=10_000)
+            self.actor = options.remote()
+            # They start while the driver opens its page.
+            self.live = set(range(self.placement.concurrent))
+            self.start(sorted(self.live))
+        except BaseException:
+            self.cluster.leave()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            with suppress(RayError):
+                ray.get(self.actor.close.remote(), timeout=TICK_SECONDS)
+            if kind is None:
+                self.finish(ENDING_SECONDS)
+            elif not self.cluster.ours:
+                self.finish(TICK_SECONDS)
+        finally:
+            self.cluster.leave()
+
+    # --- the loop ------------------------------------------------------------------------------------------------
+
+    def run(self, hand: Hand, listen: Listen, tick: Tick) -> None:
+        """See `Executor.run`."""
+        while True:
+            tick()
+            news = ray.get(self.actor.news.remote(TICK_SECONDS))
+            if news.begun > self.begun:
+                self.begun, self.failed_starts = news.begun, 0
+            for content in news.said:
+                self._hear(pickle.loads(content), listen)  # of our own workers
+            for gone in self.ended():
+                self._gone(gone, listen)
+            for seat, words in news.lost:
+                self._lost(seat, words, None, listen)
+            self.idle |= set(news.asking)
+            if not self._hand_out(hand):
+                return
+            self._say_room()
+
+    def _hear(self, event: Event, listen: Listen) -> None:
+        answer, key = listen(event), (event.task, event.attempt)
+        if isinstance(event, Done | Failed):
+            self.at = {seat: each for seat, each in self.at.items() if (each.task.id, each.attempt) != key}
+        elif answer is not self.answers.get(key, Answer.GO_ON):
+            self.answers[key] = answer
+            ray.get(self.actor.tell.remote(*key, int(answer)))
+
+    def _lost(self, seat: int, words: list[bytes], failure: Failure | None, listen: Listen) -> None:
+        """The worker of a seat is gone, or all of a group: what becomes of the task that it had is the listener's."""
+        handed = self.at.pop(seat, None)
+        if handed is None:
+            return
+        said: list[Failed] = [pickle.loads(content) for content in words]
+        failures = [*(each.failure for each in said), *([failure] if failure else [])]
+        cause = worst(failures) or Failure(WORKER_DIED, "the worker's process ended before its task did")
+        known = next((each for each in said if each.failure == cause), None)
+        listen(known or Failed(handed.task.id, handed.attempt, cause, log=said[0].log if said else None))
+
+    def _gone(self, gone: Gone, listen: Listen) -> None:
+        if gone.replaced and gone.failure is not None:
+            self._failed_start(gone.failure)
+            handed = self.at.get(gone.seat)
+            if handed is not None and self.given[gone.seat] < gone.at:  # else it is the new worker's
+                words = ray.get(self.actor.drop.remote(gone.seat, handed.task.id, handed.attempt))
+                self._lost(gone.seat, words, gone.failure, listen)
+            return
+        words, had = ray.get(self.actor.ended.remote(gone.seat)), gone.seat in self.at
+        self.idle.discard(gone.seat)
+        self.live.discard(gone.seat)
+        self._lost(gone.seat, words, gone.failure, listen)
+        if gone.failure is not None and not had:
+            self._failed_start(gone.failure)
+
+    def _failed_start(self, failure: Failure) -> None:
+        """A worker was lost before it had asked for a task."""
+        self.failed_starts += 1
+        if self.failed_starts >= STARTS * self.placement.concurrent:
+            workers = f"group of {self.placement.workers} workers" if self.placement.workers > 1 else "worker"
+            raise WorkersLost(f"no {workers} could be started: {failure.message}")
+
+    def _hand_out(self, hand: Hand) -> bool:
+        """Give tasks to those who wait, and end those for whom there is none. Returns whether anything is under way."""
+        while self.idle and (following := self._following(hand)) is not Idle.WAIT:
+            seat = min(self.idle)
+            self.idle.discard(seat)
+            if isinstance(following, Handed):
+                self.kept = None
+                self._give(seat, following)
+            else:
+                self.live.discard(seat)
+                ray.get(self.actor.release.remote(seat))
+        dead = set(range(self.placement.concurrent)) - self.live
+        coming = self.live - set(self.at) - self.idle
+        if dead and not (self.idle or coming) and isinstance(self._following(hand), Handed):
+            seat = min(dead)  # a task is tried again, and nobody is there for it
+            self.live.add(seat)
+            ray.get(self.actor.take_back.remote(seat))
+            self.start([seat])
+        return bool(self.at) or isinstance(self._following(hand), Handed)
+
+    def _following(self, hand: Hand) -> Next:
+        """The next task, which is kept until somebody takes it."""
+        following = self.kept or hand()
+        if isinstance(following, Handed):
+            self.kept = following
+        return following
+
+    def _give(self, seat: int, handed: Handed) -> None:
+        self.at[seat], self.given[seat] = handed, time.monotonic()
+        content = ray.cloudpickle.dumps(handed)
+        ray.get(self.actor.give.remote(seat, handed.task.id, handed.attempt, content))
+
+    def _say_room(self) -> None:
+        """Say that workers wait for room: they would wait in silence, and for ever."""
+        if self.at or self.idle or not self.live:
+            self.waiting_since, self.said_room = None, False
+            return
+        now = time.monotonic()
+        self.waiting_since = self.waiting_since or now
+        if self.said_room or now - self.waiting_since < WAITING_SECONDS:
+            return
+        self.said_room = True
+        free, placement = ray.available_resources(), self.placement
+        gpus = f" and {placement.gpus:g} GPU(s)" if placement.gpus else ""
+        self.setup.say(
+            f"waiting for room for {placement.workers} worker(s) of {placement.cpus} core(s){gpus}: the cluster has "
+            f"{free.get('CPU', 0):g} cores and {free.get('GPU', 0):g} GPUs free on "
+            f"{sum(node['Alive'] for node in ray.nodes())} node(s)"
+        )

@@ -1,0 +1,69 @@
+"""Joins or starts a Ray cluster: the one place that does, with its logging, and signals put back."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray.exceptions import RayError
+
+from pforce.executors.support.placement import Node
+from pforce.trial.failures import ClusterError
+
+# Nothing reads the state that Tune keeps of an experiment; its failing to (a race with its own clean-up) is no error.
+logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray puts a handler of its own over SIGTERM, which ends the process without a clean-up: ours come back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def start_ray(address: str | None = None) -> list[Node]:
+    """Connect to the cluster at `address` or RAY_ADDRESS, else start one here. Returns its nodes. ClusterError where
+    the cluster does not take us.
+
+    The dashboard stays on (loopback only): without it a trial stopped by a scheduler leaks its placement group.
+    """
+    if not ray.is_initialized():
+        wanted = address or os.environ.get("RAY_ADDRESS") or "local"
+        try:
+            with _signals_kept():
+                ray.init(address=wanted, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, RayError) as error:
+            if wanted == "local":
+                raise
+            raise ClusterError(
+                f"the cluster at {wanted} does not take this driver ({error}): is its token here "
+                "(RAY_AUTH_MODE=token, and the head's ~/.ray/auth_token or RAY_AUTH_TOKEN), and the same version of "
+                f"Ray? `pforce doctor --ray-address {wanted}` tells"
+            ) from error
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(int(resources.get("CPU", 0)), resources.get("GPU", 0.0)) for resources in alive]
+
+
+class Cluster:
+    """A cluster that this process has joined, or started and ends."""
+
+    def __init__(self, address: str | None) -> None:
+        self.ours = not ray.is_initialized()
+        self.nodes = start_ray(address)
+
+    def leave(self) -> None:
+        """End the cluster where this process started it."""
+        if self.ours:
+            ray.shutdown()

@@ -1,0 +1,113 @@
+"""Measurements of several models that workers share, drawings by ranges of images: what is missing, what is done, and
+what it cost. A worker that is lost costs the range that it was at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+from pforce.metrics.detectors import load_detector
+from pforce.records.ledger import Ledger
+from pforce.trial.draw import IMAGES, Blocks, Span, count_of, features_folder, folder_of, spans_to_draw
+from pforce.trial.measurable import Measurable
+from pforce.trial.measure import Subject, missing, record_drawing
+from pforce.trial.task import Done, Measure, Spent
+
+
+class Wanted(NamedTuple):
+    """A model to be measured, for a cell."""
+
+    cell: str
+    """Its digest; empty where there is none."""
+    label: str
+    model: Measurable
+
+
+class Shared:
+    """Tasks of about a block of images each, and for whom they are. Cells whose images come of one drawing share it:
+    those that ask for fewer wait for the others."""
+
+    def __init__(self, wanted: Sequence[Wanted], ledger: Ledger) -> None:
+        self.wanted, self.ledger = wanted, ledger
+        self.started = time.time()
+        self.left: dict[int, set[str]] = {number: set() for number in range(len(wanted))}
+        """Model → tasks that are not done."""
+        self.sharers: dict[str, list[int]] = {}
+        """Task → the models that wait for it."""
+        self.drawer: dict[str, int] = {}
+        """Range → the model that is drawn."""
+        self.spent: dict[int, list[tuple[Spent, float]]] = {number: [] for number in range(len(wanted))}
+
+    def tasks(self, *, held_out: bool) -> list[Measure]:
+        """What is missing; with `held_out` those measurements, too."""
+        found: list[Measure] = []
+        drawings: dict[str, list[int]] = {}
+        for number, (_, label, model) in enumerate(self.wanted):
+            todo = missing(model.request, model.sha256, self.ledger)
+            if todo.metrics:
+                drawings.setdefault(self.folder(model), []).append(number)
+            if held_out and todo.held_out:
+                found.append(self._for([number], Measure(f"held_out/{number}", label, model, "held_out")))
+        for several in drawings.values():
+            drawer = max(several, key=lambda number: self.wanted[number].model.request.images)
+            _, label, model = self.wanted[drawer]
+            for group in self.groups(model):
+                span = f"{group[0].first}-{group[-1].end}"
+                task = Measure(f"images/{drawer}/{span}", f"{label}: images {span}", model, "images", (tuple(group),))
+                found.append(self._for(several, task))
+                self.drawer[task.id] = drawer
+        return found
+
+    def _for(self, several: list[int], task: Measure) -> Measure:
+        self.sharers[task.id] = several
+        for number in several:
+            self.left[number].add(task.id)
+        cells = tuple(self.wanted[number].cell for number in several if self.wanted[number].cell)
+        return Measure(task.id, task.label, task.model, task.what, task.groups, cells)
+
+    def folder(self, model: Measurable) -> str:
+        """Folder of the features of a model's images."""
+        detector = load_detector(model.detector, model.detector_weights, model.request.detector.get("sha256"))
+        return features_folder(model.request.drawing(model.sha256).digest, detector)
+
+    def groups(self, model: Measurable) -> list[list[Span]]:
+        """Passes that are missing of a model's drawing, by blocks."""
+        drawing, storage = model.request.drawing(model.sha256).digest, self.ledger.storage
+        kept = Blocks(storage, self.folder(model)).load(model.request.images)
+        ends = {first: first + count_of(arrays) for first, arrays in kept.items()}
+        pictures = Blocks(storage, f"{folder_of(drawing)}/{IMAGES}")
+        names = pictures.names()
+        for first in (first for first in names if first < model.request.images):
+            found = pictures.block(first, names)
+            ends[first] = max(ends.get(first, first), first + (count_of(found) if found else 0))
+        return spans_to_draw(model.request.images, model.evaluation.batch, ends)
+
+    def take(self, task: Measure, done: Done) -> list[int]:
+        """A task is done; the models of which now all are."""
+        if task.id in self.drawer:
+            self.spent[self.drawer[task.id]].append((done.spent, done.seconds))
+        return self.drop(task)
+
+    def drop(self, task: Measure) -> list[int]:
+        """Nobody waits for a task any more; the models of which now all are done."""
+        several = [number for number in self.sharers[task.id] if task.id in self.left[number]]
+        for number in several:
+            self.left[number].discard(task.id)
+        return [number for number in several if not self.left[number]]
+
+    def last(self, number: int, finished: Collection[int]) -> bool:
+        """Whether nobody else waits for a model's features."""
+        others = {each for several in self.sharers.values() if number in several for each in several}
+        return others <= {number, *finished}
+
+    def record(self, number: int, subject: Callable[[], Subject]) -> None:
+        """What a model's drawing has cost, as its record."""
+        spent = [(each, seconds) for each, seconds in self.spent[number] if each.images]
+        if spent:
+            record_drawing(
+                self.wanted[number].model.request, subject(), self.ledger, started=self.started,
+                images=sum(each.images for each, _ in spent), passes=spent[0][0].forward_passes,
+                sampling=sum(each.sampling_seconds for each, _ in spent),
+                seconds=sum(seconds for _, seconds in spent),
+            )  # fmt: skip

@@ -1,0 +1,92 @@
+"""The tasks of a sweep: a training, with its measurements, for each cell that is missing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+from pforce.config import flat_params
+from pforce.metrics.distances import metric_name
+from pforce.orchestration.drive import Source
+from pforce.orchestration.plan import Plan, entry_of
+from pforce.orchestration.recorder import TRAINING_SHARE, Entry, Recorder
+from pforce.orchestration.sweep import Work
+from pforce.records import provenance
+from pforce.records.parts import decay_of
+from pforce.results.shown import curve_points, recorded_view
+from pforce.tracking import Tags
+from pforce.trial.task import Done, Failed, Idle, Task, Train
+
+
+def train_task(plan: Plan, item: Work) -> Train:
+    """A cell as its worker gets it."""
+    return Train(
+        id=item.fingerprint,
+        label=item.label,
+        experiment=item.experiment,
+        inputs=plan.inputs,
+        data=str(plan.data),
+        storage=plan.options.place.uri,
+        training=item.training,
+        measures=plan.options.evaluation_workers is None,
+        sharding=plan.options.sharding,
+        provenance=provenance.code(),
+    )
+
+
+def entries(plan: Plan, tags: dict[str, str]) -> Callable[[str], Entry]:
+    """What the page shows of a sweep's cells.
+
+    Args:
+        tags: of every run.
+    """
+    work = {item.fingerprint: item for item in plan.work}
+    place, say = plan.options.place, plan.ledger.say
+
+    def entry(cell: str) -> Entry:
+        item = work[cell]
+        inputs = {f"input.{name}": value for name, value in plan.inputs.tags().items()}
+        own = {**tags, **inputs, "weights": "ema", Tags.SEED: str(item.experiment.seed), Tags.TRAINING: item.training}
+        if (branch := decay_of(item.parts.training)) is not None:
+            own[Tags.TRUNK] = branch[0]
+        return Entry(
+            cell, item.label, {name: str(value) for name, value in flat_params(item.experiment).items()}, own,
+            past=lambda: curve_points(item.parts, place, say),
+            whole=lambda: recorded_view(entry_of(item), place, say),
+        )  # fmt: skip
+
+    return entry
+
+
+def note_of(item: Work, metrics: dict[str, float]) -> str:
+    """What a finished cell is shown with."""
+    distance = metrics.get(metric_name("fd", item.experiment.evaluation.detector_name), math.nan)
+    return f"validation loss {metrics['val/loss']:.4f} · distance {distance:.2f}"
+
+
+class Trials(Source):
+    """Trains what is missing of a sweep."""
+
+    def __init__(self, plan: Plan, recorder: Recorder) -> None:
+        self.plan, self.recorder = plan, recorder
+        self.missing = plan.missing
+        self.waiting: Iterator[Work] = iter(self.missing)
+        self.work = {item.fingerprint: item for item in self.missing}
+        self.trained: dict[str, Done] = {}
+        """Digest of a cell → what its training said, where its measurements are still to come."""
+
+    def next(self) -> Task | Idle:
+        item = next(self.waiting, None)
+        return Idle.END if item is None else train_task(self.plan, item)
+
+    def done(self, task: Task, event: Done) -> None:
+        assert isinstance(task, Train)
+        if task.measures:
+            note = note_of(self.work[task.id], dict(event.metrics))
+            self.recorder.finish(task.id, task.label, note, event.environment)
+        else:
+            self.trained[task.id] = event
+            self.recorder.display.update(task.label, TRAINING_SHARE, "trained")
+
+    def failed(self, task: Task, event: Failed) -> None:
+        """No other task waits for a training of this sweep."""

@@ -1,0 +1,115 @@
+"""A model as it travels to a worker, and what that makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from pforce.metrics.config import EvaluationConfig
+from pforce.metrics.detectors import Detector, load_detector
+from pforce.metrics.reference import ReferenceStatistics
+from pforce.records.parts import Request
+from pforce.records.provenance import made_on
+from pforce.sampling import SamplerConfig
+from pforce.storage import Storage
+from pforce.training.checkpoint import SNAPSHOTS
+from pforce.trial.folder import EXPERIMENT
+from pforce.trial.jobs import decoder_for
+from pforce.trial.measure import Subject, cycle_of
+from pforce.trial.mirror import TrialMirror
+from pforce.trial.reference import REFERENCES, HeldOut, ReferenceImages, check_detector
+from pforce.trial.source import Source, SourceError, Weights, load_source
+
+
+@dataclass(frozen=True)
+class Measurable:
+    """A model, and what it is measured with, by names and paths."""
+
+    source: str
+    """Path of the model, as `load_source` reads it."""
+    sha256: str
+    """Hash of its configuration and weights: the source must still be this one when it is read again."""
+    request: Request
+    evaluation: EvaluationConfig
+    sampler: SamplerConfig
+    storage: str
+    """URI of the storage that keeps drawings and records."""
+    reference: ReferenceImages
+    data: str | None = None
+    """Folder of the data set with the held-out images."""
+    weights: Weights = "ema"
+    heads: int | None = None
+    """Attention heads of an original SiT of unusual size."""
+    decoder: str | None = None
+    """Folder of an autoencoder whose decoder makes pixels of a model's latents."""
+    detector: str = "openmoji"
+    detector_weights: str | None = None
+    training: str | None = None
+    """Folder of the training below the storage, where the model is one of it: pulled out of a bucket."""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def load(self) -> Source:
+        """The model as this machine has it. SourceError where it is no longer the one that was planned with."""
+        path = self.source
+        storage = Storage.open(self.storage)
+        if storage.remote and self.training is not None:
+            snapshot = Path(self.source)
+            images = int(snapshot.name) if snapshot.parent.name == SNAPSHOTS else None
+            TrialMirror(storage, self.training, EXPERIMENT).fetch(images)
+            path = str(storage.root / self.training / snapshot.parent.name / snapshot.name)
+        source = load_source(path, weights=self.weights, heads=self.heads)
+        if source.sha256 != self.sha256:
+            raise SourceError(
+                f"{path} now holds other weights ({source.sha256[:12]}) than when this was planned "
+                f"({self.sha256[:12]}): give the checkpoint's own folder (step_…)"
+            )
+        return source
+
+    def subject(self, device: torch.device, *, devices: float | None = None, source: Source | None = None) -> Subject:
+        """The model in memory, on a device, ready to be measured. DetectorError, AutoencoderError, SourceError pass.
+
+        Args:
+            devices: that this process stands for; by default its GPU, or the cores of its threads.
+            source: the model, where it is in memory.
+        """
+        if devices is None:
+            devices = 1.0 if device.type == "cuda" else float(torch.get_num_threads())
+        source = source or self.load()
+        storage = Storage.open(self.storage)
+        held_out = HeldOut(Path(self.data)) if self.data is not None else None
+        loaded: list[Detector] = []
+
+        def detector() -> Detector:
+            if not loaded:
+                wanted = self.request.detector.get("sha256")
+                found = load_detector(self.detector, self.detector_weights, wanted).to(device)
+                check_detector(found, self.request.detector)
+                loaded.append(found)
+            return loaded[0]
+
+        def labels() -> torch.Tensor:
+            classes = source.model.config.classes
+            if held_out is None:
+                return torch.arange(classes)
+            return cycle_of(self.evaluation, held_out, classes)
+
+        def reference() -> ReferenceStatistics:
+            return self.reference.statistics(detector(), storage.root / REFERENCES, device=device)
+
+        return Subject(
+            model=source.model.to(device),
+            weights=self.sha256,
+            device=device,
+            sampler=self.sampler,
+            labels=labels,
+            detector=detector,
+            reference=reference,
+            held_out=None if held_out is None else lambda: held_out(self.evaluation.held_out_images),
+            batch=self.evaluation.batch,
+            decode=None if self.decoder is None else decoder_for(source, self.decoder, device),
+            devices=devices,
+            provenance={**made_on(device), **self.provenance},
+        )

@@ -1,0 +1,435 @@
+"""Carries out a task in the process that was given it: what every executor calls, and the same everywhere."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, assert_never
+
+import torch
+
+from pforce.data import DataError, Manifest, ensure
+from pforce.metrics.features import read_features
+from pforce.metrics.reference import BATCH
+from pforce.parallel import ALONE, Workers
+from pforce.records.lease import Holder
+from pforce.records.ledger import Ledger
+from pforce.records.parts import cell_parts
+from pforce.records.row import joined, training_metrics
+from pforce.sampling import SamplerConfig
+from pforce.storage import Storage
+from pforce.training import Answer, Callback, Diverged, Record, Stopped, TrainState
+from pforce.training.checkpoint import CheckpointError
+from pforce.training.loop import use_bfloat16
+from pforce.trial.attempts import MOST_TRACEBACK, AttemptLog, shortened
+from pforce.trial.draw import BLOCK, IMAGES, Blocks, features_folder, folder_of
+from pforce.trial.failures import FINAL, Failure, failure_of
+from pforce.trial.folder import training_folder
+from pforce.trial.jobs import Drawer, Keeper, blocks_in, ends_of
+from pforce.trial.measurable import Measurable
+from pforce.trial.measure import Subject, draw_blocks, measure, read_pictures, record_metrics
+from pforce.trial.reference import REFERENCES
+from pforce.trial.run import Paths, Where, run_trial, train_trial
+from pforce.trial.task import (
+    STOPPED,
+    CurvePoint,
+    Done,
+    Draw,
+    Event,
+    Failed,
+    Handed,
+    Measure,
+    MeasureImages,
+    Progress,
+    Spent,
+    Started,
+    Task,
+    Train,
+    Waiting,
+    Warned,
+)
+from pforce.trial.watch import Phase, Watch
+
+REPORT_SECONDS = 2.0
+"""Between reports of progress, each of which is answered."""
+MOST_MESSAGE = 4_000
+"""Characters of a failure's message as it travels; the log has more."""
+MOST_SAID = 20_000
+"""Characters of a traceback as it travels."""
+
+Report = Callable[[Event], Answer]
+
+
+@dataclass(frozen=True)
+class Seat:
+    """What a process has to carry out tasks with. Nothing here changes results beyond rounding."""
+
+    device: torch.device
+    threads: int
+    devices: float
+    """Devices that a task occupies, over all workers, for device-hours (on a CPU: cores)."""
+    workers: Workers = ALONE
+    own: bool = True
+    """Whether the process does nothing else: then its output is the attempt's."""
+    callbacks: Sequence[Callback] = ()
+    """See every training."""
+
+
+class AttemptFailed(RuntimeError):
+    """An attempt ended in a way that another process may survive. This one should end."""
+
+    def __init__(self, failed: Failed) -> None:
+        self.failed = failed
+        super().__init__(f"{failed.failure.reason}: {failed.failure.message}")
+
+    def __reduce__(self) -> tuple[type[AttemptFailed], tuple[Failed]]:
+        return AttemptFailed, (self.failed,)
+
+
+class _StoppedAlone(Stopped):
+    """The first worker was told to stop in the middle of what it does alone; the others know nothing of it."""
+
+
+TOGETHER = (Diverged, CheckpointError, Stopped)
+"""What all workers of a group raise at once: they go on with the next task."""
+
+
+class Telling:
+    """What is said of an attempt: to the driver, and in the log. Answers to reports are acted on at once while
+    measuring, and by the training's loop at the end of a step."""
+
+    def __init__(self, handed: Handed, report: Report, log: AttemptLog, workers: Workers) -> None:
+        self.task, self.attempt, self.report, self.log = handed.task.id, handed.attempt, report, log
+        self.first = workers.first
+        self.answer = Answer.GO_ON
+        """The last one, until the training's loop takes it."""
+        self.last = 0.0
+        self.phase: Phase | None = None
+
+    def say(self, event: Event) -> None:
+        """Report an event; the other workers of a group report warnings only."""
+        if self.first or isinstance(event, Warned):
+            answer = self.report(event)
+            self.answer = max(self.answer, answer)
+
+    def begins(self) -> None:
+        """See `Watch.begins`."""
+        self.log.line("at work")
+        self.say(Started(self.task, self.attempt))
+
+    def waits(self, holder: Holder | None) -> None:
+        """See `Watch.waits`. Raised by all workers of a group at once."""
+        self.say(Waiting(self.task, self.attempt, str(holder or "another process")))
+        if self.answer is Answer.CHECKPOINT_AND_STOP:
+            raise Stopped("stopped while it waited")
+
+    def progress(self, phase: Phase, share: float) -> None:
+        """See `Watch.progress`."""
+        if phase != self.phase:
+            self.phase = phase
+            self.log.line(phase)
+        elif time.monotonic() - self.last < REPORT_SECONDS:
+            return
+        self.last = time.monotonic()
+        self.say(Progress(self.task, self.attempt, phase, share))
+        if self.answer is Answer.CHECKPOINT_AND_STOP:
+            raise _StoppedAlone(f"stopped while at: {phase}")
+
+    def warn(self, message: str) -> None:
+        """Report a warning."""
+        self.log.open()
+        self.log.line(f"warning: {message}")
+        self.say(Warned(self.task, self.attempt, message))
+
+
+class _Reports(Callback):
+    """Reports a training's curve, and its progress now and then; hands answers to the loop."""
+
+    def __init__(self, telling: Telling) -> None:
+        self.telling = telling
+
+    def on_record(self, state: TrainState, record: Record) -> None:
+        t = self.telling
+        t.log.line(
+            f"{record.images_seen:,} images seen, loss {record.loss:.4f}, gradient norm {record.gradient_norm:.3g}, "
+            f"{record.images_per_second:.0f} images/s"
+        )
+        t.last = time.monotonic()
+        t.say(CurvePoint(t.task, t.attempt, record))
+
+    def on_step(self, state: TrainState) -> None:
+        t = self.telling
+        if time.monotonic() - t.last >= REPORT_SECONDS:
+            t.last = time.monotonic()
+            t.say(Progress(t.task, t.attempt, "training", state.images_seen / state.spec.training.images))
+        state.answer, t.answer = t.answer, Answer.GO_ON
+
+    def on_checkpoint(self, state: TrainState) -> None:
+        self.telling.log.line(f"checkpoint at {state.images_seen:,} images seen, as asked")
+
+
+def find_data(task: Train) -> Path:
+    """The data set on this machine: built here if it can be. DataError where it is not the one that was planned."""
+    folder = Path(task.data)
+    if task.experiment.data.name != "shards" and not folder.exists():
+        folder = ensure(task.experiment.data, progress=False)
+    found = Manifest.load(folder).hash
+    if found != task.inputs.data:
+        raise DataError(
+            f"{folder} on this machine holds other data (hash {found[:12]}) than was planned with "
+            f"({task.inputs.data[:12]}): the same versions of the packages, or a shared folder, are needed"
+        )
+    return folder
+
+
+@contextmanager
+def _warnings_to(tell: Callable[[str], None]) -> Iterator[None]:
+    """Report what pforce warns of (a damaged checkpoint or sample): a worker's own output is seen by nobody."""
+    show = warnings.showwarning
+
+    def told(message: Any, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+        if issubclass(category, UserWarning) and "pforce" in filename:
+            tell(str(message))
+        else:
+            show(message, category, filename, lineno, *rest)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = told  # type: ignore[assignment]  # the documented way to redirect warnings
+        yield
+
+
+def _place_of(task: Task) -> tuple[Storage, str]:
+    """The storage, and the folder in it that keeps what attempts at a task said."""
+    match task:
+        case Train():
+            return Storage.open(task.storage), training_folder(task.training)
+        case Measure():
+            model = task.model
+            own = folder_of(model.request.drawing(model.sha256).digest)
+            return Storage.open(model.storage), model.training or own
+        case MeasureImages():
+            return Storage.open(task.storage), f"evaluations/{task.id}"
+        case Draw():
+            return Storage.open(task.job.storage), folder_of(task.job.identity)
+        case _:
+            assert_never(task)
+
+
+class Performer:
+    """Carries out one task after the other. A model that several of them measure is kept in memory."""
+
+    def __init__(self, seat: Seat) -> None:
+        self.seat = seat
+        self.loaded: tuple[object, Any] | None = None
+        """What the last task read, and by what it is known."""
+
+    def __call__(self, handed: Handed, report: Report) -> None:
+        """Carry out a task, and report what it comes to: Done last, or Failed.
+
+        AttemptFailed, not reported yet, where this process should end: its state may be broken, or the other workers
+        of its group are left in the middle of a step.
+        """
+        seat, task, workers = self.seat, handed.task, self.seat.workers
+        torch.set_num_threads(seat.threads)
+        storage, folder = _place_of(task)
+        about = (
+            f"attempt {handed.attempt} at {task.label} ({task.id[:12]}), {time.strftime('%Y-%m-%d %H:%M:%S %Z')}, host "
+            f"{socket.gethostname()}, process {os.getpid()}, {seat.device}, {seat.threads} thread(s), torch "
+            f"{torch.__version__}"
+        )
+        log = AttemptLog(storage, folder, about, rank=workers.rank)
+        telling = Telling(handed, report, log, workers)
+        try:
+            with self._output(task, log), _warnings_to(telling.warn):
+                try:
+                    ended: Done | Failed = self._do(task, telling)
+                    log.line("done")
+                except Exception as error:
+                    ended = self._failed(error, task, telling)
+                if log.problem and workers.first:
+                    telling.warn(log.problem)
+            telling.say(ended)
+        finally:
+            log.close()
+
+    @contextmanager
+    def _output(self, task: Task, log: AttemptLog) -> Iterator[None]:
+        """A training's output goes into its log. Shorter tasks, of which there may be hundreds, have a log only where
+        there is something to be said."""
+        if not isinstance(task, Train):
+            yield
+            return
+        workers = self.seat.workers
+        number = workers.first_does(log.open)
+        if not workers.first:
+            log.open(number)
+        with log.captured() if self.seat.own else nullcontext():
+            yield
+
+    def _failed(self, error: Exception, task: Task, telling: Telling) -> Failed:
+        """What is to be reported of an error. AttemptFailed where the process should end."""
+        stopped = isinstance(error, Stopped)
+        failure = Failure(STOPPED, str(error)) if stopped else failure_of(error)
+        failure = Failure(failure.reason, shortened(failure.message, MOST_MESSAGE))
+        text = "" if stopped else shortened("".join(traceback.format_exception(error)), MOST_TRACEBACK)
+        telling.log.open()
+        telling.log.line(STOPPED if stopped else f"{failure.reason}: {failure.message}")
+        telling.log.write(text)
+        failed = Failed(telling.task, telling.attempt, failure, shortened(text, MOST_SAID), telling.log.name)
+        alone = self.seat.workers.count == 1
+        together = alone or (isinstance(error, TOGETHER) and not isinstance(error, _StoppedAlone))
+        if not together or not (stopped or failure.reason in FINAL or _left_whole(task, error)):
+            raise AttemptFailed(failed) from error
+        return failed
+
+    def _do(self, task: Task, telling: Telling) -> Done:
+        started = time.perf_counter()
+        done = Done(task.id, telling.attempt)
+        match task:
+            case Train():
+                done = self._train(task, telling, done)
+            case Measure():
+                done = self._measure(task, telling, done)
+            case MeasureImages():
+                done = self._measure_images(task, telling, done)
+            case Draw():
+                done = self._draw(task, telling, done)
+            case _:
+                assert_never(task)
+        return replace(done, seconds=time.perf_counter() - started)
+
+    # --- one kind of task each -----------------------------------------------------------------------------------
+
+    def _train(self, task: Train, telling: Telling, done: Done) -> Done:
+        seat, experiment = self.seat, task.experiment
+        self.loaded = None
+        where = Where(
+            device=seat.device, workers=seat.workers, sharding=task.sharding, devices=seat.devices,
+            callbacks=[_Reports(telling), *seat.callbacks],
+            watch=Watch(telling.begins, telling.waits, telling.progress), provenance=task.provenance,
+        )  # fmt: skip
+        paths = Paths(find_data(task), Storage.open(task.storage))
+        metrics: dict[str, float] = {}
+        if task.measures:
+            row = run_trial(experiment, paths, where, inputs=task.inputs)
+            if row is not None:
+                metrics = row.metrics
+        else:
+            ledger = Ledger(paths.storage, lambda line: warnings.warn(line, stacklevel=2))
+            trained = train_trial(experiment, paths, cell_parts(experiment, task.inputs), where, ledger)
+            if trained.record is not None:
+                metrics = training_metrics(trained.record)
+        environment = {
+            "device": _device_name(seat.device),
+            "precision": "bfloat16" if use_bfloat16(experiment.training.precision, seat.device) else "float32",
+            "threads": str(seat.threads),
+            "workers": str(seat.workers.count),
+        }
+        if task.sharding != "none":
+            environment["sharding"] = task.sharding
+        if seat.device.type == "cuda":
+            torch.cuda.empty_cache()  # tasks of other processes may share the device
+        return replace(done, metrics=metrics, environment=environment)
+
+    def _subject(self, model: Measurable) -> Subject:
+        """The model in memory; what is measured of it and with which sampler may differ between tasks."""
+        known = replace(model, request=replace(model.request, sampler={}, seed=0, images=0), sampler=SamplerConfig())
+        if self.loaded is None or self.loaded[0] != known:
+            self.loaded = None  # its memory first
+            self.loaded = (known, model.subject(self.seat.device, devices=self.seat.devices))
+        found: Subject = self.loaded[1]
+        return replace(found, sampler=model.sampler)
+
+    def _measure(self, task: Measure, telling: Telling, done: Done) -> Done:
+        model = task.model
+        subject, request = self._subject(model), model.request
+        ledger = Ledger(Storage.open(model.storage), lambda line: warnings.warn(line, stacklevel=2))
+        watch = Watch(telling.begins, telling.waits, telling.progress)
+        if task.what == "all":
+            telling.begins()
+        match task.what:
+            case "all":
+                found = measure(request, subject, ledger, watch=watch)
+                assert found is not None
+                drawn = ledger.get(request.drawn(subject.weights)) if request.images else None
+                return replace(done, metrics=joined(request, subject.weights, found, drawn))
+            case "held_out":
+                measure(replace(request, images=0), subject, ledger, watch=watch)
+                return done
+            case "images":
+                return replace(done, spent=self._range(task, subject, ledger, watch))
+            case _:
+                assert_never(task.what)
+
+    def _range(self, task: Measure, subject: Subject, ledger: Ledger, watch: Watch) -> Spent:
+        assert subject.detector is not None
+        request, detector = task.model.request, subject.detector()
+        drawing = request.drawing(subject.weights).digest
+        features = Blocks(ledger.storage, features_folder(drawing, detector))
+        pictures = Blocks(ledger.storage, f"{folder_of(drawing)}/{IMAGES}")
+        kept = {}
+        if any(group[0].first % BLOCK for group in task.groups):  # the rest of a block that is kept in part
+            kept = features.load(request.images)
+            read_pictures((features, pictures), detector, kept, request.images, subject.device)
+        images = passes = 0
+        seconds = 0.0
+        all_images = sum(span.end - span.first for group in task.groups for span in group)
+        for block in draw_blocks(
+            request, subject, detector, task.groups, kept=kept, store=(features, pictures), wait=watch.waits
+        ):  # fmt: skip
+            images += block.drawn
+            passes = block.forward_passes
+            seconds += block.seconds
+            watch.progress("sampling", images / all_images)
+        nfe = subject.sampler.schedule().num_function_evaluations
+        return Spent(images, nfe, passes, seconds, _device_name(subject.device))
+
+    def _measure_images(self, task: MeasureImages, telling: Telling, done: Done) -> Done:
+        detector, count = task.detector.to(self.seat.device), len(task.images)
+        ledger = Ledger(Storage.open(task.storage), lambda line: warnings.warn(line, stacklevel=2))
+        telling.progress("features of the reference", 0.0)
+        cache = ledger.storage.root / REFERENCES
+        reference = task.reference.statistics(detector, cache, device=self.seat.device)
+        features = read_features(
+            detector, task.images.batches(BATCH), size=min(BATCH, count), device=self.seat.device,
+            progress=lambda read: telling.progress("features of the images", read / count),
+        )  # fmt: skip
+        found = record_metrics(task.parts, features, reference, ledger, progress=telling.progress)
+        metrics = {name: value for record in found.values() for name, value in record.numbers().items()}
+        return replace(done, metrics=metrics)
+
+    def _draw(self, task: Draw, telling: Telling, done: Done) -> Done:
+        job = task.job
+        if self.loaded is None or self.loaded[0] != job:
+            self.loaded = None
+            self.loaded = (job, Drawer(job, self.seat.device))
+        drawer: Drawer = self.loaded[1]
+        keeper = Keeper(job, ends_of(job, blocks_in(task.group)))
+        images = nfe = passes = 0
+        seconds = 0.0
+        for span in task.group:
+            drawn = drawer(span)
+            keeper.take(drawn)
+            images += span.end - span.first
+            nfe, passes, seconds = drawn.num_function_evaluations, drawn.forward_passes, seconds + drawn.seconds
+            telling.progress("sampling", images / sum(each.end - each.first for each in task.group))
+        return replace(done, spent=Spent(images, nfe, passes, seconds, _device_name(self.seat.device)))
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _left_whole(task: Task, error: Exception) -> bool:
+    """Whether an error that is no fault of the task's has left the process fit for other tasks. After one of a training
+    another process is tried; a measurement fails alone, unless the device's state is broken or memory is short."""
+    broken = isinstance(error, torch.AcceleratorError | MemoryError)
+    return not isinstance(task, Train) and not broken

@@ -1,0 +1,150 @@
+"""Random clusters and random tasks: what is placed fits, all of it at once; what is refused could never run. Oracle: a
+packing of workers onto nodes, one by one. A few for real."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ray.util import placement_group, remove_placement_group
+from rich.console import Console
+
+from pforce.executors.executor import make
+from pforce.executors.support.placement import Node, place
+from pforce.executors.support.setup import Setup
+from pforce.orchestration.launch import execute
+from pforce.terminal import DONE
+from pforce.validation import ConfigError
+from tests.orchestration.conftest import make_plan, small_sweep
+
+NODES = st.lists(st.builds(Node, st.integers(1, 16), st.integers(0, 8).map(float)), min_size=1, max_size=5)
+GPUS = st.sampled_from([None, 0.0, 0.1, 0.25, 1 / 3, 0.5, 1.0, 2.0, 3.0, 9.0])
+
+
+class Packed:
+    """A node that is being filled."""
+
+    def __init__(self, node: Node) -> None:
+        self.cpus, self.gpus = node.cpus, [1.0] * int(node.gpus)
+
+    def take(self, cpus: int, gpus: float) -> bool:
+        """Place a worker, if it fits: whole GPUs, or a share of one."""
+        if self.cpus < cpus:
+            return False
+        need, share = (int(gpus), 0.0) if gpus >= 1 else (0, gpus)
+        free = [number for number, left in enumerate(self.gpus) if left > 1 - 1e-9]
+        if need > len(free):
+            return False
+        if share:
+            shared = next((number for number, left in enumerate(self.gpus) if left > share - 1e-9), None)
+            if shared is None:
+                return False
+            self.gpus[shared] -= share
+        for number in free[:need]:
+            self.gpus[number] = 0.0
+        self.cpus -= cpus
+        return True
+
+    def room(self, cpus: int, gpus: float) -> int:
+        """How many workers still fit."""
+        copy, found = Packed(Node(self.cpus, 0.0)), 0
+        copy.gpus = list(self.gpus)
+        while copy.take(cpus, gpus):
+            found += 1
+        return found
+
+
+def trials_that_fit(nodes: list[Node], cpus: int, gpus: float, workers: int, *, spread: bool, most: int = 200) -> int:
+    packed, trials = [Packed(node) for node in nodes], 0
+    while trials < most:
+        order = sorted(packed, key=lambda node: -node.room(cpus, gpus))
+        left = workers
+        for node in order:
+            while left and node.take(cpus, gpus):
+                left -= 1
+                if spread:
+                    break
+        if left:
+            return trials
+        trials += 1
+    return trials
+
+
+WANTED = st.fixed_dictionaries({
+    "cpus": st.none() | st.integers(1, 20), "gpus": GPUS, "workers": st.integers(1, 6), "spread": st.booleans(),
+    "exactly": st.booleans(),
+})  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(nodes=NODES, cells=st.integers(1, 30), wanted=WANTED)
+def test_what_is_placed_fits_and_what_is_refused_could_not_run(nodes, cells, wanted):
+    gpus = wanted["gpus"]
+    gpus = gpus if gpus is not None else (1.0 if max(node.gpus for node in nodes) >= 1 else 0.0)
+    of_task = {"workers": wanted["workers"], "spread": wanted["spread"]}
+    fitting = trials_that_fit(nodes, wanted["cpus"] or 1, gpus, **of_task)
+    if fitting == 0 or (wanted["exactly"] and fitting < cells):
+        with pytest.raises(ConfigError, match=r"\A[^\n]*(node|cluster)[^\n]*\Z"):  # one line, which says what there is
+            place(cells, nodes=nodes, **wanted)
+        return
+    found = place(cells, nodes=nodes, **wanted)
+    assert found.concurrent == min(cells, fitting) >= 1
+    assert trials_that_fit(nodes, found.cpus, found.gpus, **of_task) >= found.concurrent
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("local", {"cpus": 1_000}, r"--cpus-per-trial 1000: must be between 1 and \d+"),
+        ("local", {"gpus": 99.0}, "--gpus-per-trial 99"),
+        ("processes", {"cpus": 1_000}, "--cpus-per-trial 1000"),
+        ("processes", {"tasks": 1_000, "exactly": True}, "1000 workers at once: the cluster has room for"),
+        ("tune", {"cpus": 1_000}, "--cpus-per-trial 1000"),
+        ("groups", {"workers": 500}, "--workers 500: the cluster has no room for so many at once"),
+        ("groups", {"workers": 2, "spread": True}, r"on different nodes \(--spread\)"),
+    ],
+)
+def test_a_task_larger_than_any_node_is_refused_in_one_message(ray_cluster, tmp_path, name, fields, message):
+    executor = make(name, Setup(**{"name": "large", "tasks": 1, "scratch": tmp_path, **fields}))
+    with pytest.raises(ConfigError, match=message), executor:
+        pass
+
+
+def test_an_executor_without_its_library_names_the_cure(monkeypatch):
+    import sys
+
+    for module in [name for name in sys.modules if name.startswith(("ray", "pforce.executors"))]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    from pforce.executors.executor import make as anew
+
+    with pytest.raises(ConfigError, match=r"--executor tune: needs ray, which is not installed.*--executor processes"):
+        anew("tune", Setup("s", 1))
+
+
+@pytest.mark.timeout(300)
+def test_workers_without_room_wait_say_so_and_begin(ray_cluster, tmp_path, monkeypatch):
+    """Another job holds the cluster's cores; once they are free they begin. (Groups: test_groups.py.)"""
+    import threading
+    import time
+
+    import ray
+
+    from pforce.executors.support import seats
+
+    monkeypatch.setattr(seats, "WAITING_SECONDS", 1.0)
+    console = Console(file=io.StringIO(), width=200)
+    other = placement_group([{"CPU": 2}])
+    ray.get(other.ready())
+    said = "waiting for room for 1 worker(s) of 1 core(s): the cluster has 0 cores"
+
+    def free() -> None:
+        while said not in console.file.getvalue():
+            time.sleep(0.1)
+        remove_placement_group(other)
+
+    threading.Thread(target=free, daemon=True).start()
+    plan = make_plan(small_sweep(), tmp_path, cpus_per_trial=1)
+    assert execute(plan, console, "tune") == DONE
