@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable
 
-from pforce.config import Experiment
+from pforce.config import PACKAGE, Experiment, modules
 from pforce.validation import ConfigError, did_you_mean
-
-PACKAGE = "experiments"
 
 
 def experiments() -> dict[str, Callable[[], Experiment]]:
     """Every experiment by its name: the functions of the package's modules that take nothing and return one."""
-    package = importlib.import_module(PACKAGE)
     found: dict[str, Callable[[], Experiment]] = {}
-    for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{PACKAGE}.{info.name}")
+    for module in modules():
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if function.__module__ != module.__name__ or name.startswith("_"):
                 continue

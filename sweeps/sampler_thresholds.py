@@ -1,8 +1,8 @@
 """Sampler thresholds: how one trained model's sampler trades distance against function evaluations.
 
-Nothing is trained. Optuna searches solver, NFE, quantile, inner steps, context ratio and start_after for the smallest
-distance at the smallest NFE; all samplers start from the same noise and are held against the same reference. Ends in
-the Pareto front as a table and a picture.
+Nothing is trained. Optuna searches solver, NFE and the solver's own settings (quantile, inner steps, context ratio,
+start_after) for the smallest distance at the smallest NFE; all samplers start from the same noise and are held against
+the same reference. Ends in the Pareto front as a table and a picture.
 
 Question: which solver and settings to sample a model with, at which cost?
 Command: `python sweeps/sampler_thresholds.py`, after `sweeps/ltg_grid.py`; any checkpoint as its argument.
@@ -17,6 +17,8 @@ from typing import Annotated
 
 import tyro
 
+from pforce.commands.sampler_arguments import Ranges, given
+from pforce.config import modules
 from pforce.orchestration.find import find_model
 from pforce.orchestration.plan import tracker_of, tracking_uri_of
 from pforce.orchestration.sampler_report import make_subject, report
@@ -41,7 +43,11 @@ class Arguments:
     """Generated images a sampler."""
     reference_images: int = 1000
     """Held-out images that they are compared with; all where there are fewer."""
-    space: Annotated[SearchSpace, tyro.conf.arg(name="")] = field(default_factory=SearchSpace)
+    samplers: tuple[str, ...] = SearchSpace.samplers
+    """Solvers that are tried: euler, dual_loop, look_ahead, random_order, or some of your own."""
+    nfe: tuple[int, int] = SearchSpace.nfe
+    """Smallest and largest number of function evaluations an image."""
+    ranges: Ranges = None
     guidance: float = 1.0
     """Scale of classifier-free guidance, the same for all."""
     guidance_interval: tuple[float, float] | None = None
@@ -71,18 +77,18 @@ def main() -> int:
     a = tyro.cli(Arguments, description=__doc__)
     console = make_console()
     require(a.trials >= 1, "trials", a.trials, "≥ 1")
+    modules()  # samplers of a user's own are registered there
+    space = SearchSpace(a.samplers, a.nfe, given(a.ranges))
     guidance = Guidance(a.guidance, a.guidance_interval)
     storage = Storage.open(a.storage)
     uri = tracking_uri_of(storage, a.tracking_uri)
     storage.check()
     source = find_model(a.model, storage=a.storage, tracking_uri=a.tracking_uri)
-    check_space(a.space, guidance, source.model.config)
+    check_space(space, guidance, source.model.config)
     subject = make_subject(
         source, storage, data=a.data, images=a.images, reference=a.reference_images, seed=a.noise_seed
     )
-    sweep = SamplerSweep(
-        a.name, subject, a.space, a.trials, guidance, a.seed, confirm=a.confirm, weights=source.weights
-    )
+    sweep = SamplerSweep(a.name, subject, space, a.trials, guidance, a.seed, confirm=a.confirm, weights=source.weights)
     tracker = tracker_of(storage, a.tracking_uri)
     console.print(f"{source.path}: {a.trials} samplers, {a.images} images each", soft_wrap=True, highlight=False)
     outcome = run(sweep, tracker, storage, console, workers=a.workers, address=a.ray_address)

@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 
 from pforce import catalog
-from pforce.commands.sampler_arguments import SamplerArguments, sampler_config
+from pforce.commands.sampler_arguments import SamplerArguments, sampler_of
 from pforce.config import Experiment
 from pforce.data import Manifest, ensure
 from pforce.files import folder_hash
@@ -290,7 +290,7 @@ def plan_model(a: Arguments, console: Console) -> Evaluation:
     if data is not None:
         _check_fits(source, data, a)
     measured = _measured(a, source, data)
-    sampler = sampler_config(a, source)
+    sampler = sampler_of(a, source)
     check_sampler(sampler, config)
     require(a.images >= 2, "images", a.images, "≥ 2")
     require(a.held_out >= 2, "held_out", a.held_out, "≥ 2")

@@ -24,7 +24,7 @@ from pforce.records.ledger import Ledger
 from pforce.records.parts import Request
 from pforce.records.provenance import made_on
 from pforce.records.row import joined
-from pforce.sampling import SamplerConfig
+from pforce.sampling import Sampler
 from pforce.storage import Storage
 from pforce.training.checkpoint import SNAPSHOTS
 from pforce.trial.draw import BLOCK, IMAGES, Blocks, Span, count_of, features_folder, folder_of, spans_to_draw
@@ -53,7 +53,7 @@ class Measurable:
     """Hash of its configuration and weights: the source must still be this one when it is read again."""
     request: Request
     evaluation: EvaluationConfig
-    sampler: SamplerConfig
+    sampler: Sampler
     storage: str
     """URI of the storage that keeps drawings and records."""
     reference: ReferenceImages
@@ -133,7 +133,7 @@ class Task(NamedTuple):
     model: int
     """Its number."""
     what: Literal["all", "held_out", "draw"]
-    sampler: SamplerConfig | None = None
+    sampler: Sampler | None = None
     """Another one than the model's."""
     request: Request | None = None
     groups: tuple[tuple[Span, ...], ...] = ()

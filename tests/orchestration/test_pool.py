@@ -17,7 +17,7 @@ from rich.console import Console
 from pforce.orchestration.pool import LocalPool, drain, make_pool
 from pforce.orchestration.ray_pool import RayPool, WorkerLostError
 from pforce.orchestration.sample import run_job
-from pforce.sampling import SamplerConfig
+from pforce.sampling import LookAhead
 from pforce.trial.jobs import Job, drawn_batches
 from pforce.trial.source import load_source
 from pforce.validation import ConfigError
@@ -139,7 +139,7 @@ def test_too_many_workers_are_refused(ray_cluster):
 def test_a_job_with_a_killed_worker_is_the_undisturbed_one(ray_cluster, trained, tmp_path):
     """Two workers, one killed by SIGKILL in the middle; also equal to one worker in this process, bit for bit."""
     source = load_source(trained)
-    sampler = SamplerConfig("look_ahead", num_function_evaluations=24)
+    sampler = LookAhead(num_function_evaluations=24)
     job = Job(
         str(source.path), source.sha256, sampler, classes=(0, 1), count=200, storage=str(tmp_path / "killed"), batch=4
     )
