@@ -136,10 +136,14 @@ def _kind(value: object) -> type | None:
     return next((kind for kind in CHOSEN if isinstance(value, kind)), None)
 
 
-def _own(kind: type, cls: Any) -> list[str]:
+def _names(value: Any) -> list[str]:
+    """Names of the fields of a dataclass, or of a value of one."""
+    return [each.name for each in dataclasses.fields(value)]
+
+
+def _own(kind: type, cls: type) -> list[str]:
     """Names of the fields that a class does not share with all of its kind."""
-    shared = getattr(kind, "__dataclass_fields__", {})
-    return [each.name for each in dataclasses.fields(cls) if each.name not in shared]
+    return [name for name in _names(cls) if name not in _names(kind)]
 
 
 def _unknown(name: str, known: list[str], where: str) -> ConfigError:
@@ -150,7 +154,7 @@ def to_dict(value: Any) -> Any:
     """An experiment or a part of it as plain data (JSON types); what was chosen by name carries it."""
     if dataclasses.is_dataclass(value):
         name = {} if _kind(value) is None else {"name": cast(Any, value).name}
-        return {**name, **{f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}}
+        return {**name, **{each: to_dict(getattr(value, each)) for each in _names(value)}}
     if isinstance(value, tuple):
         return [to_dict(item) for item in value]
     return value
@@ -205,7 +209,7 @@ def _construct(cls: type[T], data: Any, path: str) -> T:
     if not isinstance(data, Mapping):
         raise ConfigError(f"{path} = {data!r}: must be a group of fields")
     hints = _hints(cast(Any, cls))
-    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    names = _names(cls)
     arguments = {}
     for name, value in data.items():
         if name not in names:
@@ -289,12 +293,12 @@ def _is_path(experiment: Experiment, path: str) -> bool:
     value: Any = experiment
     *parents, leaf = path.split(".")
     for name in parents:
-        if not dataclasses.is_dataclass(value) or name not in cast(Any, value).__dataclass_fields__:
+        if not dataclasses.is_dataclass(value) or name not in _names(value):
             return False
         value = getattr(value, name)
     if not dataclasses.is_dataclass(value):
         return False
-    if leaf not in cast(Any, value).__dataclass_fields__:
+    if leaf not in _names(value):
         kind = _kind(value)
         return kind is not None and any(leaf in _own(kind, each) for each in CHOSEN[kind].values())
     value = getattr(value, leaf)
@@ -322,7 +326,7 @@ def check_setting(experiment: Experiment, path: str, value: Any) -> None:
     part, _, setting = path.partition(".")
     chosen = getattr(experiment, part, None)
     kind = _kind(chosen)
-    if kind is not None and setting not in cast(Any, chosen).__dataclass_fields__:
+    if kind is not None and setting not in _names(chosen):
         _refuse_other_settings(kind, type(chosen), path, value)
 
 
@@ -346,7 +350,6 @@ def with_fields(experiment: Experiment, changes: Mapping[str, Any]) -> Experimen
         value = changes[path]
         kind = _kind(getattr(experiment, path, None))
         if kind is not None and isinstance(value, str):
-            kept = {f.name: target[leaf][f.name] for f in dataclasses.fields(cast(Any, kind))}
-            value = {"name": value, **kept}
+            value = {"name": value, **{name: target[leaf][name] for name in _names(kind)}}
         target[leaf] = to_dict(value)
     return from_dict(data)
