@@ -13,11 +13,11 @@ Measured: analysis/results/sampler_thresholds.md.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from pforce.commands.sampler_arguments import Ranges, given
+from pforce.commands.sampler_arguments import given, range_options
 from pforce.config import modules
 from pforce.orchestration.find import find_model
 from pforce.orchestration.plan import tracker_of, tracking_uri_of
@@ -29,6 +29,10 @@ from pforce.sampling import Guidance
 from pforce.storage import Storage, default_storage
 from pforce.terminal import exit_on_errors, make_console
 from pforce.validation import require
+
+
+def _range_options() -> type:
+    return range_options(Arguments)
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Arguments:
     """Solvers that are tried: euler, dual_loop, look_ahead, random_order, or some of your own."""
     nfe: tuple[int, int] = SearchSpace.nfe
     """Smallest and largest number of function evaluations an image."""
-    ranges: Ranges = None
+    ranges: Annotated[Any, tyro.conf.arg(name="", constructor_factory=_range_options)] = None
     guidance: float = 1.0
     """Scale of classifier-free guidance, the same for all."""
     guidance_interval: tuple[float, float] | None = None

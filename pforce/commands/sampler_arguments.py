@@ -54,27 +54,31 @@ def _help(setting: str, samplers: dict[str, type[Sampler]]) -> str:
     return f"{', '.join(samplers)}: {text[0].lower()}{text[1:]}"
 
 
-def _option(setting: str) -> str:
+def _option(setting: str, *commands: Any) -> str:
     """What an option is called: the setting, or `sampler.SETTING` where a command has another option of that name."""
-    commands: list[type[SamplerArguments]] = [SamplerArguments, *SamplerArguments.__subclasses__()]
-    taken = {each.name for cls in commands for each in dataclasses.fields(cls)}
+    taken = {each.name for arguments in commands for each in dataclasses.fields(arguments)}
     return f"sampler.{setting}" if setting in taken else setting
 
 
 def _own_options() -> type:
     """A dataclass of all samplers' own settings, None where one is not given."""
+    commands = (SamplerArguments, *SamplerArguments.__subclasses__())
     options: list[tuple[str, Any, Any]] = []
     for setting, samplers in _settings():
         hints = dict.fromkeys(get_type_hints(cls)[setting] for cls in samplers.values())
         defaults = {str(f.default) for cls in samplers.values() for f in dataclasses.fields(cls) if f.name == setting}
         shown = "" if defaults == {"None"} or len(defaults) > 1 else f" Default {defaults.pop()}."
-        about = tyro.conf.arg(name=_option(setting), help=_help(setting, samplers) + shown)
+        about = tyro.conf.arg(name=_option(setting, *commands), help=_help(setting, samplers) + shown)
         options.append((setting, Annotated[reduce(or_, hints) | None, about], None))
     return dataclasses.make_dataclass("OwnSettings", options, frozen=True)
 
 
-def _range_options() -> type:
-    """A dataclass of the ranges that a search tries, one a setting, None where one is not given."""
+def range_options(command: type) -> type:
+    """A dataclass of the ranges that a search tries, one a setting, None where one is not given.
+
+    Args:
+        command: the dataclass of the options that there are besides.
+    """
     options: list[tuple[str, Any, Any]] = []
     for setting, samplers in _settings():
         searching = {name: cls for name, cls in samplers.items() if setting in cls.searched}
@@ -82,19 +86,14 @@ def _range_options() -> type:
             tried = [cls.searched[setting] for cls in searching.values()]
             shown = ", ".join(dict.fromkeys(f"{r.low:g} to {r.high:g} in steps of {r.step:g}" for r in tried))
             number: Any = int if all(each.integer for each in tried) else float
-            about = tyro.conf.arg(help=f"{_help(setting, searching)} Searched from {shown}.")
+            text = f"{_help(setting, searching)} Searched from {shown}."
+            about = tyro.conf.arg(name=_option(setting, command), help=text)
             options.append((setting, Annotated[tuple[number, number] | None, about], None))
     return dataclasses.make_dataclass("Ranges", options, frozen=True)
 
 
-OwnSettings = Annotated[Any, tyro.conf.arg(name="", constructor_factory=_own_options)]
-"""Options of all samplers' own settings."""
-Ranges = Annotated[Any, tyro.conf.arg(name="", constructor_factory=_range_options)]
-"""Options of the ranges of a search."""
-
-
 def given(options: Any) -> dict[str, Any]:
-    """The options of `OwnSettings` or `Ranges` that a user gave."""
+    """What a user gave of the options of `own` or of `range_options`."""
     return {} if options is None else {k: v for k, v in vars(options).items() if v is not None}
 
 
@@ -115,7 +114,7 @@ class SamplerArguments:
     """Spacing of the timesteps. Default: the experiment's, or linear."""
     shift: float | None = None
     """Shift of the shifted spacing. Default: the experiment's, or 3."""
-    own: OwnSettings = None
+    own: Annotated[Any, tyro.conf.arg(name="", constructor_factory=_own_options)] = None
 
 
 def sampler_of(a: SamplerArguments, source: Source) -> Sampler:
