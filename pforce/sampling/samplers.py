@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor
 
 from pforce import grid, seeding
@@ -96,7 +97,13 @@ class Sampler(ABC):
         generator: Generators = None,
         callback: Callback | None = None,
     ) -> Tensor:
-        """Images (B, C, H, W) from noise x0, on any grid of timesteps."""
+        """Images (B, C, H, W) from noise x0, on any grid of timesteps.
+
+        Args:
+            y: classes (B,).
+            generator: of what the solver draws; a sequence has one an image.
+            callback: called after each evaluation: costs are counted so.
+        """
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -150,6 +157,7 @@ class Sampler(ABC):
             data["shift"] = self.shift
         return data
 
+    @torch.no_grad()
     def sample(
         self,
         model: Denoiser,
