@@ -12,15 +12,16 @@ import pytest
 from experiments.openmoji32 import openmoji32_micro
 from experiments.paper import SCALES, TABLES
 from pforce import catalog
-from pforce.config import Experiment, with_fields
+from pforce.config import Experiment, sampler_from_dict, to_dict, with_fields
 from pforce.orchestration.reproduction import sweep_of
-from pforce.records import identity
+from pforce.records import identity, legacy
 from pforce.records.identity import (
     DEFAULTS,
     TABLE,
     Fields,
     IdentityError,
     canonical,
+    canonical_sampler,
     coerced,
     read_defaults,
     time_key,
@@ -34,6 +35,8 @@ from pforce.validation import ConfigError
 
 INPUTS = Inputs("d" * 64, 4000, 447, "openmoji", "e" * 64, "as it is")
 NAMES = Path(__file__).with_name("names.json")
+SAMPLERS_BEFORE = Path(__file__).with_name("samplers.json")
+"""Samplers as commit 3743fe2 wrote and named them."""
 
 
 def cell(experiment: Experiment, **inputs: object) -> CellParts:
@@ -158,6 +161,20 @@ def test_a_drawing_does_not_know_how_many_images_are_asked_for():
     few, many = changed(evaluation__images=500), changed(evaluation__images=2000)
     assert few.request.drawing("w").digest == many.request.drawing("w").digest
     assert few.request.image_parts("w")["frechet"].digest != many.request.image_parts("w")["frechet"].digest
+
+
+OF_BEFORE = ("quantile", "threshold", "pooling", "inner_steps", "context_ratio", "start_after", "shift")
+
+
+@pytest.mark.parametrize("recorded", json.loads(SAMPLERS_BEFORE.read_text()))
+def test_no_name_of_a_sampler_changes(recorded):
+    """Random samplers as files of before have them, with null where nothing was given: their names of then, and the
+    canonical forms that were hashed at commit 0641df2."""
+    plain = {**dict.fromkeys(OF_BEFORE), **recorded["given"]}
+    sampler = sampler_from_dict(plain)
+    assert json.dumps(canonical_sampler(sampler)) == json.dumps(recorded["identity"])
+    assert json.loads(json.dumps(legacy._sampler(plain))) == recorded["canonical"]
+    assert sampler_from_dict(json.loads(json.dumps(to_dict(sampler)))) == sampler
 
 
 def test_every_field_is_declared():
