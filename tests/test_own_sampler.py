@@ -63,7 +63,7 @@ class Finer(Sampler):
     drift: float | None = 0.0
     """None is no drift at all."""
     seed: int = 0
-    """Of nothing."""
+    """Seed of nothing."""
 
     def check(self):
         require(self.parts >= 1, "parts", self.parts, "≥ 1")
@@ -168,7 +168,7 @@ def test_it_is_an_option_of_every_command(finer, trained, tmp_path, monkeypatch,
     assert "--sampler.parts INT Parts of a step. (default: 2)" in helped
     helped = called("sample", "--help")
     assert "--parts {None}|INT finer: parts of a step. Default 2." in helped
-    assert "--sampler.seed {None}|INT finer: of nothing. Default 0." in helped
+    assert "--sampler.seed {None}|INT finer: seed of nothing. Default 0." in helped
     drawing = ("sample", str(trained), "--count", "4", "--storage", "runs", "--sampler", "finer", "--nfe", "6")
     called(*drawing, "--parts", "3", "--sampler.seed", "5")
     cost = json.loads(Path("runs/samples/cost.json").read_text())
@@ -182,7 +182,7 @@ def test_it_is_an_option_of_every_command(finer, trained, tmp_path, monkeypatch,
         sampler_thresholds.main()
     helped = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "--parts {None}|{INT INT} finer: parts of a step. Searched from 2 to 4 in steps of 1." in helped
-    assert "--sampler.seed {None}|{INT INT} finer: of nothing. Searched from 0 to 8 in steps of 2." in helped
+    assert "--sampler.seed {None}|{INT INT} finer: seed of nothing. Searched from 0 to 8 in steps of 2." in helped
 
 
 def test_it_is_searched(finer):
@@ -251,7 +251,7 @@ def test_what_cannot_be_registered_is_refused(finer):
     with pytest.raises(TypeError, match=r"Other: the name 'finer' is that of experiments\.finer_euler\.Finer"):
         register(type("Other", (DualLoop,), {"name": "finer"}))
     fields = {"name": "odd", "__annotations__": {"nfe": "int"}, "nfe": 3, "__module__": __name__}
-    with pytest.raises(TypeError, match="nfe: no setting is called one of name, sampler, nfe"):
+    with pytest.raises(TypeError, match="nfe: no setting is called one of name, sampler, nfe, passes"):
         register(dataclass(frozen=True)(type("Odd", (DualLoop,), fields)))
     with pytest.raises(TypeError, match="searched: pace is none of its settings"):
         register(type("Odd", (DualLoop,), {"name": "odd", "searched": {"pace": Range(1, 2)}}))

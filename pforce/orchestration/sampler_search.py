@@ -43,13 +43,14 @@ class SearchSpace:
             require(name in SAMPLERS, "samplers", name, f"one of {', '.join(SAMPLERS)}")
         low, high = self.nfe
         require(1 <= low <= high, "nfe", self.nfe, "(low, high) with 1 ≤ low ≤ high")
-        searched = dict.fromkeys(setting for name in self.samplers for setting in SAMPLERS[name].searched)
         for setting, ends in self.ranges.items():
-            allowed = f"left out: what is searched of {', '.join(self.samplers)} is {', '.join(searched) or 'the NFE'}"
-            require(setting in searched, setting, ends, allowed)
+            allowed = (
+                f"left out: what is searched of {', '.join(self.samplers)} is {', '.join(self.settings) or 'the NFE'}"
+            )
+            require(setting in self.settings, setting, ends, allowed)
             require(ends[0] <= ends[1], setting, ends, "(low, high) with low ≤ high")
-            integers = any(SAMPLERS[name].searched[setting].integer for name in self.samplers
-                           if setting in SAMPLERS[name].searched)  # fmt: skip
+            declared = [SAMPLERS[name].searched.get(setting) for name in self.samplers]
+            integers = any(each is not None and each.integer for each in declared)
             require(not integers or all(isinstance(end, int) for end in ends), setting, ends, "two integers")
         for name in self.samplers:
             self._check_ends(name)
@@ -100,7 +101,7 @@ class SearchSpace:
         return found
 
     def distributions(self, sampler: str) -> dict[str, BaseDistribution]:
-        """Of the parameters that a sampler has."""
+        """Distributions of a sampler's parameters."""
         found: dict[str, BaseDistribution] = {
             "sampler": CategoricalDistribution(self.samplers), "nfe": IntDistribution(*self.nfe),
         }  # fmt: skip
@@ -131,7 +132,7 @@ class SearchSpace:
         own: dict[str, Any] = {}
         for setting, values in self.ranges_of(sampler).items():
             usual: Any = SAMPLERS[sampler].__dataclass_fields__[setting].default
-            own[setting] = min(max(usual, values.low), values.high)
+            own[setting] = min(max(usual, values.low), values.high) if isinstance(usual, (int, float)) else values.low
         return SAMPLERS[sampler](self.nfe[1], guidance, **own)
 
 

@@ -175,8 +175,8 @@ class Sampler(ABC):
 
 COMMON = tuple(each.name for each in dataclasses.fields(Sampler))
 """Fields that every sampler has: they stay where the solver is switched."""
-RESERVED = ("name", "sampler", "nfe")
-"""What else a sampler's parts are called in records and searches."""
+RESERVED = ("name", "sampler", "nfe", "passes", "again", "n", "front")
+"""Names that records, searches and their tables have for other things."""
 SAMPLERS: dict[str, type[Sampler]] = {}
 """Every sampler by the name that configurations use."""
 
