@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pforce import flow, seeding
 from pforce.flow import FlowConfig
 from pforce.models import ModelConfig, TimestepLevels, build, sized
-from pforce.sampling import SOLVERS, Guidance, SamplerConfig, generate
+from pforce.sampling import SAMPLERS, Guidance, generate
 from pforce.timesteps import LTG
 from pforce.training import OnRecord, OptimizerConfig, Record, TrainingConfig, TrainingSpec, new_state, train
 
@@ -141,8 +141,8 @@ def solvers_agree(device: torch.device) -> dict[str, float]:
     eager, compiled = model.to(device), copy.deepcopy(model).to(device)
     compiled.compile(mode="reduce-overhead", dynamic=False, fullgraph=True)
     labels, found = torch.arange(8), {}
-    for name in SOLVERS:
-        sampler = SamplerConfig(name, 8, Guidance(1.5))  # type: ignore[arg-type]
+    for name, make in SAMPLERS.items():
+        sampler = make(8, Guidance(1.5))
         first, second = (
             torch.cat([g.images.clone() for g in generate(m, sampler, labels, seed=0, batch=8, device=device)])
             for m in (eager, compiled)

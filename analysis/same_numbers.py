@@ -36,7 +36,7 @@ DOORS: dict[str, list[str]] = {
     "train": [
         "pforce", "train", "openmoji32_micro", "--training.images", "1280", "--evaluation.images", "128",
         "--evaluation.difficulty-timesteps", "0.2", "0.5", "--evaluation.context-timesteps", "0.2",
-        "--sampler.name", "dual_loop", "--sampler.num-function-evaluations", "8",
+        "--sampler", "dual_loop", "--sampler.num-function-evaluations", "8",
     ],
     "search": ["python", "sweeps/sampler_thresholds.py", MODEL, "--trials", "4", "--images", "128", "--nfe", "6", "8"],
     "table": ["pforce", "reproduce", "difficulty", "--scale", "smoke", "--executor", "local"],

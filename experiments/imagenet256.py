@@ -13,7 +13,7 @@ from pforce.config import Experiment
 from pforce.data.config import DataConfig
 from pforce.metrics.config import EvaluationConfig
 from pforce.models import sized
-from pforce.sampling import SamplerConfig
+from pforce.sampling import Euler
 from pforce.timesteps import LTG
 from pforce.training.config import OptimizerConfig, TrainingConfig
 
@@ -46,6 +46,6 @@ def _pft(size: str, name: str) -> Experiment:
         data=DataConfig(name="shards", resolution=32, path="imagenet256-latents", flip=False),
         optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=1000),
         training=TrainingConfig(images=400_000 * 256, batch=256, ema_decay=0.9999, precision="auto"),
-        sampler=SamplerConfig(num_function_evaluations=100),
+        sampler=Euler(num_function_evaluations=100),
         evaluation=EvaluationConfig(images=50_000, held_out_images=5000, label_images=5000, reference_images=5000),
     )

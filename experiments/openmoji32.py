@@ -15,7 +15,7 @@ from pforce.config import Experiment
 from pforce.data.config import DataConfig
 from pforce.metrics.config import EvaluationConfig
 from pforce.models import sized
-from pforce.sampling import SamplerConfig
+from pforce.sampling import Euler
 from pforce.timesteps import LTG
 from pforce.training.config import OptimizerConfig, TrainingConfig
 
@@ -36,7 +36,7 @@ def openmoji32_micro() -> Experiment:
         training=TrainingConfig(
             images=96_000, batch=64, ema_decay=0.995, ema_warmup=True, checkpoint_every=50, log_every=10
         ),
-        sampler=SamplerConfig(num_function_evaluations=24),
+        sampler=Euler(num_function_evaluations=24),
         evaluation=EvaluationConfig(images=1000),
     )
 

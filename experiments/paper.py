@@ -136,7 +136,7 @@ def _denoising_rows(scale: Scale) -> list[TableRow]:
         budget = {"sampler.num_function_evaluations": nfe}
         rows.append(TableRow(f"SiT euler @{nfe}", {**SIT, **budget}, paper="SiT-B euler" if last else None))
         for sampler in SAMPLERS:
-            changes = {"sampler.name": sampler, **budget}
+            changes = {"sampler": sampler, **budget}
             rows.append(TableRow(f"{sampler} @{nfe}", changes, paper=f"PFT-B {sampler}" if last else None))
     return rows
 
@@ -170,7 +170,7 @@ def _main_rows(scale: Scale) -> list[TableRow]:
     for (size, fields), theirs in zip(scale.sizes.items(), PAPER_SIZES, strict=False):
         rows.append(TableRow(f"SiT-{size} euler", {**fields, **SIT}, paper=f"SiT-{theirs} euler"))
         for sampler in ("euler", "dual_loop", "look_ahead"):
-            changes = {**fields, "sampler.name": sampler}
+            changes = {**fields, "sampler": sampler}
             rows.append(TableRow(f"PFT-{size} {sampler}", changes, paper=f"PFT-{theirs} {sampler}"))
     return rows
 
@@ -204,7 +204,7 @@ def _guidance_rows(scale: Scale) -> list[TableRow]:
     return [
         TableRow("SiT euler", {**SIT, **sampler}, paper="SiT-XL/2"),
         TableRow("PFT euler", sampler),
-        TableRow("PFT look_ahead", {**sampler, "sampler.name": "look_ahead"}, paper="PFT-XL/2 + REPA + look-ahead"),
+        TableRow("PFT look_ahead", {**sampler, "sampler": "look_ahead"}, paper="PFT-XL/2 + REPA + look-ahead"),
     ]
 
 

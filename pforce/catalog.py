@@ -8,25 +8,16 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from types import ModuleType
 
-from pforce.config import Experiment
+from pforce.config import Experiment, modules
 from pforce.reproduction import Scale, Table
 from pforce.validation import ConfigError, did_you_mean
 
-EXPERIMENTS, TABLES = "pforce.experiments", "pforce.tables"
-"""Groups of entry points."""
-
-
-def _modules() -> Iterator[ModuleType]:
-    """The modules of all packages of experiments."""
-    for name in dict.fromkeys(point.value for point in entry_points(group=EXPERIMENTS)):
-        package = importlib.import_module(name)
-        for info in pkgutil.iter_modules(package.__path__):
-            yield importlib.import_module(f"{name}.{info.name}")
+TABLES = "pforce.tables"
+"""Group of entry points."""
 
 
 def tables() -> dict[str, Table]:
@@ -53,7 +44,7 @@ def _of_tables() -> Iterator[ModuleType]:
 def experiments() -> dict[str, Callable[[], Experiment]]:
     """Every experiment by its name: functions that take nothing and return one."""
     found: dict[str, Callable[[], Experiment]] = {}
-    for module in _modules():
+    for module in modules():
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if function.__module__ != module.__name__ or name.startswith("_"):
                 continue

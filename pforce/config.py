@@ -9,22 +9,30 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import importlib.util
 import json
 import math
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
 
 from pforce.data.config import DataConfig
 from pforce.flow import FlowConfig
 from pforce.metrics.config import EvaluationConfig
 from pforce.models.config import ModelConfig
-from pforce.sampling import SamplerConfig, check_sampler
-from pforce.timesteps import LTG, SAMPLERS, TimestepSampler
+from pforce.sampling import SAMPLERS, Euler, Sampler, check_sampler
+from pforce.timesteps import LTG, TimestepSampler
+from pforce.timesteps import SAMPLERS as TIMESTEP_SAMPLERS
 from pforce.training.config import OptimizerConfig, TrainingConfig
-from pforce.validation import ConfigError, FieldError, did_you_mean, require
+from pforce.validation import ConfigError, FieldError, did_you_mean, not_a_setting, require
+
+EXPERIMENTS = "pforce.experiments"
+"""Group of entry points: packages whose modules have experiments, and may have samplers of their own."""
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -48,7 +56,7 @@ class Experiment:
     """The optimiser."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """The training budget."""
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    sampler: Sampler = field(default_factory=Euler)
     """The sampler of the evaluation."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """What is measured."""
@@ -107,17 +115,53 @@ class Experiment:
 
 T = TypeVar("T")
 
+CHOSEN: Mapping[type, Mapping[str, type]] = {TimestepSampler: TIMESTEP_SAMPLERS, Sampler: SAMPLERS}
+"""Parts that are chosen by name → name → class. What the parts of a kind have in common are the fields of the kind."""
+
+
+def modules() -> list[ModuleType]:
+    """The modules of all packages of experiments, imported: they name experiments, and may register samplers."""
+    found = []
+    for name in dict.fromkeys(point.value for point in entry_points(group=EXPERIMENTS)):
+        package = importlib.import_module(name)
+        found += [importlib.import_module(f"{name}.{info.name}") for info in pkgutil.iter_modules(package.__path__)]
+    return found
+
+
+def named(kind: type, name: Any, path: str) -> type:
+    """The class of a kind that a name chooses, one from a module of experiments included. ConfigError for another."""
+    known = CHOSEN[kind]
+    if isinstance(name, str) and name not in known:
+        modules()
+    if not isinstance(name, str) or name not in known:
+        raise ConfigError(f"{path} = {name!r}: must be one of {', '.join(known)}")
+    return known[name]
+
+
+def _kind(value: object) -> type | None:
+    """The kind of a part that was chosen by name; None for all others."""
+    return next((kind for kind in CHOSEN if isinstance(value, kind)), None)
+
+
+def _names(value: Any) -> list[str]:
+    """Names of the fields of a dataclass, or of a value of one."""
+    return [each.name for each in dataclasses.fields(value)]
+
+
+def _own(kind: type, cls: type) -> list[str]:
+    """Names of the fields that a class does not share with all of its kind."""
+    return [name for name in _names(cls) if name not in _names(kind)]
+
 
 def _unknown(name: str, known: list[str], where: str) -> ConfigError:
     return ConfigError(f"{where}{name}: unknown field; {did_you_mean(name, known, 'it must be one of:', cutoff=0.5)}")
 
 
 def to_dict(value: Any) -> Any:
-    """An experiment or a part of it as plain data (JSON types); a timestep sampler carries its name."""
-    if isinstance(value, TimestepSampler):
-        return {"name": value.name, **{f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}}
+    """An experiment or a part of it as plain data (JSON types); what was chosen by name carries it."""
     if dataclasses.is_dataclass(value):
-        return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        name = {} if _kind(value) is None else {"name": cast(Any, value).name}
+        return {**name, **{each: to_dict(getattr(value, each)) for each in _names(value)}}
     if isinstance(value, tuple):
         return [to_dict(item) for item in value]
     return value
@@ -163,29 +207,42 @@ def _leaf(hint: Any, value: Any, path: str) -> Any:
         raise ConfigError(f"{path} = {value!r}: {reason}") from error
 
 
-def _timestep_class(data: Any, path: str) -> type[TimestepSampler]:
-    name = data.get("name") if isinstance(data, Mapping) else data
-    if not isinstance(name, str) or name not in SAMPLERS:
-        raise ConfigError(f"{path} = {name!r}: must be one of {', '.join(SAMPLERS)}")
-    return SAMPLERS[name]
+SETTINGS_OF_BEFORE = ("quantile", "threshold", "pooling", "inner_steps", "context_ratio", "start_after", "shift")
+"""Settings that every sampler has in files of before it was a class of its own: null where none was given."""
+
+
+def _without_nulls_of_before(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    """A sampler's fields without what such a file leaves to the defaults, or what is of other solvers."""
+    hints = _hints(cls)
+    takes_none = {name for name in _own(Sampler, cls) if type(None) in get_args(hints[name])}
+    return {
+        name: value
+        for name, value in data.items()
+        if value is not None or name not in SETTINGS_OF_BEFORE or name in takes_none
+    }
 
 
 def _construct(cls: type[T], data: Any, path: str) -> T:
     """Build a dataclass from plain data. ConfigError with the dotted path of what is wrong."""
     prefix = f"{path}." if path else ""
-    if issubclass(cls, TimestepSampler):
-        cls = cast(type[T], _timestep_class(data, path))
+    kind: type | None = None
+    if cls in CHOSEN:
+        kind, cls = cls, cast(type[T], named(cls, data.get("name") if isinstance(data, Mapping) else data, path))
         data = {k: v for k, v in data.items() if k != "name"} if isinstance(data, Mapping) else {}
+        if kind is Sampler:
+            data = _without_nulls_of_before(cls, data)
     if not isinstance(data, Mapping):
         raise ConfigError(f"{path} = {data!r}: must be a group of fields")
     hints = _hints(cast(Any, cls))
-    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    names = _names(cls)
     arguments = {}
     for name, value in data.items():
         if name not in names:
+            if kind is not None:
+                _refuse_other_settings(kind, cls, prefix + name, value)
             raise _unknown(name, names, prefix)
         hint = hints[name]
-        nested = dataclasses.is_dataclass(hint) or (isinstance(hint, type) and issubclass(hint, TimestepSampler))
+        nested = dataclasses.is_dataclass(hint)
         arguments[name] = _construct(hint, value, prefix + name) if nested else _leaf(hint, value, prefix + name)
     try:
         return cls(**arguments)
@@ -195,13 +252,26 @@ def _construct(cls: type[T], data: Any, path: str) -> T:
         raise ConfigError(f"{path or cls.__name__}: {error}") from error
 
 
+def _refuse_other_settings(kind: type, cls: Any, path: str, value: Any) -> None:
+    """ConfigError where a field is one of other classes of this kind; it says which."""
+    own = {name: _own(kind, each) for name, each in CHOSEN[kind].items()}
+    if any(path.rsplit(".", 1)[-1] in settings for settings in own.values()):
+        raise ConfigError(str(not_a_setting(path, value, cls.name, own)))
+
+
+def sampler_from_dict(data: Mapping[str, Any]) -> Sampler:
+    """The inverse of `to_dict` for a sampler. ConfigError as `from_dict`."""
+    return cast(Sampler, _construct(cast(type, Sampler), data, "sampler"))
+
+
 def from_dict(data: Mapping[str, Any]) -> Experiment:
     """The inverse of `to_dict`. ConfigError names the first field that is unknown, of a wrong type or out of range."""
     return _construct(Experiment, data, "")
 
 
 def flat_params(experiment: Experiment) -> dict[str, object]:
-    """Every field by its dotted path, as run parameters; the sampler's name under `timesteps`."""
+    """Every field by its dotted path, as run parameters; timesteps by name under `timesteps`, the sampler's under
+    `sampler.name`."""
     flat: dict[str, object] = {}
 
     def walk(data: dict[str, Any], prefix: str) -> None:
@@ -229,13 +299,13 @@ def from_flat(params: Mapping[str, Any]) -> Experiment:
 
 
 def field_paths(experiment: Experiment) -> list[str]:
-    """Dotted paths of all fields that can be set, `timesteps` itself included."""
+    """Dotted paths of all fields that can be set, `timesteps` and `sampler` themselves included."""
 
     def walk(value: Any, prefix: str) -> list[str]:
         paths = []
         for f in dataclasses.fields(value):
             inner = getattr(value, f.name)
-            if isinstance(inner, TimestepSampler):
+            if _kind(inner) is not None:
                 paths.append(prefix + f.name)
             paths += walk(inner, f"{prefix}{f.name}.") if dataclasses.is_dataclass(inner) else [prefix + f.name]
         return paths
@@ -244,17 +314,25 @@ def field_paths(experiment: Experiment) -> list[str]:
 
 
 def _is_path(experiment: Experiment, path: str) -> bool:
-    """Whether `path` is one of `field_paths`, without listing them."""
+    """Whether `path` is one of `field_paths`, without listing them, or would be with another choice of a part."""
     value: Any = experiment
-    for name in path.split("."):
-        if not dataclasses.is_dataclass(value) or name not in value.__dataclass_fields__:
+    *parents, leaf = path.split(".")
+    for name in parents:
+        if not dataclasses.is_dataclass(value) or name not in _names(value):
             return False
         value = getattr(value, name)
-    return isinstance(value, TimestepSampler) or not dataclasses.is_dataclass(value)
+    if not dataclasses.is_dataclass(value):
+        return False
+    if leaf not in _names(value):
+        kind = _kind(value)
+        return kind is not None and any(leaf in _own(kind, each) for each in CHOSEN[kind].values())
+    value = getattr(value, leaf)
+    return _kind(value) is not None or not dataclasses.is_dataclass(value)
 
 
 def check_path(experiment: Experiment, path: str) -> None:
-    """ConfigError with the nearest right name where `path` is no field of this experiment."""
+    """ConfigError with the nearest right name where `path` is no field of this experiment, whatever is chosen for
+    its timesteps and its sampler."""
     if _is_path(experiment, path):
         return
     known = field_paths(experiment)
@@ -267,24 +345,36 @@ def check_path(experiment: Experiment, path: str) -> None:
     raise ConfigError(f"{path}: unknown field of experiment {experiment.name}; {hint}")
 
 
+def check_setting(experiment: Experiment, path: str, value: Any) -> None:
+    """ConfigError where a path is a setting of other timestep samplers or samplers than the experiment's; it says of
+    which. Paths that are no settings of any are not its business."""
+    part, _, setting = path.partition(".")
+    chosen = getattr(experiment, part, None)
+    kind = _kind(chosen)
+    if kind is not None and setting not in _names(chosen):
+        _refuse_other_settings(kind, type(chosen), path, value)
+
+
 def with_fields(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
     """A copy with fields at dotted paths changed: `{"timesteps.m": 0.5, "seed": 1}`.
 
-    `timesteps` takes a sampler, or its name for its defaults. ConfigError as in `from_dict`.
+    `timesteps` takes a timestep sampler, or its name for its defaults. `sampler` takes a sampler, or its name: then
+    NFE, guidance and spacing stay, and the solver's own settings are its defaults. ConfigError as in `from_dict`.
     """
     data = to_dict(experiment)
     # Whole parts first, so that {"timesteps": "srm", "timesteps.sharpness": 4} works in any order.
     for path in sorted(changes, key=lambda p: p.count(".")):
-        if path.startswith("timesteps.") and "timesteps" in changes:
-            pass  # the new sampler's fields are checked when it is built
-        else:
-            check_path(experiment, path)
         *parents, leaf = path.split(".")
+        if not parents or parents[0] not in changes:  # else the fields of the new part are checked when it is built
+            check_path(experiment, path)
         target = data
         for parent in parents:
-            target = target[parent]
+            target = target.get(parent) if isinstance(target, dict) else None
+        if not isinstance(target, dict):
+            raise ConfigError(f"{path}: unknown field of experiment {experiment.name}")
         value = changes[path]
-        if path == "timesteps" and isinstance(value, str):
-            value = {"name": value}
+        kind = _kind(getattr(experiment, path, None))
+        if kind is not None and isinstance(value, str):
+            value = {"name": value, **{name: target[leaf][name] for name in _names(kind)}}
         target[leaf] = to_dict(value)
     return from_dict(data)

@@ -8,7 +8,7 @@ wrong value is refused wherever it comes from: a Python call, the command line, 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class InputError(Exception):
@@ -40,6 +40,20 @@ def require(condition: bool, field: str, value: object, allowed: str) -> None:
     """
     if not condition:
         raise FieldError(field, value, allowed)
+
+
+def not_a_setting(field: str, value: object, chosen: str, settings: Mapping[str, Sequence[str]]) -> FieldError:
+    """The refusal of a setting that what was chosen by name does not have; it says which others have it.
+
+    Args:
+        settings: name → settings, of all that could have been chosen.
+    """
+    name = field.rsplit(".", 1)[-1]
+    others = [other for other, own in settings.items() if name in own]
+    has = f"a setting of {', '.join(others)}" if others else f"no setting of {', '.join(settings)}"
+    return FieldError(
+        field, value, f"left out: it is {has}; {chosen} has {', '.join(settings.get(chosen, ())) or 'none'}"
+    )
 
 
 def did_you_mean(name: str, known: Iterable[str], listed: str = "there are", *, cutoff: float = 0.6) -> str:

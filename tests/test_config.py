@@ -10,7 +10,9 @@ import pytest
 from experiments.imagenet256 import imagenet256_pft_b, imagenet256_sit_b
 from experiments.openmoji32 import openmoji32_micro, openmoji32_s, openmoji32_sit_micro
 from pforce import catalog
-from pforce.config import check_path, field_paths, from_dict, to_dict, with_fields
+from pforce.config import check_path, field_paths, flat_params, from_dict, from_flat, to_dict, with_fields
+from pforce.sampling import SAMPLERS as SOLVERS
+from pforce.sampling import DualLoop, Euler, Guidance, RandomOrder
 from pforce.timesteps import LTG, SAMPLERS, SRM
 from pforce.validation import ConfigError
 
@@ -70,6 +72,25 @@ def test_imagenet_recipe_is_the_papers():
         ({"seed": -1}, "seed = -1: must be ≥ 0"),
         ({"sampler.guidance.interval": [0.5, 0.2]}, "sampler.guidance.interval"),
         ({"optimizer.learning_rate": float("nan")}, "finite"),
+        ({"sampler": "heun"}, "sampler = 'heun': must be one of euler, dual_loop, look_ahead, random_order"),
+        ({"sampler": ["euler"]}, "sampler = ['euler']: must be one of euler"),
+        ({"sampler": 3}, "sampler = 3: must be one of euler"),
+        ({"sampler.name": "dual_loop"}, "did you mean sampler?"),
+        (
+            {"sampler.inner_steps": 2},
+            "sampler.inner_steps = 2: must be left out: it is a setting of dual_loop, random_",
+        ),
+        ({"sampler.inner_steps": 2}, "order; euler has none"),
+        ({"sampler": "look_ahead", "sampler.inner_steps": 2}, "look_ahead has quantile, threshold, pooling, context_"),
+        ({"sampler": "look_ahead", "sampler.ratio": 2}, "sampler.ratio: unknown field; did you mean context_ratio?"),
+        ({"sampler": "look_ahead", "sampler.ratio.x": 2}, "sampler.ratio.x: unknown field"),
+        ({"sampler": "dual_loop", "sampler.quantile": 1.5}, "sampler.quantile = 1.5: must be between 0 and 1"),
+        ({"sampler": "dual_loop", "sampler.inner_steps": 2.5}, "sampler.inner_steps = 2.5"),
+        ({"sampler": "dual_loop", "sampler.num_function_evaluations": 3}, "sampler.num_function_evaluations = 3: must"),
+        (
+            {"timesteps.sharpness": 2.0},
+            "timesteps.sharpness = 2.0: must be left out: it is a setting of srm; ltg has m",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(changes, message):
@@ -104,11 +125,52 @@ def test_a_sampler_can_be_changed_with_its_fields():
         assert with_fields(openmoji32_micro(), {"timesteps": name}).timesteps.name == name
 
 
+def test_a_switched_solver_keeps_what_all_have():
+    """NFE, guidance and spacing stay; the solver's own settings are its defaults."""
+    base = with_fields(
+        openmoji32_micro(),
+        {"sampler": DualLoop(30, Guidance(1.5, (0.1, 0.9)), "shifted", 2.0, quantile=0.3, inner_steps=2)},
+    )
+    assert with_fields(base, {"sampler": "random_order"}).sampler == RandomOrder(
+        30, Guidance(1.5, (0.1, 0.9)), "shifted", 2.0
+    )
+    changes = {"sampler.inner_steps": 3, "sampler.guidance.scale": 1.0, "sampler": "dual_loop"}
+    assert with_fields(base, changes).sampler == DualLoop(30, Guidance(1, (0.1, 0.9)), "shifted", 2.0, inner_steps=3)
+    assert with_fields(base, {"sampler": Euler(8)}).sampler == Euler(8)
+    for name in SOLVERS:
+        switched = with_fields(base, {"sampler": name})
+        assert switched.sampler.name == name
+        assert flat_params(switched)["sampler.name"] == name
+        assert from_flat(flat_params(switched)) == switched
+
+
+def test_samplers_of_before_are_read():
+    """A file then had the settings of all solvers, with null where none was given; so had parameters of a run."""
+    data = to_dict(openmoji32_micro())
+    nulls = dict.fromkeys(("quantile", "threshold", "pooling", "inner_steps", "context_ratio", "start_after"))
+    guidance = {"scale": 1.0, "interval": None}
+    before = {"name": "dual_loop", "num_function_evaluations": 24, "guidance": guidance, **nulls, "spacing": "linear",
+              "shift": None}  # fmt: skip
+    assert from_dict({**data, "sampler": before}).sampler == DualLoop()
+    given = {**before, "inner_steps": 2, "threshold": 0.1, "spacing": "shifted", "shift": 2.0}
+    assert from_dict({**data, "sampler": given}).sampler == DualLoop(
+        24, spacing="shifted", shift=2.0, threshold=0.1, inner_steps=2
+    )
+    params = {**flat_params(openmoji32_micro()), **{f"sampler.{name}": None for name in (*nulls, "shift")}}
+    assert from_flat(params) == openmoji32_micro()
+    with pytest.raises(
+        ConfigError, match=r"sampler\.start_after = 0\.1: must be left out: it is a setting of look_ahead"
+    ):
+        from_dict({**data, "sampler": {**before, "start_after": 0.1}})
+
+
 def test_every_field_can_be_set():
     experiment = openmoji32_micro()
     for path in field_paths(experiment):
         check_path(experiment, path)
     assert {"timesteps", "timesteps.m", "model.depth", "sampler.guidance.scale", "seed"} <= set(field_paths(experiment))
+    assert {"sampler", "sampler.shift"} <= set(field_paths(experiment))
+    check_path(experiment, "sampler.inner_steps")  # an axis of a sweep whose cells have a solver that has it
 
 
 def test_experiments_are_frozen():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -235,6 +236,9 @@ def test_bad_input_is_refused_before_anything_is_drawn(trained, drawn, tmp_path)
     refused(trained, storage, "does not exist", ImageSetError, reference=str(tmp_path / "absent"))
     refused(drawn / "samples.npz", storage, "measure = .*left out", FieldError, measure=("difficulty",))
     refused(drawn / "samples.npz", storage, "images = 5", FieldError, images=5)
+    own = SimpleNamespace(quantile=0.3, inner_steps=None)
+    refused(drawn / "samples.npz", storage, "quantile = 0.3: must be left out for images", FieldError, own=own)
+    refused(trained, storage, "quantile = 0.3: must be left out: it is a setting of dual_loop", FieldError, own=own)
     refused(trained, storage, "ends in .npz", FieldError, save_reference=tmp_path / "reference.bin")
     folder = tmp_path / "mixed"
     shutil.copytree(drawn / "images", folder)

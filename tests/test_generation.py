@@ -13,14 +13,14 @@ from pforce import seeding
 from pforce.images import to_uint8
 from pforce.orchestration.sample import run_job
 from pforce.results import drawn
-from pforce.sampling import SamplerConfig
+from pforce.sampling import DualLoop, Euler
 from pforce.trial.draw import Span
 from pforce.trial.jobs import Drawer, Job, JobError, Keeper, blocks_of, claim, drawn_batches, ends_of, missing
 from pforce.trial.source import SourceError, load_source
 from pforce.validation import FieldError
 
 CONSOLE = Console(width=160)
-SAMPLER = SamplerConfig("dual_loop", num_function_evaluations=8, inner_steps=2)
+SAMPLER = DualLoop(num_function_evaluations=8, inner_steps=2)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_damaged_block_is_drawn_again(job):
 
 def test_a_folder_holds_one_request(job, tmp_path):
     claim(tmp_path, job)
-    other = dataclasses.replace(job, seed=6, sampler=SamplerConfig("euler", 8))
+    other = dataclasses.replace(job, seed=6, sampler=Euler(8))
     with pytest.raises(JobError, match=r"sampler\.name 'dual_loop', now 'euler'.*seed 5, now 6"):
         claim(tmp_path, other)
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from experiments.openmoji32 import openmoji32_micro
 from pforce import catalog, cli, timesteps
 from pforce.config import field_paths, from_dict, to_dict, with_fields
+from pforce.flow import Prediction
 from pforce.records.parts import Inputs, training_part
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
@@ -35,6 +39,30 @@ def test_the_sampler_of_the_readme_works_as_it_stands(monkeypatch):
     inputs = Inputs("d", 10, 5, "openmoji", "e", "none")
     of_two = training_part(with_fields(experiment, {"timesteps.power": 2}), inputs)
     assert training_part(experiment, inputs).digest != of_two.digest
+
+
+def test_the_solver_of_the_readme_is_a_sampler(module_of_experiments):
+    """Its block is a whole module, which is found where experiments are. Second order: a quarter of the error."""
+    (source,) = [block for block in blocks("python") if "(Sampler)" in block]
+    module_of_experiments("midpoint", source)
+    experiment = with_fields(openmoji32_micro(), {"sampler": "midpoint", "sampler.fraction": 0.7})
+    assert experiment.sampler.fraction == 0.7
+    assert from_dict(to_dict(experiment)) == experiment
+
+    class Grows:
+        """The velocity is the image: x(1) is e times x(0)."""
+
+        config = experiment.model
+
+        def __call__(self, x, t, y):
+            return Prediction(x, None)
+
+    def error(nfe: int) -> float:
+        sampler = replace(experiment.sampler, num_function_evaluations=nfe, fraction=0.5)
+        x1 = sampler.sample(Grows(), torch.ones(1, 3, 32, 32), torch.zeros(1, dtype=torch.long), seed=0, first=0)
+        return abs(x1.mean().item() - math.e)
+
+    assert error(32) / error(16) == pytest.approx(1 / 4, rel=0.1)
 
 
 def test_commands_name_things_that_are_there():

@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 
 from pforce import catalog
-from pforce.commands.sampler_arguments import SamplerArguments, sampler_config
+from pforce.commands.sampler_arguments import SamplerArguments, given, sampler_of
 from pforce.config import Experiment
 from pforce.data import Manifest, ensure
 from pforce.files import folder_hash
@@ -240,9 +240,10 @@ def plan_images(a: Arguments, console: Console) -> Evaluation:
     """The evaluation of a folder or an npz of images, checked."""
     experiment = _experiment(a, None)
     images = open_images(a.target)
-    for option in fields(Arguments):
-        if option.name not in OF_IMAGES and getattr(a, option.name) != option.default:
-            require(False, option.name, getattr(a, option.name), "left out for images: they are measured as they are")
+    of_models = {each.name: each.default for each in fields(a) if each.name not in (*OF_IMAGES, "own")}
+    asked = {name: getattr(a, name) for name, default in of_models.items() if getattr(a, name) != default}
+    for name, value in {**asked, **given(a.own)}.items():
+        require(False, name, value, "left out for images: they are measured as they are")
     detector, _, _ = _detector(a, experiment)
     reference = _reference(a, _data(experiment, console), detector)
     _check_sizes(reference, images.size, detector)
@@ -293,7 +294,7 @@ def plan_model(a: Arguments, console: Console) -> Evaluation:
     if data is not None:
         _check_fits(source, data, a)
     measured = _measured(a, source, data)
-    sampler = sampler_config(a, source)
+    sampler = sampler_of(a, source)
     check_sampler(sampler, config)
     require(a.images >= 2, "images", a.images, "≥ 2")
     require(a.held_out >= 2, "held_out", a.held_out, "≥ 2")

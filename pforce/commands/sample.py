@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from pforce import seeding
-from pforce.commands.sampler_arguments import SamplerArguments, sampler_config
+from pforce.commands.sampler_arguments import SamplerArguments, sampler_of
 from pforce.data import Manifest, ensure
 from pforce.executors.executor import Workforce
 from pforce.files import folder_hash, write_json
@@ -192,7 +192,7 @@ def sample(a: Arguments) -> int:
     require(a.workers >= 1, "workers", a.workers, "≥ 1")
     require(a.show >= 1, "show", a.show, "≥ 1 image")
     source = find_model(a.model, storage=a.storage, tracking_uri=a.tracking_uri, weights=a.weights, heads=a.heads)
-    sampler = sampler_config(a, source)
+    sampler = sampler_of(a, source)
     check_sampler(sampler, source.model.config)
     maps = a.save_maps or a.animate
     require(

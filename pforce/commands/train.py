@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -11,11 +12,13 @@ from rich.console import Console
 
 from pforce import catalog
 from pforce.commands.data import experiments, summary
-from pforce.config import Experiment, with_fields
+from pforce.config import Experiment, check_setting, with_fields
 from pforce.orchestration.plan import Options
 from pforce.orchestration.script import run_sweep
 from pforce.orchestration.sweep import Sweep
-from pforce.timesteps import SAMPLERS
+from pforce.sampling import SAMPLERS
+from pforce.timesteps import SAMPLERS as TIMESTEP_SAMPLERS
+from pforce.validation import ConfigError
 
 
 @dataclass(frozen=True)
@@ -27,18 +30,22 @@ class _Train:
 def train(arguments: list[str]) -> int:
     """Train and measure one experiment, and record it in MLflow: in this process, or with --workers on Ray.
 
-    `pforce train NAME [--timesteps SAMPLER] [--FIELD VALUE …]`: the experiment's fields are typed options.
+    `pforce train NAME [--timesteps SAMPLER] [--sampler SOLVER] [--FIELD VALUE …]`: the experiment's fields are typed
+    options.
     """
+    catalog.experiments()  # imports what registers samplers of a user's own
     first = argparse.ArgumentParser(prog="pforce train", add_help=False, allow_abbrev=False)
     first.add_argument("name", nargs="?")
-    first.add_argument("--timesteps", choices=sorted(SAMPLERS))
+    first.add_argument("--timesteps", choices=sorted(TIMESTEP_SAMPLERS))
+    first.add_argument("--sampler", choices=sorted(SAMPLERS))
     if not arguments or arguments[0].startswith("-"):
         Console().print(
-            "usage: pforce train EXPERIMENT [--timesteps SAMPLER] [--FIELD VALUE …]\n\n"
+            "usage: pforce train EXPERIMENT [--timesteps SAMPLER] [--sampler SOLVER] [--FIELD VALUE …]\n\n"
             "Trains one experiment in this process, without Ray (with --workers N: on N workers, by Ray Train), and\n"
             "records it in MLflow. Every field of the experiment is an option:\n"
             "`pforce train EXPERIMENT --help` lists them with their types and defaults.\n"
-            f"--timesteps switches the timestep sampler: {', '.join(SAMPLERS)}.\n",
+            f"--timesteps switches the timestep sampler: {', '.join(TIMESTEP_SAMPLERS)}.\n"
+            f"--sampler switches the sampler of the evaluation: {', '.join(SAMPLERS)}.\n",
             markup=False,
             highlight=False,
         )
@@ -46,12 +53,18 @@ def train(arguments: list[str]) -> int:
     known, rest = first.parse_known_args(arguments)
     function = catalog.find(known.name)
     experiment = function()
-    if known.timesteps:
-        experiment = with_fields(experiment, {"timesteps": known.timesteps})
+    switched = {"timesteps": known.timesteps, "sampler": known.sampler}
+    experiment = with_fields(experiment, {path: name for path, name in switched.items() if name})
+    for word, following in itertools.zip_longest(rest, rest[1:]):
+        if word.startswith("--"):
+            path, sign, value = word[2:].partition("=")
+            check_setting(experiment, path.replace("-", "_"), value if sign else following)
     parsed = tyro.cli(
         _Train,
         prog=f"pforce train {known.name}",
-        description=f"{summary(function)} Every field of the experiment is an option.",
+        description=f"{summary(function)} Every field of the experiment is an option. --timesteps "
+        f"({', '.join(TIMESTEP_SAMPLERS)}) and --sampler ({', '.join(SAMPLERS)}) switch the samplers of training and "
+        "evaluation: then the options are those of the one that is named.",
         default=_Train(experiment),
         args=rest,
     )

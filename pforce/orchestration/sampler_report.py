@@ -23,7 +23,8 @@ from pforce.validation import ConfigError
 
 MEASURED_TO_TELL = 5
 """Measurements a worker from which on their fixed cost is told."""
-DECIMALS = {"GFLOPs/image": 2, "s/image": 4, "quantile": 2, "context_ratio": 2, "start_after": 2}
+DECIMALS = {"GFLOPs/image": 2, "s/image": 4}
+"""Decimals of columns; the others have two where a value has a fraction, and as distances."""
 
 
 def make_subject(
@@ -80,8 +81,10 @@ def _shown(frame: pd.DataFrame) -> pd.DataFrame:
     for name in frame.columns:
         if frame[name].isna().all() and name != "again":
             continue
-        decimals = 2 if name.startswith(("fd/", "fid")) or name == "again" else DECIMALS.get(name, 0)
         number = pd.api.types.is_numeric_dtype(frame[name]) and frame[name].dtype != bool
+        distance = name.startswith(("fd/", "fid")) or name == "again"
+        whole = number and not distance and (frame[name].dropna() % 1 == 0).all()
+        decimals = DECIMALS.get(name, 0 if whole else 2)
         shown[name] = [
             "–" if pd.isna(value) else f"{value:,.{decimals}f}" if number else str(value) for value in frame[name]
         ]

@@ -1,12 +1,15 @@
-"""The space of sampler settings, searched by Optuna for two objectives: distance and NFE."""
+"""The space of sampler settings, searched by Optuna for two objectives: distance and NFE.
+
+What is tried of a setting, each sampler says itself (`pforce.sampling.Sampler.searched`).
+"""
 
 from __future__ import annotations
 
-import math
+import itertools
 import random
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -14,9 +17,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState, create_trial
 
 from pforce.models import ModelConfig
-from pforce.sampling import Guidance, SamplerConfig, check_sampler
-from pforce.sampling.budget import SOLVERS, Solver, own_settings
-from pforce.validation import require
+from pforce.sampling import SAMPLERS, Euler, Guidance, Range, Sampler, check_sampler
+from pforce.validation import FieldError, require
 
 ASKED_AGAIN = 10
 """Suggestions in a row that were measured already, after which a random one is tried."""
@@ -26,72 +28,123 @@ RANDOM_TRIES = 1000
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Ranges (low, high), both included."""
+    """The samplers that are tried, and the ranges of their settings."""
 
-    samplers: tuple[Solver, ...] = ("euler", "dual_loop", "look_ahead")
+    samplers: tuple[str, ...] = ("euler", "dual_loop", "look_ahead")
     """Solvers that are tried."""
     nfe: tuple[int, int] = (6, 24)
-    """Function evaluations an image."""
-    quantile: tuple[float, float] = (0.1, 0.9)
-    """Share of confident patches, in steps of 0.05."""
-    inner_steps: tuple[int, int] = (2, 6)
-    """dual_loop, random_order: evaluations a step."""
-    context_ratio: tuple[float, float] = (1.0, 2.5)
-    """look_ahead: context time over time, in steps of 0.1."""
-    start_after: tuple[float, float] = (0.0, 0.3)
-    """look_ahead: until when a step makes one evaluation, in steps of 0.05."""
+    """Smallest and largest number of function evaluations an image."""
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Setting → smallest and largest value, in place of what the samplers say."""
 
     def __post_init__(self) -> None:
         require(len(self.samplers) > 0, "samplers", self.samplers, "at least one")
-        for name, least, most in (
-            ("nfe", 1, math.inf),
-            ("quantile", 0.01, 0.99), ("inner_steps", 1, math.inf), ("context_ratio", 1, math.inf),
-            ("start_after", 0, 1),
-        ):  # fmt: skip
-            low, high = getattr(self, name)
-            require(least <= low <= high <= most, name, (low, high), f"(low, high) with {least} ≤ low ≤ high ≤ {most}")
-        if any("inner_steps" in own_settings(name) for name in self.samplers if name in SOLVERS):
-            require(
-                self.inner_steps[1] <= self.nfe[0],
-                "inner_steps",
-                self.inner_steps,
-                f"at most {self.nfe[0]}, the smallest nfe: a step must fit into it",
+        for name in self.samplers:
+            require(name in SAMPLERS, "samplers", name, f"one of {', '.join(SAMPLERS)}")
+        low, high = self.nfe
+        require(1 <= low <= high, "nfe", self.nfe, "(low, high) with 1 ≤ low ≤ high")
+        for setting, ends in self.ranges.items():
+            allowed = (
+                f"left out: what is searched of {', '.join(self.samplers)} is {', '.join(self.settings) or 'the NFE'}"
             )
+            require(setting in self.settings, setting, ends, allowed)
+            require(ends[0] <= ends[1], setting, ends, "(low, high) with low ≤ high")
+            declared = [SAMPLERS[name].searched.get(setting) for name in self.samplers]
+            integers = any(each is not None and each.integer for each in declared)
+            require(not integers or all(isinstance(end, int) for end in ends), setting, ends, "two integers")
+        for name in self.samplers:
+            self._check_ends(name)
+
+    def _check_ends(self, sampler: str) -> None:
+        """FieldError where the ends of the ranges, in any combination, are no settings of a sampler."""
+        ranges = self.ranges_of(sampler)
+        for ends in itertools.product(*((each.low, each.high) for each in ranges.values())):
+            settings: dict[str, Any] = dict(zip(ranges, ends, strict=True))
+            try:
+                SAMPLERS[sampler](self.nfe[0], **settings)
+            except FieldError as error:
+                if error.field == "num_function_evaluations":
+                    raise FieldError("nfe", self.nfe, f"enough for all that is searched ({error})") from error
+                raise
+
+    def ranges_of(self, sampler: str) -> dict[str, Range]:
+        """What is tried of a sampler's settings."""
+        found: dict[str, Range] = {}
+        for setting, declared in SAMPLERS[sampler].searched.items():
+            low, high = self.ranges.get(setting, (declared.low, declared.high))
+            whole = declared.integer
+            found[setting] = Range(low, high, declared.step) if whole else Range(float(low), float(high), declared.step)
+        return found
+
+    def parameters(self, sampler: str) -> dict[str, str]:
+        """Setting → the search's parameter: of its name, shared by samplers that try the same values."""
+        tried = [self.ranges_of(name) for name in self.samplers]
+        found = {}
+        for setting, values in self.ranges_of(sampler).items():
+            shared = all(ranges[setting] == values for ranges in tried if setting in ranges)
+            found[setting] = setting if shared else f"{sampler}.{setting}"
+        return found
+
+    @property
+    def settings(self) -> list[str]:
+        """All settings that are searched, each once."""
+        return list(dict.fromkeys(setting for name in self.samplers for setting in SAMPLERS[name].searched))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What is searched, as plain data."""
+        found: dict[str, Any] = {"samplers": list(self.samplers), "nfe": list(self.nfe)}
+        for name in self.samplers:
+            ranges = self.ranges_of(name)
+            for setting, key in self.parameters(name).items():
+                found[key] = [ranges[setting].low, ranges[setting].high]
+        return found
 
     def distributions(self, sampler: str) -> dict[str, BaseDistribution]:
-        """Of the parameters that a solver has."""
-        known: dict[str, BaseDistribution] = {
-            "quantile": FloatDistribution(*self.quantile, step=0.05),
-            "inner_steps": IntDistribution(*self.inner_steps),
-            "context_ratio": FloatDistribution(*self.context_ratio, step=0.1),
-            "start_after": FloatDistribution(*self.start_after, step=0.05),
-        }
-        own = {name: known[name] for name in own_settings(sampler) if name in known}
-        return {
-            "sampler": CategoricalDistribution(self.samplers), "nfe": IntDistribution(*self.nfe), **own,
+        """Distributions of a sampler's parameters."""
+        found: dict[str, BaseDistribution] = {
+            "sampler": CategoricalDistribution(self.samplers), "nfe": IntDistribution(*self.nfe),
         }  # fmt: skip
+        ranges = self.ranges_of(sampler)
+        for setting, key in self.parameters(sampler).items():
+            found[key] = _distribution(ranges[setting])
+        return found
+
+    def to_sampler(self, parameters: Mapping[str, Any], guidance: Guidance) -> Sampler:
+        """Suggested parameters as a sampler; floats rounded, as steps of 0.05 leave 0.15000000000000002."""
+        own: dict[str, Any] = {}
+        for setting, key in self.parameters(parameters["sampler"]).items():
+            value = parameters[key]
+            own[setting] = round(value, 6) if isinstance(value, float) else value
+        return SAMPLERS[parameters["sampler"]](parameters["nfe"], guidance, **own)
+
+    def to_parameters(self, sampler: Sampler) -> dict[str, Any]:
+        """The inverse, for measurements that were made before."""
+        own = {
+            key: sampler.settings[setting]
+            for setting, key in self.parameters(sampler.name).items()
+            if setting in sampler.settings
+        }
+        return {"sampler": sampler.name, "nfe": sampler.schedule().num_function_evaluations, **own}
+
+    def default(self, sampler: str, guidance: Guidance) -> Sampler:
+        """A sampler's defaults at the largest NFE, moved into the ranges."""
+        own: dict[str, Any] = {}
+        for setting, values in self.ranges_of(sampler).items():
+            usual: Any = SAMPLERS[sampler].__dataclass_fields__[setting].default
+            own[setting] = min(max(usual, values.low), values.high) if isinstance(usual, (int, float)) else values.low
+        return SAMPLERS[sampler](self.nfe[1], guidance, **own)
 
 
-def to_config(parameters: Mapping[str, Any], guidance: Guidance) -> SamplerConfig:
-    """Suggested parameters as a sampler; floats rounded, as steps of 0.05 leave 0.15000000000000002."""
-    own: dict[str, Any] = {
-        name: round(value, 6) if isinstance(value, float) else value
-        for name, value in parameters.items()
-        if name not in ("sampler", "nfe")
-    }
-    return SamplerConfig(parameters["sampler"], parameters["nfe"], guidance, **own)
-
-
-def to_parameters(config: SamplerConfig) -> dict[str, Any]:
-    """The inverse, for measurements that were made before."""
-    own = {name: value for name, value in config.settings.items() if name in
-           ("quantile", "inner_steps", "context_ratio", "start_after")}  # fmt: skip
-    return {"sampler": config.name, "nfe": config.schedule().num_function_evaluations, **own}
+def _distribution(values: Range) -> BaseDistribution:
+    if values.integer:
+        return IntDistribution(int(values.low), int(values.high), step=int(values.step))
+    return FloatDistribution(values.low, values.high, step=values.step)
 
 
 def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> float | int:
     if isinstance(distribution, IntDistribution):
-        return trial.suggest_int(name, distribution.low, distribution.high)
+        return trial.suggest_int(name, distribution.low, distribution.high, step=distribution.step)
     assert isinstance(distribution, FloatDistribution)
     return trial.suggest_float(name, distribution.low, distribution.high, step=distribution.step)
 
@@ -114,25 +167,19 @@ class Search:
         self.random = random.Random(seed)
         self.first = [config for config in self.baselines() if config.name in space.samplers]
 
-    def baselines(self) -> list[SamplerConfig]:
+    def baselines(self) -> list[Sampler]:
         """Euler at the largest, middle and smallest NFE, and every solver's defaults at the largest: asked first."""
         low, high = self.space.nfe
-        euler = [SamplerConfig("euler", nfe, self.guidance) for nfe in dict.fromkeys((high, (low + high) // 2, low))]
-        others = []
-        for name in self.space.samplers:
-            if name != "euler":
-                own: dict[str, Any] = (
-                    {"inner_steps": min(4, self.space.inner_steps[1])} if "inner_steps" in own_settings(name) else {}
-                )
-                others.append(SamplerConfig(name, high, self.guidance, **own))
-        return euler + others
+        euler = [Euler(nfe, self.guidance) for nfe in dict.fromkeys((high, (low + high) // 2, low))]
+        others = [name for name in self.space.samplers if name != Euler.name]
+        return [*euler, *(self.space.default(name, self.guidance) for name in others)]
 
     @staticmethod
-    def key(config: SamplerConfig) -> str:
+    def key(config: Sampler) -> str:
         """Equal for samplers that draw the same images."""
         return repr(sorted(config.canonical().items(), key=lambda item: item[0]))
 
-    def tell(self, config: SamplerConfig, distance: float, nfe: float) -> None:
+    def tell(self, config: Sampler, distance: float, nfe: float) -> None:
         """A measurement, of this call or of an earlier one."""
         key = self.key(config)
         trial = self.under_way.pop(key, None)
@@ -142,7 +189,7 @@ class Search:
             return
         try:
             told = create_trial(
-                params=to_parameters(config),
+                params=self.space.to_parameters(config),
                 distributions=self.space.distributions(config.name),
                 values=[distance, nfe],
                 state=TrialState.COMPLETE,
@@ -151,14 +198,14 @@ class Search:
             return  # a baseline outside the ranges: known, but no part of the space that is modelled
         self.study.add_trial(told)
 
-    def fail(self, config: SamplerConfig) -> None:
+    def fail(self, config: Sampler) -> None:
         """A sampler could not be measured."""
         trial = self.under_way.pop(self.key(config), None)
         self.failed.add(self.key(config))
         if trial is not None:
             self.study.tell(trial, state=TrialState.FAIL)
 
-    def ask(self) -> SamplerConfig | None:
+    def ask(self) -> Sampler | None:
         """A sampler that was neither measured nor is being measured; None where the space seems used up."""
         while self.first:
             config = self.first.pop(0)
@@ -172,7 +219,7 @@ class Search:
             for parameter, distribution in self.space.distributions(name).items():
                 if parameter != "sampler":
                     parameters[parameter] = _suggest(trial, parameter, distribution)
-            config = to_config(parameters, self.guidance)
+            config = self.space.to_sampler(parameters, self.guidance)
             key = self.key(config)
             if key in self.known:
                 self.study.tell(trial, list(self.known[key]))
@@ -189,23 +236,22 @@ class Search:
                 return config
         return None
 
-    def _random(self) -> SamplerConfig:
+    def _random(self) -> Sampler:
         """A point of the space's grid."""
         name = self.random.choice(self.space.samplers)
         parameters: dict[str, Any] = {"sampler": name}
         for parameter, distribution in self.space.distributions(name).items():
             if isinstance(distribution, IntDistribution):
-                parameters[parameter] = self.random.randint(distribution.low, distribution.high)
+                places = (distribution.high - distribution.low) // distribution.step
+                parameters[parameter] = distribution.low + distribution.step * self.random.randint(0, places)
             elif isinstance(distribution, FloatDistribution):
                 step = distribution.step or 1.0
                 places = round((distribution.high - distribution.low) / step)
                 parameters[parameter] = distribution.low + step * self.random.randint(0, places)
-        return to_config(parameters, self.guidance)
+        return self.space.to_sampler(parameters, self.guidance)
 
 
 def check_space(space: SearchSpace, guidance: Guidance, model: ModelConfig) -> None:
-    """FieldError where the model cannot be sampled with one of the space's solvers, or not guided."""
+    """FieldError where the model cannot be sampled with one of the space's samplers, or not guided."""
     for name in space.samplers:
-        require(name in SOLVERS, "samplers", name, f"one of {', '.join(SOLVERS)}")
-        one = 1 if "inner_steps" in own_settings(name) else None  # so that any NFE is enough for a step
-        check_sampler(SamplerConfig(name, space.nfe[1], guidance, inner_steps=one), model)
+        check_sampler(space.default(name, guidance), model)

@@ -7,11 +7,11 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 import pandas as pd
 from rich.console import Console
 
+from pforce.config import sampler_from_dict, to_dict
 from pforce.executors.executor import Executor, Workforce
 from pforce.files import digest
 from pforce.metrics.distances import metric_name
@@ -30,7 +30,7 @@ from pforce.records.row import joined
 from pforce.records.sweeps import CellEntry, SweepEntry, read_sweep
 from pforce.results.pareto import on_front
 from pforce.results.shown import recorded_view, show_cells
-from pforce.sampling import Guidance, SamplerConfig
+from pforce.sampling import Euler, Guidance, Sampler
 from pforce.storage import Storage
 from pforce.terminal import DONE, SOME_FAILED, STOPPED, stop_on_signals
 from pforce.tracking import Live, Mirror, Page, Status, Tags, Tracker
@@ -45,7 +45,7 @@ from pforce.validation import require
 class Measurement:
     """A sampler, and the seed of the noise that all samplers start from."""
 
-    sampler: SamplerConfig
+    sampler: Sampler
     seed: int
 
 
@@ -94,12 +94,9 @@ class SamplerSweep:
     @property
     def identity(self) -> str:
         """Digest of what is searched, the number of trials left out: the same command with more of them goes on."""
-        task = Measurement(SamplerConfig(guidance=self.guidance), self.noise_seed)
-        own = [self.name, asdict(self.space), asdict(self.guidance), self.seed, self.key(task)]
+        task = Measurement(Euler(guidance=self.guidance), self.noise_seed)
+        own = [self.name, self.space.identity, asdict(self.guidance), self.seed, self.key(task)]
         return digest("sampler sweep", json.loads(json.dumps(own)))
-
-
-SHOWN = ("sampler", "quantile", "inner_steps", "context_ratio", "start_after")
 
 
 @dataclass
@@ -130,7 +127,7 @@ class _Run:
         self.search = Search(sweep.space, sweep.guidance, seed=sweep.seed)
         self.metrics: dict[str, dict[str, float]] = {}
         """Key → what is known of a measurement."""
-        self.configs: dict[str, SamplerConfig] = {}
+        self.configs: dict[str, Sampler] = {}
         """Key → sampler, of the search's own seed, in the order they came."""
         self.confirmed: dict[str, Measurement] = {}
         """Key → measurement, of those from other noise."""
@@ -152,7 +149,7 @@ class _Run:
         for cell in there.cells if there else ():
             if cell.seed != self.sweep.noise_seed:
                 continue
-            config = SamplerConfig(**_from_json(str(cell.params["sampler.json"])))
+            config = sampler_from_dict(json.loads(str(cell.params["sampler.json"])))
             task = Measurement(config, self.sweep.noise_seed)
             if self.known(task):
                 self.accept(config, self.sweep.key(task), reused=False)
@@ -170,7 +167,7 @@ class _Run:
             self.confirmed[key] = task
         return True
 
-    def accept(self, config: SamplerConfig, key: str, *, reused: bool) -> None:
+    def accept(self, config: Sampler, key: str, *, reused: bool) -> None:
         """A sampler whose metrics are known becomes part of this sweep."""
         self.configs[key] = config
         if reused:
@@ -202,7 +199,7 @@ class _Run:
         return {
             **{f"sampler.{name}": value for name, value in record.items()},
             "sampler.guidance": guidance["scale"],
-            "sampler.json": _to_json(task.sampler),
+            "sampler.json": json.dumps(to_dict(task.sampler)),
             "evaluation.images": self.sweep.subject.request.images,
             "evaluation.seed": task.seed,
         }
@@ -225,7 +222,7 @@ class _Run:
             record = config.canonical()
             rows.append({
                 "sampler": config.name,
-                **{name: record.get(name) for name in SHOWN[1:]},
+                **{name: record.get(name) for name in self.sweep.space.settings},
                 "NFE": int(metrics["cost/nfe"]),
                 "passes": metrics.get("cost/forward_passes", float("nan")),
                 "GFLOPs/image": metrics["cost/flops_per_image"] / 1e9,
@@ -332,22 +329,10 @@ class Searching(Source):
         self.state.fail(self.tasks[task.id], event.failure.reason)
 
 
-def _to_json(config: SamplerConfig) -> str:
-    given = {name: value for name, value in asdict(config).items() if value is not None and name != "guidance"}
-    interval = config.guidance.interval
-    return json.dumps({**given, "guidance": {"scale": config.guidance.scale, "interval": interval}})
-
-
-def _from_json(text: str) -> dict[str, Any]:
-    data = json.loads(text)
-    interval = data["guidance"]["interval"]
-    return {**data, "guidance": Guidance(data["guidance"]["scale"], tuple(interval) if interval else None)}
-
-
 def label(task: Measurement) -> str:
     """`dual_loop 24 NFE quantile=0.4 inner_steps=4`."""
     record = task.sampler.canonical()
-    own = [f"{name}={record[name]:g}" for name in SHOWN[1:] if name in record]
+    own = [f"{name}={record[name]:g}" for name in task.sampler.searched if name in record]
     return " ".join([task.sampler.name, f"{record['num_function_evaluations']} NFE", *own])
 
 
@@ -404,7 +389,7 @@ def _run(sweep: SamplerSweep, live: Live, storage: Storage, console: Console, ex
     return Outcome(code, state.frame(again), state.seconds, state.busy, state.measured, used, state.failed)
 
 
-def _unconfirmed(state: _Run, again: int | None) -> list[SamplerConfig]:
+def _unconfirmed(state: _Run, again: int | None) -> list[Sampler]:
     """The front's samplers that were not measured from the other noise yet."""
     if again is None or not state.configs:
         return []

@@ -16,6 +16,7 @@ from typing import Any
 from pforce.config import Experiment, check_path, with_fields
 from pforce.files import digest
 from pforce.records.parts import CellParts, Inputs, cell_parts
+from pforce.sampling import Sampler
 from pforce.timesteps import TimestepSampler
 from pforce.trial.run import with_precision
 from pforce.validation import ConfigError
@@ -47,7 +48,7 @@ class Axis:
 
 def format_value(value: Any) -> str:
     """An axis value in a label or a table."""
-    if isinstance(value, TimestepSampler):
+    if isinstance(value, (TimestepSampler, Sampler)):
         return value.name
     if isinstance(value, float):
         # Short where it is exact: two values must never look like one.

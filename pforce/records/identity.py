@@ -18,19 +18,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
+from pforce import sampling as s
 from pforce import timesteps as t
 from pforce.data.config import DataConfig
 from pforce.files import digest
 from pforce.flow import FlowConfig
 from pforce.models.config import ModelConfig
-from pforce.sampling import SamplerConfig
+from pforce.sampling import Guidance, Sampler
+from pforce.sampling.samplers import own_settings
 from pforce.timesteps import TimestepSampler
 from pforce.training.config import OptimizerConfig, TrainingConfig
 from pforce.validation import ConfigError, InputError
 
 VERSIONS: Mapping[str, int] = {
     **{f"timesteps.{name}": 1 for name in t.SAMPLERS},
-    **{f"sampler.{name}": 1 for name in ("euler", "dual_loop", "look_ahead", "random_order")},
+    **{f"sampler.{name}": 1 for name in s.SAMPLERS},
     **{
         f"metric.{name}": 1 for name in ("frechet", "frechet_infinity", "kernel", "precision_recall", "inception_score")
     },
@@ -54,6 +56,12 @@ class Fields(NamedTuple):
     """Name in `defaults.json`."""
     keys: Mapping[str, str | None]
     """Attribute → key in the identity; None for what does not change a result beyond rounding."""
+
+
+def _sampler(name: str, own: Mapping[str, str | None]) -> Fields:
+    """How a sampler is named: by what all samplers have, and by its own settings."""
+    budget: dict[str, str | None] = {"num_function_evaluations": "nfe", "guidance": "guidance"}
+    return Fields(f"sampler.{name}", {**budget, **own, "spacing": "spacing", "shift": "shift"})
 
 
 TABLE: Mapping[type, Fields] = {
@@ -91,16 +99,21 @@ TABLE: Mapping[type, Fields] = {
     t.SRM: Fields("timesteps.srm", {"sharpness": "sharpness"}),
     t.TruncatedGaussian: Fields("timesteps.truncated_gaussian", {"sigma": "sigma", "truncation": "truncation"}),
     t.LTG: Fields("timesteps.ltg", {"m": "m", "s": "s", "sigma": "sigma", "truncation": "truncation"}),
+    s.Euler: _sampler("euler", {}),
+    s.DualLoop: _sampler(
+        "dual_loop",
+        {"quantile": "quantile", "threshold": "threshold", "pooling": "pooling", "inner_steps": "inner_steps"},
+    ),
+    s.LookAhead: _sampler(
+        "look_ahead",
+        {
+            "quantile": "quantile", "threshold": "threshold", "pooling": "pooling", "context_ratio": "context_ratio",
+            "start_after": "start_after",
+        },
+    ),
+    s.RandomOrder: _sampler("random_order", {"quantile": "quantile", "inner_steps": "inner_steps"}),
 }  # fmt: skip
 
-SAMPLER_KEYS = {
-    "num_function_evaluations": "nfe", "guidance": "guidance", "quantile": "quantile", "threshold": "threshold",
-    "pooling": "pooling", "inner_steps": "inner_steps", "context_ratio": "context_ratio",
-    "start_after": "start_after", "spacing": "spacing", "shift": "shift",
-}  # fmt: skip
-"""Field of a sampler → key; its name is the component."""
-SHIFT = 3.0
-"""Shift of the shifted spacing, where none is given."""
 DEFAULTS = Path(__file__).with_name("defaults.json")
 
 
@@ -149,25 +162,36 @@ def coerced(value: Any, hint: Any, name: str) -> Any:
 
 
 def _of_a_user(cls: Any) -> Fields:
-    """A timestep sampler that is not ours: every field by its name, and written out, as nobody keeps its defaults."""
-    if not issubclass(cls, TimestepSampler):
-        raise TypeError(f"{cls.__name__}: its fields are not declared in TABLE")
-    return Fields(f"timesteps.{cls.name}", {field.name: field.name for field in dataclasses.fields(cls)})
+    """A sampler that is not ours: every field of its own by its name, and written out, as nobody keeps its defaults."""
+    if issubclass(cls, TimestepSampler):
+        return Fields(f"timesteps.{cls.name}", {field.name: field.name for field in dataclasses.fields(cls)})
+    if issubclass(cls, Sampler):
+        return _sampler(cls.name, {name: name for name in own_settings(cls)})
+    raise TypeError(f"{cls.__name__}: its fields are not declared in TABLE")
 
 
-def canonical(value: Any) -> dict[str, Any]:
-    """A class of settings as it enters a name: keys declared, types coerced, what is at its default left out."""
-    cls: Any = type(value)
+def _named(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a class's fields under their keys, types coerced, what is at its default left out."""
     fields, hints = TABLE.get(cls) or _of_a_user(cls), _hints(cls)
     defaults = _defaults().get(fields.component, {})
     found = {}
     for attribute, key in fields.keys.items():
-        if key is None:
+        if key is None or attribute not in values:
             continue
-        plain = coerced(getattr(value, attribute), hints[attribute], f"{fields.component}.{attribute}")
+        value = values[attribute]
+        plain = (
+            _guidance(value)
+            if isinstance(value, Guidance)
+            else coerced(value, hints[attribute], f"{fields.component}.{attribute}")
+        )
         if key not in defaults or defaults[key] != plain:
             found[key] = plain
     return found
+
+
+def canonical(value: Any) -> dict[str, Any]:
+    """A class of settings as it enters a name: keys declared, types coerced, what is at its default left out."""
+    return _named(type(value), {each.name: getattr(value, each.name) for each in dataclasses.fields(value)})
 
 
 def canonical_timesteps(sampler: TimestepSampler) -> dict[str, Any]:
@@ -176,25 +200,25 @@ def canonical_timesteps(sampler: TimestepSampler) -> dict[str, Any]:
     return {"name": simplest.name, **canonical(simplest)}
 
 
-def canonical_sampler(sampler: SamplerConfig) -> dict[str, Any]:
-    """A solver by name, with the NFE that it spends, its settings and its guidance."""
-    hints, given = _hints(SamplerConfig), sampler.canonical()
-    if given.get("shift") == SHIFT:  # of old, the default is not written out
-        del given["shift"]
-    guidance = {"scale": float(sampler.guidance.scale) + 0.0}
-    limited = sampler.guidance.interval is not None and tuple(sampler.guidance.interval) != (0, 1)
-    if sampler.guidance.interval is not None and limited and guidance["scale"] != 1:
-        guidance["interval"] = [float(bound) + 0.0 for bound in sampler.guidance.interval]  # type: ignore[assignment]
-    given["guidance"] = guidance
-    defaults = _defaults().get(f"sampler.{sampler.name}", {})
-    found: dict[str, Any] = {"name": sampler.name}
-    for field, key in SAMPLER_KEYS.items():
-        if field not in given:
-            continue
-        plain = given[field] if field == "guidance" else coerced(given[field], hints[field], f"sampler.{field}")
-        if key not in defaults or defaults[key] != plain:
-            found[key] = plain
+def _guidance(guidance: Guidance) -> dict[str, Any]:
+    """The scale, and the interval where it changes anything."""
+    found: dict[str, Any] = {"scale": float(guidance.scale) + 0.0}
+    if guidance.interval is not None and tuple(guidance.interval) != (0, 1) and found["scale"] != 1:
+        found["interval"] = [float(bound) + 0.0 for bound in guidance.interval]
     return found
+
+
+def canonical_sampler(sampler: Sampler) -> dict[str, Any]:
+    """A solver by name, with the NFE that it spends, its guidance, its spacing, and its settings where they apply."""
+    values: dict[str, Any] = {
+        "num_function_evaluations": sampler.schedule().num_function_evaluations,
+        "guidance": sampler.guidance,
+        "spacing": sampler.spacing,
+        **sampler.settings,
+    }
+    if sampler.spacing == "shifted":
+        values["shift"] = sampler.shift
+    return {"name": sampler.name, **_named(type(sampler), values)}
 
 
 def versions_of(*components: str) -> dict[str, int]:

@@ -16,10 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pforce.config import Experiment, from_dict, to_dict
+from pforce.config import Experiment, from_dict, sampler_from_dict, to_dict
 from pforce.metrics.config import MOST_VALIDATION
 from pforce.records.record import RecordError
-from pforce.sampling import Guidance, SamplerConfig
 from pforce.timesteps import SAMPLERS
 from pforce.validation import ConfigError, FieldError
 
@@ -49,10 +48,7 @@ def canonical(plain: Mapping[str, Any]) -> dict[str, Any]:
         for parent in parents:
             target = target[parent]
         del target[leaf]
-    sampler = dict(data["sampler"])
-    interval = sampler["guidance"]["interval"]
-    guidance = Guidance(sampler["guidance"]["scale"], None if interval is None else tuple(interval))
-    data["sampler"] = SamplerConfig(**{**sampler, "guidance": guidance}).canonical()
+    data["sampler"] = _sampler(data["sampler"])
     evaluation = data["evaluation"]
     if evaluation["reference"].endswith(".npz"):
         evaluation["reference"] = "file"
@@ -62,6 +58,13 @@ def canonical(plain: Mapping[str, Any]) -> dict[str, Any]:
     if attention != "sdpa":
         data["model"]["attention"] = attention
     return data
+
+
+def _sampler(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """What determined the images: numbers as they were written, and a shift where one was given."""
+    found = sampler_from_dict(plain).canonical()
+    given = {name: plain[name] for name in (*found, "shift") if plain.get(name) is not None}
+    return {**found, **given, "num_function_evaluations": found["num_function_evaluations"]}
 
 
 def fingerprint(plain: Mapping[str, Any], inputs: Mapping[str, str]) -> str:

@@ -21,7 +21,7 @@ from pforce.files import digest
 from pforce.metrics.config import EvaluationConfig
 from pforce.metrics.distances import ImageMetric
 from pforce.records.identity import canonical, canonical_sampler, canonical_timesteps, time_key, versions_of
-from pforce.sampling import SamplerConfig
+from pforce.sampling import Sampler
 from pforce.validation import ConfigError
 
 Kind = Literal["training", "weights", "drawing", "image_metric", "held_out", "diverged", "tombstone"]
@@ -275,7 +275,7 @@ def metrics_of(metrics: Sequence[ImageMetric], *, extrapolate: bool) -> tuple[st
 
 
 def request_of(
-    evaluation: EvaluationConfig, sampler: SamplerConfig, inputs: Inputs, *, classes: int, difficulty_head: bool
+    evaluation: EvaluationConfig, sampler: Sampler, inputs: Inputs, *, classes: int, difficulty_head: bool
 ) -> Request:
     """What an experiment's evaluation asks of its model."""
     if evaluation.labels == "validation":

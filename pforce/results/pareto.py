@@ -14,6 +14,8 @@ from matplotlib.ticker import MaxNLocator, ScalarFormatter
 COLOURS = {"euler": "#000000", "dual_loop": "#0072b2", "look_ahead": "#d55e00", "random_order": "#999999"}
 """Okabe & Ito's, which colour-blind readers tell apart."""
 MARKERS = {"euler": "o", "dual_loop": "s", "look_ahead": "^", "random_order": "x"}
+OTHERS = (("#009e73", "D"), ("#cc79a7", "v"), ("#e69f00", "P"), ("#56b4e9", "X"))
+"""Colours and markers of samplers that have none of their own, in turn."""
 
 
 def on_front(frame: pd.DataFrame, objectives: Sequence[str]) -> pd.Series:
@@ -35,12 +37,18 @@ def front_figure(frame: pd.DataFrame, distance: str, path: Path, *, compute: str
         axis = figure.subplots()
         front = frame[frame["front"]].sort_values(compute)
         axis.plot(front[compute], front[distance], color="#bbbbbb", linewidth=1.5, zorder=1, label="front")
-        for sampler in [name for name in COLOURS if name in set(frame["sampler"])]:
+        there = set(frame["sampler"])
+        known, others = [name for name in COLOURS if name in there], sorted(there - set(COLOURS))
+        for sampler in [*known, *others]:
+            if sampler in COLOURS:
+                colour, marker = COLOURS[sampler], MARKERS[sampler]
+            else:
+                colour, marker = OTHERS[others.index(sampler) % len(OTHERS)]
             rows = frame[frame["sampler"] == sampler]
             for flagged, alpha in ((False, 0.35), (True, 1.0)):
                 some = rows[rows["front"] == flagged]
                 axis.scatter(
-                    some[compute], some[distance], marker=MARKERS[sampler], color=COLOURS[sampler], alpha=alpha, s=34,
+                    some[compute], some[distance], marker=marker, color=colour, alpha=alpha, s=34,
                     label=sampler if flagged == bool(rows["front"].any()) else None, zorder=2,
                 )  # fmt: skip
         axis.set_xlabel("function evaluations an image (NFE)" if compute == "NFE" else compute)

@@ -11,7 +11,7 @@ from pforce.flow import Prediction
 from pforce.models.config import ModelConfig
 from pforce.models.flops import forward_flops
 from pforce.models.transformer import TimestepLevels
-from pforce.sampling.budget import SOLVERS, SamplerConfig
+from pforce.sampling.samplers import Sampler
 
 
 class _Meter:
@@ -29,16 +29,10 @@ class _Meter:
 
 
 @cache
-def count_flops(model: ModelConfig, sampler: SamplerConfig) -> int:
+def count_flops(model: ModelConfig, sampler: Sampler) -> int:
     """FLOPs of one image over all forward passes (see `forward_flops`). The sampler itself runs: which passes it makes
     depends on its settings, never on values."""
     meter = _Meter(model)
-    SOLVERS[sampler.name](
-        meter,
-        torch.zeros(1, model.channels, *model.image_size),
-        sampler.schedule().timesteps,
-        y=torch.zeros(1, dtype=torch.long),
-        guidance=sampler.guidance,
-        **sampler.settings,
-    )
+    x0, y = torch.zeros(1, model.channels, *model.image_size), torch.zeros(1, dtype=torch.long)
+    sampler.solve(meter, x0, sampler.schedule().timesteps, y=y)
     return meter.flops

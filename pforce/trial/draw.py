@@ -29,7 +29,7 @@ from pforce.metrics.detectors import Detector, Reading
 from pforce.metrics.features import read_padded
 from pforce.models.autoencoder import Decoder
 from pforce.records.identity import versions_of
-from pforce.sampling import Denoiser, SamplerConfig, Step
+from pforce.sampling import Denoiser, Sampler, Step
 from pforce.storage import Storage
 
 BLOCK = 64
@@ -94,7 +94,7 @@ class Drawn(NamedTuple):
 
 def draw(
     model: Denoiser,
-    sampler: SamplerConfig,
+    sampler: Sampler,
     labels: Tensor,
     spans: Sequence[Span],
     *,

@@ -25,7 +25,7 @@ from pforce.images import to_uint8
 from pforce.models.autoencoder import Decoder, load_decoder
 from pforce.records.identity import canonical_sampler
 from pforce.records.parts import Request, label_cycle
-from pforce.sampling import SamplerConfig
+from pforce.sampling import Sampler
 from pforce.sampling.trace import Trace
 from pforce.storage import Storage
 from pforce.trial.draw import BLOCK, IMAGES, Arrays, Blocks, Span, count_of, folder_of, joined, spans_to_draw
@@ -47,7 +47,7 @@ class Job:
     """Path of the model, as `load_source` reads it."""
     sha256: str
     """Of the model's configuration and weights: the source must still be this one when it is read again."""
-    sampler: SamplerConfig
+    sampler: Sampler
     classes: tuple[int, ...]
     """Image i is of class classes[i mod their number]."""
     count: int

@@ -13,7 +13,7 @@ from pforce.metrics.detectors import Detector, load_detector
 from pforce.metrics.reference import ReferenceStatistics
 from pforce.records.parts import Request
 from pforce.records.provenance import made_on
-from pforce.sampling import SamplerConfig
+from pforce.sampling import Sampler
 from pforce.storage import Storage
 from pforce.training.checkpoint import SNAPSHOTS
 from pforce.trial.folder import EXPERIMENT
@@ -34,7 +34,7 @@ class Measurable:
     """Hash of its configuration and weights: the source must still be this one when it is read again."""
     request: Request
     evaluation: EvaluationConfig
-    sampler: SamplerConfig
+    sampler: Sampler
     storage: str
     """URI of the storage that keeps drawings and records."""
     reference: ReferenceImages

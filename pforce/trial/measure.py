@@ -44,7 +44,7 @@ from pforce.records.ledger import Ledger
 from pforce.records.parts import Analysis, Part, Request, diverged_part
 from pforce.records.record import Record
 from pforce.records.row import WHY
-from pforce.sampling import SamplerConfig, count_flops
+from pforce.sampling import Euler, Sampler, count_flops
 from pforce.trial.draw import (
     BLOCK,
     IMAGES,
@@ -81,7 +81,7 @@ class Subject:
     weights: str
     """Hash of its tensors."""
     device: torch.device
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    sampler: Sampler = field(default_factory=Euler)
     labels: Callable[[], Tensor] = lambda: torch.zeros(1, dtype=torch.long)
     """(M,); drawn image i is of class labels[i mod M]."""
     detector: Callable[[], Detector] | None = None

@@ -23,7 +23,7 @@ from pforce.records.lease import Holder
 from pforce.records.ledger import Ledger
 from pforce.records.parts import cell_parts
 from pforce.records.row import joined, training_metrics
-from pforce.sampling import SamplerConfig
+from pforce.sampling import Euler
 from pforce.storage import Storage
 from pforce.training import Answer, Callback, Diverged, Record, Stopped, TrainState
 from pforce.training.checkpoint import CheckpointError
@@ -341,7 +341,7 @@ class Performer:
 
     def _subject(self, model: Measurable) -> Subject:
         """The model in memory; what is measured of it and with which sampler may differ between tasks."""
-        known = replace(model, request=replace(model.request, sampler={}, seed=0, images=0), sampler=SamplerConfig())
+        known = replace(model, request=replace(model.request, sampler={}, seed=0, images=0), sampler=Euler())
         if self.loaded is None or self.loaded[0] != known:
             self.loaded = None  # its memory first
             self.loaded = (known, model.subject(self.seat.device, devices=self.seat.devices))

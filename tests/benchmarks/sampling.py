@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import nn
 
 from pforce.models import PatchForcingTransformer, build, sized
-from pforce.sampling import SamplerConfig, count_flops, generate
+from pforce.sampling import DualLoop, Euler, LookAhead, Sampler, count_flops, generate
 
 RESAMPLES = 2000
 
@@ -35,7 +35,7 @@ def awake(model: PatchForcingTransformer, device: torch.device) -> PatchForcingT
     return model.eval().to(device)
 
 
-def timed(model: nn.Module, config: SamplerConfig, batch: int, device: torch.device) -> float:
+def timed(model: nn.Module, config: Sampler, batch: int, device: torch.device) -> float:
     """Seconds a forward pass of one sampling."""
     labels = torch.arange(batch)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
@@ -60,11 +60,11 @@ def interval(ratios: np.ndarray) -> tuple[float, float]:
 def measure(a: argparse.Namespace, *, compiled: bool, device: torch.device) -> list[dict[str, object]]:
     """A row a sampler."""
     sit, pft = (awake(build(sized(a.size, difficulty_head=head)), device) for head in (False, True))
-    plain = SamplerConfig("euler", a.nfe)
+    plain = Euler(a.nfe)
     configs = {
         "PFT euler": plain,
-        "PFT dual_loop (K = 4)": SamplerConfig("dual_loop", a.nfe),
-        "PFT look_ahead": SamplerConfig("look_ahead", a.nfe),
+        "PFT dual_loop (K = 4)": DualLoop(a.nfe),
+        "PFT look_ahead": LookAhead(a.nfe),
     }
     if compiled:
         for model in (sit, pft):

@@ -15,7 +15,7 @@ from rich.console import Console
 from pforce.executors.executor import Workforce
 from pforce.orchestration import sample
 from pforce.orchestration.sample import run_job
-from pforce.sampling import SamplerConfig
+from pforce.sampling import LookAhead
 from pforce.trial.jobs import Job, drawn_batches
 from pforce.trial.source import load_source
 from tests.orchestration.processes import processes, raylets
@@ -36,7 +36,7 @@ def workers_of(executor: str) -> list[int]:
 def test_a_lost_worker_costs_one_range(ray_cluster, trained, tmp_path, executor, monkeypatch):
     """Two workers share 400 images; one is killed by SIGKILL in the middle. What it was at is drawn again, no more."""
     source = load_source(trained)
-    sampler = SamplerConfig("look_ahead", num_function_evaluations=24)
+    sampler = LookAhead(num_function_evaluations=24)
     job = Job(
         str(source.path), source.sha256, sampler, classes=(0, 1), count=400, storage=str(tmp_path / "killed"), batch=4
     )

@@ -21,7 +21,7 @@ from pforce.orchestration.sampler_report import make_subject, report
 from pforce.orchestration.sampler_search import Search, SearchSpace, check_space
 from pforce.orchestration.sampler_sweep import Measurement, SamplerSweep, run
 from pforce.orchestration.sweep import Axis, Sweep
-from pforce.sampling import Guidance, SamplerConfig
+from pforce.sampling import Euler, Guidance
 from pforce.storage import Storage
 from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import Tracker, default_uri
@@ -36,7 +36,7 @@ from tests.training.conftest import tiny
 pytestmark = pytest.mark.timeout(600)
 CONSOLE = Console(width=200)
 HERE = Workforce()
-SPACE = SearchSpace(nfe=(4, 10), inner_steps=(2, 3))
+SPACE = SearchSpace(nfe=(4, 10), ranges={"inner_steps": (2, 3)})
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_a_sweep_ends_in_a_front_and_measures_nothing_twice(subject, trained, tm
     # A measurement is what the worker gives for that sampler on its own.
     row = frame[(frame["sampler"] == "euler") & (frame["NFE"] == 10)].iloc[0]
     elsewhere = dataclasses.replace(subject, storage=str(tmp_path / "elsewhere"))
-    sampler = SamplerConfig("euler", 10)
+    sampler = Euler(10)
     request = sweep(elsewhere).request(Measurement(sampler, 0))
     alone = measured(dataclasses.replace(elsewhere, sampler=sampler, request=request))
     assert row["fd/openmoji"] == pytest.approx(alone["fd/openmoji"], rel=1e-6)
@@ -186,7 +186,7 @@ def test_suggestions_are_never_repeated_and_known_ones_count():
 
 def test_spaces_and_models_that_do_not_fit_are_refused(trained, tmp_path):
     with pytest.raises(FieldError, match="quantile"):
-        SearchSpace(quantile=(0.0, 0.5))
+        SearchSpace(ranges={"quantile": (0.0, 0.5)})
     with pytest.raises(FieldError, match="inner_steps"):
         SearchSpace(nfe=(4, 24))
     config = load_source(trained).model.config

@@ -31,7 +31,7 @@ from pforce.records.row import Row, divergence_of, row_of
 from pforce.records.sweeps import CellEntry, SweepEntry, read_sweeps
 from pforce.results.shown import views_of
 from pforce.results.stored import storage_frame
-from pforce.sampling import Guidance, SamplerConfig
+from pforce.sampling import Euler, Guidance
 from pforce.storage import Storage
 from pforce.training import Diverged, loop
 from pforce.trial import measure
@@ -143,10 +143,10 @@ def test_a_cell_is_given_with_its_own_sampler(place):
 
 
 def test_equal_samplers_have_one_name():
-    shifted = SamplerConfig("euler", 8, spacing="shifted")
+    shifted = Euler(8, spacing="shifted")
     assert canonical_sampler(shifted) == canonical_sampler(dataclasses.replace(shifted, shift=3.0))
     assert canonical_sampler(shifted) != canonical_sampler(dataclasses.replace(shifted, shift=2.0))
-    guided = [SamplerConfig("euler", 8, guidance=Guidance(2.0, between)) for between in (None, (0.0, 1.0), (0.0, 0.9))]
+    guided = [Euler(8, guidance=Guidance(2.0, between)) for between in (None, (0.0, 1.0), (0.0, 0.9))]
     assert canonical_sampler(guided[0]) == canonical_sampler(guided[1]) != canonical_sampler(guided[2])
 
 
@@ -257,7 +257,7 @@ def test_storages_that_import_each_other_agree(tmp_path):
 
 
 def test_a_raised_version_takes_its_own_cells_only(place, monkeypatch):
-    other = with_fields(of(), {"sampler.name": "look_ahead", "sampler.num_function_evaluations": 6})
+    other = with_fields(of(), {"sampler": "look_ahead", "sampler.num_function_evaluations": 6})
     for experiment in (of(), other):
         trial(experiment, place)
     keep(place, of(), other)

@@ -26,7 +26,7 @@ from pforce.orchestration.shared import Shared, Wanted
 from pforce.records.ledger import Ledger
 from pforce.records.parts import label_cycle
 from pforce.records.row import Row
-from pforce.sampling import SamplerConfig
+from pforce.sampling import Euler, Sampler
 from pforce.storage import Storage
 from pforce.terminal import DONE
 from pforce.trial.run import Paths, Where, run_trial
@@ -82,7 +82,7 @@ class House:
         common = {"held_out": 16, "reference_images": 16, "images": 8, "storage": str(self.root), "batch": 64}
         assert evaluate(Arguments(target=self.model, **{**common, **options})) == DONE  # type: ignore[arg-type]
 
-    def search(self, sampler: SamplerConfig, images: int) -> dict[str, float]:
+    def search(self, sampler: Sampler, images: int) -> dict[str, float]:
         subject = make_subject(
             load_source(self.model), Storage.open(self.root), data=None, images=images, reference=16, seed=0
         )
@@ -115,9 +115,9 @@ def test_after_any_door_only_what_is_missing_is_measured(house, counted):
     found = house.search(tiny(6).sampler, 8)
     assert found["fd/openmoji"] == first["fd/openmoji"]
     assert counted.taken() == 0
-    searched = house.search(SamplerConfig("euler", 5), 8)
+    searched = house.search(Euler(5), 8)
     assert counted.taken() == 64 * 5
-    assert house.search(SamplerConfig("euler", 5), 8)["fd/openmoji"] == searched["fd/openmoji"]
+    assert house.search(Euler(5), 8)["fd/openmoji"] == searched["fd/openmoji"]
     assert counted.taken() == 0
 
     # pforce evaluate: another metric reads the features that are kept; more images draw what is beyond.

@@ -64,7 +64,7 @@ class Doors:
     def search(self, uri: str | None = None) -> None:
         place = Storage.open(self.root)
         subject = make_subject(load_source(self.model()), place, data=None, images=8, reference=16, seed=0)
-        space = SearchSpace(nfe=(4, 6), inner_steps=(2, 3))
+        space = SearchSpace(nfe=(4, 6), ranges={"inner_steps": (2, 3)})
         found = run(
             SamplerSweep("thresholds", subject, space, 3), Tracker(uri or default_uri(self.root), artifacts=self.root),
             place, self.console, workers=1, address=None,

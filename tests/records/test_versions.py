@@ -29,7 +29,7 @@ from pforce.metrics.reference import of_features
 from pforce.models import ModelConfig, PatchForcingTransformer, build
 from pforce.parallel import ALONE
 from pforce.records.identity import VERSIONS
-from pforce.sampling import SamplerConfig
+from pforce.sampling import SAMPLERS
 from pforce.training import train
 from pforce.trial.draw import read_block
 from pforce.trial.run import training_state
@@ -81,8 +81,7 @@ def _timesteps(name: str) -> list[float]:
 def _sampler(name: str) -> list[float]:
     torch.manual_seed(0)
     x0 = torch.sin(torch.arange(2 * 3 * 16 * 16, dtype=torch.float32)).reshape(2, 3, 16, 16)
-    sampler = SamplerConfig(name, num_function_evaluations=8)  # type: ignore[arg-type]
-    x1 = sampler.sample(model(), x0, torch.tensor([1, 3]), seed=0, first=0)
+    x1 = SAMPLERS[name](num_function_evaluations=8).sample(model(), x0, torch.tensor([1, 3]), seed=0, first=0)
     return [float(x1.mean()), float(x1.std()), *x1.flatten()[::191].tolist()]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pforce import grid
 from pforce.flow import Prediction
 from pforce.models import ModelConfig, TimestepLevels, build
-from pforce.sampling import Guidance, SamplerConfig, dual_loop, euler, generate, look_ahead, random_order
+from pforce.sampling import SAMPLERS, Guidance, RandomOrder, dual_loop, euler, generate, look_ahead, random_order
 from pforce.sampling.confidence import confident_count, confident_patches, quantile_threshold
 from pforce.sampling.trace import Trace
 from pforce.validation import FieldError
@@ -173,7 +173,7 @@ def test_confident_patches_lead_within_a_step():
 def test_the_nfe_is_what_the_model_is_asked(name, own, guidance):
     """NFE = calls; forward passes = rows of the batch; both as stated; never more than two levels of timesteps."""
     model = Counting(awake())
-    config = SamplerConfig(name, num_function_evaluations=12, guidance=guidance, **own)
+    config = SAMPLERS[name](num_function_evaluations=12, guidance=guidance, **own)
     (generated,) = generate(model, config, torch.arange(2), seed=0, batch=2, device="cpu")
     assert model.calls == generated.num_function_evaluations == config.schedule().num_function_evaluations
     assert model.rows == 2 * generated.forward_passes
@@ -226,7 +226,7 @@ def test_the_patch_size_is_the_model_s():
 
 def test_random_order_belongs_to_the_image_not_to_the_batch():
     model = awake()
-    config = SamplerConfig("random_order", num_function_evaluations=8, inner_steps=2)
+    config = RandomOrder(num_function_evaluations=8, inner_steps=2)
     labels = torch.arange(7) % 5
     runs = [
         torch.cat([g.images for g in generate(model, config, labels, seed=3, batch=b, device="cpu")]) for b in (3, 7)

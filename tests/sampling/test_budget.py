@@ -9,7 +9,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pforce.models.flops import forward_flops
-from pforce.sampling import Guidance, SamplerConfig, generate, spaced, timesteps_for
+from pforce.sampling import (
+    SAMPLERS,
+    DualLoop,
+    Euler,
+    Guidance,
+    LookAhead,
+    generate,
+    random_order,
+    spaced,
+    timesteps_for,
+)
 from pforce.sampling.cost import count_flops
 from pforce.validation import FieldError
 from tests.sampling.test_adaptive import awake
@@ -36,7 +46,7 @@ def test_steps_for_a_budget(case, recwarn):
     schedule = timesteps_for(name, nfe, **own)
     assert (len(schedule.timesteps) - 1, schedule.num_function_evaluations) == (steps, spent)
     assert bool(recwarn.list) == (spent < nfe)
-    config = SamplerConfig(name, nfe, **own)
+    config = SAMPLERS[name](nfe, **own)
     assert config.schedule().num_function_evaluations == spent
     assert (config.unspent is not None) == (spent < nfe)
 
@@ -54,7 +64,7 @@ def test_an_nfe_below_the_minimum_is_refused_with_it():
     with pytest.raises(FieldError, match=r"num_function_evaluations = 3: must be ≥ 4 for dual_loop with inner_steps"):
         timesteps_for("dual_loop", 3)
     with pytest.raises(FieldError, match=r"num_function_evaluations = 3: must be ≥ 4"):
-        SamplerConfig("dual_loop", num_function_evaluations=3)
+        DualLoop(num_function_evaluations=3)
 
 
 def test_spacings():
@@ -71,35 +81,64 @@ def test_spacings():
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("name", "fields", "message"),
     [
-        ({"name": "euler", "quantile": 0.3}, "quantile = 0.3: must be left out"),
-        ({"name": "random_order", "threshold": 0.3}, "threshold = 0.3: must be left out"),
-        ({"name": "dual_loop", "quantile": 0.0}, "quantile = 0.0"),
-        ({"name": "dual_loop", "quantile": 1.0}, "quantile = 1.0"),
-        ({"name": "dual_loop", "quantile": 0.3, "threshold": 0.1}, "quantile = 0.3"),
-        ({"name": "dual_loop", "pooling": "median"}, "pooling = 'median'"),
-        ({"name": "look_ahead", "context_ratio": 0.5}, "context_ratio = 0.5"),
-        ({"name": "look_ahead", "start_after": 1.5}, "start_after = 1.5"),
-        ({"name": "euler", "shift": 2.0}, "shift = 2.0"),
-        ({"name": "euler", "spacing": "log"}, "spacing = 'log'"),
+        ("dual_loop", {"quantile": 0.0}, "quantile = 0.0"),
+        ("random_order", {"quantile": 1.0}, "quantile = 1.0"),
+        ("dual_loop", {"quantile": 0.3, "threshold": 0.1}, "quantile = 0.3: must be left out"),
+        ("look_ahead", {"quantile": 0.3, "threshold": 0.0}, "quantile = 0.3: must be left out"),
+        ("dual_loop", {"threshold": -1.0}, "threshold = -1.0"),
+        ("dual_loop", {"pooling": "median"}, "pooling = 'median'"),
+        ("random_order", {"inner_steps": 0}, "inner_steps = 0: must be ≥ 1"),
+        ("look_ahead", {"context_ratio": 0.5}, "context_ratio = 0.5"),
+        ("look_ahead", {"context_ratio": math.inf}, "context_ratio = inf"),
+        ("look_ahead", {"start_after": 1.5}, "start_after = 1.5"),
+        ("euler", {"shift": 2.0}, "shift = 2.0: must be left out, or spacing = shifted"),
+        ("euler", {"shift": 0.0, "spacing": "shifted"}, "shift = 0.0: must be > 0"),
+        ("euler", {"spacing": "log"}, "spacing = 'log'"),
+        ("euler", {"num_function_evaluations": 0}, "num_function_evaluations = 0"),
     ],
 )
-def test_configured_samplers_refuse(fields, message):
+def test_samplers_refuse(name, fields, message):
     with pytest.raises(FieldError, match=message):
-        SamplerConfig(**fields)
+        SAMPLERS[name](**fields)
+
+
+def test_a_setting_of_another_solver_is_refused_with_whose_it_is():
+    with pytest.raises(FieldError) as error:
+        timesteps_for("euler", 24, inner_steps=2)
+    assert str(error.value) == (
+        "inner_steps = 2: must be left out: it is a setting of dual_loop, random_order; euler has none"
+    )
+    with pytest.raises(
+        FieldError, match=r"threshold = 0\.3: .* of dual_loop, look_ahead; random_order has quantile, in"
+    ):
+        timesteps_for(random_order, 24, threshold=0.3)
+    with pytest.raises(FieldError, match="steps = 3: must be left out: it is no setting of euler, dual_loop"):
+        timesteps_for("dual_loop", 24, steps=3)
+    with pytest.raises(FieldError, match="sampler = 'heun': must be one of euler, dual_loop"):
+        timesteps_for("heun", 24)
+
+
+def test_a_threshold_stands_in_the_quantiles_place():
+    """Its default is no contradiction, and no part of what is drawn."""
+    assert LookAhead(threshold=0.1, quantile=0.4) == LookAhead(threshold=0.1)
+    assert "quantile" not in LookAhead(threshold=0.1).canonical()
+    assert DualLoop.overruled({"threshold": 0.1}) == {"quantile": 0.4}
+    assert DualLoop.overruled({"quantile": 0.3}) == {"threshold": None}
+    assert Euler.overruled({}) == {}
 
 
 def test_equal_samplers_have_one_canonical_form():
     """Defaults written out, and an NFE that cannot be spent, change nothing; the solver's other settings do."""
-    assert SamplerConfig("dual_loop").canonical() == SamplerConfig("dual_loop", quantile=0.4, inner_steps=4).canonical()
-    assert SamplerConfig("dual_loop", 25).canonical() == SamplerConfig("dual_loop", 24).canonical()
-    assert SamplerConfig("dual_loop", threshold=0.1).canonical() != SamplerConfig("dual_loop").canonical()
-    assert SamplerConfig("dual_loop", threshold=0.0).canonical()["threshold"] == 0
-    assert SamplerConfig("look_ahead", start_after=0.0).canonical()["start_after"] == 0
-    assert SamplerConfig("euler", spacing="cosine").canonical() != SamplerConfig().canonical()
+    assert DualLoop().canonical() == DualLoop(quantile=0.4, inner_steps=4).canonical()
+    assert DualLoop(25).canonical() == DualLoop(24).canonical()
+    assert DualLoop(threshold=0.1).canonical() != DualLoop().canonical()
+    assert DualLoop(threshold=0.0).canonical()["threshold"] == 0
+    assert LookAhead(start_after=0.0).canonical()["start_after"] == 0
+    assert Euler(spacing="cosine").canonical() != Euler().canonical()
     # What experiments recorded before there were other solvers must stay what it was.
-    assert SamplerConfig().canonical() == {
+    assert Euler().canonical() == {
         "name": "euler", "num_function_evaluations": 24, "guidance": {"scale": 1.0, "interval": None},
     }  # fmt: skip
 
@@ -117,10 +156,10 @@ def test_flops_are_counted():
     """Oracle: the products counted by hand, for one level and two levels."""
     config = awake(patch=2, height=8, width=4).config
     euler = linear_flops(config, 1)
-    assert count_flops(config, SamplerConfig("euler", 8)) == 8 * euler
+    assert count_flops(config, Euler(8)) == 8 * euler
     two = linear_flops(config, 2)
-    assert count_flops(config, SamplerConfig("dual_loop", 8)) == 2 * (euler + 3 * two)
-    assert count_flops(config, SamplerConfig("look_ahead", 7)) == 4 * euler + 3 * two
+    assert count_flops(config, DualLoop(8)) == 2 * (euler + 3 * two)
+    assert count_flops(config, LookAhead(7)) == 4 * euler + 3 * two
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dual_loop", "random_order", "look_ahead"])
@@ -128,7 +167,7 @@ def test_flops_are_counted():
 def test_flops_are_those_of_the_model(sampler, guidance):
     """Oracle: torch's own counter, while the sampler draws an image from the model."""
     model = awake(patch=2, height=8, width=4)
-    config = SamplerConfig(sampler, 12, guidance=guidance)
+    config = SAMPLERS[sampler](12, guidance=guidance)
     with FlopCounterMode(display=False) as counter:
         list(generate(model, config, torch.zeros(1, dtype=torch.long), seed=0, batch=1, device="cpu"))
     assert count_flops(model.config, config) == counter.get_total_flops() > 0

@@ -9,7 +9,7 @@ import torch
 
 from pforce.flow import Prediction
 from pforce.models import ModelConfig, build
-from pforce.sampling import Guidance, SamplerConfig, euler, generate, timesteps_for
+from pforce.sampling import Euler, Guidance, euler, generate, timesteps_for
 from pforce.validation import FieldError
 
 CONFIG = ModelConfig(depth=1, width=16, heads=2, patch=2, image_size=(4, 6), channels=3, classes=5)
@@ -87,15 +87,13 @@ def test_images_do_not_depend_on_the_batch():
     torch.nn.init.normal_(model.final_layer.linear.weight, std=0.1)
     labels = torch.arange(7) % 5
     runs = [
-        torch.cat([g.images for g in generate(model, SamplerConfig(num_function_evaluations=3), labels, seed=1, batch=b,
+        torch.cat([g.images for g in generate(model, Euler(num_function_evaluations=3), labels, seed=1, batch=b,
                                              device="cpu")])
         for b in (2, 5)
     ]  # fmt: skip
     torch.testing.assert_close(runs[0], runs[1], atol=1e-6, rtol=0)
     assert runs[0].shape == (7, 3, 4, 6)
-    other = next(
-        iter(generate(model, SamplerConfig(num_function_evaluations=3), labels, seed=2, batch=7, device="cpu"))
-    )
+    other = next(iter(generate(model, Euler(num_function_evaluations=3), labels, seed=2, batch=7, device="cpu")))
     assert not torch.allclose(other.images, runs[0])
 
 

@@ -11,7 +11,7 @@ from pforce.config import Experiment
 from pforce.data import DataConfig
 from pforce.metrics import EvaluationConfig
 from pforce.models import ModelConfig
-from pforce.sampling import SamplerConfig
+from pforce.sampling import Euler
 from pforce.training import OptimizerConfig, TrainingConfig
 
 DATA = Path(__file__).with_name("golden_data")
@@ -26,7 +26,7 @@ def tiny(steps: int, **training) -> Experiment:
         data=DataConfig(name="shards", resolution=32, path=str(DATA), streams=4, flip=True),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=5),
         training=TrainingConfig(images=16 * steps, batch=16, **fields),
-        sampler=SamplerConfig(num_function_evaluations=3),
+        sampler=Euler(num_function_evaluations=3),
         evaluation=EvaluationConfig(images=8, held_out_images=16, label_images=16, reference_images=16),
     )
 

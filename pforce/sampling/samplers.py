@@ -1,0 +1,406 @@
+"""Samplers as values: a solver with its settings, what it costs, and what a search over its settings tries.
+
+A sampler is frozen data that draws: `sampler.sample(model, x0, y, seed=…, first=…)` gives images. The solvers
+themselves are the plain functions of `pforce.sampling.solvers`.
+
+To add one: write a frozen dataclass here, or in a module of `experiments/`, and put `@register` above it.
+Configurations, names of results, command lines and searches take everything from the class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from pforce import grid, seeding
+from pforce.models.config import ModelConfig
+from pforce.sampling.budget import Schedule, affordable
+from pforce.sampling.confidence import Generators, require_share, require_threshold
+from pforce.sampling.guidance import Denoiser, Guidance
+from pforce.sampling.schedule import SPACINGS, Spacing, spaced
+from pforce.sampling.solvers import Callback, dual_loop, euler, look_ahead, looks_ahead, random_order
+from pforce.validation import not_a_setting, require
+
+SHIFT = 3.0
+"""Shift of the shifted spacing, where none is given."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Values that a search tries: low, low + step, … up to high. Integers where all three are."""
+
+    low: float
+    high: float
+    step: float = 1
+
+    @property
+    def integer(self) -> bool:
+        """Whether its values are integers."""
+        return all(isinstance(value, int) for value in (self.low, self.high, self.step))
+
+
+@dataclass(frozen=True)
+class Sampler(ABC):
+    """A solver of the flow's ODE with its settings. Fields of subclasses are the solver's own settings."""
+
+    name: ClassVar[str]
+    """What the solver is called in configurations, tables and records."""
+    needs_difficulty_head: ClassVar[bool] = True
+    """It asks the model for its uncertainty, or for a timestep a patch, which a SiT does not have."""
+    searched: ClassVar[Mapping[str, Range]] = MappingProxyType({})
+    """Own setting → what a search tries; one that is not named stays at its default."""
+    cost_settings: ClassVar[tuple[str, ...]] = ()
+    """Own settings that the cost depends on: an error about an NFE that is too small names them."""
+
+    num_function_evaluations: int = 24
+    """NFE: guided evaluations of the model an image."""
+    guidance: Guidance = field(default_factory=Guidance)
+    """Classifier-free guidance."""
+    spacing: Spacing = "linear"
+    """Spacing of the timesteps."""
+    shift: float = SHIFT
+    """Shift of the shifted spacing; there is none of the others."""
+
+    def __post_init__(self) -> None:
+        require(self.num_function_evaluations >= 1, "num_function_evaluations", self.num_function_evaluations, "≥ 1")
+        require(self.spacing in SPACINGS, "spacing", self.spacing, f"one of {', '.join(SPACINGS)}")
+        require(0 < self.shift < math.inf, "shift", self.shift, "> 0")
+        shifted = self.spacing == "shifted"
+        require(self.shift == SHIFT or shifted, "shift", self.shift, "left out, or spacing = shifted")
+        self.check()
+        self.schedule()  # an NFE that is too small for one step is refused here
+
+    def check(self) -> None:  # noqa: B027 - a sampler without settings of its own has none to check
+        """FieldError where an own setting is not allowed."""
+
+    @abstractmethod
+    def cost(self, timesteps: Tensor) -> int:
+        """Function evaluations on a grid (S + 1,): at least one a step."""
+
+    @abstractmethod
+    def solve(
+        self,
+        model: Denoiser,
+        x0: Tensor,
+        timesteps: Tensor,
+        *,
+        y: Tensor,
+        generator: Generators = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Images (B, C, H, W) from noise x0, on any grid of timesteps.
+
+        Args:
+            y: classes (B,).
+            generator: of what the solver draws; a sequence has one an image.
+            callback: called after each evaluation: costs are counted so.
+        """
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The own settings that apply: those that are None are left out."""
+        own = {name: getattr(self, name) for name in own_settings(type(self))}
+        return {name: value for name, value in own.items() if value is not None}
+
+    @classmethod
+    def overruled(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings that given ones take the place of, with the values that they have then."""
+        del given
+        return {}
+
+    def schedule(self) -> Schedule:
+        """Its timesteps and NFE; without a warning where the budget is not met exactly (`unspent` tells)."""
+        nfe = self.num_function_evaluations
+        found = affordable(self.cost, nfe, self.spacing, self.shift)
+        if found is None:
+            least = self.cost(spaced(1, self.spacing, shift=self.shift))
+            told = ", ".join(f"{name} = {getattr(self, name)}" for name in self.cost_settings)
+            allowed = f"≥ {least} for {self.name}" + (f" with {told}" if told else "")
+            require(False, "num_function_evaluations", nfe, allowed)
+            raise AssertionError
+        return found
+
+    @property
+    def unspent(self) -> str | None:
+        """A sentence where the NFE asked for cannot be spent exactly, for whoever shows it; None where it can."""
+        spent = self.schedule().num_function_evaluations
+        if spent == self.num_function_evaluations:
+            return None
+        return f"{self.name} cannot spend {self.num_function_evaluations} NFE exactly: it takes {spent}"
+
+    def canonical(self) -> dict[str, Any]:
+        """What determines the images, as plain data: what does not apply left out, as are the usual spacing and shift.
+
+        Equal for samplers that draw the same images; what a fingerprint hashes is in `pforce.records.identity`.
+        """
+        data: dict[str, Any] = {
+            "name": self.name,
+            "num_function_evaluations": self.schedule().num_function_evaluations,
+            "guidance": {
+                "scale": self.guidance.scale,
+                "interval": None if self.guidance.interval is None else list(self.guidance.interval),
+            },
+            **self.settings,
+        }
+        if self.spacing != "linear":
+            data["spacing"] = self.spacing
+        if self.shift != SHIFT:
+            data["shift"] = self.shift
+        return data
+
+    @torch.no_grad()
+    def sample(
+        self,
+        model: Denoiser,
+        x0: Tensor,
+        y: Tensor,
+        *,
+        seed: int,
+        first: int,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Images (B, C, H, W) from noise x0; what the solver draws belongs to (seed, first + i)."""
+        generators = [seeding.generator("sampler", seed, first + i) for i in range(len(x0))]
+        return self.solve(model, x0, self.schedule().timesteps, y=y, generator=generators, callback=callback)
+
+
+COMMON = tuple(each.name for each in dataclasses.fields(Sampler))
+"""Fields that every sampler has: they stay where the solver is switched."""
+RESERVED = ("name", "sampler", "nfe", "passes", "again", "n", "front")
+"""Names that records, searches and their tables have for other things."""
+SAMPLERS: dict[str, type[Sampler]] = {}
+"""Every sampler by the name that configurations use."""
+
+S = TypeVar("S", bound=type[Sampler])
+
+
+def register(cls: S) -> S:
+    """Make a sampler known by its name: a decorator of its class. TypeError where that cannot be."""
+    there = SAMPLERS.get(cls.name)
+    if there is not None and (there.__module__, there.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise TypeError(f"{cls.__qualname__}: the name {cls.name!r} is that of {there.__module__}.{there.__qualname__}")
+    taken = [name for name in own_settings(cls) if name in RESERVED]
+    if taken:
+        raise TypeError(f"{cls.__qualname__}.{taken[0]}: no setting is called one of {', '.join(RESERVED)}")
+    unknown = [name for name in cls.searched if name not in own_settings(cls)]
+    if unknown:
+        raise TypeError(f"{cls.__qualname__}.searched: {unknown[0]} is none of its settings")
+    SAMPLERS[cls.name] = cls
+    return cls
+
+
+def own_settings(cls: type[Sampler]) -> tuple[str, ...]:
+    """Names of the settings that a sampler does not share with all others."""
+    return tuple(each.name for each in dataclasses.fields(cls) if each.name not in COMMON)
+
+
+@register
+@dataclass(frozen=True)
+class Euler(Sampler):
+    """Euler's method with one timestep for all patches; one evaluation a step."""
+
+    name: ClassVar[str] = "euler"
+    needs_difficulty_head: ClassVar[bool] = False
+
+    def cost(self, timesteps: Tensor) -> int:
+        return len(timesteps) - 1
+
+    def solve(self, model, x0, timesteps, *, y, generator=None, callback=None):
+        return euler(model, x0, timesteps, y=y, guidance=self.guidance, generator=generator, callback=callback)
+
+
+QUANTILES = Range(0.1, 0.9, 0.05)
+INNER_STEPS = Range(2, 6)
+
+
+@dataclass(frozen=True)
+class UncertaintySampler(Sampler):
+    """A sampler whose confident patches are those of little predicted uncertainty."""
+
+    quantile: float = 0.4
+    """Patches below this quantile of their image's uncertainty are confident."""
+    threshold: float | None = None
+    """Patches below this predicted variance are confident, instead of the quantile."""
+    pooling: grid.Pooling = "mean"
+    """How a patch's uncertainty is pooled from its pixels."""
+
+    def check(self) -> None:
+        require_share(self.quantile)
+        require_threshold(self.threshold)
+        require(self.pooling in grid.POOLINGS, "pooling", self.pooling, f"one of {', '.join(grid.POOLINGS)}")
+        default = type(self).quantile
+        require(
+            self.threshold is None or self.quantile == default,
+            "quantile",
+            self.quantile,
+            f"left out (which is {default}) where a threshold is given",
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The own settings that apply: a threshold stands in the quantile's place."""
+        own = super().settings
+        if self.threshold is not None:
+            del own["quantile"]
+        return own
+
+    @classmethod
+    def overruled(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        if given.get("threshold") is not None:
+            return {"quantile": cls.quantile}
+        return {"threshold": None} if given.get("quantile") is not None else {}
+
+
+@register
+@dataclass(frozen=True)
+class DualLoop(UncertaintySampler):
+    """Confident patches take a step at once, uncertain ones in `inner_steps` parts with that context."""
+
+    name: ClassVar[str] = "dual_loop"
+    searched: ClassVar[Mapping[str, Range]] = {"quantile": QUANTILES, "inner_steps": INNER_STEPS}
+    cost_settings: ClassVar[tuple[str, ...]] = ("inner_steps",)
+    inner_steps: int = 4
+    """Evaluations a step."""
+
+    def check(self) -> None:
+        super().check()
+        require(self.inner_steps >= 1, "inner_steps", self.inner_steps, "≥ 1")
+
+    def cost(self, timesteps: Tensor) -> int:
+        return self.inner_steps * (len(timesteps) - 1)
+
+    def solve(self, model, x0, timesteps, *, y, generator=None, callback=None):
+        return dual_loop(
+            model, x0, timesteps, y=y, guidance=self.guidance, generator=generator, callback=callback,
+            quantile=self.quantile, inner_steps=self.inner_steps, pooling=self.pooling, threshold=self.threshold,
+        )  # fmt: skip
+
+
+@register
+@dataclass(frozen=True)
+class LookAhead(UncertaintySampler):
+    """Uncertain patches move with the velocity they have when the confident ones are shown further denoised.
+
+    Up to `start_after` a step makes one evaluation, later two.
+    """
+
+    name: ClassVar[str] = "look_ahead"
+    searched: ClassVar[Mapping[str, Range]] = {
+        "quantile": QUANTILES, "context_ratio": Range(1.0, 2.5, 0.1), "start_after": Range(0.0, 0.3, 0.05),
+    }  # fmt: skip
+    cost_settings: ClassVar[tuple[str, ...]] = ("start_after",)
+    context_ratio: float = 1.4
+    """At t the confident patches are shown at ratio·t."""
+    start_after: float = 0.05
+    """Up to this time a step makes one evaluation."""
+
+    def check(self) -> None:
+        super().check()
+        require(1 <= self.context_ratio < math.inf, "context_ratio", self.context_ratio, "≥ 1")
+        require(0 <= self.start_after <= 1, "start_after", self.start_after, "in [0, 1]")
+
+    def cost(self, timesteps: Tensor) -> int:
+        starts = timesteps[:-1].tolist()
+        return len(starts) + sum(looks_ahead(start, self.start_after) for start in starts)
+
+    def solve(self, model, x0, timesteps, *, y, generator=None, callback=None):
+        return look_ahead(
+            model, x0, timesteps, y=y, guidance=self.guidance, generator=generator, callback=callback,
+            quantile=self.quantile, context_ratio=self.context_ratio, start_after=self.start_after,
+            pooling=self.pooling, threshold=self.threshold,
+        )  # fmt: skip
+
+
+@register
+@dataclass(frozen=True)
+class RandomOrder(Sampler):
+    """`DualLoop` with random patches in place of the confident ones, as many of them: its control."""
+
+    name: ClassVar[str] = "random_order"
+    searched: ClassVar[Mapping[str, Range]] = {"quantile": QUANTILES, "inner_steps": INNER_STEPS}
+    cost_settings: ClassVar[tuple[str, ...]] = ("inner_steps",)
+    quantile: float = 0.4
+    """Share of an image's patches that run ahead."""
+    inner_steps: int = 4
+    """Evaluations a step."""
+
+    def check(self) -> None:
+        require_share(self.quantile)
+        require(self.inner_steps >= 1, "inner_steps", self.inner_steps, "≥ 1")
+
+    def cost(self, timesteps: Tensor) -> int:
+        return self.inner_steps * (len(timesteps) - 1)
+
+    def solve(self, model, x0, timesteps, *, y, generator=None, callback=None):
+        return random_order(
+            model, x0, timesteps, y=y, guidance=self.guidance, generator=generator, callback=callback,
+            quantile=self.quantile, inner_steps=self.inner_steps,
+        )  # fmt: skip
+
+
+def require_settings(cls: type[Sampler], given: Mapping[str, Any]) -> None:
+    """FieldError for a setting that this sampler does not have; it says which have it."""
+    own = {name: own_settings(each) for name, each in SAMPLERS.items()}
+    for name, value in given.items():
+        if name not in own_settings(cls):
+            raise not_a_setting(name, value, cls.name, own)
+
+
+def timesteps_for(
+    sampler: str | Callable[..., Tensor],
+    num_function_evaluations: int,
+    *,
+    spacing: Spacing = "linear",
+    shift: float = SHIFT,
+    **own: Any,
+) -> Schedule:
+    """The grid on which `sampler` (a solver or its name) spends the given NFE.
+
+    Where no number of steps spends it exactly, the nearest lower NFE is taken, with a warning.
+
+    Args:
+        spacing, shift: of the timesteps, as in `pforce.sampling.spaced`.
+        own: the solver's settings; only those that change its cost matter (inner_steps, start_after).
+
+    FieldError for an unknown solver or setting, or an NFE that is not enough for one step.
+    """
+    name = sampler if isinstance(sampler, str) else sampler.__name__
+    require(name in SAMPLERS, "sampler", name, f"one of {', '.join(SAMPLERS)}")
+    require_settings(SAMPLERS[name], own)
+    if spacing == "shifted":
+        own["shift"] = shift
+    configured = SAMPLERS[name](num_function_evaluations, spacing=spacing, **own)
+    found = configured.schedule()
+    if configured.unspent:
+        warnings.warn(f"{configured.unspent} in {len(found.timesteps) - 1} steps", stacklevel=2)
+    return found
+
+
+def check_sampler(sampler: Sampler, model: ModelConfig, prefix: str = "") -> None:
+    """FieldError where this model cannot be sampled so.
+
+    Args:
+        prefix: what the field's name begins with: `sampler.` for an experiment's.
+    """
+    without = [name for name, each in SAMPLERS.items() if not each.needs_difficulty_head]
+    require(
+        model.difficulty_head or not sampler.needs_difficulty_head,
+        prefix.rstrip(".") or "sampler",
+        sampler.name,
+        f"{' or '.join(without)}, as the model has no difficulty head (SiT) and predicts no uncertainty",
+    )
+    require(
+        sampler.guidance.scale == 1 or model.class_dropout > 0,
+        f"{prefix}guidance.scale",
+        sampler.guidance.scale,
+        "1, as the model was trained without label dropout (class_dropout = 0) and never learned the null class",
+    )
