@@ -18,7 +18,6 @@ from pforce.orchestration.script import run_sweep
 from pforce.orchestration.sweep import Sweep
 from pforce.sampling import SAMPLERS
 from pforce.timesteps import SAMPLERS as TIMESTEP_SAMPLERS
-from pforce.validation import ConfigError
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A small sweep as a process of its own: `python driver.py STORAGE TRACKING_URI`. Two cells, many points.
 
 Its training waits while there is a file STORAGE/hold, unless PFORCE_TEST_NO_HOLD is set: so a drill does not race
-against it on a slow machine.
+against it on a slow machine. PFORCE_TEST_EXECUTOR names another executor than this process: there nothing waits.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if __name__ == "__main__":
         lambda: run_sweep(
             sweep,
             Options(storage, tracking_uri=uri, cpus_per_trial=1),
-            executor="local",
+            executor=os.environ.get("PFORCE_TEST_EXECUTOR", "local"),
             callbacks=[Hold(storage / "hold")],
             report=lambda plan, console: None,
         )

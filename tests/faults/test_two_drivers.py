@@ -69,3 +69,25 @@ def test_who_waits_names_for_whom_and_goes_on_when_that_one_is_killed(tmp_path, 
     assert second.wait() == DONE, second.log.read_text()
     assert results.runs(uri)["status"].tolist() == ["FINISHED"] * 2
     assert list(curves(uri).values()) == [POINTS] * 2
+
+
+def test_a_driver_that_is_stopped_for_a_while_and_continued(tmp_path, drivers):  # noqa: F811
+    """SIGSTOP to the driver alone: its workers go on without it. Another driver ends the sweep meanwhile; continued,
+    the first ends it, too: nothing was trained twice, and each cell is one run."""
+    storage, uri = tmp_path / "runs", default_uri(tmp_path / "runs")
+    first = Driver(storage, uri, PFORCE_TEST_EXECUTOR="processes")
+    drivers.append(first)
+    first.wait_until(lambda: first.step() >= 5)
+    os.kill(first.process.pid, signal.SIGSTOP)
+    second = Driver(storage, uri)
+    drivers.append(second)
+    assert second.wait() == DONE, second.log.read_text()
+    assert first.process.poll() is None, "it is stopped"
+    os.kill(first.process.pid, signal.SIGCONT)
+    assert first.wait() == DONE, first.log.read_text()
+    several = trained(storage)
+    assert len(several) == 2
+    for spans in several.values():
+        assert all(before < after for (_, before), (after, _) in itertools.pairwise(spans)), spans
+    assert results.runs(uri)["status"].tolist() == ["FINISHED"] * 2
+    assert list(curves(uri).values()) == [POINTS] * 2

@@ -46,7 +46,11 @@ def test_samplers_can_be_an_axis():
         ([Axis("seed", (1,))], (0,), "axis of every sweep"),
         ([], (0, 0), "each once"),
         ([], (), "at least one seed"),
-        ([Axis("timesteps.sharpness", (1.0,))], (0,), "timesteps.sharpness: unknown field"),
+        (
+            [Axis("timesteps.sharpness", (1.0,))],
+            (0,),
+            "timesteps.sharpness = 1.0: must be left out: it is a setting of srm",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_when_the_sweep_is_defined(axes, seeds, message):
