@@ -93,15 +93,15 @@ def test_a_sweep_ends_in_runs_and_a_table_and_is_not_run_twice(ray_cluster, tmp_
     assert len(results.runs(first.options.uri)) == 4
 
 
-def test_a_trial_gives_the_same_result_with_and_without_ray(ray_cluster, tmp_path, console):
-    """One loop, two launchers: every measured number is equal."""
+def test_a_trial_gives_the_same_result_in_each_executor(ray_cluster, tmp_path, console):
+    """One loop, three executors: every measured number is equal. (Groups: test_groups.py.)"""
     frames = []
-    for name, launcher in (("ray", "tune"), ("local", "local")):
-        plan = make_plan(small_sweep(), tmp_path / name, cpus_per_trial=1)
-        assert execute(plan, console, launcher) == DONE
+    for executor in ("local", "processes", "tune"):
+        plan = make_plan(small_sweep(), tmp_path / executor, cpus_per_trial=1)
+        assert execute(plan, console, executor) == DONE
         frames.append(results.runs(plan.options.uri).iloc[0])
     for metric in ("val/loss", "fd/openmoji", "difficulty/pearson_t0.60", "train/loss"):
-        assert frames[0][metric] == frames[1][metric], metric
+        assert frames[0][metric] == frames[1][metric] == frames[2][metric], metric
 
 
 def test_a_diverged_cell_fails_with_its_reason_and_the_others_finish(ray_cluster, tmp_path, console):

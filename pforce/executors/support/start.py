@@ -16,7 +16,9 @@ from pforce.executors.support.placement import Node
 from pforce.trial.failures import ClusterError
 
 # Nothing reads the state that Tune keeps of an experiment; its failing to (a race with its own clean-up) is no error.
-logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
+# A lost worker is said by whoever listens, in a line.
+for _name in ("ray.tune.execution.experiment_state", "ray.tune.execution.tune_controller"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 @contextmanager
