@@ -125,7 +125,7 @@ def run_sweep(
 def failures(planned: Plan) -> list[str]:
     """What failed in this call, with the command that shows what the attempt said."""
     labels = {item.fingerprint: item.label for item in planned.work}
-    given = planned.options.storage
+    given = str(planned.options.storage)
     where = "" if given == default_storage() else f" --storage {shlex.quote(given)}"
     lines = [f"FAILED ({reason}): {labels[cell]}: pforce logs {cell[:12]}{where}" for cell, reason
              in planned.failed.items()]  # fmt: skip
