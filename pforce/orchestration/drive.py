@@ -210,7 +210,7 @@ def drive(
 
         def tick() -> None:
             if request.by is not None and loop.stopping is None:
-                loop.stop(request.by, GRACE_SECONDS)
+                loop.stop(STOPPED, GRACE_SECONDS)
                 recorder.display.line(
                     "Stopping: trainings leave a checkpoint first. Once more Ctrl-C ends at once, without one."
                 )
