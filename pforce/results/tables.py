@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from pforce.metrics.distances import interval_names, metric_name
+from pforce.metrics.distances import metric_name
+from pforce.metrics.names import DISTANCES, MetricName, interval_names
 from pforce.results.frames import (
-    DISTANCES,
     UNDER_WAY,
     Row,
     cells,
@@ -90,11 +90,11 @@ def _named(column: Column, values: pd.DataFrame) -> list[Column]:
         return [column._replace(metric=name, header=name, of_detector=False) for name in names if name in found]
     named = []
     for detector in detectors(values):
-        of_it = (metric_name(short, detector) for short in DISTANCES)
-        name = next((name for name in of_it if name in found and f"{name}_images" in values), None)
-        if name:  # one evaluation measures all of its distances on the same images
-            header = f"{name if several else name.split('/')[0]} images"
-            named.append(column._replace(metric=f"{name}_images", header=header, of_detector=False))
+        of_it = (MetricName(kind, detector, beside="images") for kind in DISTANCES)
+        count = next((name for name in of_it if str(name.value) in found and str(name) in values), None)
+        if count:  # one evaluation measures all of its distances on the same images
+            header = f"{count.value if several else count.short} images"
+            named.append(column._replace(metric=str(count), header=header, of_detector=False))
     return named
 
 
