@@ -26,12 +26,12 @@ from pforce.config import Experiment, flat_params, to_dict
 from pforce.files import digest, read_small, sha256_of, write_json
 from pforce.metrics.detectors import Detector, DetectorError, load_detector
 from pforce.metrics.detectors.inception import InceptionDetector
-from pforce.metrics.distances import metric_name
+from pforce.metrics.names import BESIDE, CALIBRATION, CONTEXT, DIFFICULTY, VALIDATION_LOSS, MetricName, read_names
 from pforce.models.weights import WeightsError, filled
 from pforce.records import exchange, legacy
 from pforce.records.ledger import Ledger
 from pforce.records.legacy import NOT_WELL_FORMED
-from pforce.records.parts import CellParts, Inputs, Part, Request, cell_parts
+from pforce.records.parts import Analysis, CellParts, Inputs, Part, Request, cell_parts
 from pforce.records.record import Record, RecordError
 from pforce.records.row import TENSORS
 from pforce.records.sweeps import CellEntry, SweepEntry
@@ -44,11 +44,14 @@ from pforce.trial.source import content_hash
 
 Say = Callable[[str], None]
 OLD_TRIALS = "trials"
-SHORT_OF = {
+KINDS_OF = {
     "frechet": ("fd", "sfd"), "frechet_infinity": ("fd_infinity",), "kernel": ("kd",),
     "precision_recall": ("precision", "recall"), "inception_score": ("is",),
 }  # fmt: skip
-SUFFIXES = ("", "_low", "_high", "_images", "_reference_images", "_features")
+"""Image metric → kinds of the distances that it gives."""
+HELD_OUT_KINDS: Mapping[Analysis, Sequence[str]] = {
+    "loss": (VALIDATION_LOSS,), "difficulty": (*DIFFICULTY, *CALIBRATION), "context": CONTEXT,
+}  # fmt: skip
 DRAWN = ("cost/nfe", "cost/forward_passes", "cost/flops_per_image", "cost/sampling_seconds_per_image")
 
 
@@ -103,8 +106,7 @@ def inputs_of_then(experiment: Experiment, metrics: Mapping[str, float], hashes:
     """What a result read, from its own record: no data set need be at hand."""
     evaluation = experiment.evaluation
     name = evaluation.detector_name
-    distance = metric_name("fd", name)
-    references = int(metrics.get(f"{distance}_reference_images", 0))
+    references = int(metrics.get(str(MetricName("fd", name, beside="reference_images")), 0))
     if evaluation.reference == "validation" and references:
         validation, train = references, 0
     elif evaluation.reference == "train":
@@ -227,16 +229,14 @@ def values_by_part(
     """The numbers of a row, by the parts that they belong to; what its drawing has cost is the last."""
     found: list[tuple[Part, dict[str, float]]] = []
     for metric, part in request.image_parts(weights).items():
-        names = (metric_name(short, request.detector["name"]) for short in SHORT_OF[metric])
-        values = {name + end: metrics[name + end] for name in names for end in SUFFIXES if name + end in metrics}
-        found.append((part, values))
+        distances = (MetricName(kind, request.detector["name"]) for kind in KINDS_OF[metric])
+        names = [str(name.with_beside(beside)) for name in distances for beside in (None, *BESIDE)]
+        found.append((part, {name: metrics[name] for name in names if name in metrics}))
+    known = read_names(metrics)
     for (analysis, time), part in request.held_out_parts(weights).items():
-        pattern = {
-            "loss": r"val/loss(_t\d\.\d+)?",
-            "difficulty": rf"(difficulty|calibration)/\w+_t{time}(_\w+)?",
-            "context": rf"context/\w+_t{time}(_.*)?",
-        }[analysis]
-        found.append((part, {name: value for name, value in metrics.items() if re.fullmatch(pattern, name)}))
+        kinds, t = HELD_OUT_KINDS[analysis], None if analysis == "loss" else float(time)
+        own = [text for text, name in known.items() if name.kind in kinds and t in (None, name.t)]
+        found.append((part, {name: metrics[name] for name in own}))
     return [*found, (request.drawn(weights), {name: metrics[name] for name in DRAWN if name in metrics})]
 
 
