@@ -74,8 +74,10 @@ CONTEXT = (
     "context/loss", "context/change_at_2t", "context/minimum", "context/change_at_minimum",
     "context/log_sigma_change", "context/log_sigma",
 )  # fmt: skip
-TRAINING = ("loss", "mse", "nll", "gradient_norm", "learning_rate", "images_seen")
-"""Points of a training's curve."""
+CURVE_POINT = (
+    "train/loss", "train/mse", "train/nll", "train/gradient_norm", "train/learning_rate", "train/images_seen",
+)  # fmt: skip
+"""What the points of a training's curve show."""
 
 KINDS: dict[str, Kind] = {
     **{
@@ -97,7 +99,7 @@ KINDS: dict[str, Kind] = {
     THROUGHPUT: Kind(larger_is_better=True),
     DAMAGED_SAMPLES: Kind(),
     HELD_OUT_IMAGES: Kind(),
-    **{f"train/{name}": Kind() for name in TRAINING},
+    **{name: Kind() for name in CURVE_POINT},
 }
 INCEPTION = "inception"
 CONTEXT_DECIMALS = 3

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from pforce.files import write_bytes
+from pforce.metrics.names import THROUGHPUT, CostName
 from pforce.records.cell import CellResult, result_of
 from pforce.records.ledger import Ledger
 from pforce.records.parts import CellParts, Request, decay_of
@@ -41,8 +42,8 @@ def point_of(record: Record) -> Point:
     values = {
         "train/loss": record.loss, "train/mse": record.mse, "train/nll": record.nll,
         "train/gradient_norm": record.gradient_norm, "train/learning_rate": record.learning_rate,
-        "train/images_seen": float(record.images_seen), "throughput/images_per_second": record.images_per_second,
-        "cost/device_hours": record.device_hours,
+        "train/images_seen": float(record.images_seen), THROUGHPUT: record.images_per_second,
+        CostName.DEVICE_HOURS: record.device_hours,
     }  # fmt: skip
     finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
     return Point(record.images_seen, milliseconds(record.time), finite)

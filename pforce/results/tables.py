@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from pforce.metrics.distances import metric_name
-from pforce.metrics.names import DISTANCES, MetricName, interval_names
+from pforce.metrics.names import DISTANCES, VALIDATION_LOSS, CostName, MetricName, interval_names
 from pforce.results.frames import (
     UNDER_WAY,
     Row,
@@ -56,7 +56,7 @@ DISTANCE_COLUMNS = tuple(
     Column(short, short, DISTANCE_DECIMALS.get(short, 2), True, of_detector=True) for short in DISTANCES
 )
 QUALITY_COLUMNS = (
-    Column("val/loss", "val loss", 4, True),
+    Column(VALIDATION_LOSS, "val loss", 4, True),
     *DISTANCE_COLUMNS,
     Column("difficulty/pearson_t0.20", "R(0.2)", 3, True),
     Column("difficulty/pearson_t0.60", "R(0.6)", 3, True),
@@ -67,14 +67,14 @@ CALIBRATION_COLUMNS = (
 )
 """For sweeps that ask for them: root mean square log ratio of observed to expected squared error, 0 is perfect."""
 COST_COLUMNS = (
-    Column("cost/images_seen", "images seen", 0, False),
+    Column(CostName.IMAGES_SEEN, "images seen", 0, False),
     Column("images", "images", 0, False, of_detector=True),
-    Column("cost/nfe", "NFE", 0, False),
-    Column("cost/forward_passes", "passes", 0, False),
-    Column("cost/flops_per_image", "GFLOPs/image", 2, False, 1e9),
-    Column("cost/sampling_seconds_per_image", "s/image", 4, False),
-    Column("cost/seconds", "seconds", 0, False),
-    Column("cost/device_hours", "device-hours", 4, False),
+    Column(CostName.NFE, "NFE", 0, False),
+    Column(CostName.FORWARD_PASSES, "passes", 0, False),
+    Column(CostName.FLOPS, "GFLOPs/image", 2, False, 1e9),
+    Column(CostName.SAMPLING_SECONDS, "s/image", 4, False),
+    Column(CostName.SECONDS, "seconds", 0, False),
+    Column(CostName.DEVICE_HOURS, "device-hours", 4, False),
 )
 COLUMNS = (*QUALITY_COLUMNS, *COST_COLUMNS)
 """What every sweep's table shows."""

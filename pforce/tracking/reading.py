@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from pforce.metrics.names import CostName
 from pforce.tracking.store import Tracker
 from pforce.tracking.view import PARENT, USER, Tags
 
@@ -167,6 +168,6 @@ def _images_trained(run: Any) -> float:
     """Images that the training has seen, from the last point of its curve; NaN where it trained nothing so far."""
     seen = run.data.metrics.get("train/images_seen")
     steps = [metric.step for metric in run.data._metric_objs if metric.key == "train/loss"]
-    if seen is None and not steps and "cost/training_seconds" in run.data.metrics:
-        seen = run.data.metrics.get("cost/images_seen")  # an imported record has no curve
+    if seen is None and not steps and CostName.TRAINING_SECONDS in run.data.metrics:
+        seen = run.data.metrics.get(CostName.IMAGES_SEEN)  # an imported record has no curve
     return float(seen if seen is not None else max(steps, default=float("nan")))
