@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pforce.records.cost import Cost
 from pforce.records.ledger import Ledger
 from pforce.records.parts import CellParts, Request
 from pforce.records.record import Record
@@ -77,7 +78,7 @@ def _given(cell: CellEntry, ledger: Ledger) -> CellResult | None:
         return None
     metrics.pop(BESIDE, None)
     several = [*found.values(), *([drawn] if drawn else [])]
-    metrics["cost/evaluation_seconds"] = sum(record.cost.get("seconds", 0.0) for record in several)
+    metrics |= Cost.total(record.cost for record in several).evaluation_metrics()
     return CellResult(
         "FINISHED", min(record.started for record in several), max(record.finished for record in several), metrics,
         several[0], math.nan, origin_of(several),
