@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from pforce.metrics.names import CostName
-from pforce.results.frames import UNDER_WAY
+from pforce.records.status import FAILED, FINISHED, KILLED, UNDER_WAY
 
 By = Literal["sweep", "user", "device", "day"]
 OUTCOMES = ("finished", "failed", "killed", "running")
@@ -38,7 +38,7 @@ def run_costs(runs: pd.DataFrame) -> pd.DataFrame:
     if runs.empty:
         return pd.DataFrame()
     runs = runs.sort_values(["start_time", "sweep"], kind="stable")
-    cell = runs["fingerprint"].where(runs["status"] == "FINISHED")
+    cell = runs["fingerprint"].where(runs["status"] == FINISHED)
     runs = runs[~(cell.duplicated() & cell.notna())]
     training, evaluation = _column(runs, CostName.TRAINING_SECONDS), _column(runs, CostName.EVALUATION_SECONDS)
     alone = evaluation.where(runs["training"].isna())
@@ -59,7 +59,7 @@ def run_costs(runs: pd.DataFrame) -> pd.DataFrame:
             "device": device,
             "day": [f"{time.to_pydatetime().astimezone():%Y-%m-%d}" for time in start],
             "kind": device.map(lambda name: name if name in ("cpu", "unknown") else "gpu"),
-            "outcome": runs["status"].map({"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"})
+            "outcome": runs["status"].map({FINISHED: "finished", FAILED: "failed", KILLED: "killed"})
             .mask(runs["status"].isin(UNDER_WAY), "running"),
             "device_hours": hours.fillna(0.0) - counted_twice["hours"],
             "images": of_training["images"] - counted_twice["images"],

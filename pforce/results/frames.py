@@ -10,12 +10,12 @@ import pandas as pd
 
 from pforce.metrics.distances import metric_name
 from pforce.metrics.names import DISTANCES, VALIDATION_LOSS, MetricName, read_names
+from pforce.records.status import FINISHED, UNDER_WAY
 from pforce.results.stored import storage_frame
 from pforce.storage import Storage
 from pforce.tracking import Tracker, is_server, runs_frame
 from pforce.tracking.checks import is_database
 
-UNDER_WAY = ("RUNNING", "SCHEDULED")
 CALIBRATION_CURVE = ("calibration/expected", "calibration/observed")
 
 
@@ -56,7 +56,7 @@ def with_states(stored: pd.DataFrame, tracked: pd.DataFrame) -> pd.DataFrame:
     if tracked.empty:
         return stored
     done = set(stored["fingerprint"]) if len(stored) else set()
-    others = tracked[~tracked["fingerprint"].isin(done) & (tracked["status"] != "FINISHED")]
+    others = tracked[~tracked["fingerprint"].isin(done) & (tracked["status"] != FINISHED)]
     if others.empty:
         return stored
     return others if stored.empty else pd.concat([stored, others], ignore_index=True)
@@ -72,7 +72,7 @@ def cells(frame: pd.DataFrame) -> pd.DataFrame:
         return frame
     # Ordered are three columns, not the hundred that a frame has: a table asks this for each of its rows.
     few = frame[["fingerprint", "status", "start_time"]].reset_index(drop=True).dropna(subset=["fingerprint"])
-    rank = few["status"].map({"FINISHED": 2, **dict.fromkeys(UNDER_WAY, 1)}).fillna(0)
+    rank = few["status"].map({FINISHED: 2, **dict.fromkeys(UNDER_WAY, 1)}).fillna(0)
     ordered = few.assign(_rank=rank).sort_values(["_rank", "start_time"], kind="stable")
     return frame.iloc[sorted(ordered.drop_duplicates("fingerprint", keep="last").index)]
 
@@ -84,7 +84,7 @@ def finished(frame: pd.DataFrame, rows: Row | Sequence[Row]) -> pd.DataFrame:
     several = [rows] if isinstance(rows, Row) else rows
     wanted = {fingerprint for row in several for fingerprint in row.fingerprints}
     chosen = cells(frame[frame["fingerprint"].isin(wanted)])
-    return chosen[chosen["status"] == "FINISHED"]
+    return chosen[chosen["status"] == FINISHED]
 
 
 def distance_of(name: str) -> tuple[str, str] | None:

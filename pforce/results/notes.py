@@ -8,8 +8,8 @@ import pandas as pd
 
 from pforce.metrics.distances import few_images
 from pforce.metrics.names import COUNTS, CostName, MetricName, read_names
+from pforce.records.status import FAILED, FINISHED, UNDER_WAY
 from pforce.results.frames import (
-    UNDER_WAY,
     Row,
     cells,
     distances_in,
@@ -20,7 +20,7 @@ from pforce.results.frames import (
 MOST_LISTED = 6
 """Rows or values that a note names; of more it tells the number."""
 
-KINDS = {"FINISHED": "finished", "FAILED": "failed", "none": "no run", **dict.fromkeys(UNDER_WAY, "running")}
+KINDS = {FINISHED: "finished", FAILED: "failed", "none": "no run", **dict.fromkeys(UNDER_WAY, "running")}
 """Of a cell, by the status of its run; any other status is `stopped`. One that failed as it diverged is `diverged`."""
 CURES = {
     "diverged": "--again diverged tries again",

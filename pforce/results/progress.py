@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from pforce.metrics.names import THROUGHPUT, CostName
-from pforce.results.frames import UNDER_WAY, Row, cells, primary_metric, smaller_is_better
+from pforce.records.status import FAILED, FINISHED, KILLED, UNDER_WAY
+from pforce.results.frames import Row, cells, primary_metric, smaller_is_better
 from pforce.tracking import Tracker, runs_frame, sweeps_frame
 
 SILENT_SECONDS = 600.0
 """A run under way that has told nothing for so long may have lost its driver."""
-STATES = {"FINISHED": "done", "FAILED": "failed", "KILLED": "stopped"}
+STATES = {FINISHED: "done", FAILED: "failed", KILLED: "stopped"}
 BUDGET, RATE, COST = "training.images", THROUGHPUT, CostName.DEVICE_HOURS
 TRIAL_COLUMNS = [
     "sweep", "label", "state", "reason", "progress", "images_seen", "images", "images_per_second", "device_hours",
@@ -182,7 +183,7 @@ def _seconds_left(own: pd.DataFrame, planned: int, runs: pd.DataFrame) -> float:
 def _best(own: pd.DataFrame) -> tuple[str | None, float]:
     """The metric that the trials are compared by, and its best value."""
     done = cells(own)
-    done = done[done["status"] == "FINISHED"]
+    done = done[done["status"] == FINISHED]
     metric = primary_metric(done, [Row({}, list(done["fingerprint"]))]) if len(done) else None
     if metric is None:
         return None, math.nan

@@ -14,8 +14,8 @@ import pandas as pd
 
 from pforce.metrics.distances import metric_name
 from pforce.metrics.names import DISTANCES, VALIDATION_LOSS, CostName, MetricName, interval_names
+from pforce.records.status import UNDER_WAY
 from pforce.results.frames import (
-    UNDER_WAY,
     Row,
     cells,
     detectors,

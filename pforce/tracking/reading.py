@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from pforce.metrics.names import CostName
+from pforce.records.status import UNDER_WAY
 from pforce.tracking.store import Tracker
 from pforce.tracking.view import PARENT, USER, Tags
 
@@ -157,7 +158,7 @@ def _user(run: Any) -> str:
 
 def _last_activity(run: Any) -> Any:
     """When it was last heard of: its end, or while it runs its last metric."""
-    if run.info.status not in ("RUNNING", "SCHEDULED") and run.info.end_time:
+    if run.info.status not in UNDER_WAY and run.info.end_time:
         return _time(run.info.end_time)
     # The only place where MLflow gives times of metrics without a call a run.
     times = [metric.timestamp for metric in run.data._metric_objs]
