@@ -18,6 +18,7 @@ from pforce import seeding
 from pforce.commands.sampler_arguments import SamplerArguments, sampler_config
 from pforce.data import Manifest, ensure
 from pforce.files import folder_hash, write_json
+from pforce.metrics.names import CostName
 from pforce.orchestration.find import find_model
 from pforce.orchestration.plan import check_folder
 from pforce.orchestration.sample import Spent, run_job
@@ -154,12 +155,12 @@ def _tell(job: Job, source: Source, spent: Spent, folder: Path, console: Console
     flops = count_flops(source.model.config, job.sampler)
     record: dict[str, object] = {
         **source.about(), "sampler": job.sampler.canonical(), "seed": job.seed, "images": job.count,
-        "cost/nfe": job.sampler.schedule().num_function_evaluations, "cost/flops_per_image": flops,
+        CostName.NFE: job.sampler.schedule().num_function_evaluations, CostName.FLOPS: flops,
     }  # fmt: skip
     if spent.images:
         record |= {
-            "cost/forward_passes": spent.forward_passes,
-            "cost/sampling_seconds_per_image": spent.seconds_per_image,
+            CostName.FORWARD_PASSES: spent.forward_passes,
+            CostName.SAMPLING_SECONDS: spent.seconds_per_image,
             "device": spent.device,
         }
         console.print(
