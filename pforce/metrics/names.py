@@ -32,7 +32,7 @@ class Kind(NamedTuple):
     """Fields that some of them have."""
     beside: tuple[Beside, ...] = ()
     decimals: int = 2
-    """Of the timestep, as the name shows it."""
+    """How many the name shows of its timestep."""
     larger_is_better: bool = False
 
 
@@ -41,11 +41,11 @@ class CostName:
 
     NFE = "cost/nfe"
     FORWARD_PASSES = "cost/forward_passes"
-    """Per image."""
+    """Forward passes of the model per image."""
     FLOPS = "cost/flops_per_image"
     SAMPLING_SECONDS = "cost/sampling_seconds_per_image"
     IMAGES_SEEN = "cost/images_seen"
-    """By the training."""
+    """Images that the training has seen."""
     TRAINING_SECONDS = "cost/training_seconds"
     EVALUATION_SECONDS = "cost/evaluation_seconds"
     SECONDS = "cost/seconds"

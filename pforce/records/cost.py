@@ -50,11 +50,11 @@ class Cost:
         return {CostName.SECONDS: self.seconds or 0.0, CostName.DEVICE_HOURS: (self.device_seconds or 0.0) / 3600}
 
     def evaluation_metrics(self) -> dict[str, float]:
-        """Seconds of what is an evaluation's."""
+        """Seconds of an evaluation."""
         return {CostName.EVALUATION_SECONDS: self.seconds or 0.0}
 
     def training_metrics(self, images_seen: float) -> dict[str, float]:
-        """Seconds and speed of what is a training's, and what a branch has of its trunk.
+        """Seconds and speed of a training, and what a branch has of its trunk.
 
         Args:
             images_seen: by the training.
