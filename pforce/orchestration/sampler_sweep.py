@@ -27,13 +27,14 @@ from pforce.records.ledger import Ledger
 from pforce.records.parts import Request
 from pforce.records.provenance import user
 from pforce.records.row import joined
+from pforce.records.status import Status
 from pforce.records.sweeps import CellEntry, SweepEntry, read_sweep
 from pforce.results.pareto import on_front
 from pforce.results.shown import recorded_view, show_cells
 from pforce.sampling import Euler, Guidance, Sampler
 from pforce.storage import Storage
 from pforce.terminal import DONE, SOME_FAILED, STOPPED, stop_on_signals
-from pforce.tracking import Live, Mirror, Page, Status, Tags, Tracker
+from pforce.tracking import Live, Mirror, Page, Tags, Tracker
 from pforce.tracking.page import Progress
 from pforce.trial.measurable import Measurable
 from pforce.trial.measure import missing
