@@ -27,6 +27,7 @@ from pforce.config import flat_params
 from pforce.data import Manifest
 from pforce.executors.executor import make
 from pforce.executors.support.setup import Setup
+from pforce.metrics.names import CostName
 from pforce.orchestration.display import Display
 from pforce.orchestration.drive import Source, drive
 from pforce.orchestration.recorder import Entry, Recorder
@@ -116,7 +117,7 @@ class Cells(Source):
         exchange.export(self.storage, [], Path(f"{self.arguments.out}.jsonl"), say)
         distances = ", ".join(f"{name} {number:.3f}" for name, number in event.metrics.items() if name.startswith("fd/")
                               and not name.endswith(("_low", "_high", "images", "_features")))  # fmt: skip
-        self.tell(task.label, f"finished: {event.metrics.get('cost/seconds', float('nan')):.1f} s, {distances}")
+        self.tell(task.label, f"finished: {event.metrics.get(CostName.SECONDS, float('nan')):.1f} s, {distances}")
 
     def failed(self, task: Task, event: Failed) -> None:
         self.counts["failed"] += 1

@@ -10,9 +10,11 @@ one GPU; paper ImageNet 256² on 8 GPUs or more, days (`--dry-run` tells).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from experiments.imagenet256 import imagenet256_pft_b
 from experiments.openmoji32 import openmoji32_micro, openmoji64_s
+from pforce.metrics.names import MetricName
 from pforce.models.config import SIZES
 from pforce.reproduction import PaperColumn, Scale, Shown, Statement, Table, TableRow, Value
 from pforce.timesteps import (
@@ -266,7 +268,7 @@ LTG_GRID = Table(
 
 
 def _r(row: str, t: float) -> Value:
-    return Value(row, f"difficulty/pearson_t{t:.2f}", f"R({t:g})" if row == "PFT" else f"R({t:g}) of {row}")
+    return Value(row, str(MetricName("difficulty/pearson", t=t)), f"R({t:g})" if row == "PFT" else f"R({t:g}) of {row}")
 
 
 def _lambda_statements(scale: Scale) -> list[Statement]:
@@ -315,7 +317,7 @@ DIFFICULTY = Table(
 
 
 def _context_loss(t: float, time: float) -> Value:
-    return Value("PFT", f"context/loss_t{t:.2f}_at{time:.3f}", f"loss at t′ = {time:g}")
+    return Value("PFT", str(MetricName("context/loss", t=t, context_time=time)), f"loss at t′ = {time:g}")
 
 
 def _context_statements(scale: Scale) -> list[Statement]:
@@ -335,15 +337,16 @@ CONTEXT_HELPS = Table(
     rows=_one_model,
     statements=_context_statements,
     metric="context/change_at_2t_t0.20",
-    shown=tuple(Shown(f"context/change_at_2t_t{t:.2f}", f"change at 2t, t={t:g}", 4) for t in CONTEXT),
+    shown=tuple(Shown(str(MetricName("context/change_at_2t", t=t)), f"change at 2t, t={t:g}", 4) for t in CONTEXT),
     settings=EVERYTHING,
     figure="context_helps",
 )
 
 
-def _log_sigma(t: float, kind: str) -> Value:
-    with_or_without = "with" if kind == "context" else "without"
-    return Value("PFT", f"context/log_sigma_t{t:.2f}_{kind}_mean", f"log σ {with_or_without} context")
+def _log_sigma(t: float, shown: Literal["alone", "context"]) -> Value:
+    with_or_without = "with" if shown == "context" else "without"
+    name = MetricName("context/log_sigma", t=t, shown=shown, statistic="mean")
+    return Value("PFT", str(name), f"log σ {with_or_without} context")
 
 
 CONTEXT_UNCERTAINTY = Table(
@@ -355,7 +358,7 @@ CONTEXT_UNCERTAINTY = Table(
         Statement(f"t = {t:g}: context lowers log σ", _log_sigma(t, "context"), _log_sigma(t, "alone")) for t in CONTEXT
     ],
     metric="context/log_sigma_change_t0.20",
-    shown=tuple(Shown(f"context/log_sigma_change_t{t:.2f}", f"change of log σ, t={t:g}") for t in CONTEXT),
+    shown=tuple(Shown(str(MetricName("context/log_sigma_change", t=t)), f"change of log σ, t={t:g}") for t in CONTEXT),
     settings=EVERYTHING,
     figure="context_uncertainty",
 )

@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pforce.config import Experiment, with_fields
-from pforce.metrics.distances import metric_name
+from pforce.metrics.names import DISTANCES, MetricName
 from pforce.validation import require
 
-SHORT = ("fd", "sfd", "kd", "precision", "recall", "is")
-"""Metrics that are named by the scale's detector: fd is `fid` with Inception, `fd/openmoji` with that one."""
 MOST_STATEMENTS = 6
 """A correction for more finds nothing at the few seeds that anybody can afford."""
 
@@ -41,7 +39,7 @@ class Value:
 
     row: str
     metric: str
-    """Of the tracking store (`difficulty/pearson_t0.60`), or one of SHORT."""
+    """A metric's name (`difficulty/pearson_t0.60`), or the kind of a distance: that of the scale's detector."""
     name: str
     """What sentences call it: `R(0.6)`."""
 
@@ -136,5 +134,5 @@ class Table:
 
 
 def metric_of(name: str, detector: str) -> str:
-    """A metric's name in the tracking store."""
-    return metric_name(name, detector) if name in SHORT else name
+    """A metric's name; a distance is given by its kind: fd is `fid` with Inception, `fd/openmoji` with that one."""
+    return str(MetricName(name, detector)) if name in DISTANCES else name

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from pforce.commands.evaluation_plan import Arguments, is_model, plan_images, plan_model
 from pforce.executors.executor import Workforce
-from pforce.metrics.distances import few_images, interval_names, metric_name
+from pforce.metrics.distances import few_images, metric_name
+from pforce.metrics.names import BOUNDS, CALIBRATION, COSTS, COUNTS, DIFFICULTY, VALIDATION_LOSS, MetricName, read_names
 from pforce.metrics.reference import save_statistics
 from pforce.orchestration.drive import WorkFailed
 from pforce.orchestration.evaluation import RESULT, Evaluation, Outcome, forget, known, run, show
@@ -24,26 +25,32 @@ from pforce.terminal import DONE, SOME_FAILED, STOPPED, make_console, stop_on_si
 from pforce.trial.measure import beyond_kept
 from pforce.validation import require
 
-SHOWN_TIMESTEPS = ("0.20", "0.60")
+SHOWN_TIMESTEPS = (0.2, 0.6)
+
+
+def _is_shown(name: MetricName) -> bool:
+    """Whether a metric has a line of its own."""
+    if name.beside is not None or name.kind in COSTS or name.decile is not None:
+        return False
+    if name.kind == VALIDATION_LOSS:
+        return name.t is None
+    return name.kind not in (*DIFFICULTY, *CALIBRATION) or name.t in SHOWN_TIMESTEPS
 
 
 def results_table(metrics: Mapping[str, float]) -> Table:
     """Distances, loss, and the two timesteps of R(t) that tables show, with their intervals."""
     table = Table(title="Evaluation", title_justify="left")
-    for name in ("metric", "value", "95 % over images", "images", "reference images"):
-        table.add_column(name, justify="left" if name == "metric" else "right")
-    suffixes = ("_low", "_high", "_images", "_reference_images", "_features")
-    for name, value in metrics.items():
-        if name.endswith(suffixes) or name.startswith(
-            ("cost/", "calibration/expected", "calibration/observed", "val/loss_")
-        ):
+    for header in ("metric", "value", "95 % over images", "images", "reference images"):
+        table.add_column(header, justify="left" if header == "metric" else "right")
+    names = read_names(metrics)
+    beside = {(name.value, name.beside): metrics[text] for text, name in names.items()}
+    for text, value in metrics.items():
+        name = names.get(text)
+        if name is not None and not _is_shown(name):
             continue
-        if name.startswith(("difficulty/", "calibration/")) and not name.endswith(SHOWN_TIMESTEPS):
-            continue
-        low, high = (metrics.get(bound) for bound in interval_names(name))
-        counts = (metrics.get(f"{name}_images"), metrics.get(f"{name}_reference_images"))
+        low, high, *counts = (beside.get((name, each)) if name else None for each in (*BOUNDS, *COUNTS))
         table.add_row(
-            name, f"{value:.4f}", "" if low is None or high is None else f"{low:.4f} … {high:.4f}",
+            text, f"{value:.4f}", "" if low is None or high is None else f"{low:.4f} … {high:.4f}",
             *("" if count is None or math.isnan(count) else f"{count:,.0f}" for count in counts),
         )  # fmt: skip
     return table

@@ -22,6 +22,7 @@ from pforce.records import exchange
 from pforce.records.ledger import Ledger
 from pforce.records.parts import Kind
 from pforce.records.provenance import provenance
+from pforce.records.status import FINISHED
 from pforce.storage import Storage, default_storage
 from pforce.terminal import DONE, make_console
 from pforce.tracking import runs_frame, sqlite_path
@@ -240,7 +241,7 @@ def _tracked(place: Storage, tracking_uri: str | None, console: Console) -> dict
     frame = runs_frame(tracker_of(place, tracking_uri))
     found = {}
     # One whose driver was killed is finished in the storage only; a finished one says most.
-    rows = sorted(frame.to_dict("records"), key=lambda row: row["status"] == "FINISHED")
+    rows = sorted(frame.to_dict("records"), key=lambda row: row["status"] == FINISHED)
     for row in rows:
         found[str(row["fingerprint"])] = {
             "sweep": str(row["sweep"]), "name": str(row["run_name"]), "precision": str(row.get("computed_in") or ""),

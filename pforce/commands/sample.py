@@ -19,6 +19,7 @@ from pforce.commands.sampler_arguments import SamplerArguments, sampler_of
 from pforce.data import Manifest, ensure
 from pforce.executors.executor import Workforce
 from pforce.files import folder_hash, write_json
+from pforce.metrics.names import CostName
 from pforce.orchestration.drive import WorkFailed
 from pforce.orchestration.find import find_model
 from pforce.orchestration.plan import check_folder
@@ -160,13 +161,13 @@ def _tell(job: Job, source: Source, spent: Spent, folder: Path, console: Console
     flops = count_flops(source.model.config, job.sampler)
     record: dict[str, object] = {
         **source.about(), "sampler": job.sampler.canonical(), "seed": job.seed, "images": job.count,
-        "cost/nfe": job.sampler.schedule().num_function_evaluations, "cost/flops_per_image": flops,
+        CostName.NFE: job.sampler.schedule().num_function_evaluations, CostName.FLOPS: flops,
     }  # fmt: skip
     if spent.images:
         per_image = spent.sampling_seconds / spent.images
         record |= {
-            "cost/forward_passes": spent.forward_passes,
-            "cost/sampling_seconds_per_image": per_image,
+            CostName.FORWARD_PASSES: spent.forward_passes,
+            CostName.SAMPLING_SECONDS: per_image,
             "device": spent.device,
         }
         console.print(

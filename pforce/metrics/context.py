@@ -9,7 +9,8 @@ uncertain ones, still at t, are predicted again: is the error smaller (`context_
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import replace
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,8 +19,8 @@ from torch import Tensor
 
 from pforce import flow, grid
 from pforce.flow import Prediction
-from pforce.metrics.distances import interval_names
 from pforce.metrics.intervals import Estimate, bootstrap
+from pforce.metrics.names import CONTEXT_DECIMALS, MetricName
 from pforce.models.transformer import TimestepLevels
 from pforce.sampling.confidence import confident_patches, uncertainty
 from pforce.validation import require
@@ -259,25 +260,29 @@ def context_metrics(helps: ContextHelps, uncertainty: ContextUncertainty) -> dic
     the curve; `context/log_sigma_change_t0.10` with its interval; `context/log_sigma_t0.10_alone_q50` and
     `…_context_q50`, the distributions of log-σ by their quantiles in percent.
     """
-    t = f"t{helps.t:.2f}"
+    t = helps.t
     metrics: dict[str, float] = {}
 
-    def put(name: str, value: float, low: float, high: float) -> None:
-        names = (name, *interval_names(name))
-        metrics.update(zip(names, map(float, (value, low, high)), strict=True))
+    def put(kind: str, value: float, low: float, high: float) -> None:
+        name = MetricName(kind, t=t)
+        metrics.update(zip(map(str, (name, *name.bounds)), map(float, (value, low, high)), strict=True))
 
-    put(f"context/loss_{t}", helps.loss[0], helps.low[0], helps.high[0])
+    put("context/loss", helps.loss[0], helps.low[0], helps.high[0])
     # The change at a time that is named before: that at the minimum is never positive, whatever the model.
-    twice = int(np.abs(helps.context_times - 2 * helps.t).argmin())
-    put(f"context/change_at_2t_{t}", helps.change[twice], helps.change_low[twice], helps.change_high[twice])
+    twice = int(np.abs(helps.context_times - 2 * t).argmin())
+    put("context/change_at_2t", helps.change[twice], helps.change_low[twice], helps.change_high[twice])
     best = int(helps.loss.argmin())
-    metrics[f"context/minimum_{t}"] = float(helps.context_times[best])
-    metrics[f"context/change_at_minimum_{t}"] = float(helps.change[best])
-    for time, loss in zip(helps.context_times, helps.loss, strict=True):
-        metrics[f"context/loss_{t}_at{time:.3f}"] = float(loss)
-    put(f"context/log_sigma_change_{t}", *uncertainty.difference[:3])
-    for kind, values in (("alone", uncertainty.alone), ("context", uncertainty.with_context)):
-        metrics[f"context/log_sigma_{t}_{kind}_mean"] = float(values.mean())
+    metrics[str(MetricName("context/minimum", t=t))] = float(helps.context_times[best])
+    metrics[str(MetricName("context/change_at_minimum", t=t))] = float(helps.change[best])
+    for time, loss in zip(helps.context_times.tolist(), helps.loss, strict=True):
+        # Evenly spaced times may have endless decimals: what names them is the nearest that has three.
+        name = MetricName("context/loss", t=t, context_time=round(time, CONTEXT_DECIMALS))
+        metrics[str(name)] = float(loss)
+    put("context/log_sigma_change", *uncertainty.difference[:3])
+    shown: Literal["alone", "context"]
+    for shown, values in (("alone", uncertainty.alone), ("context", uncertainty.with_context)):
+        name = MetricName("context/log_sigma", t=t, shown=shown, statistic="mean")
+        metrics[str(name)] = float(values.mean())
         for q, value in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True):
-            metrics[f"context/log_sigma_{t}_{kind}_q{100 * q:02.0f}"] = float(value)
+            metrics[str(replace(name, statistic=round(100 * q)))] = float(value)
     return metrics

@@ -17,14 +17,11 @@ from pforce.metrics.frechet import (
     frechet_infinity,
 )
 from pforce.metrics.intervals import Estimate
+from pforce.metrics.names import MetricName
 from pforce.metrics.reference import ReferenceStatistics
 
 ImageMetric = Literal["frechet", "kernel", "precision_recall", "inception_score"]
 IMAGE_METRICS: tuple[ImageMetric, ...] = get_args(ImageMetric)
-
-INCEPTION_NAMES = {"fd": "fid", "fd_infinity": "fid_infinity", "sfd": "sfid", "kd": "kid"}
-"""With other detectors the numbers are not FID, sFID, KID, and are not called so: `fd/openmoji`."""
-
 
 LEAST = {
     "precision_recall": NEIGHBOURS + 1,
@@ -44,14 +41,7 @@ class Distances(NamedTuple):
 
 def metric_name(short: str, detector: str) -> str:
     """`fid` for the Fréchet distance (fd) of Inception, `fd/openmoji` for that of another detector."""
-    if detector == "inception":
-        return INCEPTION_NAMES.get(short, short)
-    return f"{short}/{detector}"
-
-
-def interval_names(name: str) -> tuple[str, str]:
-    """Names of the bounds of a metric's interval over images."""
-    return f"{name}_low", f"{name}_high"
+    return str(MetricName(short, detector))
 
 
 class _Record:
@@ -63,19 +53,20 @@ class _Record:
 
     def put(self, short: str, estimate: Estimate, references: int | None) -> None:
         """A value, its interval where it has one, and the numbers of images."""
-        name = metric_name(short, self.detector)
-        self.metrics[name] = estimate.value
+        name = MetricName(short, self.detector)
+        self.metrics[str(name)] = estimate.value
         if not math.isnan(estimate.low):
-            low, high = interval_names(name)
+            low, high = map(str, name.bounds)
             self.metrics[low], self.metrics[high] = estimate.low, estimate.high
-        self.metrics[f"{name}_images"] = float(self.n)
+        self.metrics[str(name.with_beside("images"))] = float(self.n)
         if references is not None:
-            self.metrics[f"{name}_reference_images"] = float(references)
+            self.metrics[str(name.with_beside("reference_images"))] = float(references)
 
 
 def _frechet(record: _Record, generated: FeatureSet, reference: ReferenceStatistics) -> None:
     record.put("fd", frechet_estimate(generated.features, Reference(reference.moments)), reference.moments.n)
-    record.metrics[f"{metric_name('fd', record.detector)}_features"] = float(generated.features.shape[1])
+    size = MetricName("fd", record.detector, beside="features")
+    record.metrics[str(size)] = float(generated.features.shape[1])
     if generated.spatial is not None and reference.spatial is not None:
         record.put("sfd", frechet_estimate(generated.spatial, Reference(reference.spatial)), reference.spatial.n)
 
@@ -139,15 +130,17 @@ def few_images(metrics: Mapping[str, float]) -> list[str]:
     """A sentence for each side of a Fréchet distance that is of too few images."""
     notes = []
     for key, features in metrics.items():
-        name = key.removesuffix("_features")
-        n = metrics.get(f"{name}_images")
-        if name != key and n is not None and n < ENOUGH_PER_FEATURE * features:
+        size = MetricName.parse(key)
+        if size is None or size.beside != "features":
+            continue
+        name, n = size.value, metrics.get(str(size.with_beside("images")))
+        if n is not None and n < ENOUGH_PER_FEATURE * features:
             notes.append(
                 f"{name}: {n:,.0f} images are fewer than {ENOUGH_PER_FEATURE} × {features:,.0f} features, so it says "
                 "as much of their number as of the images; compare it only at the same number"
             )
-        references = metrics.get(f"{name}_reference_images")
-        if name != key and references is not None and references < ENOUGH_PER_FEATURE * features:
+        references = metrics.get(str(size.with_beside("reference_images")))
+        if references is not None and references < ENOUGH_PER_FEATURE * features:
             notes.append(
                 f"{name}: its {references:,.0f} reference images are fewer than {ENOUGH_PER_FEATURE} × {features:,.0f} "
                 "features; compare it only with distances to the same reference"

@@ -26,8 +26,8 @@ from pforce.metrics.context import (
     context_uncertainty,
 )
 from pforce.metrics.difficulty import DifficultyCorrelation, PatchErrors, correlation_of, patch_errors
-from pforce.metrics.distances import interval_names
 from pforce.metrics.intervals import Estimate
+from pforce.metrics.names import DIFFICULTY, VALIDATION_LOSS, MetricName
 from pforce.models import PatchForcingTransformer
 
 MAP_IMAGES = 8
@@ -92,8 +92,9 @@ def measure_loss(model: PatchForcingTransformer, data: HeldOutData) -> Found:
     segments = (total / len(x1)).tolist()
     if not all(map(math.isfinite, segments)):
         raise NotFinite(f"held-out losses by timestep are {segments}: the model has blown up")
-    named = {f"val/loss_t{t:.4f}": value for t, value in zip(flow.validation_timesteps(), segments, strict=True)}
-    return Found({"val/loss": sum(segments) / len(segments), **named})
+    times = flow.validation_timesteps()
+    named = {str(MetricName(VALIDATION_LOSS, t=t)): value for t, value in zip(times, segments, strict=True)}
+    return Found({VALIDATION_LOSS: sum(segments) / len(segments), **named})
 
 
 def measure_difficulty(model: PatchForcingTransformer, data: HeldOutData, t: float) -> Found:
@@ -142,38 +143,36 @@ def shown_timesteps(timesteps: Sequence[float]) -> tuple[float, ...]:
 def correlation_metrics(r: DifficultyCorrelation) -> dict[str, float]:
     """R at one timestep with its intervals, under their fixed names; no intervals where σ is constant."""
     metrics = {}
-    for name, value, interval in (
-        ("pearson", r.pearson, r.pearson_interval),
-        ("spearman", r.spearman, r.spearman_interval),
-    ):
-        metrics[f"difficulty/{name}_t{r.t:.2f}"] = value
+    found = ((r.pearson, r.pearson_interval), (r.spearman, r.spearman_interval))
+    for kind, (value, interval) in zip(DIFFICULTY, found, strict=True):
+        name = MetricName(kind, t=r.t)
+        metrics[str(name)] = value
         if not math.isnan(interval[0]):
-            low, high = interval_names(f"difficulty/{name}_t{r.t:.2f}")
-            metrics |= {low: interval[0], high: interval[1]}
+            metrics |= zip(map(str, name.bounds), interval, strict=True)
     return metrics
 
 
 def calibration_metrics(c: Calibration) -> dict[str, float]:
     """Calibration at one timestep by decile, under its fixed names."""
-    metrics = {f"calibration/error_t{c.t:.2f}": c.error}
+    metrics = {str(MetricName("calibration/error", t=c.t)): c.error}
     for decile, (expected, observed) in enumerate(zip(c.expected, c.observed, strict=True), start=1):
-        metrics[f"calibration/expected_t{c.t:.2f}_d{decile}"] = float(expected)
-        metrics[f"calibration/observed_t{c.t:.2f}_d{decile}"] = float(observed)
+        metrics[str(MetricName("calibration/expected", t=c.t, decile=decile))] = float(expected)
+        metrics[str(MetricName("calibration/observed", t=c.t, decile=decile))] = float(observed)
     return metrics
 
 
 def correlation_from(values: Mapping[str, Any], t: float, *, images: int, patches: int) -> DifficultyCorrelation:
     """R at a timestep from a measurement's values."""
 
-    def number(name: str) -> float:
-        value = values.get(name)
+    def number(name: MetricName) -> float:
+        value = values.get(str(name))
         return math.nan if value is None else float(value)
 
     both = []
-    for name in ("pearson", "spearman"):
-        full = f"difficulty/{name}_t{t:.2f}"
-        low, high = interval_names(full)
-        both.append((number(full), (number(low), number(high))))
+    for kind in DIFFICULTY:
+        name = MetricName(kind, t=t)
+        low, high = name.bounds
+        both.append((number(name), (number(low), number(high))))
     (pearson, of_pearson), (spearman, of_spearman) = both
     return DifficultyCorrelation(t, pearson, spearman, of_pearson, of_spearman, images, patches)
 

@@ -21,6 +21,7 @@ from pforce.metrics.detectors import Detector
 from pforce.metrics.difficulty import DifficultyCorrelation, PatchErrors, correlation_by_class
 from pforce.metrics.held_out import MAP_IMAGES, SHOWN_TIMESTEPS, context_of, correlation_from, errors_of
 from pforce.metrics.image_sets import ImageSet
+from pforce.metrics.names import CostName
 from pforce.orchestration.display import Display
 from pforce.orchestration.drive import Source, WorkFailed, drive
 from pforce.orchestration.plan import SCRATCH, this_command
@@ -158,7 +159,7 @@ def run(e: Evaluation, ledger: Ledger, folder: Path, console: Console, workforce
         metrics = {name: value for record in found.values() for name, value in record.numbers().items()}
     metrics.pop(BESIDE, None)
     if absent:
-        metrics["cost/evaluation_seconds"] = time.perf_counter() - started
+        metrics[CostName.EVALUATION_SECONDS] = time.perf_counter() - started
     notes = list(dict.fromkeys(note for record in found.values() for note in record.notes))
     analyses = Analyses.of(e, ledger, found)
     files = _pictures(e, ledger, analyses, folder)

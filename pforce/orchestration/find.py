@@ -13,6 +13,7 @@ from pforce import catalog
 from pforce.config import flat_params, from_flat
 from pforce.data import Manifest, ensure
 from pforce.metrics.distances import metric_name
+from pforce.metrics.names import CostName
 from pforce.orchestration.plan import tracker_of, tracking_uri_of
 from pforce.records.ledger import Ledger
 from pforce.records.parts import BFLOAT16, FLOAT32, cell_parts
@@ -149,17 +150,17 @@ def _best(place: Storage, ledger: Ledger, sweep: str) -> str:
     finished: pd.DataFrame = found[found["status"] == "FINISHED"] if len(found) else found
     if finished.empty:
         raise SourceError(f"{BEST}{sweep}: {place} has no finished cell of a sweep {sweep}")
-    known = "evaluation.detector" in finished and "cost/images_seen" in finished
+    known = "evaluation.detector" in finished and CostName.IMAGES_SEEN in finished
     detectors: list[str] = list(finished["evaluation.detector"].dropna().unique()) if known else []
     if not detectors:  # a sampler sweep's runs
         raise SourceError(f"{BEST}{sweep}: its runs trained nothing; give the sweep that did")
     distance = metric_name("fd", detectors[0].rsplit(":", 1)[-1])
     if len(detectors) > 1 or distance not in finished:
         raise SourceError(f"{BEST}{sweep}: its runs have no distance in common; give one run's id")
-    trained = finished.dropna(subset=[distance, "cost/images_seen"])
+    trained = finished.dropna(subset=[distance, CostName.IMAGES_SEEN])
     if trained.empty:
         raise SourceError(f"{BEST}{sweep}: none of its cells has a distance; give one run's id")
-    for name in (f"{distance}_images", "cost/nfe"):
+    for name in (f"{distance}_images", CostName.NFE):
         if name in trained and trained[name].nunique() > 1:
             values = ", ".join(f"{value:g}" for value in sorted(trained[name].unique()))
             raise SourceError(

@@ -20,9 +20,10 @@ from pforce.orchestration.plan import Plan, entry_of, provenance, setup_of, swee
 from pforce.orchestration.recorder import Recorder
 from pforce.orchestration.trials import Trials, entries
 from pforce.records.ledger import Ledger
+from pforce.records.status import Status
 from pforce.results.shown import show_cells, show_sweep
 from pforce.terminal import DONE, SOME_FAILED, STOPPED, stop_on_signals
-from pforce.tracking import Live, Mirror, Page, Status, Tags, TrackingError
+from pforce.tracking import Live, Mirror, Page, Tags, TrackingError
 from pforce.tracking.checks import why
 from pforce.tracking.live import CATCH_UP
 from pforce.tracking.page import Progress

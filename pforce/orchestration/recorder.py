@@ -10,8 +10,9 @@ from importlib import import_module
 from pathlib import Path
 
 from pforce.orchestration.display import Display
+from pforce.records.status import Status
 from pforce.results.shown import point_of
-from pforce.tracking import Live, Point, Status, Tags, View
+from pforce.tracking import Live, Point, Tags, View
 from pforce.trial.task import CurvePoint, Failed, Measure, MeasureImages, Progress, Task, Train, Waiting, Warned
 
 FIGURES = "pforce.results.difficulty_figures"

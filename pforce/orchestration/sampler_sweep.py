@@ -15,6 +15,7 @@ from pforce.config import sampler_from_dict, to_dict
 from pforce.executors.executor import Executor, Workforce
 from pforce.files import digest
 from pforce.metrics.distances import metric_name
+from pforce.metrics.names import CostName
 from pforce.orchestration.display import Display
 from pforce.orchestration.drive import Source, drive
 from pforce.orchestration.launch import STOP_SECONDS
@@ -27,13 +28,14 @@ from pforce.records.ledger import Ledger
 from pforce.records.parts import Request
 from pforce.records.provenance import user
 from pforce.records.row import joined
+from pforce.records.status import Status
 from pforce.records.sweeps import CellEntry, SweepEntry, read_sweep
 from pforce.results.pareto import on_front
 from pforce.results.shown import recorded_view, show_cells
 from pforce.sampling import Euler, Guidance, Sampler
 from pforce.storage import Storage
 from pforce.terminal import DONE, SOME_FAILED, STOPPED, stop_on_signals
-from pforce.tracking import Live, Mirror, Page, Status, Tags, Tracker
+from pforce.tracking import Live, Mirror, Page, Tags, Tracker
 from pforce.tracking.page import Progress
 from pforce.trial.measurable import Measurable
 from pforce.trial.measure import missing
@@ -172,7 +174,7 @@ class _Run:
         self.configs[key] = config
         if reused:
             self.reused.append(key)
-        self.search.tell(config, self.metrics[key][self.distance], self.metrics[key]["cost/nfe"])
+        self.search.tell(config, self.metrics[key][self.distance], self.metrics[key][CostName.NFE])
         self.keep()
 
     def keep(self) -> None:
@@ -223,10 +225,10 @@ class _Run:
             rows.append({
                 "sampler": config.name,
                 **{name: record.get(name) for name in self.sweep.space.settings},
-                "NFE": int(metrics["cost/nfe"]),
-                "passes": metrics.get("cost/forward_passes", float("nan")),
-                "GFLOPs/image": metrics["cost/flops_per_image"] / 1e9,
-                "s/image": metrics.get("cost/sampling_seconds_per_image", float("nan")),
+                "NFE": int(metrics[CostName.NFE]),
+                "passes": metrics.get(CostName.FORWARD_PASSES, float("nan")),
+                "GFLOPs/image": metrics[CostName.FLOPS] / 1e9,
+                "s/image": metrics.get(CostName.SAMPLING_SECONDS, float("nan")),
                 self.distance: metrics[self.distance],
                 "again": other[self.distance] if other else float("nan"),
                 "n": self.sweep.subject.request.images,
@@ -321,7 +323,7 @@ class Searching(Source):
         state.take(of, event.metrics)
         state.busy += event.seconds
         state.measured += 1
-        note = f"{state.distance} {event.metrics[state.distance]:.2f} · {event.metrics['cost/nfe']:.0f} NFE"
+        note = f"{state.distance} {event.metrics[state.distance]:.2f} · {event.metrics[CostName.NFE]:.0f} NFE"
         self.recorder.finish(task.id, task.label, note)
 
     def failed(self, task: Task, event: Failed) -> None:

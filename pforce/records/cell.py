@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from pforce.records.cost import Cost
 from pforce.records.ledger import Ledger
 from pforce.records.parts import CellParts, Request
 from pforce.records.record import Record
 from pforce.records.row import BESIDE, DIVERGED_AT, WHY, divergence_of, drawn_of, joined, origin_of, row_of
+from pforce.records.status import FAILED, FINISHED, Status
 from pforce.records.sweeps import CellEntry
 
 
@@ -18,7 +19,8 @@ from pforce.records.sweeps import CellEntry
 class CellResult:
     """What is known of a cell that ended."""
 
-    status: Literal["FINISHED", "FAILED"]
+    status: Status
+    """FINISHED or FAILED."""
     started: float
     """Seconds since 1970, as `finished`."""
     finished: float
@@ -48,7 +50,7 @@ def _trained(parts: CellParts, ledger: Ledger) -> CellResult | None:
     training, trunk = parts.training.digest, next(iter(parts.training.parents), None)
     if row is not None:
         return CellResult(
-            "FINISHED", row.started, row.finished, row.metrics, row.weights, float(parts.images_seen), row.origin,
+            FINISHED, row.started, row.finished, row.metrics, row.weights, float(parts.images_seen), row.origin,
             training, trunk, notes=row.notes,
         )  # fmt: skip
     record = divergence_of(parts, ledger)
@@ -56,7 +58,7 @@ def _trained(parts: CellParts, ledger: Ledger) -> CellResult | None:
         return None
     at = record.numbers().get(DIVERGED_AT, float(parts.images_seen))
     return CellResult(
-        "FAILED", record.started, record.finished, {}, record, at, record.origin, training, trunk, "diverged",
+        FAILED, record.started, record.finished, {}, record, at, record.origin, training, trunk, "diverged",
         f"diverged at {at:,.0f} images seen: {record.values.get(WHY)}",
     )  # fmt: skip
 
@@ -77,9 +79,9 @@ def _given(cell: CellEntry, ledger: Ledger) -> CellResult | None:
         return None
     metrics.pop(BESIDE, None)
     several = [*found.values(), *([drawn] if drawn else [])]
-    metrics["cost/evaluation_seconds"] = sum(record.cost.get("seconds", 0.0) for record in several)
+    metrics |= Cost.total(record.cost for record in several).evaluation_metrics()
     return CellResult(
-        "FINISHED", min(record.started for record in several), max(record.finished for record in several), metrics,
+        FINISHED, min(record.started for record in several), max(record.finished for record in several), metrics,
         several[0], math.nan, origin_of(several),
         notes=list(dict.fromkeys(note for record in found.values() for note in record.notes)),
     )  # fmt: skip

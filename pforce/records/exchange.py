@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pforce.files import write_bytes
+from pforce.metrics.names import BOUNDS, read_names
 from pforce.records.ledger import FILES, Ledger, take_in
 from pforce.records.parts import Request
 from pforce.records.record import MOST_BYTES, Record, RecordError, parse_content
@@ -127,8 +127,10 @@ def _taken(
 
 def shown(record: Record) -> str:
     """A record's values in a few words: its largest names first, as a list shows it."""
-    numbers = {name: value for name, value in record.numbers().items() if not re.search(r"_(low|high|d\d+)$", name)}
-    told = [f"{name} {value:.4g}" for name, value in numbers.items() if not math.isnan(value)]
+    numbers = record.numbers()
+    names = read_names(numbers)
+    further = {text for text, name in names.items() if name.beside in BOUNDS or name.decile is not None}
+    told = [f"{name} {value:.4g}" for name, value in numbers.items() if name not in further and not math.isnan(value)]
     return ", ".join(told[:3])
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
 from pforce.files import content_digest, digest
+from pforce.metrics.names import CostName
 from pforce.records.parts import Kind, Part
 from pforce.validation import InputError
 
@@ -23,7 +24,7 @@ FORMAT = 2
 MOST_BYTES = 4 << 20
 """A record is a few kilobytes: what is larger than this is not read."""
 MOST_DEPTH = 12
-TIMES = ("cost/sampling_seconds_per_image",)
+TIMES = (CostName.SAMPLING_SECONDS,)
 """Values that are of the machine and the hour."""
 KINDS = get_args(Kind)
 NAME = re.compile(r"(?P<digest>[0-9a-f]{32})\.(?P<content>[0-9a-f]{32})\.json")
@@ -60,7 +61,8 @@ class Record:
     origin: str | None = None
     """Where its numbers come from, where they were not measured into this storage: they cannot be verified."""
     cost: Mapping[str, float] = field(default_factory=dict)
-    """seconds, device_seconds, images, passes, nfe; what this part alone took."""
+    """What this part alone took, with the names of `pforce.records.cost.Cost`, which reads it. A mapping and not that
+    value, as a record keeps what it does not know: its bytes name it."""
     provenance: Mapping[str, str] = field(default_factory=dict)
     """commit, changes, versions, device, precision, workers, host, user."""
 

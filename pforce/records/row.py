@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from pforce.metrics.held_out import shown_timesteps
+from pforce.metrics.names import CALIBRATION, CURVE_POINT, DAMAGED_SAMPLES, HELD_OUT_IMAGES, CostName, MetricName
+from pforce.records.cost import Cost
 from pforce.records.ledger import Ledger
 from pforce.records.parts import CellParts, Part, Request, decay_of, diverged_part
 from pforce.records.record import Record
@@ -16,7 +18,7 @@ DIVERGED_AT, WHY = "images_seen", "why"
 """Values of the record of what diverged: of a training where it was found, and how it is told."""
 TENSORS = "tensors"
 """Value of a weights record: the hash of the tensors."""
-BESIDE = "data/held_out_images"
+BESIDE = HELD_OUT_IMAGES
 """A value that is of one measurement, not of the row."""
 
 
@@ -109,8 +111,7 @@ def drawn_of(request: Request, weights: str, ledger: Ledger) -> Record | None:
     found = ledger.several(request.drawn(weights).digest) if request.images else []
     if not found:
         return None
-    cost = {name: sum(record.cost.get(name, 0.0) for record in found) for name in found[0].cost}
-    return replace(found[0], cost=cost)
+    return replace(found[0], cost=Cost.total(record.cost for record in found).plain())
 
 
 def joined(
@@ -120,13 +121,14 @@ def joined(
     metrics: dict[str, float] = {}
     held_out = request.held_out_parts(weights)
     shown = {f"{time:.2f}" for time in shown_timesteps([float(time) for time in request.difficulty])}
-    for (analysis, time), part in held_out.items():
+    for (_, time), part in held_out.items():
         if part.digest not in found:
             continue
-        for name, value in found[part.digest].numbers().items():
-            hidden = analysis == "difficulty" and name.startswith("calibration/") and time not in shown
-            if not hidden and name != BESIDE:
-                metrics[name] = value
+        for text, value in found[part.digest].numbers().items():
+            name = MetricName.parse(text)
+            hidden = name is not None and name.kind in CALIBRATION and time not in shown
+            if not hidden and text != BESIDE:
+                metrics[text] = value
     for part in request.image_parts(weights).values():
         if part.digest in found:
             metrics |= found[part.digest].numbers()
@@ -137,29 +139,18 @@ def joined(
 
 def training_metrics(weights: Record) -> dict[str, float]:
     """What a training took, up to these weights."""
-    cost, seen = weights.cost, float(weights.identity["canonical"]["images_seen"])
-    found = {"cost/images_seen": seen, "data/damaged_samples": weights.number("data/damaged_samples")}
-    if cost.get("seconds"):
-        found |= {"cost/training_seconds": cost["seconds"], "throughput/images_per_second": seen / cost["seconds"]}
-    if "trunk_seconds" in cost:  # of a branch, what it has of its trunk: counted once where both are added up
-        found |= {
-            "cost/trunk_seconds": cost["trunk_seconds"], "cost/trunk_images": cost["trunk_images"],
-            "cost/trunk_device_hours": cost["trunk_device_seconds"] / 3600,
-        }  # fmt: skip
+    seen = float(weights.identity["canonical"]["images_seen"])
+    found = {CostName.IMAGES_SEEN: seen, DAMAGED_SAMPLES: weights.number(DAMAGED_SAMPLES)}
+    found |= Cost.of(weights.cost).training_metrics(seen)
     # Of a result that was carried over, its curve's last point.
-    return found | {name: value for name, value in weights.numbers().items() if name.startswith("train/")}
+    return found | {name: value for name, value in weights.numbers().items() if name in CURVE_POINT}
 
 
 def evaluation_costs(weights: Record, parts: Iterable[Record]) -> dict[str, float]:
     """Seconds and device-hours of a row: its training and its own parts, each second once."""
     several = {record.digest: record for record in parts}.values()
-    seconds = sum(record.cost.get("seconds", 0.0) for record in several)
-    devices = sum(record.cost.get("device_seconds", 0.0) for record in several)
-    return {
-        "cost/evaluation_seconds": seconds,
-        "cost/seconds": weights.cost.get("seconds", 0.0) + seconds,
-        "cost/device_hours": (weights.cost.get("device_seconds", 0.0) + devices) / 3600,
-    }
+    evaluation = Cost.total(record.cost for record in several)
+    return evaluation.evaluation_metrics() | (Cost.of(weights.cost) + evaluation).metrics()
 
 
 def missing_of(cell: CellParts, ledger: Ledger) -> list[Part] | None:

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from pforce.results.frames import UNDER_WAY
+from pforce.metrics.names import CostName
+from pforce.records.status import FAILED, FINISHED, KILLED, UNDER_WAY
 
 By = Literal["sweep", "user", "device", "day"]
 OUTCOMES = ("finished", "failed", "killed", "running")
@@ -37,12 +38,12 @@ def run_costs(runs: pd.DataFrame) -> pd.DataFrame:
     if runs.empty:
         return pd.DataFrame()
     runs = runs.sort_values(["start_time", "sweep"], kind="stable")
-    cell = runs["fingerprint"].where(runs["status"] == "FINISHED")
+    cell = runs["fingerprint"].where(runs["status"] == FINISHED)
     runs = runs[~(cell.duplicated() & cell.notna())]
-    training, evaluation = _column(runs, "cost/training_seconds"), _column(runs, "cost/evaluation_seconds")
+    training, evaluation = _column(runs, CostName.TRAINING_SECONDS), _column(runs, CostName.EVALUATION_SECONDS)
     alone = evaluation.where(runs["training"].isna())
-    hours = _column(runs, "cost/device_hours").fillna(alone / 3600)
-    seconds = _column(runs, "cost/seconds").fillna(training).fillna(alone)
+    hours = _column(runs, CostName.DEVICE_HOURS).fillna(alone / 3600)
+    seconds = _column(runs, CostName.SECONDS).fillna(training).fillna(alone)
     # Under way and failed runs have trained only; of finished ones a part is evaluation.
     share = (training / seconds).where(seconds > 0).fillna(1.0).where(runs["training"].notna(), 0.0)
     of_training = pd.DataFrame(
@@ -58,7 +59,7 @@ def run_costs(runs: pd.DataFrame) -> pd.DataFrame:
             "device": device,
             "day": [f"{time.to_pydatetime().astimezone():%Y-%m-%d}" for time in start],
             "kind": device.map(lambda name: name if name in ("cpu", "unknown") else "gpu"),
-            "outcome": runs["status"].map({"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"})
+            "outcome": runs["status"].map({FINISHED: "finished", FAILED: "failed", KILLED: "killed"})
             .mask(runs["status"].isin(UNDER_WAY), "running"),
             "device_hours": hours.fillna(0.0) - counted_twice["hours"],
             "images": of_training["images"] - counted_twice["images"],
@@ -75,8 +76,8 @@ def _counted_twice(runs: pd.DataFrame, of_training: pd.DataFrame) -> pd.DataFram
     no_trunk = pd.Series(None, index=runs.index, dtype=object)
     before = pd.DataFrame(
         {
-            "hours": _column(runs, "cost/trunk_device_hours"), "seconds": _column(runs, "cost/trunk_seconds"),
-            "images": _column(runs, "cost/trunk_images"),
+            "hours": _column(runs, CostName.TRUNK_DEVICE_HOURS), "seconds": _column(runs, CostName.TRUNK_SECONDS),
+            "images": _column(runs, CostName.TRUNK_IMAGES),
         }
     ).fillna(0.0)  # fmt: skip
     before = before.clip(upper=of_training)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from pforce.metrics.names import MetricName, read_names
 from pforce.results.frames import Row, finished
 from pforce.results.statistics import mean_interval
 
-CORRELATION = re.compile(r"difficulty/pearson_t(\d\.\d+)")
-LOSS = re.compile(r"context/loss_t(\d\.\d+)_at(\d\.\d+)")
-LOG_SIGMA = re.compile(r"context/log_sigma_t(\d\.\d+)_(alone|context)_q(\d+)")
+
+def _measured(values: pd.DataFrame, kind: str) -> Iterator[tuple[MetricName, pd.Series[Any]]]:
+    """The metrics of a kind that any run has, without what stands beside them."""
+    for text, name in read_names(values.columns).items():
+        if name.kind == kind and name.beside is None and values[text].notna().any():
+            yield name, values[text]
 
 
 def _over_seeds(values: pd.Series) -> dict[str, float]:
@@ -25,10 +30,8 @@ def _over_seeds(values: pd.Series) -> dict[str, float]:
 def difficulty_curve(frame: pd.DataFrame, row: Row) -> pd.DataFrame:
     """R against t over seeds: t, mean, low, high, n. Empty where no run of the row has it."""
     values = finished(frame, row)
-    names = {float(match[1]): name for name in map(str, values.columns) if (match := CORRELATION.fullmatch(name))}
-    return pd.DataFrame(
-        [{"t": t, **_over_seeds(values[name])} for t, name in sorted(names.items()) if values[name].notna().any()]
-    )
+    found = {name.t: series for name, series in _measured(values, "difficulty/pearson")}
+    return pd.DataFrame([{"t": t, **_over_seeds(series)} for t, series in sorted(found.items())])
 
 
 def context_curve(frame: pd.DataFrame, row: Row) -> pd.DataFrame:
@@ -36,16 +39,15 @@ def context_curve(frame: pd.DataFrame, row: Row) -> pd.DataFrame:
     against no context in percent, seed by seed: change, change_low, change_high."""
     values = finished(frame, row)
     records = []
-    for name in map(str, values.columns):
-        match = LOSS.fullmatch(name)
-        if match and values[name].notna().any():
-            start = values[f"context/loss_t{float(match[1]):.2f}"]
-            change = _over_seeds(100 * (values[name] / start - 1))
+    for name, loss in _measured(values, "context/loss"):
+        if name.context_time is not None:
+            start = values[str(replace(name, context_time=None))]
+            change = _over_seeds(100 * (loss / start - 1))
             records.append(
                 {
-                    "t": float(match[1]),
-                    "time": float(match[2]),
-                    **_over_seeds(values[name]),
+                    "t": name.t,
+                    "time": name.context_time,
+                    **_over_seeds(loss),
                     "change": change["mean"],
                     "change_low": change["low"],
                     "change_high": change["high"],
@@ -58,11 +60,10 @@ def log_sigma_quantiles(frame: pd.DataFrame, row: Row) -> pd.DataFrame:
     """Quantiles of log-σ on uncertain patches: t, kind (alone, context), quantile, mean over seeds, n."""
     values = finished(frame, row)
     records = []
-    for name in map(str, values.columns):
-        match = LOG_SIGMA.fullmatch(name)
-        if match and values[name].notna().any():
-            mean = _over_seeds(values[name])
-            records.append({"t": float(match[1]), "kind": match[2], "quantile": int(match[3]) / 100, **mean})
+    for name, log_sigma in _measured(values, "context/log_sigma"):
+        if isinstance(name.statistic, int):
+            quantile = {"t": name.t, "kind": name.shown, "quantile": name.statistic / 100}
+            records.append({**quantile, **_over_seeds(log_sigma)})
     order = ["t", "kind", "quantile"]
     return pd.DataFrame(records).sort_values(order, ignore_index=True) if records else pd.DataFrame()
 

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from pforce.metrics.distances import INCEPTION_NAMES, metric_name
+from pforce.metrics.distances import metric_name
+from pforce.metrics.names import DISTANCES, VALIDATION_LOSS, MetricName, read_names
+from pforce.records.status import FINISHED, UNDER_WAY
 from pforce.results.stored import storage_frame
 from pforce.storage import Storage
 from pforce.tracking import Tracker, is_server, runs_frame
 from pforce.tracking.checks import is_database
 
-UNDER_WAY = ("RUNNING", "SCHEDULED")
-DISTANCES = ("fd", "fd_infinity", "sfd", "kd", "precision", "recall", "is")
-"""What is measured of generated images, by the short names of `pforce.metrics.distances.metric_name`, in the order
-of tables."""
-COUNTS = ("_images", "_reference_images")
-BESIDE = ("_low", "_high", *COUNTS, "_features")
-"""What a distance's other columns add to its name."""
-OF_INCEPTION = {INCEPTION_NAMES.get(short, short): short for short in DISTANCES}
-OF_OTHERS = re.compile(rf"({'|'.join(DISTANCES)})/(\S+)")
-LARGER_IS_BETTER = re.compile(r"(difficulty|throughput)/.*|(precision|recall|is)(/.*)?")
-
-DECILE = re.compile(r"calibration/(expected|observed)_t(\d\.\d+)_d(\d+)")
+CALIBRATION_CURVE = ("calibration/expected", "calibration/observed")
 
 
 class Row(NamedTuple):
@@ -66,7 +56,7 @@ def with_states(stored: pd.DataFrame, tracked: pd.DataFrame) -> pd.DataFrame:
     if tracked.empty:
         return stored
     done = set(stored["fingerprint"]) if len(stored) else set()
-    others = tracked[~tracked["fingerprint"].isin(done) & (tracked["status"] != "FINISHED")]
+    others = tracked[~tracked["fingerprint"].isin(done) & (tracked["status"] != FINISHED)]
     if others.empty:
         return stored
     return others if stored.empty else pd.concat([stored, others], ignore_index=True)
@@ -82,7 +72,7 @@ def cells(frame: pd.DataFrame) -> pd.DataFrame:
         return frame
     # Ordered are three columns, not the hundred that a frame has: a table asks this for each of its rows.
     few = frame[["fingerprint", "status", "start_time"]].reset_index(drop=True).dropna(subset=["fingerprint"])
-    rank = few["status"].map({"FINISHED": 2, **dict.fromkeys(UNDER_WAY, 1)}).fillna(0)
+    rank = few["status"].map({FINISHED: 2, **dict.fromkeys(UNDER_WAY, 1)}).fillna(0)
     ordered = few.assign(_rank=rank).sort_values(["_rank", "start_time"], kind="stable")
     return frame.iloc[sorted(ordered.drop_duplicates("fingerprint", keep="last").index)]
 
@@ -94,26 +84,21 @@ def finished(frame: pd.DataFrame, rows: Row | Sequence[Row]) -> pd.DataFrame:
     several = [rows] if isinstance(rows, Row) else rows
     wanted = {fingerprint for row in several for fingerprint in row.fingerprints}
     chosen = cells(frame[frame["fingerprint"].isin(wanted)])
-    return chosen[chosen["status"] == "FINISHED"]
+    return chosen[chosen["status"] == FINISHED]
 
 
 def distance_of(name: str) -> tuple[str, str] | None:
     """`fid` → ("fd", "inception"), `kd/openmoji` → ("kd", "openmoji"); None for what is not a distance."""
-    if name in OF_INCEPTION:
-        return OF_INCEPTION[name], "inception"
-    match = OF_OTHERS.fullmatch(name)
-    return (match[1], match[2]) if match else None
+    found = read_names([name]).get(name)
+    return (found.kind, found.detector) if found and found.detector and found.beside is None else None
 
 
 def detectors(frame: pd.DataFrame) -> list[str]:
     """Detectors whose distances the frame has values of, those of most rows first."""
     found: dict[str, int] = {}
-    for name in frame.columns:
-        # `fd/openmoji_low` is a detector of that name only if it has counts of its own.
-        beside = any(name.endswith(end) and name.removesuffix(end) in frame for end in BESIDE)
-        distance = None if beside and f"{name}_images" not in frame else distance_of(name)
-        if distance is not None and (n := int(frame[name].notna().sum())):
-            found[distance[1]] = max(n, found.get(distance[1], 0))
+    for text, name in read_names(frame.columns).items():
+        if name.detector and name.beside is None and (n := int(frame[text].notna().sum())):
+            found[name.detector] = max(n, found.get(name.detector, 0))
     return sorted(found, key=lambda detector: (-found[detector], detector))
 
 
@@ -129,13 +114,14 @@ def primary_metric(frame: pd.DataFrame, rows: Sequence[Row]) -> str | None:
     None where no row has any of them.
     """
     values = finished(frame, rows)
-    named = [*distances_in(values), "val/loss"]
+    named = [*distances_in(values), VALIDATION_LOSS]
     return next((name for name in named if name in values and values[name].notna().any()), None)
 
 
 def smaller_is_better(metric: str) -> bool:
     """True of distances, losses, calibration and costs; False of correlations, precision, recall and scores."""
-    return LARGER_IS_BETTER.fullmatch(metric) is None
+    name = MetricName.parse(metric)
+    return name is None or not name.larger_is_better
 
 
 def row_names(rows: Sequence[Row]) -> list[str]:
@@ -157,15 +143,15 @@ def calibration_curves(frame: pd.DataFrame, rows: Sequence[Row]) -> pd.DataFrame
         frame, rows: as of `cell_table`.
     """
     records = []
-    matches = [match for name in frame.columns if (match := DECILE.fullmatch(name))]
-    points = sorted({(match[2], int(match[3])) for match in matches})
+    names = [name for name in read_names(frame.columns).values() if name.t is not None and name.decile is not None]
+    points = sorted({(name.t, name.decile) for name in names})
     for number, row in enumerate(rows):
         values = finished(frame, row)
         for t, decile in points:
-            names = [f"calibration/{kind}_t{t}_d{decile}" for kind in ("expected", "observed")]
-            pairs = values[names].astype(float).dropna()
+            both = [str(MetricName(kind, t=t, decile=decile)) for kind in CALIBRATION_CURVE]
+            pairs = values[both].astype(float).dropna()
             if len(pairs):
                 expected, observed = pairs.mean()
-                record = {"t": float(t), "decile": decile, "expected": expected, "observed": observed, "n": len(pairs)}
+                record = {"t": t, "decile": decile, "expected": expected, "observed": observed, "n": len(pairs)}
                 records.append({"row": number, **row.labels, **record})
     return pd.DataFrame(records)

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from pforce.metrics.distances import few_images
+from pforce.metrics.names import COUNTS, CostName, MetricName, read_names
+from pforce.records.status import FAILED, FINISHED, UNDER_WAY
 from pforce.results.frames import (
-    COUNTS,
-    UNDER_WAY,
     Row,
     cells,
     distances_in,
@@ -20,7 +20,7 @@ from pforce.results.frames import (
 MOST_LISTED = 6
 """Rows or values that a note names; of more it tells the number."""
 
-KINDS = {"FINISHED": "finished", "FAILED": "failed", "none": "no run", **dict.fromkeys(UNDER_WAY, "running")}
+KINDS = {FINISHED: "finished", FAILED: "failed", "none": "no run", **dict.fromkeys(UNDER_WAY, "running")}
 """Of a cell, by the status of its run; any other status is `stopped`. One that failed as it diverged is `diverged`."""
 CURES = {
     "diverged": "--again diverged tries again",
@@ -43,10 +43,15 @@ def table_notes(frame: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
     return [*_few_images(values), *_differences(values), *_unmeasured(frame, rows, values), *_states(frame, rows)]
 
 
+def _distances(values: pd.DataFrame) -> list[MetricName]:
+    names = read_names(values.columns)
+    return [names[text] for text in distances_in(values)]
+
+
 def _few_images(values: pd.DataFrame) -> list[str]:
     smallest: dict[str, float] = {}
-    for name in distances_in(values):
-        counts = {f"{name}_features", f"{name}_images"} & set(values.columns)
+    for name in _distances(values):
+        counts = {str(name.with_beside("features")), str(name.with_beside("images"))} & set(values.columns)
         smallest |= {count: float(values[count].min()) for count in sorted(counts)}
     return few_images(smallest)
 
@@ -54,15 +59,18 @@ def _few_images(values: pd.DataFrame) -> list[str]:
 def _differences(values: pd.DataFrame) -> list[str]:
     """What all cells should have in common. NFE are equal within 2 % or one evaluation."""
     told: dict[tuple[str, str], list[str]] = {}
-    for end, what in zip(COUNTS, ("generated", "reference"), strict=True):
-        for name in distances_in(values):
-            if name + end in values and values[name + end].nunique() > 1:
-                told.setdefault((what, _numbers(values[name + end])), []).append(name)
+    for beside, what in zip(COUNTS, ("generated", "reference"), strict=True):
+        for name in _distances(values):
+            count = str(name.with_beside(beside))
+            if count in values and values[count].nunique() > 1:
+                told.setdefault((what, _numbers(values[count])), []).append(str(name))
     notes = [
         f"{', '.join(names)}: cells differ in their number of {what} images ({numbers}): their distances do not compare"
         for (what, numbers), names in told.items()
     ]
-    for metric, what, share, step in (("cost/nfe", "NFE", 0.02, 1), ("cost/images_seen", "images seen", 0.0, 0)):
+    for metric, what, share, step in (
+        (CostName.NFE, "NFE", 0.02, 1), (CostName.IMAGES_SEEN, "images seen", 0.0, 0)
+    ):  # fmt: skip
         if metric in values and values[metric].max() - values[metric].min() > max(step, share * values[metric].max()):
             notes.append(f"cells differ in {what} ({_numbers(values[metric])}): not the same compute")
     return notes

@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from pforce.results.frames import UNDER_WAY, Row, cells, primary_metric, smaller_is_better
+from pforce.metrics.names import THROUGHPUT, CostName
+from pforce.records.status import FAILED, FINISHED, KILLED, UNDER_WAY
+from pforce.results.frames import Row, cells, primary_metric, smaller_is_better
 from pforce.tracking import Tracker, runs_frame, sweeps_frame
 
 SILENT_SECONDS = 600.0
 """A run under way that has told nothing for so long may have lost its driver."""
-STATES = {"FINISHED": "done", "FAILED": "failed", "KILLED": "stopped"}
-BUDGET, RATE, COST = "training.images", "throughput/images_per_second", "cost/device_hours"
+STATES = {FINISHED: "done", FAILED: "failed", KILLED: "stopped"}
+BUDGET, RATE, COST = "training.images", THROUGHPUT, CostName.DEVICE_HOURS
 TRIAL_COLUMNS = [
     "sweep", "label", "state", "reason", "progress", "images_seen", "images", "images_per_second", "device_hours",
     "seconds_left", "attempts", "started", "last_activity", "parent", "fingerprint", "run_id",
@@ -174,14 +176,14 @@ def _seconds_left(own: pd.DataFrame, planned: int, runs: pd.DataFrame) -> float:
     at_once = float(to_see / running["images_per_second"].sum())
     # A finished trial tells what its evaluation adds to its training.
     mine = runs.loc[own.index]
-    ratio = (_column(mine, "cost/seconds") / _column(mine, "cost/training_seconds")).median()
+    ratio = (_column(mine, CostName.SECONDS) / _column(mine, CostName.TRAINING_SECONDS)).median()
     return max(at_once, float(running["seconds_left"].max())) * (1.0 if math.isnan(ratio) else max(1.0, ratio))
 
 
 def _best(own: pd.DataFrame) -> tuple[str | None, float]:
     """The metric that the trials are compared by, and its best value."""
     done = cells(own)
-    done = done[done["status"] == "FINISHED"]
+    done = done[done["status"] == FINISHED]
     metric = primary_metric(done, [Row({}, list(done["fingerprint"]))]) if len(done) else None
     if metric is None:
         return None, math.nan

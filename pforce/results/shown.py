@@ -11,15 +11,17 @@ import numpy as np
 import torch
 
 from pforce.files import write_bytes
+from pforce.metrics.names import THROUGHPUT, CostName
 from pforce.records.cell import CellResult, result_of
 from pforce.records.ledger import Ledger
 from pforce.records.parts import CellParts, Request, decay_of
 from pforce.records.row import tensors_of
+from pforce.records.status import FAILED, FINISHED, KILLED, Status
 from pforce.records.sweeps import CellEntry, SweepEntry
 from pforce.storage import Storage
 from pforce.storage.errors import StorageError
 from pforce.tracking.page import Page, Progress, Shown
-from pforce.tracking.view import USER, Point, Status, Tags, View
+from pforce.tracking.view import USER, Point, Tags, View
 from pforce.training.curve import CURVE
 from pforce.training.loop import Record
 from pforce.trial.draw import save_samples
@@ -41,8 +43,8 @@ def point_of(record: Record) -> Point:
     values = {
         "train/loss": record.loss, "train/mse": record.mse, "train/nll": record.nll,
         "train/gradient_norm": record.gradient_norm, "train/learning_rate": record.learning_rate,
-        "train/images_seen": float(record.images_seen), "throughput/images_per_second": record.images_per_second,
-        "cost/device_hours": record.device_hours,
+        "train/images_seen": float(record.images_seen), THROUGHPUT: record.images_per_second,
+        CostName.DEVICE_HOURS: record.device_hours,
     }  # fmt: skip
     finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
     return Point(record.images_seen, milliseconds(record.time), finite)
@@ -210,7 +212,7 @@ def show_sweep(
     if own.deleted and restore:
         page.client.restore_run(own.run_id)
         own.deleted = False
-    if view.status not in (own.status, "KILLED") and not own.deleted:
+    if view.status not in (own.status, KILLED) and not own.deleted:
         page.bring(own, view)  # its driver was killed before it could say that all has ended
     return page.show({page.key(cell): view for cell, view in views.items()}, own.run_id, restore=restore,
                      progress=progress)  # fmt: skip
@@ -219,8 +221,8 @@ def show_sweep(
 def _own(entry: SweepEntry, views: Mapping[str, View]) -> View:
     """The run of a sweep that was never shown, or whose run is gone."""
     whole = len(views) == len({cell.cell for cell in entry.cells})
-    good = all(view.status == "FINISHED" for view in views.values())
-    status: Status = ("FINISHED" if good else "FAILED") if whole else "KILLED"
+    good = all(view.status == FINISHED for view in views.values())
+    status: Status = (FINISHED if good else FAILED) if whole else KILLED
     started = min(view.started for view in views.values())
     ended = max(view.ended or 0 for view in views.values())
     return View(entry.name, sweep_tags(entry), status=status, started=started, ended=ended)

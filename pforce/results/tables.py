@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from pforce.metrics.distances import interval_names, metric_name
+from pforce.metrics.distances import metric_name
+from pforce.metrics.names import DISTANCES, VALIDATION_LOSS, CostName, MetricName, interval_names
+from pforce.records.status import UNDER_WAY
 from pforce.results.frames import (
-    DISTANCES,
-    UNDER_WAY,
     Row,
     cells,
     detectors,
@@ -56,7 +56,7 @@ DISTANCE_COLUMNS = tuple(
     Column(short, short, DISTANCE_DECIMALS.get(short, 2), True, of_detector=True) for short in DISTANCES
 )
 QUALITY_COLUMNS = (
-    Column("val/loss", "val loss", 4, True),
+    Column(VALIDATION_LOSS, "val loss", 4, True),
     *DISTANCE_COLUMNS,
     Column("difficulty/pearson_t0.20", "R(0.2)", 3, True),
     Column("difficulty/pearson_t0.60", "R(0.6)", 3, True),
@@ -67,14 +67,14 @@ CALIBRATION_COLUMNS = (
 )
 """For sweeps that ask for them: root mean square log ratio of observed to expected squared error, 0 is perfect."""
 COST_COLUMNS = (
-    Column("cost/images_seen", "images seen", 0, False),
+    Column(CostName.IMAGES_SEEN, "images seen", 0, False),
     Column("images", "images", 0, False, of_detector=True),
-    Column("cost/nfe", "NFE", 0, False),
-    Column("cost/forward_passes", "passes", 0, False),
-    Column("cost/flops_per_image", "GFLOPs/image", 2, False, 1e9),
-    Column("cost/sampling_seconds_per_image", "s/image", 4, False),
-    Column("cost/seconds", "seconds", 0, False),
-    Column("cost/device_hours", "device-hours", 4, False),
+    Column(CostName.NFE, "NFE", 0, False),
+    Column(CostName.FORWARD_PASSES, "passes", 0, False),
+    Column(CostName.FLOPS, "GFLOPs/image", 2, False, 1e9),
+    Column(CostName.SAMPLING_SECONDS, "s/image", 4, False),
+    Column(CostName.SECONDS, "seconds", 0, False),
+    Column(CostName.DEVICE_HOURS, "device-hours", 4, False),
 )
 COLUMNS = (*QUALITY_COLUMNS, *COST_COLUMNS)
 """What every sweep's table shows."""
@@ -90,11 +90,11 @@ def _named(column: Column, values: pd.DataFrame) -> list[Column]:
         return [column._replace(metric=name, header=name, of_detector=False) for name in names if name in found]
     named = []
     for detector in detectors(values):
-        of_it = (metric_name(short, detector) for short in DISTANCES)
-        name = next((name for name in of_it if name in found and f"{name}_images" in values), None)
-        if name:  # one evaluation measures all of its distances on the same images
-            header = f"{name if several else name.split('/')[0]} images"
-            named.append(column._replace(metric=f"{name}_images", header=header, of_detector=False))
+        of_it = (MetricName(kind, detector, beside="images") for kind in DISTANCES)
+        count = next((name for name in of_it if str(name.value) in found and str(name) in values), None)
+        if count:  # one evaluation measures all of its distances on the same images
+            header = f"{count.value if several else count.short} images"
+            named.append(column._replace(metric=str(count), header=header, of_detector=False))
     return named
 
 

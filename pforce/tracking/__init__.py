@@ -1,12 +1,13 @@
 """Tracking in MLflow: the only package that imports it. Runs that show what a storage holds, and reading them back."""
 
+from pforce.records.status import Status
 from pforce.tracking.checks import TrackingError, is_server, mask, sqlite_path
 from pforce.tracking.live import Live
 from pforce.tracking.mirror import Mirror
 from pforce.tracking.page import Page, Shown
 from pforce.tracking.reading import runs_frame, sweep_names, sweeps_frame
 from pforce.tracking.store import Tracker, default_uri, is_installed
-from pforce.tracking.view import PARENT, Point, Status, Tags, View
+from pforce.tracking.view import PARENT, Point, Tags, View
 
 __all__ = [
     "PARENT",

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from pforce.records.status import KILLED, RUNNING, Status
 from pforce.tracking.checks import TrackingError, short_requests, transient, why
 from pforce.tracking.mirror import Mirror
 from pforce.tracking.page import Page, Progress, Run
-from pforce.tracking.view import Point, Status, Tags, View
+from pforce.tracking.view import Point, Tags, View
 
 PERIOD_SECONDS = 1.0
 FLUSH_SECONDS = 60.0
@@ -56,7 +57,7 @@ class _Trial:
     name: str
     tags: dict[str, str]
     params: Mapping[str, str] = field(default_factory=dict)
-    status: Status = "RUNNING"
+    status: Status = RUNNING
     started: int = field(default_factory=now)
     ended: int | None = None
     past: Callable[[], Sequence[Point]] | None = None
@@ -126,7 +127,7 @@ class Live:
             self.changed.wait_for(lambda: self._is_open() or self.problem is not None, OPEN_SECONDS)
             problem = self.refusal if self._is_open() else self.problem
         if problem is not None:
-            self.end("KILLED")  # should the store come back, nothing of this sweep is under way
+            self.end(KILLED)  # should the store come back, nothing of this sweep is under way
             raise TrackingError(f"tracking store {self.tracker.shown} cannot be written: {problem}")
 
     def _is_open(self) -> bool:
@@ -220,7 +221,7 @@ class Live:
 
     def _urgent(self) -> bool:
         waiting = [self.trials[cell] for cell in self._waiting()]
-        return any(trial.status != "RUNNING" and not trial.failures for trial in waiting)
+        return any(trial.status != RUNNING and not trial.failures for trial in waiting)
 
     def _show(self) -> None:
         self.tracker.again()

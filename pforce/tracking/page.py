@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from pforce.records.status import FINISHED, RUNNING
 from pforce.tracking.checks import transient, why
 from pforce.tracking.database import Found
 from pforce.tracking.view import OF_A_RESULT, OF_AN_ATTEMPT, PARENT, USER, Point, Tags, View, key_of
@@ -31,7 +32,7 @@ class Run:
 
     run_id: str
     deleted: bool = False
-    status: str = "RUNNING"
+    status: str = RUNNING
     content: str = ""
     """Digest of all that it shows; empty while it does not."""
     made: bool = False
@@ -114,7 +115,7 @@ class Page:
         runs = {}
         for key, same in several.items():
             first, *others = sorted(same, key=lambda each: (
-                each.deleted, each.run_id != prefer, Tags.SHOWN not in each.tags, each.status == "RUNNING",
+                each.deleted, each.run_id != prefer, Tags.SHOWN not in each.tags, each.status == RUNNING,
             ))  # fmt: skip
             for other in others:
                 if not other.deleted:
@@ -132,7 +133,7 @@ class Page:
                     of_values.setdefault(found.tags[tag], []).append(found)
             for value, same in of_values.items():
                 if not any(Tags.KEY in found.tags for found in same):
-                    best = max(same, key=lambda found: (found.status == "FINISHED", found.started))
+                    best = max(same, key=lambda found: (found.status == FINISHED, found.started))
                     self.client.set_tag(best.run_id, Tags.KEY, self.key(value))
 
     # --- making -------------------------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ class Page:
                 made = self.client.create_run(
                     self.experiment_id, start_time=view.started or None, run_name=view.name, tags=tags
                 )
-                runs[key] = Run(made.info.run_id, False, "RUNNING", "", True, True, tags, set(), set())
+                runs[key] = Run(made.info.run_id, False, RUNNING, "", True, True, tags, set(), set())
         return runs
 
     # --- bringing up to date ------------------------------------------------------------------------------------
@@ -221,11 +222,11 @@ class Page:
 
     def _take_away(self, run: Run, view: View) -> None:
         """Tags of an earlier attempt, or of other results, that the view has not."""
-        for name in OF_AN_ATTEMPT if view.status == "RUNNING" else OF_A_RESULT:
+        for name in OF_AN_ATTEMPT if view.status == RUNNING else OF_A_RESULT:
             if name in run.tags and name not in view.tags:
                 self._untag(run.run_id, name)
                 del run.tags[name]
-        if view.status == "RUNNING":
+        if view.status == RUNNING:
             run.content = ""
 
     def _untag(self, run_id: str, name: str) -> None:

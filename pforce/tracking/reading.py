@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from pforce.metrics.names import CostName
+from pforce.records.status import UNDER_WAY
 from pforce.tracking.store import Tracker
 from pforce.tracking.view import PARENT, USER, Tags
 
@@ -156,7 +158,7 @@ def _user(run: Any) -> str:
 
 def _last_activity(run: Any) -> Any:
     """When it was last heard of: its end, or while it runs its last metric."""
-    if run.info.status not in ("RUNNING", "SCHEDULED") and run.info.end_time:
+    if run.info.status not in UNDER_WAY and run.info.end_time:
         return _time(run.info.end_time)
     # The only place where MLflow gives times of metrics without a call a run.
     times = [metric.timestamp for metric in run.data._metric_objs]
@@ -167,6 +169,6 @@ def _images_trained(run: Any) -> float:
     """Images that the training has seen, from the last point of its curve; NaN where it trained nothing so far."""
     seen = run.data.metrics.get("train/images_seen")
     steps = [metric.step for metric in run.data._metric_objs if metric.key == "train/loss"]
-    if seen is None and not steps and "cost/training_seconds" in run.data.metrics:
-        seen = run.data.metrics.get("cost/images_seen")  # an imported record has no curve
+    if seen is None and not steps and CostName.TRAINING_SECONDS in run.data.metrics:
+        seen = run.data.metrics.get(CostName.IMAGES_SEEN)  # an imported record has no curve
     return float(seen if seen is not None else max(steps, default=float("nan")))

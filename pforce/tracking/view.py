@@ -7,9 +7,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from pforce.files import digest
+from pforce.records.status import RUNNING, Status
 
 PARENT, USER = "mlflow.parentRunId", "mlflow.user"
 NAME_LENGTH = 250
@@ -17,8 +18,6 @@ TAG_LENGTH = 4000
 PARAMETER_LENGTH = 6000
 NAME = re.compile(r"[\w.\-/ ]{1,250}")
 """Of parameters and metrics, as MLflow takes them on every system."""
-
-Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 
 class Tags:
@@ -107,7 +106,7 @@ class View:
     """Its numbers: finite ones are shown, at `step`. What is undefined or infinite has no place in a store that would
     make a large number of it."""
     step: int = 0
-    status: Status = "RUNNING"
+    status: Status = RUNNING
     started: int = 0
     """Milliseconds since 1970."""
     ended: int | None = None

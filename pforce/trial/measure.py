@@ -35,6 +35,7 @@ from pforce.metrics.held_out import (
     measure_difficulty,
     measure_loss,
 )
+from pforce.metrics.names import HELD_OUT_IMAGES, CostName
 from pforce.metrics.reference import ReferenceStatistics
 from pforce.models import PatchForcingTransformer
 from pforce.models.autoencoder import Decoder
@@ -216,7 +217,7 @@ def _measure_one(
         raise
     seconds = time.perf_counter() - clock
     files = _keep(ledger, found.arrays)
-    values = {**found.values, "data/held_out_images": float(len(data.x1))}
+    values = {**found.values, HELD_OUT_IMAGES: float(len(data.x1))}
     ledger.put(Record.of(
         part, values=values, undefined=found.undefined, files=files, notes=found.notes, started=started,
         finished=time.time(), provenance=subject.provenance,
@@ -459,12 +460,12 @@ def record_drawing(
     if ledger.get(part) is not None and not images:
         return
     values: dict[str, float] = {
-        "cost/nfe": float(subject.sampler.schedule().num_function_evaluations),
-        "cost/flops_per_image": float(count_flops(subject.model.config, subject.sampler)),
+        CostName.NFE: float(subject.sampler.schedule().num_function_evaluations),
+        CostName.FLOPS: float(count_flops(subject.model.config, subject.sampler)),
     }
     if images:
-        values["cost/forward_passes"] = float(passes)
-        values["cost/sampling_seconds_per_image"] = sampling / images
+        values[CostName.FORWARD_PASSES] = float(passes)
+        values[CostName.SAMPLING_SECONDS] = sampling / images
     cost = {
         "seconds": seconds, "device_seconds": seconds * subject.devices, "images": float(images),
         "passes": float(images * passes),

@@ -26,12 +26,24 @@ from pforce.config import Experiment, flat_params, to_dict
 from pforce.files import digest, read_small, sha256_of, write_json
 from pforce.metrics.detectors import Detector, DetectorError, load_detector
 from pforce.metrics.detectors.inception import InceptionDetector
-from pforce.metrics.distances import metric_name
+from pforce.metrics.names import (
+    BESIDE,
+    CALIBRATION,
+    CONTEXT,
+    CURVE_POINT,
+    DAMAGED_SAMPLES,
+    DIFFICULTY,
+    VALIDATION_LOSS,
+    CostName,
+    MetricName,
+    read_names,
+)
 from pforce.models.weights import WeightsError, filled
 from pforce.records import exchange, legacy
+from pforce.records.cost import Cost
 from pforce.records.ledger import Ledger
 from pforce.records.legacy import NOT_WELL_FORMED
-from pforce.records.parts import CellParts, Inputs, Part, Request, cell_parts
+from pforce.records.parts import Analysis, CellParts, Inputs, Part, Request, cell_parts
 from pforce.records.record import Record, RecordError
 from pforce.records.row import TENSORS
 from pforce.records.sweeps import CellEntry, SweepEntry
@@ -44,12 +56,15 @@ from pforce.trial.source import content_hash
 
 Say = Callable[[str], None]
 OLD_TRIALS = "trials"
-SHORT_OF = {
+KINDS_OF = {
     "frechet": ("fd", "sfd"), "frechet_infinity": ("fd_infinity",), "kernel": ("kd",),
     "precision_recall": ("precision", "recall"), "inception_score": ("is",),
 }  # fmt: skip
-SUFFIXES = ("", "_low", "_high", "_images", "_reference_images", "_features")
-DRAWN = ("cost/nfe", "cost/forward_passes", "cost/flops_per_image", "cost/sampling_seconds_per_image")
+"""Image metric → kinds of the distances that it gives."""
+HELD_OUT_KINDS: Mapping[Analysis, Sequence[str]] = {
+    "loss": (VALIDATION_LOSS,), "difficulty": (*DIFFICULTY, *CALIBRATION), "context": CONTEXT,
+}  # fmt: skip
+DRAWN = (CostName.NFE, CostName.FORWARD_PASSES, CostName.FLOPS, CostName.SAMPLING_SECONDS)
 
 
 @dataclass
@@ -103,8 +118,7 @@ def inputs_of_then(experiment: Experiment, metrics: Mapping[str, float], hashes:
     """What a result read, from its own record: no data set need be at hand."""
     evaluation = experiment.evaluation
     name = evaluation.detector_name
-    distance = metric_name("fd", name)
-    references = int(metrics.get(f"{distance}_reference_images", 0))
+    references = int(metrics.get(str(MetricName("fd", name, beside="reference_images")), 0))
     if evaluation.reference == "validation" and references:
         validation, train = references, 0
     elif evaluation.reference == "train":
@@ -162,28 +176,27 @@ def put_cell(cell: OldCell, ledger: Ledger, origin: str, tensors: str | None = N
         tensors: where the weights are at hand; else they get a name of their own, equal for cells of one training run.
     """
     metrics, parts = cell.metrics, cell.parts
-    spent = float(metrics.get("cost/training_seconds", math.nan))
+    spent = float(metrics.get(CostName.TRAINING_SECONDS, math.nan))
     known = ledger.get(parts.weights)
     if tensors is None:
         tensors = digest("migrated weights", [parts.weights.digest, repr(spent), cell.provenance.get("device", "")])
     if known is None:
         # Devices of then: the same for training and evaluation.
-        seconds = float(metrics.get("cost/seconds", math.nan))
-        devices = float(metrics.get("cost/device_hours", math.nan)) * 3600 / seconds if seconds else math.nan
-        cost = {"seconds": spent, "device_seconds": spent * devices, "images": float(parts.images_seen)}
+        seconds = float(metrics.get(CostName.SECONDS, math.nan))
+        devices = float(metrics.get(CostName.DEVICE_HOURS, math.nan)) * 3600 / seconds if seconds else math.nan
+        cost = Cost(spent, spent * devices, images=float(parts.images_seen))
         ledger.put(Record.of(
             parts.training, values={"experiment": to_dict(cell.experiment)}, started=cell.started,
             finished=cell.finished, provenance=dict(cell.provenance), origin=origin,
         ))  # fmt: skip
         values: dict[str, object] = {
             TENSORS: tensors,
-            "data/damaged_samples": float(metrics.get("data/damaged_samples", 0.0)),
-            **{name: float(value) for name, value in metrics.items() if name.startswith("train/")},
+            DAMAGED_SAMPLES: float(metrics.get(DAMAGED_SAMPLES, 0.0)),
+            **{name: float(value) for name, value in metrics.items() if name in CURVE_POINT},
         }
         known = ledger.put(Record.of(
             parts.weights, values=values, started=cell.started, finished=cell.finished, origin=origin,
-            cost={name: value for name, value in cost.items() if math.isfinite(value)},
-            provenance=dict(cell.provenance),
+            cost=cost.plain(), provenance=dict(cell.provenance),
         ))  # fmt: skip
     weights = str(known.values[TENSORS])
     if weights != tensors:
@@ -204,20 +217,20 @@ def put_cell(cell: OldCell, ledger: Ledger, origin: str, tensors: str | None = N
 def _put(part: Part, values: Mapping[str, float], cell: OldCell, ledger: Ledger, origin: str) -> None:
     if ledger.get(part) is not None:
         return
-    cost: dict[str, float] = {}
+    cost = Cost()
     files: dict[str, str] = {}
     if part.kind == "drawing":
-        spent = float(cell.metrics.get("cost/evaluation_seconds", 0.0))
-        seconds = float(cell.metrics.get("cost/seconds", 0.0))
-        share = float(cell.metrics.get("cost/device_hours", 0.0)) * 3600 / seconds if seconds else 1.0
-        cost = {"seconds": spent, "device_seconds": spent * share}
+        spent = float(cell.metrics.get(CostName.EVALUATION_SECONDS, 0.0))
+        seconds = float(cell.metrics.get(CostName.SECONDS, 0.0))
+        share = float(cell.metrics.get(CostName.DEVICE_HOURS, 0.0)) * 3600 / seconds if seconds else 1.0
+        cost = Cost(spent, spent * share)
         if cell.picture is not None:
             content = cell.picture.read_bytes()
             files["samples.png"] = hashlib.sha256(content).hexdigest()
             ledger.put_file(content, files["samples.png"])
     ledger.put(Record.of(
         part, values=dict(values), files=files, started=cell.started, finished=cell.finished, origin=origin,
-        cost=cost, provenance=dict(cell.provenance),
+        cost=cost.plain(), provenance=dict(cell.provenance),
     ))  # fmt: skip
 
 
@@ -227,16 +240,14 @@ def values_by_part(
     """The numbers of a row, by the parts that they belong to; what its drawing has cost is the last."""
     found: list[tuple[Part, dict[str, float]]] = []
     for metric, part in request.image_parts(weights).items():
-        names = (metric_name(short, request.detector["name"]) for short in SHORT_OF[metric])
-        values = {name + end: metrics[name + end] for name in names for end in SUFFIXES if name + end in metrics}
-        found.append((part, values))
+        distances = (MetricName(kind, request.detector["name"]) for kind in KINDS_OF[metric])
+        names = [str(name.with_beside(beside)) for name in distances for beside in (None, *BESIDE)]
+        found.append((part, {name: metrics[name] for name in names if name in metrics}))
+    known = read_names(metrics)
     for (analysis, time), part in request.held_out_parts(weights).items():
-        pattern = {
-            "loss": r"val/loss(_t\d\.\d+)?",
-            "difficulty": rf"(difficulty|calibration)/\w+_t{time}(_\w+)?",
-            "context": rf"context/\w+_t{time}(_.*)?",
-        }[analysis]
-        found.append((part, {name: value for name, value in metrics.items() if re.fullmatch(pattern, name)}))
+        kinds, t = HELD_OUT_KINDS[analysis], None if analysis == "loss" else float(time)
+        own = [text for text, name in known.items() if name.kind in kinds and t in (None, name.t)]
+        found.append((part, {name: metrics[name] for name in own}))
     return [*found, (request.drawn(weights), {name: metrics[name] for name in DRAWN if name in metrics})]
 
 
@@ -430,7 +441,7 @@ def _old_cells(
             continue
         finished = (own / "result.json").stat().st_mtime
         made = {"old": own.name, **{key: about[key] for key in ("device", "precision") if about.get(key)}}
-        spent = float(metrics.get("cost/seconds", 0.0))
+        spent = float(metrics.get(CostName.SECONDS, 0.0))
         cells.append(OldCell(
             about.get("sweep", "migrated"), about.get("name", f"{experiment.name} seed={experiment.seed}"), experiment,
             parts, metrics, finished - spent, finished, made, folder=own,

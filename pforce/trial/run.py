@@ -18,6 +18,7 @@ from pforce.config import Experiment, to_dict
 from pforce.files import write_whole
 from pforce.metrics.detectors import Detector
 from pforce.metrics.held_out import MAP_IMAGES, shown_timesteps
+from pforce.metrics.names import DAMAGED_SAMPLES
 from pforce.models import PatchForcingTransformer, build
 from pforce.parallel import ALONE, Workers
 from pforce.records.lease import LOOK_SECONDS, Holder, LeaseLost
@@ -450,7 +451,7 @@ def _record_weights(
             stacklevel=2,
         )
     now, damaged = time.time(), meta["stream"]["damaged"]
-    values: dict[str, str | float] = {TENSORS: tensors, "data/damaged_samples": float(sum(damaged.values()))}
+    values: dict[str, str | float] = {TENSORS: tensors, DAMAGED_SAMPLES: float(sum(damaged.values()))}
     cost = {name: float(meta[name]) for name in ("seconds", "device_seconds")}
     cost["images"] = float(cell.images_seen)
     branch = decay_of(cell.training)

@@ -7,8 +7,9 @@ import pytest
 
 from pforce import results
 from pforce.metrics.distances import metric_name
+from pforce.metrics.names import DISTANCES
 from pforce.results import Row
-from pforce.results.frames import DISTANCES, distance_of, distances_in
+from pforce.results.frames import distance_of, distances_in
 
 
 def frame(*runs: tuple[str, str, int], **metrics: list[float]) -> pd.DataFrame:
