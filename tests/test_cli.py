@@ -46,7 +46,7 @@ REFUSED = [
     (("data", "build", "imagenet"), "openmoji"),
     (("train", "openmoji32_micro", "--storage", "/proc/nothing"), "cannot be written"),
     (("train", "imagenet256_pft_b"), "imagenet256-latents"),
-    (("train", "openmoji32_micro", "--max-hours", "1"), "without Ray"),
+    (("train", "openmoji32_micro", "--ray-address", "head:6379"), "without Ray"),
     (("data", "build", "openmoji", "--destination", "/proc/nothing"), "cannot write the dataset to /proc/nothing"),
 ]
 REFUSED_SWEEPS = [

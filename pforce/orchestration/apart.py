@@ -151,7 +151,7 @@ def executor_of(plan: Plan) -> tuple[str, Setup]:
     wanted = options.evaluation_workers
     alone = wanted == 1 and address is None
     name = {None: "local" if alone else "tune", "groups": "tune"}.get(options.executor, options.executor or "")
-    setup = setup_of(plan, tasks=wanted or 1, name=f"{plan.sweep.name}-apart")
+    setup = setup_of(options, f"{plan.sweep.name}-apart", tasks=wanted or 1)
     return name, replace(setup, workers=1, spread=False, exactly=True, cpus=None, gpus=None)
 
 

@@ -173,7 +173,9 @@ def _run(
     limit = plan.options.max_hours
     deadline = None if limit is None else time.monotonic() + limit * 3600
     source = Trials(plan, recorder)
-    setup = setup_of(plan, tasks=len(plan.missing), say=recorder.display.line, callbacks=callbacks)
+    setup = setup_of(
+        plan.options, plan.sweep.name, tasks=len(plan.missing), say=recorder.display.line, callbacks=callbacks
+    )
     with make(name, setup) as executor:
         say(describe(plan, executor))
         recorder.begin()

@@ -356,7 +356,7 @@ def trial_folder(options: Options, item: Work) -> Path:
 
 
 def setup_of(
-    plan: Plan, *, tasks: int, name: str | None = None, say: Callable[[str], None] = lambda line: None,
+    o: Options, name: str, *, tasks: int, say: Callable[[str], None] = lambda line: None,
     callbacks: Sequence[Callback] = (),
 ) -> Setup:  # fmt: skip
     """What a sweep's options ask of an executor.
@@ -364,9 +364,8 @@ def setup_of(
     Args:
         tasks: that could run at once.
     """
-    o = plan.options
     return Setup(
-        name or plan.sweep.name, tasks, cpus=o.cpus_per_trial, gpus=o.gpus_per_trial, workers=o.workers,
+        name, tasks, cpus=o.cpus_per_trial, gpus=o.gpus_per_trial, workers=o.workers,
         spread=o.spread, collective_timeout=o.collective_timeout, address=o.ray_address,
         scratch=o.root / SCRATCH, say=say, callbacks=callbacks,
     )  # fmt: skip

@@ -89,6 +89,10 @@ def run_sweep(
     """
     console = make_console()
     started = time.perf_counter()
+    chosen = options.executor or executor
+    if chosen is not None:  # what is wrong with it is said before anything else
+        make(chosen, setup_of(options, sweep.name, tasks=1))
+    name = chosen or ("groups" if options.workers > 1 else "tune")
     planned = plan(_with_absolute_paths(sweep), options, console)
     compared_rows(planned, comparison)  # an error in it is said before anything starts
     for note in planned.notes:
@@ -102,9 +106,8 @@ def run_sweep(
         f"{sweep.name}: {len(sweep.cells())} cells, {len(planned.work)} distinct, {len(planned.done)} finished "
         f"before{diverged}"
     )
-    name = options.executor or executor or ("groups" if options.workers > 1 else "tune")
-    # What is wrong is said now; and Ray waits for a cluster that does not answer for minutes.
-    if planned.missing and make(name, setup_of(planned, tasks=1)).on_cluster:
+    # Ray waits for a cluster that does not answer for minutes.
+    if planned.missing and make(name, setup_of(options, sweep.name, tasks=1)).on_cluster:
         check_cluster(options.ray_address or os.environ.get("RAY_ADDRESS"))
     code = execute(planned, console, name, callbacks=callbacks)
     try:
