@@ -159,14 +159,10 @@ REFUSED = [
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_a_row_that_is_not_there_is_refused_before_anything_starts(chosen, message, dry_run, tmp_path):
     sweep = Sweep("s", tiny(6), (Axis("timesteps.m", (0.0, 0.7)), Axis("timesteps.sigma", (0.2, 0.4))))
-
-    def launch(*_):
-        pytest.fail("started")
-
+    options = Options(storage=str(tmp_path), executor="local")
     with pytest.raises(ConfigError, match=message):
-        run_sweep(
-            sweep, Options(storage=str(tmp_path)), dry_run=dry_run, launcher=launch, comparison=Comparison(**chosen)
-        )
+        run_sweep(sweep, options, dry_run=dry_run, comparison=Comparison(**chosen))
+    assert not (tmp_path / "trainings").exists(), "nothing was started"
 
 
 def test_more_than_six_rows_cannot_be_chosen():
