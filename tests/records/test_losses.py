@@ -22,6 +22,7 @@ from pforce import cli, results
 from pforce.commands.evaluate import evaluate
 from pforce.commands.evaluation_plan import Arguments
 from pforce.commands.mirror import mirror
+from pforce.executors.executor import Workforce
 from pforce.orchestration.launch import execute
 from pforce.orchestration.plan import sweep_entry
 from pforce.orchestration.sampler_report import make_subject
@@ -67,7 +68,7 @@ class Doors:
         space = SearchSpace(nfe=(4, 6), ranges={"inner_steps": (2, 3)})
         found = run(
             SamplerSweep("thresholds", subject, space, 3), Tracker(uri or default_uri(self.root), artifacts=self.root),
-            place, self.console, workers=1, address=None,
+            place, self.console, Workforce(),
         )  # fmt: skip
         assert found.code == DONE
 
