@@ -21,6 +21,7 @@ from experiments.openmoji32 import openmoji32_micro
 from pforce import cli
 from pforce.commands import train
 from pforce.config import check_path, from_dict, to_dict, with_fields
+from pforce.executors.executor import Workforce
 from pforce.models import ModelConfig
 from pforce.orchestration.sampler_report import make_subject
 from pforce.orchestration.sampler_search import Search, SearchSpace, check_space
@@ -237,11 +238,11 @@ def test_a_sweep_measures_it(finer, trained, tmp_path):
     subject = make_subject(source, storage, data=None, images=8, reference=16, seed=0)
     sweep = SamplerSweep("own", subject, SearchSpace(("euler", "finer"), (4, 6), {"parts": (2, 3)}), 5, confirm=False)
     tracker = Tracker(default_uri(tmp_path), artifacts=tmp_path / "artifacts")
-    first = run(sweep, tracker, storage, Console(width=200), workers=1, address=None)
+    first = run(sweep, tracker, storage, Console(width=200), Workforce())
     assert first.code == DONE
     assert {"euler", "finer"} == set(first.frame["sampler"])
     assert first.frame.set_index("sampler").loc["finer", "parts"].notna().all()
-    again = run(sweep, tracker, storage, Console(width=200), workers=1, address=None)
+    again = run(sweep, tracker, storage, Console(width=200), Workforce())
     assert again.measured == 0
     assert again.frame.equals(first.frame)
     front_figure(first.frame, "fd/openmoji", tmp_path / "front.png")
