@@ -25,7 +25,7 @@ from pforce.records.ledger import Ledger
 from pforce.storage import Storage
 from pforce.terminal import DONE, make_console
 from pforce.tracking import default_uri
-from pforce.validation import ConfigError, FieldError
+from pforce.validation import ConfigError, FieldError, InputError
 from tests.test_cli import pforce
 
 pytestmark = pytest.mark.timeout(600)
@@ -245,7 +245,7 @@ def test_bad_input_is_refused_before_anything_is_drawn(trained, drawn, tmp_path)
     folder = tmp_path / "mixed"
     shutil.copytree(drawn / "images", folder)
     Image.new("RGB", (16, 16)).save(folder / "zz.png")
-    with pytest.raises(ImageSetError, match=r"zz\.png: 16×16 pixels"):
+    with pytest.raises(InputError, match=r"zz\.png: 16×16 pixels"):
         evaluate(Arguments(target=str(folder), storage=storage, detector="openmoji", reference=str(drawn / "images")))
 
 

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
-from rich.control import strip_control_codes
 
 from pforce.records.sweeps import read_sweeps
 from pforce.storage import Storage, default_storage
@@ -20,6 +19,8 @@ from pforce.validation import ConfigError, did_you_mean, require
 
 LOOK_SECONDS = 0.5
 MOST_LISTED = 12
+OBEYED = {code: None for code in (*range(32), 127) if chr(code) not in "\n\t"}
+"""What a terminal would obey: left out."""
 ENDS = (" done", " stopped")
 """Last words of an attempt after which there is nothing to follow."""
 
@@ -114,7 +115,7 @@ def _print(storage: Storage, folder: str, name: str, console: Console) -> None:
 
 def _out(text: str, console: Console) -> None:
     """As it stands, but for what a terminal would obey: what an attempt printed is data."""
-    console.out(strip_control_codes(text), end="", highlight=False)
+    console.out(text.translate(OBEYED), end="", highlight=False)
 
 
 def _pieces(path: Path) -> Iterator[str]:

@@ -44,6 +44,7 @@ from pforce.trial.reference import REFERENCES, HeldOut, ReferenceImages
 from pforce.trial.run import choose_device
 from pforce.trial.source import Source as Model
 from pforce.trial.task import Done, Failed, Idle, Measure, MeasureImages, Task
+from pforce.validation import InputError
 
 EXPERIMENT = "evaluations"
 """MLflow experiment of all evaluations."""
@@ -138,6 +139,8 @@ class Measuring(Source):
         self.recorder.advance(task)
 
     def failed(self, task: Task, event: Failed) -> None:
+        if event.failure.reason == "wrong input":  # a mistake of the user's, as those that are found before
+            raise InputError(event.failure.message)
         raise WorkFailed(event)
 
 

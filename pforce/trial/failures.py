@@ -66,6 +66,8 @@ def failure_of(error: BaseException) -> Failure:  # noqa: PLR0911  (one line for
         return Failure("checkpoint", message)
     if isinstance(error, ConfigError | FieldError | DetectorError):
         return Failure("wrong input", message)
+    if isinstance(error, InputError):  # every other kind of wrong file or setting
+        return Failure("wrong input", message)
     # On a CPU torch tells it in words only.
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return Failure(OUT_OF_MEMORY, message)

@@ -22,6 +22,7 @@ from pforce.training.checkpoint import snapshot_path
 from pforce.training.curve import read_curve, segments
 from pforce.trial.run import Paths, Where, run_trial
 from pforce.trial.source import tensors_hash
+from pforce.trial.watch import Watch
 from pforce.validation import ConfigError
 from tests.training.conftest import DATA, tiny
 
@@ -158,14 +159,10 @@ def test_a_running_training_leaves_what_others_ask_for(tmp_path, alone):
     found: list[Row] = []
 
     def ask() -> None:
-        where = Where(CPU, callbacks=[other], progress=wait)
+        where = Where(CPU, callbacks=[other], watch=Watch(waits=lambda holder: waiting.set()))
         row = run_trial(of(SHORT), Paths(DATA, Storage.open(tmp_path)), where)
         assert row is not None
         found.append(row)
-
-    def wait(part: str, share: float) -> None:
-        if part.startswith("waiting for"):
-            waiting.set()
 
     thread = threading.Thread(target=ask)
 
