@@ -167,11 +167,13 @@ def test_a_log_is_followed_while_it_grows_and_its_text_obeys_nobody(storage, tmp
     folder = tmp_path / "trainings" / frame["training"][0] / "attempts"
     folder.mkdir(parents=True)
     command = [*MAIN, "logs", frame["training"][0], "--follow", "--storage", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     (folder / "1.log").write_text("begun \x1b[31m[bold]red\n")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said = process.stdout.readline() + process.stdout.readline()
+    assert "begun [31m[bold]red" in said
     (folder / "1.log").open("a").write("12:00:00 out of memory: no\n")
     (folder / "2.log").write_text("12:00:01 at work\n12:00:02 done\n")
-    said, _ = process.communicate(timeout=120)
+    said += process.communicate(timeout=120)[0]
     assert process.returncode == 0
-    assert "begun [31m[bold]red" in said
     assert said.index("out of memory") < said.index("at work") < said.index("done")
