@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,6 +59,26 @@ def _handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.
     finally:
         for each, old in before.items():
             signal.signal(each, old)
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """Handlers that a library sets in the block are taken back. Does nothing in a thread, which can set none."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.getsignal(each) for each in SIGNALS}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def leave_signals_to_driver() -> None:
+    """Ignore what a terminal or Slurm sends to the whole group of processes: the driver says when to stop."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -7,7 +7,6 @@ To add one: write a file beside this one with a class `Executor` that is made of
 from __future__ import annotations
 
 import importlib
-import os
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,7 +89,8 @@ class Workforce:
         Args:
             most: tasks that there are to share.
         """
-        tasks = self.workers or os.cpu_count() or 1
-        tasks = tasks if most is None else max(1, min(tasks, most))
-        exactly = self.workers is not None
+        tasks = self.workers
+        if tasks is not None and most is not None:
+            tasks = max(1, min(tasks, most))
+        exactly = tasks is not None
         return make(self.name, Setup(name, tasks, exactly=exactly, address=self.address, scratch=scratch, say=say))

@@ -16,6 +16,7 @@ import torch
 
 from pforce.executors.support.placement import Placement, place, this_machine
 from pforce.executors.support.setup import Hand, Listen, Setup, Tick, here_only, one_worker
+from pforce.terminal import leave_signals_to_driver
 from pforce.trial.failures import WORKER_DIED, Failure
 from pforce.trial.perform import AttemptFailed, Performer, Seat
 from pforce.trial.task import Answer, Done, Event, Failed, Handed, Idle
@@ -99,7 +100,8 @@ class Executor:
 
     def __enter__(self) -> Self:
         s = self.setup
-        self.placement = place(s.tasks, nodes=[this_machine()], cpus=s.cpus, gpus=s.gpus, exactly=s.exactly)
+        here = this_machine()
+        self.placement = place(s.tasks or here.cpus, nodes=[here], cpus=s.cpus, gpus=s.gpus, exactly=s.exactly)
         for seat in range(self.placement.concurrent):  # they start while the driver opens its page
             self.processes[seat] = _Process(seat, self.placement)
         return self
@@ -212,8 +214,7 @@ class _Driver:
 
 def _work(pipe: Connection, threads: int, devices: float, gpus: list[int]) -> None:
     """A process: task after task."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: its driver says when to stop
-        signal.signal(number, signal.SIG_IGN)
+    leave_signals_to_driver()
     if gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         known = visible.split(",") if visible else None

@@ -69,7 +69,7 @@ class ContextHelps(NamedTuple):
     change_high: Floats
     images: int
     uncertain_patches: int
-    """Of all images together."""
+    """Number of uncertain patches over all images."""
 
 
 class ContextUncertainty(NamedTuple):
@@ -79,7 +79,7 @@ class ContextUncertainty(NamedTuple):
     context_time: float
     alone: Floats
     with_context: Floats
-    """Of the same patches, in the same order."""
+    """Log-σ on these patches, in the same order."""
     difference: Estimate
     """Mean of with − alone over an image's uncertain patches, then over images; 95 % bootstrap over images."""
     images: int

@@ -14,10 +14,9 @@ from dataclasses import replace
 
 import torch
 
-from pforce.executors.executor import make
-from pforce.executors.support.setup import Setup
+from pforce.executors.executor import Workforce
 from pforce.orchestration.drive import Exit, RetryPolicy, Source, drive
-from pforce.orchestration.plan import Plan, setup_of, trial_folder
+from pforce.orchestration.plan import SCRATCH, Plan, trial_folder
 from pforce.orchestration.recorder import TRAINING_SHARE, Recorder
 from pforce.orchestration.shared import Shared, Wanted
 from pforce.orchestration.sweep import Work
@@ -144,15 +143,12 @@ class Measurements(Source):
         self.recorder.finish(item.fingerprint, item.label, note_of(item, row.metrics), environment)
 
 
-def executor_of(plan: Plan) -> tuple[str, Setup]:
-    """Where measurements apart run: as many workers as were asked for."""
+def workforce_of(plan: Plan) -> Workforce:
+    """Where measurements apart run: each in one process, so not in groups of workers."""
     options = plan.options
-    address = options.ray_address or os.environ.get("RAY_ADDRESS")
-    wanted = options.evaluation_workers
-    alone = wanted == 1 and address is None
-    name = {None: "local" if alone else "tune", "groups": "tune"}.get(options.executor, options.executor or "")
-    setup = setup_of(options, f"{plan.sweep.name}-apart", tasks=wanted or 1)
-    return name, replace(setup, workers=1, spread=False, exactly=True, cpus=None, gpus=None)
+    executor = None if options.executor == "groups" else options.executor
+    cluster = os.environ.get("RAY_ADDRESS") if executor is None else None
+    return Workforce(executor, options.evaluation_workers, options.ray_address or cluster)
 
 
 def evaluate(
@@ -166,11 +162,11 @@ def evaluate(
         f"{len(source.items)} cells to evaluate apart, on {plan.options.evaluation_workers} worker(s): "
         f"{source.images:,} images"
     )
-    name, setup = executor_of(plan)
+    workforce, name, scratch = workforce_of(plan), f"{plan.sweep.name}-apart", plan.options.root / SCRATCH
     with ExitStack() as stack:
         try:
-            executor = stack.enter_context(make(name, setup))
+            executor = stack.enter_context(workforce.make(name, scratch, say=say))
         except ConfigError as error:  # hours of training are not thrown away for fewer
             say(f"warning: {error}; evaluating on all that there is")
-            executor = stack.enter_context(make(name, replace(setup, exactly=False)))
+            executor = stack.enter_context(replace(workforce, workers=None).make(name, scratch, say=say))
         return drive(executor, source, recorder, retry=RetryPolicy(plan.options.retries), deadline=deadline)

@@ -26,12 +26,12 @@ class Estimate(NamedTuple):
     """Time of a sweep on this machine."""
 
     training_seconds: float
-    """Of one trial."""
+    """Seconds to train one trial."""
     evaluation_seconds: float
-    """Of one trial."""
+    """Seconds to measure one trial."""
     placement: Placement
     seconds: float
-    """Of all missing trials, with this machine's cores and GPUs."""
+    """Seconds of all missing trials, with this machine's cores and GPUs."""
 
 
 def estimate(

@@ -14,7 +14,7 @@ from typing import NamedTuple, assert_never
 from pforce.executors.executor import Executor
 from pforce.orchestration.recorder import Recorder
 from pforce.terminal import stop_gently
-from pforce.trial.failures import DISK_FULL, Failure
+from pforce.trial.failures import DISK_FULL, WRONG_INPUT, Failure
 from pforce.trial.task import (
     STOPPED,
     Answer,
@@ -32,6 +32,7 @@ from pforce.trial.task import (
     Waiting,
     Warned,
 )
+from pforce.validation import InputError
 
 GRACE_SECONDS = 20.0
 """How long trainings may take to leave a checkpoint after a signal."""
@@ -53,6 +54,11 @@ class WorkFailed(RuntimeError):
         self.failure = event.failure
         log = f" (log: {event.log})" if event.log else ""
         super().__init__(f"{event.failure.reason}: {event.failure.message}{log}")
+
+
+def error_of(event: Failed) -> Exception:
+    """What a failure on which all else depends is raised as: a mistake of the user's is one wherever it is found."""
+    return InputError(event.failure.message) if event.failure.reason == WRONG_INPUT else WorkFailed(event)
 
 
 class _Over(BaseException):

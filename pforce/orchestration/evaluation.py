@@ -23,7 +23,7 @@ from pforce.metrics.held_out import MAP_IMAGES, SHOWN_TIMESTEPS, context_of, cor
 from pforce.metrics.image_sets import ImageSet
 from pforce.metrics.names import CostName
 from pforce.orchestration.display import Display
-from pforce.orchestration.drive import Source, WorkFailed, drive
+from pforce.orchestration.drive import Source, drive, error_of
 from pforce.orchestration.plan import SCRATCH, this_command
 from pforce.orchestration.recorder import Entry, Recorder
 from pforce.orchestration.shared import Shared, Wanted
@@ -44,7 +44,6 @@ from pforce.trial.reference import REFERENCES, HeldOut, ReferenceImages
 from pforce.trial.run import choose_device
 from pforce.trial.source import Source as Model
 from pforce.trial.task import Done, Failed, Idle, Measure, MeasureImages, Task
-from pforce.validation import InputError
 
 EXPERIMENT = "evaluations"
 """MLflow experiment of all evaluations."""
@@ -139,9 +138,7 @@ class Measuring(Source):
         self.recorder.advance(task)
 
     def failed(self, task: Task, event: Failed) -> None:
-        if event.failure.reason == "wrong input":  # a mistake of the user's, as those that are found before
-            raise InputError(event.failure.message)
-        raise WorkFailed(event)
+        raise error_of(event)
 
 
 def run(e: Evaluation, ledger: Ledger, folder: Path, console: Console, workforce: Workforce) -> Outcome:
@@ -177,12 +174,11 @@ def _measure(e: Evaluation, ledger: Ledger, console: Console, workforce: Workfor
         workforce = Workforce("local")
     ranges: Shared | None = None
     images = 0
-    if e.model is not None and missing(e.model.request, e.model.sha256, ledger).metrics:
-        device = choose_device()  # a broken reference is found before anything is drawn
+    if e.model is not None and workforce.name != "local" and missing(e.model.request, e.model.sha256, ledger).metrics:
+        device = choose_device()  # a broken reference is found before any worker draws
         e.reference.statistics(e.detector.to(device), ledger.storage.root / REFERENCES, device=device)
-        if workforce.name != "local":
-            ranges = Shared([Wanted("", e.name, e.model)], ledger)
-            images = e.model.request.images
+        ranges = Shared([Wanted("", e.name, e.model)], ledger)
+        images = e.model.request.images
     display = Display(console, "evaluation", images + 1, 0, "images" if images else "evaluation")
 
     def units(task: Task) -> int:

@@ -49,7 +49,7 @@ class Reproduction:
     sweep: Sweep
     work: Sequence[Work]
     frame: pd.DataFrame
-    """Of `pforce.results.runs`: whole, as cells may be of other sweeps."""
+    """The frame of `pforce.results.runs`, whole, as cells may be of other sweeps."""
 
     @cached_property
     def rows(self) -> dict[str, Row]:
@@ -62,7 +62,7 @@ class Reproduction:
 
     @property
     def detector(self) -> str:
-        """Whose distances there are."""
+        """The detector that the distances were computed with."""
         return self.sweep.base.evaluation.detector_name
 
     @property

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from pforce.executors.executor import Workforce
 from pforce.orchestration.display import Display
-from pforce.orchestration.drive import Source, WorkFailed, drive
+from pforce.orchestration.drive import Source, drive, error_of
 from pforce.orchestration.plan import SCRATCH
 from pforce.orchestration.recorder import Entry, Recorder
 from pforce.storage import Storage
@@ -39,7 +39,7 @@ class Ranges(Source):
         self.recorder.advance(task)
 
     def failed(self, task: Task, event: Failed) -> None:
-        raise WorkFailed(event)
+        raise error_of(event)
 
 
 def images_of(group: list[Span], job: Job) -> int:
@@ -51,7 +51,6 @@ def run_job(job: Job, console: Console, workforce: Workforce = HERE) -> Spent:
     """Draw what is missing of a job. KeyboardInterrupt on SIGINT and SIGTERM, WorkFailed; finished blocks are kept.
 
     The seconds are those of one worker: the median over groups of passes, times the images.
-
     """
     groups = missing(job)
     if not groups:

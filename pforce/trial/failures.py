@@ -18,10 +18,11 @@ from pforce.training.checkpoint import CheckpointError
 from pforce.validation import ConfigError, FieldError, InputError
 
 DISK_FULL = "disk full"
+WRONG_INPUT = "wrong input"
 WORKER_DIED = "worker died"
 OUT_OF_MEMORY = "out of memory"
 TIMED_OUT = "collective timeout"
-FINAL = ("diverged", "bad data", "checkpoint", "wrong input", DISK_FULL)
+FINAL = ("diverged", "bad data", "checkpoint", WRONG_INPUT, DISK_FULL)
 """Reasons that another attempt would only meet again; everything else may be the machine's."""
 
 
@@ -65,9 +66,9 @@ def failure_of(error: BaseException) -> Failure:  # noqa: PLR0911  (one line for
     if isinstance(error, CheckpointError | SafetensorError):
         return Failure("checkpoint", message)
     if isinstance(error, ConfigError | FieldError | DetectorError):
-        return Failure("wrong input", message)
+        return Failure(WRONG_INPUT, message)
     if isinstance(error, InputError):  # every other kind of wrong file or setting
-        return Failure("wrong input", message)
+        return Failure(WRONG_INPUT, message)
     # On a CPU torch tells it in words only.
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return Failure(OUT_OF_MEMORY, message)

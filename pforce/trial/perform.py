@@ -7,7 +7,7 @@ import socket
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +19,12 @@ from pforce.data import DataError, Manifest, ensure
 from pforce.metrics.features import read_features
 from pforce.metrics.reference import BATCH
 from pforce.parallel import ALONE, Workers
-from pforce.records.lease import Holder
 from pforce.records.ledger import Ledger
 from pforce.records.parts import cell_parts
 from pforce.records.row import joined, training_metrics
 from pforce.sampling import Euler
 from pforce.storage import Storage
-from pforce.training import Answer, Callback, Diverged, Record, Stopped, TrainState
+from pforce.training import Callback, Diverged, Stopped
 from pforce.training.checkpoint import CheckpointError
 from pforce.training.loop import use_bfloat16
 from pforce.trial.attempts import MOST_TRACEBACK, AttemptLog, shortened
@@ -39,32 +38,23 @@ from pforce.trial.reference import REFERENCES
 from pforce.trial.run import Paths, Where, run_trial, train_trial
 from pforce.trial.task import (
     STOPPED,
-    CurvePoint,
     Done,
     Draw,
-    Event,
     Failed,
     Handed,
     Measure,
     MeasureImages,
-    Progress,
     Spent,
-    Started,
     Task,
     Train,
-    Waiting,
-    Warned,
 )
-from pforce.trial.watch import Phase, Watch
+from pforce.trial.telling import Report, Reports, StoppedAlone, Telling, warnings_to
+from pforce.trial.watch import Watch
 
-REPORT_SECONDS = 2.0
-"""Between reports of progress, each of which is answered."""
 MOST_MESSAGE = 4_000
 """Characters of a failure's message as it travels; the log has more."""
 MOST_SAID = 20_000
 """Characters of a traceback as it travels."""
-
-Report = Callable[[Event], Answer]
 
 
 @dataclass(frozen=True)
@@ -93,86 +83,8 @@ class AttemptFailed(RuntimeError):
         return AttemptFailed, (self.failed,)
 
 
-class _StoppedAlone(Stopped):
-    """The first worker was told to stop in the middle of what it does alone; the others know nothing of it."""
-
-
 TOGETHER = (Diverged, CheckpointError, Stopped)
 """What all workers of a group raise at once: they go on with the next task."""
-
-
-class Telling:
-    """What is said of an attempt: to the driver, and in the log. Answers to reports are acted on at once while
-    measuring, and by the training's loop at the end of a step."""
-
-    def __init__(self, handed: Handed, report: Report, log: AttemptLog, workers: Workers) -> None:
-        self.task, self.attempt, self.report, self.log = handed.task.id, handed.attempt, report, log
-        self.first = workers.first
-        self.answer = Answer.GO_ON
-        """The last one, until the training's loop takes it."""
-        self.last = 0.0
-        self.phase: Phase | None = None
-
-    def say(self, event: Event) -> None:
-        """Report an event; the other workers of a group report warnings only."""
-        if self.first or isinstance(event, Warned):
-            answer = self.report(event)
-            self.answer = max(self.answer, answer)
-
-    def begins(self) -> None:
-        """See `Watch.begins`."""
-        self.log.line("at work")
-        self.say(Started(self.task, self.attempt))
-
-    def waits(self, holder: Holder | None) -> None:
-        """See `Watch.waits`. Raised by all workers of a group at once."""
-        self.say(Waiting(self.task, self.attempt, str(holder or "another process")))
-        if self.answer is Answer.CHECKPOINT_AND_STOP:
-            raise Stopped("stopped while it waited")
-
-    def progress(self, phase: Phase, share: float) -> None:
-        """See `Watch.progress`."""
-        if phase != self.phase:
-            self.phase = phase
-            self.log.line(phase)
-        elif time.monotonic() - self.last < REPORT_SECONDS:
-            return
-        self.last = time.monotonic()
-        self.say(Progress(self.task, self.attempt, phase, share))
-        if self.answer is Answer.CHECKPOINT_AND_STOP:
-            raise _StoppedAlone(f"stopped while at: {phase}")
-
-    def warn(self, message: str) -> None:
-        """Report a warning."""
-        self.log.open()
-        self.log.line(f"warning: {message}")
-        self.say(Warned(self.task, self.attempt, message))
-
-
-class _Reports(Callback):
-    """Reports a training's curve, and its progress now and then; hands answers to the loop."""
-
-    def __init__(self, telling: Telling) -> None:
-        self.telling = telling
-
-    def on_record(self, state: TrainState, record: Record) -> None:
-        t = self.telling
-        t.log.line(
-            f"{record.images_seen:,} images seen, loss {record.loss:.4f}, gradient norm {record.gradient_norm:.3g}, "
-            f"{record.images_per_second:.0f} images/s"
-        )
-        t.last = time.monotonic()
-        t.say(CurvePoint(t.task, t.attempt, record))
-
-    def on_step(self, state: TrainState) -> None:
-        t = self.telling
-        if time.monotonic() - t.last >= REPORT_SECONDS:
-            t.last = time.monotonic()
-            t.say(Progress(t.task, t.attempt, "training", state.images_seen / state.spec.training.images))
-        state.answer, t.answer = t.answer, Answer.GO_ON
-
-    def on_checkpoint(self, state: TrainState) -> None:
-        self.telling.log.line(f"checkpoint at {state.images_seen:,} images seen, as asked")
 
 
 def find_data(task: Train) -> Path:
@@ -187,23 +99,6 @@ def find_data(task: Train) -> Path:
             f"({task.inputs.data[:12]}): the same versions of the packages, or a shared folder, are needed"
         )
     return folder
-
-
-@contextmanager
-def _warnings_to(tell: Callable[[str], None]) -> Iterator[None]:
-    """Report what pforce warns of (a damaged checkpoint or sample): a worker's own output is seen by nobody."""
-    show = warnings.showwarning
-
-    def told(message: Any, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
-        if issubclass(category, UserWarning) and "pforce" in filename:
-            tell(str(message))
-        else:
-            show(message, category, filename, lineno, *rest)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = told  # type: ignore[assignment]  # the documented way to redirect warnings
-        yield
 
 
 def _place_of(task: Task) -> tuple[Storage, str]:
@@ -248,7 +143,7 @@ class Performer:
         log = AttemptLog(storage, folder, about, rank=workers.rank)
         telling = Telling(handed, report, log, workers)
         try:
-            with self._output(task, log), _warnings_to(telling.warn):
+            with self._output(task, log), warnings_to(telling.warn):
                 try:
                     ended: Done | Failed = self._do(task, telling)
                     log.line("done")
@@ -285,7 +180,7 @@ class Performer:
         telling.log.write(text)
         failed = Failed(telling.task, telling.attempt, failure, shortened(text, MOST_SAID), telling.log.name)
         alone = self.seat.workers.count == 1
-        together = alone or (isinstance(error, TOGETHER) and not isinstance(error, _StoppedAlone))
+        together = alone or (isinstance(error, TOGETHER) and not isinstance(error, StoppedAlone))
         if not together or not (stopped or failure.reason in FINAL or _left_whole(task, error)):
             raise AttemptFailed(failed) from error
         return failed
@@ -313,7 +208,7 @@ class Performer:
         self.loaded = None
         where = Where(
             device=seat.device, workers=seat.workers, sharding=task.sharding, devices=seat.devices,
-            callbacks=[_Reports(telling), *seat.callbacks],
+            callbacks=[Reports(telling), *seat.callbacks],
             watch=Watch(telling.begins, telling.waits, telling.progress), provenance=task.provenance,
         )  # fmt: skip
         paths = Paths(find_data(task), Storage.open(task.storage))

@@ -100,9 +100,10 @@ class Seats(ABC):
         s.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)  # closed to others: it names the storage
         self.cluster = Cluster(s.address)
         try:
+            nodes = self.cluster.nodes
             self.placement = place(
-                s.tasks, nodes=self.cluster.nodes, cpus=s.cpus, gpus=s.gpus, exactly=s.exactly, workers=s.workers,
-                spread=s.spread,
+                s.tasks or sum(node.cpus for node in nodes), nodes=nodes, cpus=s.cpus, gpus=s.gpus, exactly=s.exactly,
+                workers=s.workers, spread=s.spread,
             )  # fmt: skip
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             actor: Any = ray.remote(Rendezvous)

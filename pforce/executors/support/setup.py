@@ -24,8 +24,8 @@ class Setup:
 
     name: str
     """What the work is called, for state that libraries keep by name."""
-    tasks: int
-    """Tasks that could run at once."""
+    tasks: int | None
+    """Tasks that could run at once; None: as many as there is room for, one per GPU or one per core."""
     exactly: bool = False
     """Whether so many workers are wanted, or as many as fit."""
     cpus: int | None = None

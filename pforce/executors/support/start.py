@@ -4,35 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import ray
 from ray.exceptions import RayError
 
 from pforce.executors.support.placement import Node
+from pforce.terminal import signals_kept
 from pforce.trial.failures import ClusterError
 
 # Nothing reads the state that Tune keeps of an experiment; its failing to (a race with its own clean-up) is no error.
 # A lost worker is said by whoever listens, in a line.
 for _name in ("ray.tune.execution.experiment_state", "ray.tune.execution.tune_controller"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
-
-
-@contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Ray puts a handler of its own over SIGTERM, which ends the process without a clean-up: ours come back."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 def start_ray(address: str | None = None) -> list[Node]:
@@ -44,7 +27,7 @@ def start_ray(address: str | None = None) -> list[Node]:
     if not ray.is_initialized():
         wanted = address or os.environ.get("RAY_ADDRESS") or "local"
         try:
-            with _signals_kept():
+            with signals_kept():  # Ray puts a handler of its own over SIGTERM, which ends without a clean-up
                 ray.init(address=wanted, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, RayError) as error:
             if wanted == "local":

@@ -108,7 +108,7 @@ def cache(nodes: Mapping[str, Facts]) -> Check:
 
 
 def versions(nodes: Mapping[str, Facts], own: Facts) -> list[Check]:
-    """The same Python, torch, Ray and pforce everywhere as here."""
+    """Checks that every node has the Python, torch, Ray and pforce of this machine."""
     checks = []
     for what in ("python", *VERSIONS):
         other = {name: facts[what] for name, facts in nodes.items() if facts[what] != own[what]}
