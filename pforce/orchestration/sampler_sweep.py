@@ -265,6 +265,8 @@ class Searching(Source):
         self.tasks: dict[str, Measurement] = {}
         """Digest → what was handed out."""
         self.under_way: set[str] = set()
+        self.used_up = False
+        """Whether the space has no other sampler: a search that found none is not made again at every tick."""
         self.confirming: list[Measurement] | None = None
         self.first = self._suggested()  # whether there is anything to do is known before workers are started
 
@@ -295,9 +297,10 @@ class Searching(Source):
         """A sampler that was not measured yet, by whomever, while there are trials left."""
         state, sweep = self.state, self.state.sweep
         # What failed counts as tried in this call; the next one tries it again.
-        while len(state.configs) + len(state.failed) + len(self.under_way) < sweep.trials and self.confirming is None:
+        while len(state.configs) + len(state.failed) + len(self.under_way) < sweep.trials and not self.used_up:
             config = state.search.ask()
             if config is None:
+                self.used_up = True
                 return None
             task = Measurement(config, sweep.noise_seed)
             if not state.known(task):
@@ -354,9 +357,8 @@ def run(
         if there is not None:
             show_cells(page, there.cells, ledger, parent, progress=between)
 
-    at = workforce.make(
-        sweep.name, storage.root / SCRATCH, say=say
-    )  # what is wrong with it is said before anything is shown
+    # What is wrong with it is said before anything is shown.
+    at = workforce.make(sweep.name, storage.root / SCRATCH, say=say)
     with Live(Mirror(tracker, storage, say), sweep.name, sweep.identity, say, before) as live:
         return _run(sweep, live, storage, console, at)
 
