@@ -183,7 +183,8 @@ def test_every_field_is_declared():
         assert set(fields.keys) == {each.name for each in dataclasses.fields(cls)}, cls
     for kind, chosen in (("timesteps", TIMESTEP_SAMPLERS), ("sampler", SAMPLERS)):
         for name, cls in chosen.items():
-            assert TABLE[cls].component == f"{kind}.{name}"
+            if cls.__module__.startswith("pforce."):  # a sampler of one's own is named by its fields
+                assert TABLE[cls].component == f"{kind}.{name}"
 
 
 def test_a_default_is_not_changed_without_a_version():
