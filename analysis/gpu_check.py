@@ -39,7 +39,7 @@ class Images(NamedTuple):
 
 
 class RandomStream:
-    """The same batch for ever, kept on the device: the loop's own speed, without a reader."""
+    """One batch, given again and again and kept on the device: the loop's own speed, without a reader."""
 
     def __init__(self, config: ModelConfig, batch: int, device: torch.device) -> None:
         generator = seeding.generator("gpu_check", 0)

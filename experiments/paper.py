@@ -26,9 +26,9 @@ from pforce.timesteps import (
 )
 
 TIMESTEPS = tuple(k / 20 for k in range(1, 20))
-"""Of R(t): 0.05, 0.1, …, 0.95."""
+"""Timesteps at which R(t) is measured: 0.05, 0.1, …, 0.95."""
 CONTEXT = (0.1, 0.2, 0.3)
-"""Of the context ablations."""
+"""Context timesteps of the context ablations."""
 EVERYTHING = {"evaluation.difficulty_timesteps": TIMESTEPS, "evaluation.context_timesteps": CONTEXT}
 """Measured on every training of a table of trainings, so that these tables are one set of cells."""
 NOTHING_ELSE = {"evaluation.difficulty_timesteps": (), "evaluation.context_timesteps": ()}

@@ -29,7 +29,7 @@ class Workers:
 
     @classmethod
     def joined(cls) -> Workers:
-        """Those of the default process group. To be called by all of them."""
+        """The workers of the default process group. To be called by all of them."""
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         return cls(dist.get_rank(), dist.get_world_size(), patient)
 

@@ -115,7 +115,7 @@ class Table:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Fields of all cells, over those of the scale."""
     scale_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Those of one scale, over all others."""
+    """Settings of one scale, over all others."""
     figure: Figure = "bars"
 
     def base(self, scale: Scale) -> Experiment:

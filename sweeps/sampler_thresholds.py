@@ -62,9 +62,9 @@ class Arguments:
     data: str | None = None
     """Experiment whose held-out images are the reference, for models that do not say."""
     seed: int = 0
-    """Of the search."""
+    """Seed of the search."""
     noise_seed: int = 0
-    """Of the noise that all samplers start from."""
+    """Seed of the noise that all samplers start from."""
     name: str = "sampler_thresholds"
     """Name of the sweep: its MLflow experiment and its files."""
     workers: int | None = None

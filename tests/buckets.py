@@ -34,7 +34,7 @@ class Server:
         )
 
     def uri(self, path: str, credentials: str = "") -> str:
-        """Of BUCKET/PREFIX on this server."""
+        """URI of BUCKET/PREFIX on this server."""
         return f"s3://{credentials}{path}?endpoint_override=127.0.0.1:{self.port}&scheme=http"
 
     def keys(self, bucket: str, prefix: str = "") -> set[str]:

@@ -52,7 +52,7 @@ def recorded(trained: Path) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def drawn(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model's images, as npz and PNG files."""
+    """One model's images, as npz and PNG files."""
     out = tmp_path_factory.mktemp("drawn") / "out"
     assert sample(SampleArguments(model=str(trained), count=24, batch=8, out=out, save=("npz", "images"))) == DONE
     return out

@@ -100,7 +100,7 @@ def test_a_job_can_be_made_longer_and_shorter(job):
 
 
 def test_a_damaged_block_is_drawn_again(job):
-    """Of the maps alone, and of the images: the same images again."""
+    """A block of the maps alone, and one of the images: equal images again."""
     run_job(job, CONSOLE)
     ten = images_of(job)
     for blocks in blocks_of(job).values():

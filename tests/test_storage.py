@@ -31,7 +31,7 @@ def _environment(monkeypatch, tmp_path) -> None:
 
 
 def other_machine(monkeypatch, tmp_path, uri: str) -> Storage:
-    """The same storage where its mirror is empty."""
+    """The storage as another machine has it, whose mirror is empty."""
     monkeypatch.setenv("PFORCE_CACHE", str(tmp_path / "other"))
     return Storage.open(uri)
 

@@ -36,7 +36,7 @@ class Drawing:
     hexcode: str
     """Code points as the file is named: `1F468-1F3FD-200D-1F680`."""
     base: str
-    """The same for all skin-tone and gender variants: they stay on one side of any split."""
+    """Group of the drawing, shared by all skin-tone and gender variants: they stay on one side of any split."""
     label: int
     """Index into CLASSES."""
     caption: str

@@ -22,7 +22,7 @@ class FeatureSet:
 
     detector: str
     sha256: str
-    """Of the detector's weights."""
+    """SHA-256 of the detector's weights."""
     features: Tensor
     """(N, D)."""
     logits: Tensor | None = None

@@ -47,7 +47,7 @@ class _KernelSums(NamedTuple):
     references: int
 
     def distance(self, kept: NDArray[np.bool_]) -> float:
-        """Of the groups that are kept."""
+        """Distance of the groups that are kept."""
         n = self.sizes[kept].sum()
         same = self.within[np.ix_(kept, kept)].sum() / (n * (n - 1))
         return float(same + self.reference - 2 * self.across[kept].sum() / (n * self.references))

@@ -126,7 +126,7 @@ class ImageFolder:
                 yield torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
     def content_hash(self) -> str:
-        """Of the names below the folder and the files' contents."""
+        """Hash of the names below the folder and the files' contents."""
         digest = hashlib.sha256()
         for path in self.paths:
             digest.update(f"{path.relative_to(self.folder)}\x1f{sha256_of(path)}\n".encode())
@@ -203,7 +203,7 @@ class ImageArray:
                 yield pixels.permute(0, 3, 1, 2).expand(-1, CHANNELS, -1, -1)
 
     def content_hash(self) -> str:
-        """Of the file."""
+        """Hash of the file."""
         return sha256_of(self.path)
 
 
@@ -229,7 +229,7 @@ class ImageTensor:
         yield from self.images.split(size)
 
     def content_hash(self) -> str:
-        """Of the pixels and their shape."""
+        """Hash of the pixels and their shape."""
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
         digest.update(self.images.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()

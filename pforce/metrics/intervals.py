@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 LEVEL = 0.05
 GROUPS = 23
-"""Of a grouped jackknife. A prime, so that image i, of class i mod the number of classes, gets a mix of classes."""
+"""Groups of a grouped jackknife. A prime: image i is of class i mod the number of classes, so a group gets a mix."""
 RESAMPLES = 2000
 COUNTS_AT_ONCE = 2**23
 """Resample counts in memory at a time (64 MiB): 50,000 images × 2,000 resamples would be 800."""

@@ -45,11 +45,11 @@ class ReferenceStatistics:
 
     detector: str
     sha256: str | None
-    """Of the detector's weights; None of files that do not say."""
+    """SHA-256 of the detector's weights; None for files that do not say."""
     moments: Moments
-    """Of the features (D,)."""
+    """Moments of the features (D,)."""
     spatial: Moments | None
-    """Of the spatial features."""
+    """Moments of the spatial features."""
     features: Tensor | None
     """(M, D) of reference images, for kernel distance, precision and recall; maybe fewer than the moments are of."""
     source: str

@@ -96,7 +96,7 @@ class Reproduction:
 
     @cached_property
     def agreement(self) -> Agreement | None:
-        """Of the order with the paper's."""
+        """Agreement of the measured order with the paper's."""
         header = next((name for name in (self.metric, *self.measured.columns) if name in self.measured), None)
         if self.paper is None or header != self.metric:
             return None

@@ -9,7 +9,7 @@ from pforce.reproduction import Scale, Table
 
 
 def sweep_name(table: Table, scale: Scale) -> str:
-    """Of the sweep, its MLflow experiment and its files."""
+    """Name of the table's sweep, of its MLflow experiment and of its files."""
     return f"{table.name}-{scale.name}"
 
 

@@ -45,7 +45,7 @@ class Finding(NamedTuple):
     """Mean of the number that is said to be lower, over its own seeds; None without any."""
     high: Interval | None
     verdict: Verdict
-    """Of the difference low − high, by common seeds."""
+    """Verdict on the difference low − high, by common seeds."""
     more_seeds: int | None
     """That would decide it, if difference and spread stay as they are; None where it is decided, or beyond reach."""
 
@@ -113,7 +113,7 @@ class Agreement(NamedTuple):
     tau: float
     """Kendall's τ-b: 1 the same order, −1 the reverse."""
     p: float
-    """Of a τ as large or larger, if one order were drawn at random."""
+    """Probability of a τ as large or larger, if one order were drawn at random."""
     rows: int
 
     @property

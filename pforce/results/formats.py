@@ -21,7 +21,7 @@ def _bounds(table: pd.DataFrame, name: str, index: int, ends: Sequence[str]) -> 
 
 
 def _decimals(name: str) -> int | None:
-    """Of a column's numbers; None of what is shown as it is."""
+    """Decimals of a column's numbers; None for what is shown as it is."""
     fixed = {column.header: column.decimals for column in (*COLUMNS, *CALIBRATION_COLUMNS) if not column.of_detector}
     distance = distance_of(name)
     if distance is not None:

@@ -31,9 +31,9 @@ class Read(NamedTuple):
     """What is in a store."""
 
     runs: pd.DataFrame
-    """Of `pforce.tracking.runs_frame`."""
+    """Frame of `pforce.tracking.runs_frame`."""
     sweeps: pd.DataFrame
-    """Of `pforce.tracking.sweeps_frame`."""
+    """Frame of `pforce.tracking.sweeps_frame`."""
 
 
 def read(tracker: Tracker, sweep: str | None = None) -> Read:

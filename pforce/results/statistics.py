@@ -24,7 +24,7 @@ MOST_CLAIMS = 6
 """At n = 5 seeds and 6 claims an effect of 3 standard deviations is found in about 86 % of tables."""
 ENOUGH_SEEDS = 2
 POWER = 0.8
-"""Of a test: how often it finds an effect that is there."""
+"""Power of a test: how often it finds an effect that is there."""
 MOST_SEEDS = 100
 """Beyond this "more seeds" is no answer."""
 

@@ -54,7 +54,7 @@ class Evaluation(NamedTuple):
 
 
 def _twice(t: Tensor | TimestepLevels) -> Tensor | TimestepLevels:
-    """The same timesteps for the conditional and the unconditional half of a batch."""
+    """Repeat timesteps for the conditional and the unconditional half of a batch."""
     if isinstance(t, TimestepLevels):
         return TimestepLevels(torch.cat([t.values, t.values]), torch.cat([t.index, t.index]))
     return torch.cat([t, t])

@@ -38,11 +38,11 @@ class Step(NamedTuple):
     """What a callback sees: one function evaluation and the move after it."""
 
     number: int
-    """Of the solver's step, from 0."""
+    """Number of the solver's step, from 0."""
     evaluation: int
     """Within the step, from 0."""
     t_start: float
-    """Of the solver's step."""
+    """Time at which the solver's step begins."""
     t_end: float
     x: Tensor
     """(B, C, H, W) after the move; before look_ahead's second evaluation, the image with its context."""
@@ -79,7 +79,7 @@ def _levels(x: Tensor, first: float, second: float, is_second: Tensor) -> Timest
 
 
 def _spread(x: Tensor, first: float, second: float, is_second: Tensor) -> Tensor:
-    """The same as (B, N) timesteps, for callbacks."""
+    """Spread to (B, N) timesteps, for callbacks."""
     return torch.where(is_second, second, torch.full(is_second.shape, first, device=x.device))
 
 

@@ -62,7 +62,7 @@ CAUSES: tuple[tuple[str, Cause], ...] = (
 
 
 def cause_of(error: Exception) -> Cause:
-    """Of an error of pyarrow or of this machine's files."""
+    """Cause of an error of pyarrow or of this machine's files, in words."""
     if isinstance(error, OSError) and error.filename is not None:  # of a file here: pyarrow's own name none
         return Cause(f"{error.strerror} ({error.filename})", "make room or give another PFORCE_CACHE", True)
     for pattern, cause in CAUSES:

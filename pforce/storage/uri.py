@@ -85,7 +85,7 @@ def endpoint_of(parts: SplitResult) -> str:
 
 
 def with_endpoint(parts: SplitResult) -> SplitResult:
-    """The same with the server that the environment names: processes on other machines have another environment."""
+    """The URI with the server that the environment names: processes on other machines have another environment."""
     found = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if parts.scheme != "s3" or endpoint_of(parts) or not found:
         return parts

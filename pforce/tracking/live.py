@@ -64,9 +64,9 @@ class _Trial:
     """Its curve as far as it was trained before, until that is looked up."""
     points: list[Point] = field(default_factory=list)
     whole: Callable[[], View | None] | None = None
-    """Of one that ended well: what its records say."""
+    """Reads what the records of a run that ended well say."""
     files: Sequence[Path] = ()
-    """Of one that failed: what its attempt said."""
+    """Logs of the last attempt of a run that failed."""
     changes: int = 1
     """How often it was changed, and how much of that is shown."""
     shown: int = 0

@@ -21,7 +21,7 @@ METRICS_A_CALL, PARAMS_A_CALL = 800, 100
 RUNS_AT_ONCE = 100
 """Runs that are made in one transaction."""
 KEYS_A_CALL = 8
-"""Of a server more keys than these are looked up by reading all runs."""
+"""With a server, more keys than these are looked up by reading all runs."""
 
 Progress = Callable[[int], None]
 
@@ -42,7 +42,7 @@ class Run:
     tags: dict[str, str] = field(default_factory=dict)
     params: set[str] = field(default_factory=set)
     steps: set[int] | None = None
-    """Of the points of its curve; None where they were not looked up."""
+    """Steps of the points of its curve; None where they were not looked up."""
 
 
 class Shown(NamedTuple):
@@ -51,11 +51,11 @@ class Shown(NamedTuple):
     made: int = 0
     updated: int = 0
     there: int = 0
-    """Those that showed it already."""
+    """Runs that showed it already."""
     deleted: int = 0
-    """Those that a person has deleted."""
+    """Runs that a person has deleted."""
     refused: int = 0
-    """Those that the store does not take, though it takes others."""
+    """Runs that the store does not take, though it takes others."""
 
     def __add__(self, other: Shown) -> Shown:  # type: ignore[override]
         return Shown(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))

@@ -17,7 +17,7 @@ NAME_LENGTH = 250
 TAG_LENGTH = 4000
 PARAMETER_LENGTH = 6000
 NAME = re.compile(r"[\w.\-/ ]{1,250}")
-"""Of parameters and metrics, as MLflow takes them on every system."""
+"""Names of parameters and metrics, as MLflow takes them on every system."""
 
 
 class Tags:
@@ -28,7 +28,7 @@ class Tags:
     SHOWN = "pforce.shown"
     """Digest of what a run shows, once it shows all of it."""
     NAME = "pforce.name"
-    """Of an experiment: what its sweeps are called."""
+    """Tag of an experiment: name of its sweeps."""
     FINGERPRINT = "pforce.fingerprint"
     TRAINING = "pforce.training"
     """Fingerprint of the training: names the folder of its checkpoints."""
@@ -48,11 +48,11 @@ class Tags:
     RETRIED = "pforce.retried"
     """Why it was begun again."""
     COMMAND = "pforce.command"
-    """Of a sweep: what was called when it was first run."""
+    """Tag of a sweep: the command that first ran it."""
     REUSED = "pforce.reused"
-    """Of a sweep: fingerprints of cells that were finished when it was called."""
+    """Tag of a sweep: fingerprints of cells that were finished when it was called."""
     CELLS = "pforce.cells"
-    """Of a sweep: how many distinct cells it plans."""
+    """Tag of a sweep: how many distinct cells it plans."""
 
 
 OF_A_RESULT = (Tags.REASON, Tags.ERROR, Tags.ORIGIN, Tags.NOTES)

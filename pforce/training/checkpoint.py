@@ -62,12 +62,12 @@ class Found(NamedTuple):
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Of a training's folder, the checkpoint of a step."""
+    """Path of a step's checkpoint in a training's folder."""
     return folder / CHECKPOINTS / f"step_{step:08d}"
 
 
 def snapshot_path(folder: Path, images_seen: int) -> Path:
-    """Of a training's folder, the snapshot at some images seen."""
+    """Path of the snapshot at some images seen in a training's folder."""
     return folder / SNAPSHOTS / str(images_seen)
 
 
@@ -208,7 +208,7 @@ def saved(folder: Path) -> list[Path]:
 
 
 def whole(folder: Path, *, identity: str, say: Callable[[str], None] = lambda line: None) -> list[Found]:
-    """Of a training's folder, those whose meta.json is whole, fewest images seen first; others are told of.
+    """Paths in a training's folder whose meta.json is whole, fewest images seen first; others are reported.
 
     CheckpointError where one may not be read, as an older one in its place would hide it, and where one belongs to
     another training: its folder was given by mistake.

@@ -94,7 +94,7 @@ class Record(NamedTuple):
     learning_rate: float
     images_per_second: float
     device_hours: float = 0.0
-    """Of all devices, over all resumes."""
+    """Device-hours, summed over devices and resumes."""
     time: float = 0.0
     """When it was made, seconds since 1970."""
 
@@ -193,7 +193,7 @@ class TrainState:
     seconds: float = 0.0
     """Time spent in those steps, over all resumes."""
     device_seconds: float = 0.0
-    """The same times the devices of each."""
+    """Device-seconds: seconds × devices, summed over resumes."""
     window: Window = field(default_factory=Window)
     curve: list[Record] = field(default_factory=list)
     """Points of the loss curve since the last checkpoint."""

@@ -46,7 +46,7 @@ class Job:
     source: str
     """Path of the model, as `load_source` reads it."""
     sha256: str
-    """Of the model's configuration and weights: the source must still be this one when it is read again."""
+    """SHA-256 of the model's configuration and weights: the source must still be this one when it is read again."""
     sampler: Sampler
     classes: tuple[int, ...]
     """Image i is of class classes[i mod their number]."""
@@ -65,7 +65,7 @@ class Job:
     decoder: str | None = None
     """Folder of an autoencoder whose decoder makes pixels of a model's latents; None keeps what the model samples."""
     decoder_sha256: str | None = None
-    """Of that folder."""
+    """SHA-256 of that folder."""
     pixels: bool = True
     """Whether images come out, not latents."""
 

@@ -463,7 +463,7 @@ def _tensors(steps: Sequence[tuple[Path, Mapping[str, Any]]], experiment: Experi
 
 
 def _carry_checkpoint(path: Path, meta: Mapping[str, Any], target: Path, identity: str) -> None:
-    """The same tensors under their training's name of today: linked, not copied, where the file system can."""
+    """Carry a checkpoint's tensors to their training's name of today: linked, not copied, where the file system can."""
     if (target / "meta.json").exists():
         return
     target.mkdir(parents=True, exist_ok=True)

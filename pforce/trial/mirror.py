@@ -155,7 +155,7 @@ class TrialMirror:
         self._retain(own, parse_meta(mine, own))
 
     def _retain(self, own: str, meta: dict[str, Any]) -> None:
-        """Of the resumable ones up to this one the newest stay; what is asked for stays wholly."""
+        """Delete all but the newest of the resumable ones up to this one; what is asked for stays wholly."""
         known = []
         for path, files in self._saved().items():
             found = self._remote_meta(path) if META in files else None

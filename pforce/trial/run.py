@@ -100,7 +100,7 @@ class Where:
 
     device: torch.device
     workers: Workers = ALONE
-    """Those that share the trial; called by all of them."""
+    """The workers that share the trial; called by all of them."""
     sharding: Sharding = "none"
     """How the training is shared; see `pforce.training.strategy`."""
     devices: float = 1.0
@@ -205,7 +205,7 @@ class Trained:
     weights: str
     """Hash of its tensors; empty on all workers but the first."""
     record: Record | None
-    """Of the weights, on the first worker."""
+    """Record of the weights, on the first worker."""
 
 
 def published(

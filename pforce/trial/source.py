@@ -28,7 +28,7 @@ CONTENT_KEYS = (
     "depth", "width", "heads", "patch", "image_size", "channels", "classes", "difficulty_head", "class_dropout",
     "mlp_ratio",
 )  # fmt: skip
-"""Of the configuration, in every content hash."""
+"""Keys of the configuration that are in every content hash."""
 
 Weights = Literal["ema", "raw"]
 
@@ -48,7 +48,7 @@ class Source:
     model: PatchForcingTransformer
     """On the CPU, in eval mode, float32."""
     sha256: str
-    """Of configuration and weights: two sources with one hash draw the same images."""
+    """SHA-256 of configuration and weights: two sources with one hash draw the same images."""
     weights: str
     """ema, raw, or unknown (a foreign file does not say)."""
     images_seen: int | None = None
@@ -57,7 +57,7 @@ class Source:
     """What trained it; None for files that do not carry it."""
 
     def about(self) -> dict[str, str | int | None]:
-        """The same as a flat record."""
+        """Description of the source as a flat record."""
         return {
             "source": str(self.path),
             "kind": self.kind,
@@ -112,7 +112,7 @@ def _from_checkpoint(folder: Path, weights: Weights, record: Path | None = None)
 
 
 def _newest(paths: Sequence[Path], weights: Weights) -> Source:
-    """Of several checkpoints and snapshots the one of the most images seen that can be read."""
+    """The checkpoint or snapshot of the most images seen that can be read."""
     seen, problems = [], []
     for path in paths:
         try:

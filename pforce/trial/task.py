@@ -149,7 +149,7 @@ class Progress(_Event):
 
     phase: Phase
     share: float
-    """Of the phase."""
+    """Share of the phase that is done, in [0, 1]."""
 
 
 @dataclass(frozen=True)

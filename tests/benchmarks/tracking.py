@@ -25,7 +25,7 @@ POINTS = 50
 NAMES = tuple(f"train/m{number}" for number in range(8))
 PARAMS = {f"group.field{number}": str(number) for number in range(60)}
 NUMBERS, CURVE = 130, 10
-"""Of a finished cell: numbers, and points of its curve."""
+"""Numbers of a finished cell, and points of its curve."""
 
 
 def view(number: int) -> View:

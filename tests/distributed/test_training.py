@@ -143,7 +143,7 @@ def _trial(rank: int, workers: int, folder: str, sharding: str) -> None:
 
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
 def test_workers_share_the_evaluation(tmp_path, sharding):
-    """The same images, drawn by two: every number of the trial is that of one worker to rounding."""
+    """Two workers draw one worker's images: every number of the trial is that of one worker to rounding."""
     mp.spawn(_trial, (2, str(tmp_path), sharding), nprocs=2)
     row = run_trial(tiny(10), Paths(DATA, Storage.open(tmp_path / "one")), Where(CPU))
     assert row is not None

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(600)
 STEPS, EVERY = 60, 5
 EXECUTORS = ("local", "processes", "tune", "groups")
 OTHERS = EXECUTORS[1:]
-"""Those whose workers may die without their driver."""
+"""Executors whose workers may die without their driver."""
 
 
 def plan_for(executor: str, storage: Path, traps: Path, steps: int = STEPS, **options) -> Plan:

@@ -29,7 +29,7 @@ def moments(drill: str, first: int, last: int, count: int = 2) -> list[int]:
 
 
 def newest_step(folder: Path) -> int:
-    """Of the newest checkpoint of a training's folder; -1 where there is none."""
+    """Step of the newest checkpoint of a training's folder; -1 where there is none."""
     steps = [-1]
     for path in saved(folder):
         with suppress(CheckpointError):  # removed since it was listed

@@ -102,7 +102,7 @@ def table(storage: Path) -> pd.DataFrame:
 
 
 def curves(storage: Path) -> dict[str, list[tuple[int, float]]]:
-    """Of each cell (by its training's fingerprint) (step, time in seconds) of the points, as they were logged."""
+    """Each cell's (by its training's fingerprint) points as (step, time in seconds), as they were logged."""
     uri = default_uri(storage)
     if not (storage / "mlflow.db").exists():
         return {}

@@ -14,7 +14,7 @@ from tests.training.conftest import tiny
 
 pytestmark = pytest.mark.timeout(600)
 HUGE = 1_000_000
-"""Of this width one matrix has 12 TB."""
+"""A width whose one matrix has 12 TB."""
 
 
 @pytest.mark.parametrize("workers", [1, 2])

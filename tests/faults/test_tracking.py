@@ -38,7 +38,7 @@ class Driver:
         )  # fmt: skip
 
     def step(self) -> int:
-        """Of the newest checkpoints of all cells, the steps together."""
+        """Steps of all cells' newest checkpoints, added up."""
         newest: dict[Path, int] = {}
         for path in self.storage.glob("trainings/*/checkpoints/step_*"):
             newest[path.parent] = max(newest.get(path.parent, 0), int(path.name.removeprefix("step_")))

@@ -62,7 +62,7 @@ class Seeing:
         )
 
     def losses(self, context_time):
-        """Of each image, in closed form: all uncertain patches see 25 others at the context time and 38 at t."""
+        """Losses per image, in closed form: all uncertain patches see 25 others at the context time and 38 at t."""
         others = self.t + CONFIDENT / (N - 1) * (context_time - self.t)
         return (self.scale.double() * (1 + (others - best(self.t)) ** 2)).square().numpy()
 

@@ -108,7 +108,7 @@ def test_values_are_scipy_s():
 
 
 def test_intervals_are_those_of_images_put_together_one_by_one():
-    """The same resamples, drawn here from the same generator, as a loop that concatenates the drawn images' patches."""
+    """The resamples, drawn here from an equal generator, as a loop that concatenates the drawn images' patches."""
     generator = np.random.default_rng(1)
     m, resamples = 9, 2000
     sigma = generator.gamma(2, 1, (m, 4)) * generator.gamma(2, 1, (m, 1))

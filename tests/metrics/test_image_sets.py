@@ -89,7 +89,7 @@ def test_a_tensor() -> None:
 
 
 def test_the_hash_is_of_the_images(tmp_path: Path) -> None:
-    """The same images elsewhere have it; one changed pixel has another."""
+    """Equal images elsewhere have it; one changed pixel has another."""
     images = pixels()
     save(tmp_path / "a", images)
     save(tmp_path / "b", images)

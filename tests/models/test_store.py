@@ -36,7 +36,7 @@ def stored(tmp_path):
 
 
 def rewrite(path, **metadata):
-    """The same weights with some of the metadata replaced, or removed where None."""
+    """Weights with some of the metadata replaced, or removed where None."""
     with safe_open(path, framework="pt") as file:
         old = file.metadata()
     new = {key: value for key, value in {**old, **metadata}.items() if value is not None}

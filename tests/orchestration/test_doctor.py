@@ -131,7 +131,7 @@ def test_a_check_that_crashes_is_a_problem():
 
 @pytest.fixture
 def facts(tmp_path: Path) -> dict[str, Any]:
-    """Of this machine."""
+    """Facts of this machine."""
     return node.facts(str(tmp_path))
 
 

@@ -29,7 +29,7 @@ from tests.orchestration.conftest import make_plan, small_sweep
 from tests.test_cli import ROOT, pforce
 
 FILES = ("meta.json", "moments.safetensors", "state.safetensors")
-"""Of a checkpoint that a training can go on from."""
+"""Files of a checkpoint that a training can go on from."""
 
 pytestmark = pytest.mark.timeout(600)
 

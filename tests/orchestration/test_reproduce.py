@@ -109,7 +109,7 @@ def test_a_rerun_trains_nothing(smoke):
 
 
 def test_a_table_is_shown_as_far_as_it_is_measured(smoke, place, tmp_path, capsys, monkeypatch):
-    """The same table as when it was run; of a storage that has nothing, that."""
+    """It is the table of the run; a storage that has nothing says so."""
     monkeypatch.setenv("COLUMNS", "250")
     before = len(results.runs(default_uri(smoke)))
     path = smoke / "reproduction" / "difficulty-smoke.md"

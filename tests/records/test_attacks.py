@@ -242,7 +242,7 @@ def test_a_tombstone_is_not_imported(place, tmp_path):
 
 
 def test_storages_that_import_each_other_agree(tmp_path):
-    """Of two values the first counts, in both; and it is said."""
+    """The first of two values counts, in both; and it is said."""
     places = [Storage.open(tmp_path / name) for name in "ab"]
     part = next(iter(parts_of(of()).request.image_parts("0" * 64).values()))
     for number, place in enumerate(places):

@@ -147,7 +147,7 @@ def test_a_damaged_record_counts_as_not_there(storage, harm):
 
 
 def test_a_renamed_record_counts_as_not_there(storage):
-    """Of another digest, and of its own under another content's name."""
+    """One of another digest, and one of its own under another content's name."""
     made, other = record(5.0), record(6.0, part=replace(PART, canonical={"images": 2}))
     Ledger(storage).put(made)
     path = path_of(storage, made)

@@ -50,7 +50,7 @@ def test_other_metrics_are_no_distances():
 
 
 def test_detectors_of_a_frame():
-    """Those of most rows first; what stands beside a distance is not one."""
+    """Detectors of most rows first; what stands beside a distance is not one."""
     beside = {f"fd/openmoji{end}": [1.0, 1.0, 1.0] for end in ("_low", "_images", "_reference_images", "_features")}
     one = ("a", "FINISHED", 1), ("b", "FINISHED", 1), ("c", "FINISHED", 1)
     made = frame(*one, **{"fd/openmoji": [1.0, 2.0, 3.0], **beside, "fid": [None, 1.0, None], "fid_images": [9.0] * 3,

@@ -55,7 +55,7 @@ def shown(table: pd.DataFrame) -> list[str]:
 
 
 def test_mean_and_spread_over_finished_seeds(frame):
-    """Of two runs with one fingerprint the newest counts; a failed one does not; one seed has no spread."""
+    """The newest of two runs with one fingerprint counts; a failed one does not; one seed has no spread."""
     table = cell_table(frame, ROWS)
     assert list(table["n"]) == [2, 1, 0]
     assert table["val loss"][0] == pytest.approx((1.5 + 3.0) / 2)

@@ -54,7 +54,7 @@ def mirror(tmp_path) -> Mirror:
 
 @pytest.fixture(params=["sqlite", "server"])
 def any_mirror(request, tmp_path, server) -> Mirror:
-    """Of a database that is written into, and of a server; the server's tests have names of their own."""
+    """A mirror of a database that is written into, and of a server; the server's tests have names of their own."""
     if request.param == "sqlite":
         return sqlite_mirror(tmp_path)
     return Mirror(Tracker(server.uri, artifacts=tmp_path), Storage.open(tmp_path), print)
@@ -266,7 +266,7 @@ def _show(folder: Path, cells: tuple[str, ...]) -> None:
 
 
 def test_three_processes_at_once_make_each_run_once(tmp_path):
-    """Of a store that is not there yet."""
+    """With a store that is not there yet."""
     cells = tuple(f"{number:032x}" for number in range(250))
     context = multiprocessing.get_context("spawn")
     several = [context.Process(target=_show, args=(tmp_path, cells)) for _ in range(3)]
@@ -457,7 +457,7 @@ def test_two_storages_that_begin_a_page_of_one_name_at_once(server, tmp_path, mo
 
 @pytest.mark.parametrize("theirs", [True, False])
 def test_a_deleted_page_without_a_key(server, tmp_path, theirs):
-    """Of an earlier version: restored with its runs, when that is asked for. A stranger's is left alone."""
+    """One of an earlier version is restored with its runs, when that is asked for. A stranger's is left alone."""
     writer, name = Writer(server.uri), f"deleted-{theirs}"
     sweep = writer.open_sweep(name, "identity", {})
     run_id = writer.open_trial(sweep, RunSpec("old", CELLS[0], {"timesteps.m": 0.5}, {}))

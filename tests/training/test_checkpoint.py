@@ -103,7 +103,7 @@ def test_nothing_there(tmp_path):
 
 
 def test_a_training_goes_on_from_the_nearest_earlier_one(tmp_path):
-    """Of both kinds; not from a snapshot without moments, nor from one beyond its end."""
+    """From both kinds; not from a snapshot without moments, nor from one beyond its end."""
     save(tmp_path, 2)
     save(tmp_path, 4, snapshot=True)
     save(tmp_path, 6, snapshot=True, resumable=False)

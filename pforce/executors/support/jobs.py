@@ -34,7 +34,7 @@ RECONNECTIONS = 5
 
 
 def submission_id(command: Sequence[str]) -> str:
-    """Of a command, whoever submits it and whenever."""
+    """A command's submission id: one for the command, whoever submits it and whenever."""
     text = "\0".join(command)
     return PREFIX + hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 

@@ -35,7 +35,7 @@ class Detector(Protocol):
     minimum_size: int
     """Smallest height and width of an image, in pixels."""
     sha256: str
-    """Of the weights: features of different weights are not comparable."""
+    """SHA-256 of the weights: features of different weights are not comparable."""
     preprocessing: str
     """What is done to an image before the network, in words: part of the identity of features."""
 

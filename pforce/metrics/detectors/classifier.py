@@ -69,7 +69,8 @@ def _averaged(images: Tensor) -> Tensor:
 
 
 def fuse(detector: ClassifierDetector) -> ClassifierDetector:
-    """The same features to rounding, in about half the time on a CPU. For a detector that is not trained any more.
+    """Fuse convolutions with their normalisation: equal features to rounding, in about half the time on a CPU. For a
+        detector that is not trained any more.
 
     Batch norms are folded into their convolutions, channels lie last, and ReLUs work in place and after the pooling,
     with which they commute: a new tensor of some MB for each of them costs as much as their arithmetic.
