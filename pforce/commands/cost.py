@@ -69,7 +69,7 @@ def notes(of_runs: pd.DataFrame) -> list[str]:
 
 
 def cost_table(table: pd.DataFrame, by: By, width: int) -> Table:
-    """Table of `pforce.results.costs.costs`: rows, and a total for each kind of device; no time on a narrow terminal."""
+    """Table of `pforce.results.costs.costs`, with a total for each kind of device; no time on a narrow terminal."""
     wide = width >= WIDE
     caption = "hours: of the unit; time: that trials took." if wide else "hours: of the unit."
     shown = Table(title=f"Cost by {by}", title_justify="left", caption=caption, caption_justify="left")

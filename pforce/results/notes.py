@@ -21,7 +21,7 @@ MOST_LISTED = 6
 """Rows or values that a note names; of more it tells the number."""
 
 KINDS = {FINISHED: "finished", FAILED: "failed", "none": "no run", **dict.fromkeys(UNDER_WAY, "running")}
-"""Kind of a cell, by its run's status; any other status is `stopped`. A cell that failed as it diverged is `diverged`."""
+"""Kind of a cell, by its run's status; any other status is `stopped`. One that failed as it diverged is `diverged`."""
 CURES = {
     "diverged": "--again diverged tries again",
     "failed": "the same command tries again",
