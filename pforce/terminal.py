@@ -5,6 +5,7 @@ It imports nothing of the method, so that a command answers at once where it nee
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import threading
@@ -31,6 +32,18 @@ def exit_on_errors(main: Callable[[], int]) -> NoReturn:
         Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         code = USAGE_ERROR
     sys.exit(code)
+
+
+@contextmanager
+def imports_kept() -> Iterator[None]:
+    """Import without the garbage collector: what importing makes is there to stay, and to look through it for garbage,
+    again and again while there is ever more of it, takes a quarter of torch's import."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def make_console() -> Console:

@@ -13,28 +13,15 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from pforce.executors.support.entry import of_group
 from pforce.executors.support.seats import STARTS, Gone, Seats
 from pforce.executors.support.setup import Setup
-from pforce.executors.support.worker import serve
-from pforce.parallel import Workers
 from pforce.trial.failures import OUT_OF_MEMORY, WORKER_DIED, Failure, failure_of, worst
-from pforce.trial.perform import AttemptFailed, Seat
-
-
-def loop(config: dict[str, Any]) -> None:
-    """A Ray Train loop: all workers of a group run it. Raises where the group cannot go on (one worker's failure
-    leaves the others in a collective operation): the driver starts another group."""
-    workers = Workers.joined()
-    device = torch.device("cuda" if config["gpus"] else "cpu")
-    serve(config["meeting"], config["seat"], Seat(device, config["threads"], config["devices"], workers))
-    if dist.is_initialized():
-        dist.destroy_process_group(workers.patient)
+from pforce.trial.perform import AttemptFailed
 
 
 class _Trainer(TorchTrainer):
@@ -55,7 +42,7 @@ class _Group(threading.Thread):
         setup, placement = executor.setup, executor.placement
         resources = {"CPU": float(placement.cpus), **({"GPU": placement.gpus} if placement.gpus else {})}
         self.trainer = _Trainer(
-            loop,
+            of_group,
             train_loop_config={**executor.worker_config, "seat": seat},
             torch_config=TorchConfig(
                 backend="cpu:gloo,cuda:nccl" if placement.gpus else "gloo", timeout_s=round(setup.collective_timeout)

@@ -15,21 +15,13 @@ from collections.abc import Iterable
 from queue import Empty, SimpleQueue
 from typing import Any
 
-import torch
 from ray import tune
 from ray.tune.experiment import Trial
 
+from pforce.executors.support.entry import alone
 from pforce.executors.support.seats import Gone, Seats
 from pforce.executors.support.setup import Setup, one_worker
-from pforce.executors.support.worker import serve
 from pforce.trial.failures import OUT_OF_MEMORY, WORKER_DIED, Failure, failure_of
-from pforce.trial.perform import Seat
-
-
-def trainable(config: dict[str, Any]) -> None:
-    """A Tune function trainable: a worker, in this process."""
-    device = torch.device("cuda" if config["gpus"] else "cpu")
-    serve(config["meeting"], config["seat"], Seat(device, config["threads"], config["devices"]))
 
 
 class _Losses(tune.Callback):
@@ -75,7 +67,7 @@ class _Workers(threading.Thread):
         self.error: Exception | None = None
         setup, placement = executor.setup, executor.placement
         self.tuner = tune.Tuner(
-            tune.with_resources(trainable, {"cpu": placement.cpus, "gpu": placement.gpus}),
+            tune.with_resources(alone, {"cpu": placement.cpus, "gpu": placement.gpus}),
             param_space={**executor.worker_config, "seat": tune.grid_search(seats)},
             tune_config=tune.TuneConfig(max_concurrent_trials=len(seats)),
             run_config=tune.RunConfig(

@@ -64,7 +64,7 @@ def sweep(base: Experiment, seeds: tuple[int, ...], folder: str) -> tuple[float,
     seconds = time.perf_counter() - started
     from pforce import results
 
-    return seconds, float(results.runs(folder)["cost/seconds"].mean())
+    return seconds, float(results.runs(planned.options.uri)["cost/seconds"].mean())
 
 
 def main() -> None:
