@@ -44,11 +44,12 @@ def trainable(config: dict[str, Any]) -> None:
     tune.report(row.metrics)
 
 
-def bare(experiments: list[Experiment], folder: str) -> float:
+def bare(experiments: list[Experiment], folder: str, reuse: bool) -> float:
     started = time.perf_counter()
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": 1}),
         param_space={"experiment": tune.grid_search([to_dict(each) for each in experiments]), "storage": folder},
+        tune_config=tune.TuneConfig(reuse_actors=reuse),
         run_config=tune.RunConfig(storage_path=f"{folder}/ray", verbose=0),
     )
     found = tuner.fit()
@@ -72,15 +73,17 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--reuse", action="store_true", help="the bare loop keeps its processes (not Tune's default)")
     a = parser.parse_args()
     start_ray("local")
     base, seeds = experiment(a.steps), tuple(range(a.trials))
     for number in range(a.rounds):
         with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-            theirs = bare([with_fields(base, {"seed": seed}) for seed in seeds], one)
+            theirs = bare([with_fields(base, {"seed": seed}) for seed in seeds], one, a.reuse)
             ours, each = sweep(base, seeds, str(Path(other)))
         print(
-            f"round {number + 1}: {a.trials} trials of {each:.2f} s on {os.cpu_count()} cores: a bare Tune loop "
+            f"round {number + 1}: {a.trials} trials of {each:.2f} s on {os.cpu_count()} cores: a bare Tune loop"
+            f"{' that keeps its processes' if a.reuse else ''} "
             f"{theirs:.1f} s, the sweep {ours:.1f} s: {ours / theirs:.2f} ×",
             flush=True,
         )

@@ -31,7 +31,7 @@ from pforce.tracking import Tracker, default_uri
 from tests.faults.drills import SEED, newest_step
 
 ROOT = Path(__file__).resolve().parents[2]
-BATCH, STEPS, EVERY, SIGMAS = 64, 150, 10, ("0.1", "0.2", "0.3")
+BATCH, STEPS, EVERY, SIGMAS = 64, 80, 5, ("0.1", "0.2")
 ARGUMENTS = [
     "--m", "0.7", "--sigma", *SIGMAS,
     "--set", "model.depth=2", "--set", "model.width=32", "--set", "model.heads=2",
@@ -41,6 +41,8 @@ ARGUMENTS = [
     "--set", "evaluation.reference_images=64", "--set", "sampler.num_function_evaluations=4",
 ]  # fmt: skip
 COMMAND = [sys.executable, str(ROOT / "sweeps" / "ltg_grid.py"), *ARGUMENTS, "--cpus-per-trial", "1"]
+OPTIONS = {"groups": ["--workers", "2"]}
+"""Further options of an executor."""
 RESULTS = ["m", "s", "sigma", "n", "val loss", "fd/openmoji", "R(0.2)", "R(0.6)", "images seen", "fd images", "NFE"]
 """Columns of the table that are results, not times."""
 
@@ -68,7 +70,7 @@ class Call:
         self.started, self.clock = time.time(), time.monotonic()
         with log.open("a") as file:
             self.process = subprocess.Popen(
-                [*COMMAND, "--storage", str(storage), "--executor", executor],
+                [*COMMAND, "--storage", str(storage), "--executor", executor, *OPTIONS.get(executor, [])],
                 stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, "PFORCE_DRILL": self.mark},
             )  # fmt: skip
 
@@ -99,6 +101,16 @@ def table(storage: Path) -> pd.DataFrame:
     """The results of a sweep's table, without times."""
     frame = pd.read_csv(storage / "ltg_grid.csv")
     return frame[[column for column in RESULTS if column in frame]]
+
+
+def same(found: pd.DataFrame, expected: pd.DataFrame, executor: str) -> bool:
+    """Whether two tables agree: bit for bit; within 1e-3 for a group, whose sums are rounded elsewhere."""
+    if executor != "groups":
+        return found.equals(expected)
+    with suppress(AssertionError):
+        pd.testing.assert_frame_equal(found, expected, check_exact=False, rtol=1e-3)
+        return True
+    return False
 
 
 def curves(storage: Path) -> dict[str, list[tuple[int, float]]]:
@@ -167,7 +179,7 @@ def round_of(
         "left behind": left,
         "first new point after s": round(min(first_point) - again.started, 2) if first_point else None,
         "continued in s": round(duration, 1),
-        "same table": table(storage).equals(expected),
+        "same table": same(table(storage), expected, executor),
         "trial runs": len(frame),
         "all runs": len(of_sweep),
         "statuses": sorted(set(frame["status"])) + sorted({run.info.status for run in of_sweep}),

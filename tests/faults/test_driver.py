@@ -26,11 +26,11 @@ def undisturbed(openmoji_folder, tmp_path_factory) -> pd.DataFrame:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("executor", ["local", "processes", "tune"])
+@pytest.mark.parametrize("executor", ["local", "processes", "tune", "groups"])
 def test_a_sweep_whose_driver_is_killed_continues(undisturbed, tmp_path, executor):
     """The table of the undisturbed sweep, a run a cell, nothing lost but work since the last checkpoint, and no worker
     of the killed driver left."""
-    moment = moments(f"driver {executor}", 10, 330, count=1)
+    moment = moments(f"driver {executor}", 10, 120, count=1)
     found = round_of(tmp_path / "round", moment, undisturbed, of_steps=True, patience=20, executor=executor)
     assert is_good(found), found
     assert len(found["killed after s"]) == 1
