@@ -31,6 +31,8 @@ ATTACHED = "attached to the job that is already there: the same command is not r
 
 
 RECONNECTIONS = 5
+STOP_PATIENCE = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
+"""How long Ray waits after SIGTERM before it kills a job. Its own 3 s are too short for a training's checkpoint."""
 
 
 def submission_id(command: Sequence[str]) -> str:
@@ -93,7 +95,7 @@ def submit(client: JobSubmissionClient, command: Sequence[str], working_dir: Pat
             client.submit_job(
                 entrypoint=shlex.join(command),
                 submission_id=name,
-                runtime_env={"working_dir": str(working_dir)},
+                runtime_env={"working_dir": str(working_dir), "env_vars": STOP_PATIENCE},
             )
             break
         except (RuntimeError, ValueError) as error:
