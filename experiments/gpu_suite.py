@@ -43,8 +43,8 @@ from pforce.storage import Storage
 from pforce.terminal import stop_on_signals
 from pforce.trial.migrate import take_in
 from pforce.trial.reference import inputs_of
-from pforce.trial.run import auto_precision_on, choose_device
 from pforce.trial.task import Done, Failed, Idle, Task, Train
+from pforce.trial.where import auto_precision_on, choose_device
 
 SPARE_SECONDS = 5.0
 """Between the deadline and the end of all processes."""

@@ -12,7 +12,8 @@ import torch
 
 from pforce.data import openmoji
 from pforce.storage import Storage
-from pforce.trial.run import Paths, Where, run_trial
+from pforce.trial.run import run_trial
+from pforce.trial.where import Paths, Where
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -22,7 +22,7 @@ from pforce.orchestration.script import print_mlflow
 from pforce.records.ledger import Ledger
 from pforce.storage import Storage
 from pforce.terminal import DONE, SOME_FAILED, STOPPED, make_console, stop_on_signals
-from pforce.trial.measure import beyond_kept
+from pforce.trial.drawn_images import beyond_kept
 from pforce.validation import require
 
 SHOWN_TIMESTEPS = (0.2, 0.6)

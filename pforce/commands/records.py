@@ -26,7 +26,8 @@ from pforce.records.status import FINISHED
 from pforce.storage import Storage, default_storage
 from pforce.terminal import DONE, make_console
 from pforce.tracking import runs_frame, sqlite_path
-from pforce.trial.migrate import Carried, carry_lines, carry_storage
+from pforce.trial.migrate import Carried, carry_lines
+from pforce.trial.migrate_storage import carry_storage
 from pforce.validation import ConfigError
 
 Names = Annotated[tuple[str, ...], tyro.conf.Positional]

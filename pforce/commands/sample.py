@@ -31,9 +31,10 @@ from pforce.sampling import check_sampler, count_flops
 from pforce.sampling.trace import Trace
 from pforce.storage import Storage, default_storage
 from pforce.terminal import DONE, SOME_FAILED, STOPPED, duration, make_console
+from pforce.trial.drawn_images import record_drawing
 from pforce.trial.jobs import Job, claim, decoder_for, recorded_batch
-from pforce.trial.measure import Subject, record_drawing
 from pforce.trial.source import Source
+from pforce.trial.subject import Subject
 from pforce.trial.task import Spent
 from pforce.validation import ConfigError, require
 

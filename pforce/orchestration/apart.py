@@ -29,9 +29,10 @@ from pforce.trial.folder import evaluation_folder, training_folder, write_experi
 from pforce.trial.measurable import Measurable
 from pforce.trial.measure import measure
 from pforce.trial.reference import HeldOut, reference_images
-from pforce.trial.run import Paths, finish_trial
+from pforce.trial.run import finish_trial
 from pforce.trial.source import SourceError, load_source
 from pforce.trial.task import Done, Failed, Idle, Measure, Task
+from pforce.trial.where import Paths
 from pforce.validation import ConfigError
 
 

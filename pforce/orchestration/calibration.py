@@ -14,7 +14,8 @@ from pforce.config import Experiment
 from pforce.executors.support.placement import Placement, place, this_machine
 from pforce.models import build
 from pforce.training import train
-from pforce.trial.run import choose_device, training_state
+from pforce.trial.train import training_state
+from pforce.trial.where import choose_device
 
 WARMUP_STEPS, TIMED_STEPS = 1, 4
 TIMED_EVALUATIONS = 3

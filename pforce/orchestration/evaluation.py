@@ -38,12 +38,13 @@ from pforce.results.shown import show_sweep
 from pforce.tracking import Mirror, Tracker
 from pforce.tracking.checks import why
 from pforce.trial.draw import Blocks, features_folder, folder_of, save_samples
+from pforce.trial.held_out import arrays_of
 from pforce.trial.measurable import Measurable
-from pforce.trial.measure import arrays_of, missing
+from pforce.trial.measure import missing
 from pforce.trial.reference import REFERENCES, HeldOut, ReferenceImages
-from pforce.trial.run import choose_device
 from pforce.trial.source import Source as Model
 from pforce.trial.task import Done, Failed, Idle, Measure, MeasureImages, Task
+from pforce.trial.where import choose_device
 
 EXPERIMENT = "evaluations"
 """MLflow experiment of all evaluations."""

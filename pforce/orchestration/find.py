@@ -26,8 +26,8 @@ from pforce.training.checkpoint import snapshot_path
 from pforce.trial.folder import EVALUATIONS, EXPERIMENT, training_folder
 from pforce.trial.mirror import TrialMirror
 from pforce.trial.reference import inputs_of
-from pforce.trial.run import with_precision
 from pforce.trial.source import Source, SourceError, Weights, load_source
+from pforce.trial.where import with_precision
 
 BEST = "best:"
 SHA256_DIGITS = 64

@@ -32,10 +32,10 @@ from pforce.storage import Storage, default_storage, in_ray_job
 from pforce.tracking import Tracker, TrackingError, default_uri, is_installed, is_server, mask, sqlite_path
 from pforce.tracking.live import CATCH_UP
 from pforce.training import Callback, Sharding
+from pforce.trial.drawn_images import beyond_kept
 from pforce.trial.folder import TRAINING, training_folder
-from pforce.trial.measure import beyond_kept
 from pforce.trial.reference import check_reference, inputs_of
-from pforce.trial.run import auto_precision_on, check_data, choose_device
+from pforce.trial.where import auto_precision_on, check_data, choose_device
 from pforce.validation import ConfigError, require
 
 SCRATCH = "ray"

@@ -35,7 +35,7 @@ from pforce.terminal import DONE, STOPPED, duration, make_console
 from pforce.tracking import TrackingError, mask, runs_frame
 from pforce.tracking.view import key_of
 from pforce.training import Callback
-from pforce.trial.run import with_precision
+from pforce.trial.where import with_precision
 from pforce.validation import ConfigError, require
 
 QUICK = {

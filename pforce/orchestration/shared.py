@@ -10,8 +10,10 @@ from typing import NamedTuple
 from pforce.metrics.detectors import load_detector
 from pforce.records.ledger import Ledger
 from pforce.trial.draw import IMAGES, Blocks, Span, count_of, features_folder, folder_of, spans_to_draw
+from pforce.trial.drawn_images import record_drawing
 from pforce.trial.measurable import Measurable
-from pforce.trial.measure import Subject, missing, record_drawing
+from pforce.trial.measure import missing
+from pforce.trial.subject import Subject
 from pforce.trial.task import Done, Measure, Spent
 
 

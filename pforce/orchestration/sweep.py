@@ -18,7 +18,7 @@ from pforce.files import digest
 from pforce.records.parts import CellParts, Inputs, cell_parts
 from pforce.sampling import Sampler
 from pforce.timesteps import TimestepSampler
-from pforce.trial.run import with_precision
+from pforce.trial.where import with_precision
 from pforce.validation import ConfigError
 
 IMAGES = "images_seen"

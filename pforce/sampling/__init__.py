@@ -2,6 +2,7 @@
 
 from pforce.sampling.budget import Schedule
 from pforce.sampling.cost import count_flops
+from pforce.sampling.fit import check_sampler, timesteps_for
 from pforce.sampling.generation import Generated, generate
 from pforce.sampling.guidance import Denoiser, Guidance, evaluate
 from pforce.sampling.samplers import (
@@ -12,9 +13,7 @@ from pforce.sampling.samplers import (
     RandomOrder,
     Range,
     Sampler,
-    check_sampler,
     register,
-    timesteps_for,
 )
 from pforce.sampling.schedule import spaced
 from pforce.sampling.solvers import Step, dual_loop, euler, look_ahead, random_order

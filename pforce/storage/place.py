@@ -6,7 +6,6 @@ from it once they are whole. Nothing is locked: processes agree by files that ar
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import os
@@ -20,18 +19,25 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, unquote, urlencode, urlunsplit
+from urllib.parse import unquote, urlunsplit
 
-from pforce.files import cache_folder, read_small, umask, write_bytes, write_whole
+from pforce.files import cache_folder, read_small, write_bytes
+from pforce.storage.bucket import (
+    ANSWER_SECONDS,
+    CHECK_SECONDS,
+    ConditionalWriteError,
+    connect,
+    download,
+    link_file,
+    put_if_absent,
+    put_object,
+    upload,
+)
 from pforce.storage.errors import StorageError, cause_of
 from pforce.storage.uri import absolute, bucket_of, endpoint_of, shown, split, with_endpoint
 
 T = TypeVar("T")
 
-CHECK_SECONDS = 5
-"""How long a check waits for an answer."""
-ANSWER_SECONDS = 20
-"""How long a transfer waits for an answer; it is tried again."""
 PAUSES_SECONDS = (1.0, 3.0)
 """Between the tries of a transfer."""
 
@@ -90,7 +96,7 @@ class Storage:
 
         name = f".pforce_check_{uuid.uuid4().hex}"
         try:
-            filesystem, prefix = _connect(self.uri, CHECK_SECONDS, attempts=1)
+            filesystem, prefix = connect(self.uri, CHECK_SECONDS, attempts=1)
             with filesystem.open_output_stream(f"{prefix}/{name}") as stream:
                 stream.write(b"pforce")
             filesystem.get_file_info(FileSelector(prefix))
@@ -151,7 +157,7 @@ class Storage:
 
     def fetch(self, name: str, path: Path) -> None:
         """Copy one file of the bucket to a path, where it appears whole."""
-        self._try(f"{name} cannot be read", functools.partial(_download, name, path))
+        self._try(f"{name} cannot be read", functools.partial(download, name, path))
 
     def read_checked(self, name: str, checked: Callable[[Path], T]) -> T:
         """What `checked` makes of a file; it raises what it raises. Where the mirror's copy is missing or refused, the
@@ -186,7 +192,7 @@ class Storage:
             parts = each.relative_to(path).parts
             if not any(part.startswith(".") or part in left_out for part in parts):
                 name = PurePosixPath(each.relative_to(self.root)).as_posix()
-                self._try(f"{name} cannot be written", functools.partial(_upload, each, name))
+                self._try(f"{name} cannot be written", functools.partial(upload, each, name))
 
     # --- small files that processes agree by ------------------------------------------------------------------
 
@@ -216,7 +222,7 @@ class Storage:
     def put(self, relative: str, content: bytes) -> None:
         """Write a small file, in the bucket itself where it is one; it appears whole."""
         if self.remote:
-            self._try(f"{relative} cannot be written", functools.partial(_put, content, relative))
+            self._try(f"{relative} cannot be written", functools.partial(put_object, content, relative))
         else:
             write_bytes(self.root / relative, content, lasting=False)
 
@@ -231,9 +237,9 @@ class Storage:
             StorageError: the bucket does not answer. OSError: of a folder.
         """
         if not self.remote:
-            return _link(self.root / relative, content)
+            return link_file(self.root / relative, content)
         try:
-            _put_if_absent(self.uri, relative, content)
+            put_if_absent(self.uri, relative, content)
         except ConditionalWriteError as error:
             there = self.read(relative)
             if there is not None:
@@ -272,7 +278,7 @@ class Storage:
         """Carry out, again after a pause where it fails for a reason that may pass."""
         for pause in (*PAUSES_SECONDS, None):
             try:
-                return action(*_connect(self.uri, ANSWER_SECONDS, attempts=2))
+                return action(*connect(self.uri, ANSWER_SECONDS, attempts=2))
             except (OSError, ValueError) as error:
                 if pause is None or cause_of(error).lasting:
                     raise self._error(failed, error) from None
@@ -283,138 +289,3 @@ class Storage:
         cause, parts = cause_of(error), split(self.uri)
         where = endpoint_of(parts) or ("Amazon S3" if parts.scheme == "s3" else "Google Cloud Storage")
         return StorageError(f"--storage {self}: {failed}: " + cause.sentence(bucket_of(parts), where))
-
-
-@functools.lru_cache(maxsize=16)
-def _connect(uri: str, seconds: int, *, attempts: int) -> tuple[Any, str]:
-    """pyarrow's file system and the prefix in it. OSError and ValueError as pyarrow raises them.
-
-    Args:
-        seconds: that a silent server is waited for. attempts: of each request.
-    """
-    from pyarrow.fs import AwsStandardS3RetryStrategy, FileSystem, S3FileSystem
-
-    parts = split(uri)
-    query = dict(parse_qsl(parts.query))
-    if parts.scheme == "gs":
-        query.setdefault("retry_limit_seconds", str(seconds))
-        return FileSystem.from_uri(urlunsplit(parts._replace(query=urlencode(query))))
-    found, prefix = FileSystem.from_uri(uri)
-    # Made again with limits of time, which a URI cannot carry: without them a silent server is waited for without end.
-    options: dict[str, Any] = {**query, "region": found.region or None}
-    if "allow_bucket_creation" in query:
-        options["allow_bucket_creation"] = query["allow_bucket_creation"].lower() in ("true", "1")
-    if parts.username:
-        options |= {"access_key": unquote(parts.username), "secret_key": unquote(parts.password or "")}
-    filesystem = S3FileSystem(
-        connect_timeout=CHECK_SECONDS,
-        request_timeout=seconds,
-        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=attempts),
-        **options,
-    )
-    return filesystem, prefix
-
-
-def _download(name: str, path: Path, filesystem: Any, prefix: str) -> None:
-    from pyarrow.fs import LocalFileSystem, copy_files
-
-    def copy(scratch: Path) -> None:
-        copy_files(f"{prefix}/{name}", str(scratch), filesystem, LocalFileSystem())
-
-    write_whole(path, copy)
-
-
-def _upload(path: Path, name: str, filesystem: Any, prefix: str) -> None:
-    # Not through a stream of our own: closing one after an error would leave half an object under its full name.
-    from pyarrow.fs import LocalFileSystem, copy_files
-
-    copy_files(str(path), f"{prefix}/{name}", LocalFileSystem(), filesystem)
-
-
-def _put(content: bytes, name: str, filesystem: Any, prefix: str) -> None:
-    with filesystem.open_output_stream(f"{prefix}/{name}") as stream:
-        stream.write(content)
-
-
-def _link(path: Path, content: bytes) -> bool:
-    """Create a file with this content unless there is one: a hard link is made or refused at once, also on network
-    file systems."""
-    for left in reversed(range(10)):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(prefix=".tmp_", dir=path.parent)
-            break
-        except FileNotFoundError:  # whoever left it has just removed the empty folder, or one above it
-            if not left:
-                raise
-    scratch = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            os.fchmod(file.fileno(), 0o666 & ~umask())  # whoever shares the storage may read it
-        try:
-            os.link(scratch, path)
-        except OSError as error:
-            # An answer that is lost on the way is asked for again, and then says that it is there: by ourselves.
-            if scratch.stat().st_nlink == 2:  # the scratch file and the link
-                return True
-            if isinstance(error, FileExistsError):
-                return False
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
-                raise
-            return _create(path, content)
-    finally:
-        scratch.unlink(missing_ok=True)
-    return True
-
-
-def _create(path: Path, content: bytes) -> bool:
-    """`_link` on a file system without hard links, where a reader may see the file before its content."""
-    try:
-        with path.open("xb") as file:
-            file.write(content)
-    except FileExistsError:
-        return False
-    return True
-
-
-class ConditionalWriteError(Exception):
-    """A conditional write was refused, or its answer was lost. Never leaves this file."""
-
-
-def _put_if_absent(uri: str, name: str, content: bytes) -> None:
-    """Put an object where there is none. ConditionalWriteError where that fails, for whatever reason."""
-    import obstore
-    from obstore.exceptions import BaseError
-
-    try:
-        store, prefix = _object_store(uri)
-        obstore.put(store, f"{prefix}{name}", content, mode="create")
-    except (BaseError, OSError, ValueError) as error:  # the message may tell credentials: only its kind is kept
-        raise ConditionalWriteError(type(error).__name__) from None
-
-
-@functools.lru_cache(maxsize=16)
-def _object_store(uri: str) -> tuple[Any, str]:
-    """obstore's bucket and the prefix in it, with its slash."""
-    from obstore.store import GCSStore, S3Store
-
-    parts = split(uri)
-    query = dict(parse_qsl(parts.query))
-    prefix = parts.path.strip("/")
-    prefix = f"{prefix}/" if prefix else ""
-    client: Any = {"timeout": f"{ANSWER_SECONDS}s", "connect_timeout": f"{CHECK_SECONDS}s"}
-    if parts.scheme in ("gs", "gcs"):
-        return GCSStore(bucket_of(parts), client_options=client), prefix
-    options: dict[str, Any] = {"virtual_hosted_style_request": False}
-    region = query.get("region") or getattr(_connect(uri, ANSWER_SECONDS, attempts=2)[0], "region", "")
-    if region:
-        options["region"] = region
-    if parts.username:
-        options |= {"access_key_id": unquote(parts.username), "secret_access_key": unquote(parts.password or "")}
-    endpoint = query.get("endpoint_override")
-    if endpoint:
-        scheme = query.get("scheme", "https")
-        options["endpoint"] = endpoint if "://" in endpoint else f"{scheme}://{endpoint}"
-        client["allow_http"] = scheme == "http" or endpoint.startswith("http://")
-    return S3Store(bucket_of(parts), client_options=client, **options), prefix

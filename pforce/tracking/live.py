@@ -6,22 +6,20 @@ at its end is shown by the next call of the same command, or by `pforce mirror`,
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from pforce.records.status import KILLED, RUNNING, Status
+from pforce.tracking.changes import Changing, GoneError, Trial, flush_seconds, now
 from pforce.tracking.checks import TrackingError, short_requests, transient, why
 from pforce.tracking.mirror import Mirror
 from pforce.tracking.page import Page, Progress, Run
 from pforce.tracking.view import Point, Tags, View
 
 PERIOD_SECONDS = 1.0
-FLUSH_SECONDS = 60.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 5.0
 OPEN_SECONDS = 10.0
 JOIN_SECONDS = 2.0
@@ -31,55 +29,6 @@ CATCH_UP = "the next call of the same command shows what is missing, and so does
 
 Say = Callable[[str], None]
 T = TypeVar("T")
-
-
-def flush_seconds() -> float:
-    """How long a sweep's end waits for a store that is away: PFORCE_FLUSH_SECONDS, or 60. TrackingError where wrong."""
-    text = os.environ.get("PFORCE_FLUSH_SECONDS", str(FLUSH_SECONDS))
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not seconds >= 0:
-        raise TrackingError(f"PFORCE_FLUSH_SECONDS = {text}: must be a number of seconds, 0 or more")
-    return seconds
-
-
-def now() -> int:
-    """Milliseconds since 1970."""
-    return int(time.time() * 1000)
-
-
-@dataclass
-class _Trial:
-    """What is told of a trial, or of the sweep itself."""
-
-    name: str
-    tags: dict[str, str]
-    params: Mapping[str, str] = field(default_factory=dict)
-    status: Status = RUNNING
-    started: int = field(default_factory=now)
-    ended: int | None = None
-    past: Callable[[], Sequence[Point]] | None = None
-    """Its curve as far as it was trained before, until that is looked up."""
-    points: list[Point] = field(default_factory=list)
-    whole: Callable[[], View | None] | None = None
-    """Reads what the records of a run that ended well say."""
-    files: Sequence[Path] = ()
-    """Logs of the last attempt of a run that failed."""
-    changes: int = 1
-    """How often it was changed, and how much of that is shown."""
-    shown: int = 0
-    run: Run | None = None
-    doubtful: bool = False
-    """Whether its run's making was not answered, so that there may be another one by now."""
-    failures: int = 0
-    """How often in turn it could not be shown, though the store answers."""
-    refused: bool = False
-
-
-class _GoneError(Exception):
-    """A run, or the page, is not in the store any more."""
 
 
 class Live:
@@ -102,7 +51,7 @@ class Live:
         self.mirror, self.name, self.identity, self.say, self.before = mirror, name, identity, say, before
         self.tracker = mirror.tracker
         self.changed = threading.Condition()
-        self.trials: dict[str, _Trial] = {}
+        self.trials: dict[str, Trial] = {}
         """Digest of the cell → trial; the sweep's own run is that of its identity."""
         self.page: Page | None = None
         self.caught_up = False
@@ -122,7 +71,7 @@ class Live:
         """The sweep begins. Waits, OPEN_SECONDS at most, for the store's answer: TrackingError where it is no."""
         own = {Tags.KIND: "sweep", Tags.SWEEP: self.identity, **tags}
         with self.changed:
-            self.trials[self.identity] = _Trial(self.name, own)
+            self.trials[self.identity] = Trial(self.name, own)
             self.changed.notify_all()
             self.changed.wait_for(lambda: self._is_open() or self.problem is not None, OPEN_SECONDS)
             problem = self.refusal if self._is_open() else self.problem
@@ -146,7 +95,7 @@ class Live:
         with self.changed:
             before = self.trials.get(cell)
             changes = before.changes + 1 if before else 1
-            self.trials[cell] = _Trial(
+            self.trials[cell] = Trial(
                 name, about, params, past=past, changes=changes, run=before.run if before else None
             )
             self.changed.notify_all()
@@ -184,8 +133,8 @@ class Live:
             self.tag(self.identity, tags or {})
             self.close(self.identity, status)
 
-    def _changing(self, cell: str) -> _Changing:
-        return _Changing(self, self.trials[cell])
+    def _changing(self, cell: str) -> Changing:
+        return Changing(self.changed, self.trials[cell])
 
     # --- how it gets there ---------------------------------------------------------------------------------------
 
@@ -229,7 +178,7 @@ class Live:
             try:
                 self._show_all()
                 return
-            except _GoneError:
+            except GoneError:
                 self._forget()
 
     def _show_all(self) -> None:
@@ -300,7 +249,7 @@ class Live:
                 content = "" if curve is None else whole.content
             if not page.deleted:
                 self._bring(page, cell, trial, view, content)
-        except _GoneError:
+        except GoneError:
             raise
         except Exception as error:  # every kind of store raises its own
             if transient(error) and not self.mirror.answers():
@@ -320,7 +269,7 @@ class Live:
         with self.changed:
             trial.shown, trial.failures = changes, 0
 
-    def _looked_up(self, trial: _Trial, look: Callable[[], T], what: str) -> T | None:
+    def _looked_up(self, trial: Trial, look: Callable[[], T], what: str) -> T | None:
         """Something of the storage's; None, having said so, where that does not answer, or cannot be read."""
         try:
             return look()
@@ -328,7 +277,7 @@ class Live:
             self.say(f"warning: {trial.name}: its {what} cannot be looked up to be shown: {error}")
             return None
 
-    def _bring(self, page: Page, cell: str, trial: _Trial, view: View, content: str) -> None:
+    def _bring(self, page: Page, cell: str, trial: Trial, view: View, content: str) -> None:
         key = page.key(cell)
         if trial.run is None:
             above = None if cell == self.identity else self._parent()
@@ -355,14 +304,14 @@ class Live:
                 page.bring(trial.run, view, content)
 
     def _look_again(self, page: Page, key: str, run: Run) -> Run:
-        """The run of a key. _GoneError where it is not there, or its page is not."""
+        """The run of a key. GoneError where it is not there, or its page is not."""
         try:
             page.client.get_experiment(page.experiment_id)
             return page.find([key], run.run_id)[key]
         except Exception as error:
             if transient(error):
                 raise
-            raise _GoneError from error
+            raise GoneError from error
 
     def _away(self, reason: str) -> None:
         with self.changed:
@@ -432,19 +381,3 @@ class Live:
             self.changed.notify_all()
         self.thread.join(timeout=JOIN_SECONDS)  # one that waits for an answer ends with the process
         self.requests.__exit__(None, None, None)
-
-
-class _Changing:
-    """A trial that is changed while nobody looks."""
-
-    def __init__(self, live: Live, trial: _Trial) -> None:
-        self.live, self.trial = live, trial
-
-    def __enter__(self) -> _Trial:
-        self.live.changed.acquire()
-        return self.trial
-
-    def __exit__(self, *error: object) -> None:
-        self.trial.changes += 1
-        self.live.changed.notify_all()
-        self.live.changed.release()

@@ -2,7 +2,8 @@
 
 from pforce.training.callbacks import Checkpoints, OnRecord
 from pforce.training.config import OptimizerConfig, TrainingConfig
-from pforce.training.loop import Answer, Callback, Diverged, Record, Stopped, TrainingSpec, TrainState, new_state, train
+from pforce.training.loop import Callback, Record, TrainingSpec, TrainState, new_state, train
+from pforce.training.outcome import Answer, Diverged, Stopped
 from pforce.training.strategy import Sharding, whole
 
 __all__ = [

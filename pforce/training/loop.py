@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -26,37 +25,8 @@ from pforce.parallel import ALONE, Word, Workers
 from pforce.timesteps import TimestepSampler
 from pforce.training.config import OptimizerConfig, Precision, TrainingConfig
 from pforce.training.ema import EMA
+from pforce.training.outcome import Answer, Diverged, Stopped
 from pforce.training.strategy import Forward, Sharding, local, make_forward, shard, whole
-
-
-class Diverged(RuntimeError):
-    """The loss, its gradient, or a weight is not finite. The last checkpoint is from before.
-
-    Args:
-        step: optimiser steps done.
-        what: what was found: `the loss is nan`.
-    """
-
-    def __init__(self, step: int, what: str) -> None:
-        self.step, self.what = step, what
-        super().__init__(f"the training diverged: at step {step} {what}")
-
-    def __reduce__(self) -> tuple[type[Diverged], tuple[int, str]]:
-        return Diverged, (self.step, self.what)
-
-
-class Answer(IntEnum):
-    """The reply to a report of work under way."""
-
-    GO_ON = 0
-    CHECKPOINT = 1
-    """Write a checkpoint now, and go on."""
-    CHECKPOINT_AND_STOP = 2
-
-
-class Stopped(RuntimeError):
-    """The work was told to stop. A training stands at a checkpoint of the step that it had done; of a measurement all
-    that is done is kept."""
 
 
 class TrainingBatch(Protocol):

@@ -18,10 +18,10 @@ from pforce.storage import Storage
 from pforce.training.checkpoint import SNAPSHOTS
 from pforce.trial.folder import EXPERIMENT
 from pforce.trial.jobs import decoder_for
-from pforce.trial.measure import Subject, cycle_of
 from pforce.trial.mirror import TrialMirror
 from pforce.trial.reference import REFERENCES, HeldOut, ReferenceImages, check_detector
 from pforce.trial.source import Source, SourceError, Weights, load_source
+from pforce.trial.subject import Subject, cycle_of
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,15 @@ from pforce.training.checkpoint import CheckpointError
 from pforce.training.loop import use_bfloat16
 from pforce.trial.attempts import MOST_TRACEBACK, AttemptLog, shortened
 from pforce.trial.draw import BLOCK, IMAGES, Blocks, features_folder, folder_of
+from pforce.trial.drawn_images import draw_blocks, read_pictures, record_metrics
 from pforce.trial.failures import FINAL, Failure, failure_of
 from pforce.trial.folder import training_folder
 from pforce.trial.jobs import Drawer, Keeper, blocks_in, ends_of
 from pforce.trial.measurable import Measurable
-from pforce.trial.measure import Subject, draw_blocks, measure, read_pictures, record_metrics
+from pforce.trial.measure import measure
 from pforce.trial.reference import REFERENCES
-from pforce.trial.run import Paths, Where, run_trial, train_trial
+from pforce.trial.run import run_trial
+from pforce.trial.subject import Subject
 from pforce.trial.task import (
     STOPPED,
     Done,
@@ -49,7 +51,9 @@ from pforce.trial.task import (
     Train,
 )
 from pforce.trial.telling import Report, Reports, StoppedAlone, Telling, warnings_to
+from pforce.trial.train import train_trial
 from pforce.trial.watch import Watch
+from pforce.trial.where import Paths, Where
 
 MOST_MESSAGE = 4_000
 """Characters of a failure's message as it travels; the log has more."""

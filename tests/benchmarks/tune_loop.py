@@ -26,7 +26,8 @@ from pforce.orchestration.launch import execute
 from pforce.orchestration.plan import Options, plan
 from pforce.orchestration.sweep import Sweep
 from pforce.storage import Storage
-from pforce.trial.run import Paths, Where, run_trial
+from pforce.trial.run import run_trial
+from pforce.trial.where import Paths, Where
 from tests.training.conftest import DATA, tiny
 
 

@@ -15,7 +15,9 @@ from pforce.storage import Storage
 from pforce.training import Answer, Callback, Checkpoints, OnRecord, Record, TrainState, train
 from pforce.training.checkpoint import CheckpointError, load, saved
 from pforce.trial.failures import failure_of
-from pforce.trial.run import Paths, Where, run_trial, training_state
+from pforce.trial.run import run_trial
+from pforce.trial.train import training_state
+from pforce.trial.where import Paths, Where
 from tests.training.conftest import DATA, tiny
 from tests.training.helpers import CPU, InterruptAt, Interrupted, Told, run
 

@@ -28,7 +28,8 @@ from pforce.config import Experiment, with_fields
 from pforce.records.ledger import Ledger
 from pforce.storage import Storage
 from pforce.training.curve import read_curve
-from pforce.trial.run import Paths, Where, run_trial
+from pforce.trial.run import run_trial
+from pforce.trial.where import Paths, Where
 from tests.faults.drills import SEED
 from tests.training.conftest import DATA, tiny
 

@@ -28,7 +28,8 @@ from pforce.metrics.names import (
 from pforce.records.row import Row
 from pforce.results.tables import CALIBRATION_COLUMNS, COLUMNS
 from pforce.storage import Storage
-from pforce.trial.run import Paths, Where, run_trial
+from pforce.trial.run import run_trial
+from pforce.trial.where import Paths, Where
 from pforce.validation import FieldError
 from tests.training.conftest import DATA, tiny
 

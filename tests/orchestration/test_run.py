@@ -26,8 +26,9 @@ from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import Mirror, Tags, View
 from pforce.training import Diverged
 from pforce.training.checkpoint import STATE, saved
-from pforce.trial.run import Paths, Where, run_trial
+from pforce.trial.run import run_trial
 from pforce.trial.source import load_source
+from pforce.trial.where import Paths, Where
 from pforce.validation import ConfigError
 from tests.data.helpers import shards, write_samples
 from tests.orchestration.conftest import make_plan, small_sweep

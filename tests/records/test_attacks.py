@@ -37,8 +37,9 @@ from pforce.training import Diverged, loop
 from pforce.trial import measure
 from pforce.trial.draw import Blocks
 from pforce.trial.reference import SplitImages, inputs_of
-from pforce.trial.run import Paths, Where, run_trial
+from pforce.trial.run import run_trial
 from pforce.trial.source import SourceError, load_source
+from pforce.trial.where import Paths, Where
 from tests.buckets import KEYS
 from tests.performing import done
 from tests.training.conftest import DATA, tiny

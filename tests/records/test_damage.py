@@ -20,7 +20,8 @@ from pforce.config import Experiment, with_fields
 from pforce.data import DataError
 from pforce.records.row import Row
 from pforce.storage import Storage
-from pforce.trial.run import Paths, Where, run_trial
+from pforce.trial.run import run_trial
+from pforce.trial.where import Paths, Where
 from tests.training.conftest import DATA, tiny
 
 TIMES = ("cost/", "throughput/")

@@ -29,8 +29,9 @@ from pforce.records.row import Row
 from pforce.sampling import Euler, Sampler
 from pforce.storage import Storage
 from pforce.terminal import DONE
-from pforce.trial.run import Paths, Where, run_trial
+from pforce.trial.run import run_trial
 from pforce.trial.source import load_source
+from pforce.trial.where import Paths, Where
 from tests.performing import done, measured
 from tests.training.conftest import DATA, tiny
 
@@ -160,7 +161,7 @@ def test_what_is_too_much_to_keep_is_said_and_drawn_again(house, counted, monkey
     assert len(found) == 2
     for record in found:
         ledger.forget(record.digest, "to be measured with less room")
-    monkeypatch.setattr("pforce.trial.measure.KEPT_BYTES", 64 * load_detector("openmoji").feature_size * 4 + 1000)
+    monkeypatch.setattr("pforce.trial.drawn_images.KEPT_BYTES", 64 * load_detector("openmoji").feature_size * 4 + 1000)
     counted.taken()
     capsys.readouterr()
     house.evaluate(metrics=("frechet",), **both)

@@ -14,7 +14,8 @@ from pforce.config import Experiment, to_dict, with_fields
 from pforce.records.ledger import Ledger
 from pforce.records.row import Row
 from pforce.storage import Storage
-from pforce.trial.run import Paths, Where, run_trial
+from pforce.trial.run import run_trial
+from pforce.trial.where import Paths, Where
 from tests.training.conftest import DATA, tiny
 
 FIELDS = {
@@ -29,7 +30,8 @@ from pforce.config import from_dict
 from pforce.models import PatchForcingTransformer
 from pforce.storage import Storage
 from pforce.training import Callback
-from pforce.trial.run import Paths, Where, run_trial
+from pforce.trial.where import Paths, Where
+from pforce.trial.run import run_trial
 torch.set_num_threads(1)
 root, data, out = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 experiment = from_dict(json.loads(sys.argv[4]))

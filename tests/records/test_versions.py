@@ -32,7 +32,7 @@ from pforce.records.identity import VERSIONS
 from pforce.sampling import SAMPLERS
 from pforce.training import train
 from pforce.trial.draw import read_block
-from pforce.trial.run import training_state
+from pforce.trial.train import training_state
 from tests.training.conftest import DATA, tiny
 
 OUTPUTS = Path(__file__).with_name("outputs.json")

@@ -8,7 +8,7 @@ import torch
 
 from pforce.config import Experiment
 from pforce.training import Answer, Callback, Checkpoints, OnRecord, Record, TrainState, train
-from pforce.trial.run import training_state
+from pforce.trial.train import training_state
 from tests.training.conftest import DATA
 
 CPU = torch.device("cpu")

@@ -20,9 +20,10 @@ from pforce.storage import Storage
 from pforce.training import Callback, checkpoint
 from pforce.training.checkpoint import snapshot_path
 from pforce.training.curve import read_curve, segments
-from pforce.trial.run import Paths, Where, run_trial
+from pforce.trial.run import run_trial
 from pforce.trial.source import tensors_hash
 from pforce.trial.watch import Watch
+from pforce.trial.where import Paths, Where
 from pforce.validation import ConfigError
 from tests.training.conftest import DATA, tiny
 

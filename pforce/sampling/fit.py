@@ -1,0 +1,66 @@
+"""Samplers fitted to a number of function evaluations, and checked against a model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from pforce.models.config import ModelConfig
+from pforce.sampling.budget import Schedule
+from pforce.sampling.samplers import SAMPLERS, SHIFT, Sampler, require_settings
+from pforce.sampling.schedule import Spacing
+from pforce.validation import require
+
+
+def timesteps_for(
+    sampler: str | Callable[..., Tensor],
+    num_function_evaluations: int,
+    *,
+    spacing: Spacing = "linear",
+    shift: float = SHIFT,
+    **own: Any,
+) -> Schedule:
+    """The grid on which `sampler` (a solver or its name) spends the given NFE.
+
+    Where no number of steps spends it exactly, the nearest lower NFE is taken, with a warning.
+
+    Args:
+        spacing, shift: of the timesteps, as in `pforce.sampling.spaced`.
+        own: the solver's settings; only those that change its cost matter (inner_steps, start_after).
+
+    FieldError for an unknown solver or setting, or an NFE that is not enough for one step.
+    """
+    name = sampler if isinstance(sampler, str) else sampler.__name__
+    require(name in SAMPLERS, "sampler", name, f"one of {', '.join(SAMPLERS)}")
+    require_settings(SAMPLERS[name], own)
+    if spacing == "shifted":
+        own["shift"] = shift
+    configured = SAMPLERS[name](num_function_evaluations, spacing=spacing, **own)
+    found = configured.schedule()
+    if configured.unspent:
+        warnings.warn(f"{configured.unspent} in {len(found.timesteps) - 1} steps", stacklevel=2)
+    return found
+
+
+def check_sampler(sampler: Sampler, model: ModelConfig, prefix: str = "") -> None:
+    """FieldError where this model cannot be sampled so.
+
+    Args:
+        prefix: what the field's name begins with: `sampler.` for an experiment's.
+    """
+    without = [name for name, each in SAMPLERS.items() if not each.needs_difficulty_head]
+    require(
+        model.difficulty_head or not sampler.needs_difficulty_head,
+        prefix.rstrip(".") or "sampler",
+        sampler.name,
+        f"{' or '.join(without)}, as the model has no difficulty head (SiT) and predicts no uncertainty",
+    )
+    require(
+        sampler.guidance.scale == 1 or model.class_dropout > 0,
+        f"{prefix}guidance.scale",
+        sampler.guidance.scale,
+        "1, as the model was trained without label dropout (class_dropout = 0) and never learned the null class",
+    )

@@ -1,0 +1,336 @@
+"""Measurements of a model on images that it draws: what is missing is drawn, read through the detector and kept in
+blocks, and each metric becomes a record."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pforce.metrics.detectors import Detector, Reading
+from pforce.metrics.distances import distances
+from pforce.metrics.features import FeatureSet, collect
+from pforce.metrics.held_out import (
+    Arrays,
+)
+from pforce.metrics.names import CostName
+from pforce.metrics.reference import ReferenceStatistics
+from pforce.parallel import Workers
+from pforce.records.lease import Wait, patient, shared
+from pforce.records.ledger import Ledger
+from pforce.records.parts import Part, Request
+from pforce.records.record import Record
+from pforce.sampling import count_flops
+from pforce.trial.draw import (
+    BLOCK,
+    IMAGES,
+    KEPT_BYTES,
+    Blocks,
+    Span,
+    count_of,
+    draw,
+    features_folder,
+    folder_of,
+    joined,
+    read_block,
+    spans_to_draw,
+    to_arrays,
+    to_reading,
+)
+from pforce.trial.subject import Subject
+from pforce.trial.watch import Progress, Watch, quiet
+
+
+class _Block(NamedTuple):
+    """A block that was drawn by one worker."""
+
+    first: int
+    reading: Reading
+    drawn: int
+    """Images of it that were drawn now."""
+    num_function_evaluations: int
+    forward_passes: int
+    seconds: float
+
+
+def draw_blocks(
+    request: Request,
+    subject: Subject,
+    detector: Detector,
+    groups: Sequence[Sequence[Span]],
+    *,
+    kept: Mapping[int, Arrays],
+    store: tuple[Blocks, Blocks],
+    progress: Callable[[int], None] = lambda drawn: None,
+    wait: Wait = patient,
+) -> Iterator[_Block]:
+    """Draw groups of passes, read them through the detector, keep and give each block as soon as it is whole.
+
+    What other processes draw meanwhile is left to them: it is not given, but kept when this ends.
+
+    Args:
+        kept: blocks of which a part is there already.
+        store: of the features, and of the images.
+        wait: called while others draw the last of it.
+    """
+    features, _ = store
+    own = shared(
+        features.storage, groups, key=lambda group: f"{features.relative}/{group[0].first // BLOCK}",
+        done=lambda group: features.has(group[-1].end, group[0].first), doing="drawing images", wait=wait,
+    )  # fmt: skip
+    for group in own:
+        for block in draw_group(request, subject, detector, group, kept=kept, store=store):
+            progress(block.drawn)
+            yield block
+
+
+def draw_group(
+    request: Request, subject: Subject, detector: Detector, group: Sequence[Span], *, kept: Mapping[int, Arrays],
+    store: tuple[Blocks, Blocks],
+) -> Iterator[_Block]:  # fmt: skip
+    """One group of passes of `draw_blocks`, whoever else may be at it."""
+    features, images = store
+    pixels: list[Tensor] = []
+    nfe = passes = 0
+    seconds = 0.0
+    made = draw(
+        subject.model, subject.sampler, subject.labels(), group, seed=request.seed, device=subject.device,
+        decode=subject.decode,
+    )  # fmt: skip
+    for drawn in made:
+        pixels.append(drawn.images)
+        nfe, passes = drawn.num_function_evaluations, drawn.forward_passes
+        seconds += drawn.seconds
+    first, all_pixels = group[0].first, torch.cat(pixels)
+    total = len(all_pixels)
+    for start in range(0, total, BLOCK):
+        block = (first + start) // BLOCK * BLOCK
+        part = all_pixels[start : start + BLOCK]
+        arrays = to_arrays(read_block(detector, part))
+        there = first + start - block
+        before = kept.get(block) if there else None
+        if there:
+            if before is None or count_of(before) < there:
+                raise ValueError(f"images {block} to {first + start - 1} of a drawing are not kept any more")
+            arrays = joined([{key: value[:there] for key, value in before.items()}, arrays])
+        features.save(block, arrays)
+        if first + start == 0:
+            images.save(0, {"images": part.cpu().numpy()})
+        yield _Block(block, to_reading(arrays), len(part), nfe, passes, seconds * len(part) / total)
+
+
+def measure_images(
+    request: Request,
+    subject: Subject,
+    ledger: Ledger,
+    metrics: Sequence[str],
+    *,
+    workers: Workers,
+    watch: Watch,
+    trim: bool,
+) -> None:
+    """Draw what is missing of a request's images and record metrics of all. To be called by all workers.
+
+    Args:
+        metrics: those that no record has.
+        trim: of the features keep no more than KEPT_BYTES.
+    """
+    assert subject.detector is not None
+    assert subject.reference is not None
+    detector = subject.detector()
+    started, clock = time.time(), time.perf_counter()
+    drawing = request.drawing(subject.weights)
+    store = (
+        Blocks(ledger.storage, features_folder(drawing.digest, detector)),
+        Blocks(ledger.storage, f"{folder_of(drawing.digest)}/{IMAGES}"),
+    )
+    reference: ReferenceStatistics | None = None
+    if workers.first:
+        watch.progress("features of the reference", 0.0)
+        reference = subject.reference()  # before anything is drawn: a broken one is found first
+
+    kept, groups = workers.first_does(lambda: _to_draw(request, subject, ledger, detector, store))
+    own = groups[workers.rank :: workers.count]
+    to_draw = sum(span.end - span.first for group in own for span in group)
+    done = 0
+
+    def drew(count: int) -> None:
+        nonlocal done
+        done += count
+        watch.progress("sampling", min(1.0, done / max(1, to_draw)))
+
+    made = list(draw_blocks(
+        request, subject, detector, own, kept=kept, store=store, progress=drew, wait=watch.waits
+    ))  # fmt: skip
+    blocks = [block for part in workers.to_first(made) for block in part]
+    if reference is None:
+        return
+    readings = {first: to_reading(arrays) for first, arrays in kept.items()}
+    readings |= {block.first: block.reading for block in blocks}
+    blocks += _by_others(request, subject, detector, readings, store)
+    record_drawing(
+        request, subject, ledger, started=started, seconds=time.perf_counter() - clock,
+        images=sum(block.drawn for block in blocks), passes=blocks[0].forward_passes if blocks else 0,
+        sampling=sum(block.seconds for block in blocks),
+    )  # fmt: skip
+    found = collect(detector, (readings[first] for first in sorted(readings)))
+    parts = request.image_parts(subject.weights)
+    record_metrics(
+        {name: parts[name] for name in metrics}, found.cut(request.images), reference, ledger, subject=subject,
+        progress=watch.progress,
+    )  # fmt: skip
+    if trim:
+        store[0].trim(KEPT_BYTES)
+
+
+def _to_draw(
+    request: Request, subject: Subject, ledger: Ledger, detector: Detector, store: tuple[Blocks, Blocks]
+) -> tuple[dict[int, Arrays], list[list[Span]]]:
+    """Blocks of features that are kept, and groups of passes that are missing."""
+    kept = store[0].load(request.images)
+    read_pictures(store, detector, kept, request.images, subject.device)
+    ends = {first: first + len(next(iter(arrays.values()))) for first, arrays in kept.items()}
+    found = spans_to_draw(request.images, subject.batch, ends)
+    if found and ledger.get(request.drawn(subject.weights)) is not None:
+        again = sum(span.end - span.first for group in found for span in group)
+        warnings.warn(
+            f"{again:,} images were drawn before, but their features are not kept ({KEPT_BYTES >> 20} MB per "
+            "drawing are): they are drawn again",
+            stacklevel=2,
+        )
+    return kept, found
+
+
+def _by_others(
+    request: Request, subject: Subject, detector: Detector, readings: dict[int, Reading], store: tuple[Blocks, Blocks]
+) -> list[_Block]:
+    """Add the readings of blocks that other processes have drawn. Returns the blocks that had to be drawn here: those
+    were kept by others, and trimmed again."""
+    others = [first for first in range(0, request.images, BLOCK) if _short(readings.get(first), first, request)]
+    if not others:
+        return []
+    features = store[0]
+    names = features.names()
+    there = {first: arrays for first in others if (arrays := features.block(first, names)) is not None}
+    readings |= {first: to_reading(arrays) for first, arrays in there.items()}
+    ends = {first: first + len(reading.features) for first, reading in readings.items()}
+    drawn: list[_Block] = []
+    for group in spans_to_draw(request.images, subject.batch, ends):
+        drawn += draw_group(request, subject, detector, group, kept=there, store=store)
+    readings |= {block.first: block.reading for block in drawn}
+    return drawn
+
+
+def _short(reading: Reading | None, first: int, request: Request) -> bool:
+    """Whether images of a block are missing."""
+    return reading is None or len(reading.features) < min(BLOCK, request.images - first)
+
+
+def beyond_kept(images: int, detector: Detector) -> str | None:
+    """What a plan says of a drawing whose features are too many to keep all of them; None where all are kept."""
+    if images * detector.feature_size * 4 <= KEPT_BYTES // 4:  # far from it, and no pass of the detector to find out
+        return None
+    size = detector.minimum_size
+    reading = detector.read(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+    block = BLOCK * sum(part.numel() * part.element_size() for part in reading if part is not None)
+    kept = KEPT_BYTES // block * BLOCK
+    if images <= kept:
+        return None
+    return (
+        f"{images:,} images: the features of about {kept:,} are kept ({KEPT_BYTES / 2**20:,.0f} MB per drawing and "
+        f"detector); another metric or more images, asked for later, draw the other {images - kept:,} again"
+    )
+
+
+def read_pictures(
+    store: tuple[Blocks, Blocks], detector: Detector, kept: dict[int, Arrays], count: int, device: torch.device
+) -> None:
+    """Features of images that are kept and were not read by this detector yet: nothing of them is drawn again."""
+    features, pictures = store
+    read = {first: count_of(kept[first]) if first in kept else 0 for first in range(0, count, BLOCK)}
+    short = [first for first, there in read.items() if there < min(BLOCK, count - first)]
+    if not short:
+        return
+    names = pictures.names()
+    for first in short:
+        arrays = pictures.block(first, names)  # one at a time: images of a large drawing are gigabytes
+        unread = arrays["images"][read[first] :] if arrays else ()
+        if len(unread):
+            more = to_arrays(read_block(detector, torch.from_numpy(unread).to(device)))
+            kept[first] = joined([kept[first], more]) if read[first] else more
+            features.save(first, kept[first])
+
+
+def record_drawing(
+    request: Request,
+    subject: Subject,
+    ledger: Ledger,
+    *,
+    started: float,
+    images: int,
+    passes: int,
+    sampling: float,
+    seconds: float,
+) -> None:
+    """What the first images of a drawing cost: those of them that were drawn now. Each process that drew some of them
+    records its share.
+
+    Args:
+        images: drawn now.
+        passes: forward passes per image.
+        sampling: seconds of it that the sampler took.
+        seconds: in all, features included.
+    """
+    part = request.drawn(subject.weights)
+    ledger.look_again([part])
+    if ledger.get(part) is not None and not images:
+        return
+    values: dict[str, float] = {
+        CostName.NFE: float(subject.sampler.schedule().num_function_evaluations),
+        CostName.FLOPS: float(count_flops(subject.model.config, subject.sampler)),
+    }
+    if images:
+        values[CostName.FORWARD_PASSES] = float(passes)
+        values[CostName.SAMPLING_SECONDS] = sampling / images
+    cost = {
+        "seconds": seconds, "device_seconds": seconds * subject.devices, "images": float(images),
+        "passes": float(images * passes),
+    }  # fmt: skip
+    ledger.put(
+        Record.of(part, values=values, started=started, finished=time.time(), cost=cost, provenance=subject.provenance)
+    )
+
+
+def record_metrics(
+    parts: Mapping[str, Part],
+    features: FeatureSet,
+    reference: ReferenceStatistics,
+    ledger: Ledger,
+    *,
+    subject: Subject | None = None,
+    progress: Progress = quiet,
+) -> dict[str, Record]:
+    """Image metrics of features, each as a record.
+
+    Args:
+        parts: metric → part.
+        subject: whose images they are; None for given images.
+    """
+    found: dict[str, Record] = {}
+    for number, (metric, part) in enumerate(parts.items()):
+        progress("distances", number / len(parts))
+        started, clock = time.time(), time.perf_counter()
+        measured = distances(features, reference, [metric])
+        seconds = time.perf_counter() - clock
+        record = Record.of(
+            part, values=measured.metrics, notes=measured.notes, started=started, finished=time.time(),
+            provenance=subject.provenance if subject else {},
+            cost={"seconds": seconds, "device_seconds": seconds * (subject.devices if subject else 1.0)},
+        )  # fmt: skip
+        found[metric] = ledger.put(record)
+        progress("distances", (number + 1) / len(parts))
+    return found

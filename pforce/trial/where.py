@@ -1,0 +1,121 @@
+"""Where a trial finds its data and leaves its files, who runs it, and on what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from pforce import data
+from pforce.config import Experiment
+from pforce.metrics.detectors import Detector
+from pforce.parallel import ALONE, Workers
+from pforce.records.parts import BFLOAT16, FLOAT32, CellParts, Inputs
+from pforce.records.provenance import made_on
+from pforce.storage import Storage
+from pforce.training import (
+    Callback,
+    Sharding,
+)
+from pforce.training.loop import use_bfloat16
+from pforce.trial.folder import (
+    EXPERIMENT,
+    training_folder,
+)
+from pforce.trial.mirror import TrialMirror
+from pforce.trial.reference import REFERENCES
+from pforce.trial.watch import UNSEEN, Watch
+from pforce.validation import ConfigError
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where a trial finds its data and leaves its files."""
+
+    data: Path
+    """Folder of the data set."""
+    storage: Storage
+    """Where its folder, its drawings and its records go."""
+
+    def folder(self, cell: CellParts) -> Path:
+        """Folder of the training."""
+        return self.storage.root / training_folder(cell.training.digest)
+
+    def mirror(self, cell: CellParts) -> TrialMirror | None:
+        """The folder in a bucket; None where the folder is the storage itself."""
+        if not self.storage.remote:
+            return None
+        return TrialMirror(self.storage, training_folder(cell.training.digest), EXPERIMENT)
+
+    @property
+    def references(self) -> Path:
+        """Where features of reference images are kept."""
+        return self.storage.root / REFERENCES
+
+
+@dataclass(frozen=True)
+class Where:
+    """Who runs a trial, and on what. Nothing here changes results beyond rounding."""
+
+    device: torch.device
+    workers: Workers = ALONE
+    """The workers that share the trial; called by all of them."""
+    sharding: Sharding = "none"
+    """How the training is shared; see `pforce.training.strategy`."""
+    devices: float = 1.0
+    """Devices that the trial occupies, over all workers, for device-hours (on a CPU: cores)."""
+    callbacks: Sequence[Callback] = ()
+    """Called by the first worker only."""
+    watch: Watch = UNSEEN
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    """What the driver knows of the code, where this process cannot see it."""
+
+    def record(self, experiment: Experiment) -> dict[str, str]:
+        """Provenance of what is made here."""
+        precision = "bfloat16" if use_bfloat16(experiment.training.precision, self.device) else "float32"
+        return {
+            **made_on(self.device, precision=precision), **self.provenance, "attention": experiment.model.attention,
+            "workers": str(self.workers.count),
+            **({"sharding": self.sharding} if self.sharding != "none" else {}),
+        }  # fmt: skip
+
+
+def check_data(experiment: Experiment, folder: Path, manifest: data.Manifest, detector: Detector) -> None:
+    """ConfigError where the data set does not fit the experiment, DataError where it cannot be read."""
+    expected = {
+        "model.classes": (experiment.model.classes, len(manifest.classes)),
+        "model.channels": (experiment.model.channels, manifest.channels),
+        "data.resolution": (experiment.data.resolution, manifest.resolution),
+    }
+    for path, (configured, found) in expected.items():
+        if configured != found:
+            raise ConfigError(f"{path} = {configured}: must be {found}, as the data set in {folder} has")
+    if manifest.channels != 3 or manifest.resolution < detector.minimum_size:
+        raise ConfigError(
+            f"data.resolution = {manifest.resolution} with {manifest.channels} channels: the detector {detector.name} "
+            f"takes images of 3 channels and at least {detector.minimum_size}²"
+        )
+    if manifest.validation.samples < 2:
+        raise ConfigError(f"{folder} has {manifest.validation.samples} validation images: a distance needs 2")
+    data.check_streams(folder, manifest, experiment.data, batch=experiment.training.batch)
+
+
+def choose_device() -> torch.device:
+    """The first GPU, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def auto_precision_on(device: torch.device) -> str:
+    """What `training.precision = auto` is on a device."""
+    return BFLOAT16 if use_bfloat16("auto", device) else FLOAT32
+
+
+def with_precision(experiment: Experiment, inputs: Inputs) -> Experiment:
+    """The experiment with `auto` resolved, as its name has it."""
+    if experiment.training.precision != "auto":
+        return experiment
+    precision: Literal["bfloat16", "float32"] = "bfloat16" if inputs.auto == "bfloat16" else "float32"
+    return replace(experiment, training=replace(experiment.training, precision=precision))
