@@ -183,6 +183,35 @@ def _tell(job: Job, source: Source, spent: Spent, folder: Path, console: Console
         console.print("All images were there already.")
 
 
+def _check(a: Arguments, source: Source) -> bool:
+    """FieldError or ConfigError where this model gives no such outputs. Returns whether what is drawn is pixels."""
+    maps = a.save_maps or a.animate
+    require(
+        not maps or source.model.config.difficulty_head,
+        "save_maps, animate",
+        True,
+        "left out for a SiT: it predicts no uncertainty",
+    )
+    if a.decoder is not None:
+        decoder_for(source, str(a.decoder), torch.device("cpu"))  # refused here, before anything is drawn
+    pixels = source.model.config.channels == 3 or a.decoder is not None
+    require(pixels or not a.animate, "animate", True, "left out for latents without a --decoder")
+    return pixels
+
+
+def _record(job: Job, source: Source, spent: Spent, storage: Storage, *, started: float, workers: int) -> None:
+    """Record what the drawing has cost, where an evaluation finds it."""
+    devices = float(torch.get_num_threads() if spent.device == "cpu" else workers)  # workers share the cores
+    subject = Subject(
+        source.model, source.sha256, torch.device("cpu"), sampler=job.sampler, devices=devices,
+        provenance={**provenance(), "device": spent.device},
+    )  # fmt: skip
+    record_drawing(
+        job.request, subject, Ledger(storage), started=started, images=spent.images, passes=spent.forward_passes,
+        sampling=spent.sampling_seconds, seconds=time.time() - started,
+    )  # fmt: skip
+
+
 def sample(a: Arguments) -> int:
     """Draw images of a trained model: grids, files for evaluators, maps and animations."""
     console = make_console()
@@ -196,17 +225,7 @@ def sample(a: Arguments) -> int:
     source = find_model(a.model, storage=a.storage, tracking_uri=a.tracking_uri, weights=a.weights, heads=a.heads)
     sampler = sampler_of(a, source)
     check_sampler(sampler, source.model.config)
-    maps = a.save_maps or a.animate
-    require(
-        not maps or source.model.config.difficulty_head,
-        "save_maps, animate",
-        True,
-        "left out for a SiT: it predicts no uncertainty",
-    )
-    if a.decoder is not None:
-        decoder_for(source, str(a.decoder), torch.device("cpu"))  # refused here, before anything is drawn
-    pixels = source.model.config.channels == 3 or a.decoder is not None
-    require(pixels or not a.animate, "animate", True, "left out for latents without a --decoder")
+    pixels = _check(a, source)
     storage = Storage.open(a.storage)
     folder = check_folder(a.out, "--out") if a.out is not None else storage.root / SAMPLES
     storage.check()
@@ -237,18 +256,10 @@ def sample(a: Arguments) -> int:
         return SOME_FAILED
     seconds = time.time() - started
     if spent.images and pixels:
-        devices = float(torch.get_num_threads() if spent.device == "cpu" else a.workers)  # workers share the cores
-        subject = Subject(
-            source.model, source.sha256, torch.device("cpu"), sampler=job.sampler, devices=devices,
-            provenance={**provenance(), "device": spent.device},
-        )  # fmt: skip
-        record_drawing(
-            job.request, subject, Ledger(storage), started=started, images=spent.images, passes=spent.forward_passes,
-            sampling=spent.sampling_seconds, seconds=seconds,
-        )  # fmt: skip
+        _record(job, source, spent, storage, started=started, workers=a.workers)
     _tell(job, source, spent, folder, console, seconds=seconds)
     _write(a, job, folder, console, pixels=pixels)
-    if maps and pixels:
+    if (a.save_maps or a.animate) and pixels:
         _show_first(a, job, source, folder, console)
     if a.out is None and storage.remote:
         storage.push(SAMPLES)

@@ -255,3 +255,18 @@ def check_space(space: SearchSpace, guidance: Guidance, model: ModelConfig) -> N
     """FieldError where the model cannot be sampled with one of the space's samplers, or not guided."""
     for name in space.samplers:
         check_sampler(space.default(name, guidance), model)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A sampler, and the seed of the noise that all samplers start from."""
+
+    sampler: Sampler
+    seed: int
+
+
+def label(task: Measurement) -> str:
+    """`dual_loop 24 NFE quantile=0.4 inner_steps=4`."""
+    record = task.sampler.canonical()
+    own = [f"{name}={record[name]:g}" for name in task.sampler.searched if name in record]
+    return " ".join([task.sampler.name, f"{record['num_function_evaluations']} NFE", *own])

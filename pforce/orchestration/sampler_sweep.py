@@ -21,7 +21,7 @@ from pforce.orchestration.drive import Source, drive
 from pforce.orchestration.launch import STOP_SECONDS
 from pforce.orchestration.plan import SCRATCH, provenance, this_command
 from pforce.orchestration.recorder import Entry, Recorder
-from pforce.orchestration.sampler_search import Search, SearchSpace
+from pforce.orchestration.sampler_search import Measurement, Search, SearchSpace, label
 from pforce.records.identity import canonical_sampler
 from pforce.records.lease import leased
 from pforce.records.ledger import Ledger
@@ -41,14 +41,6 @@ from pforce.trial.measurable import Measurable
 from pforce.trial.measure import missing
 from pforce.trial.task import Done, Failed, Idle, Measure, Task
 from pforce.validation import require
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A sampler, and the seed of the noise that all samplers start from."""
-
-    sampler: Sampler
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -237,6 +229,17 @@ class _Run:
         frame["front"] = on_front(frame, [self.distance, "NFE"]) if len(frame) else []
         return frame
 
+    def unconfirmed(self, again: int | None) -> list[Sampler]:
+        """The front's samplers that were not measured from the other noise yet."""
+        if again is None or not self.configs:
+            return []
+        configs = list(self.configs.values())
+        for config in configs:
+            self.known(Measurement(config, again))
+        frame = self.frame(again)
+        shown = zip(configs, frame["front"], frame["again"], strict=True)
+        return [config for config, front, value in shown if front and pd.isna(value)]
+
     def take(self, task: Measurement, metrics: Mapping[str, float]) -> None:
         """A measurement is done: the search and the table know it from here on."""
         key = self.sweep.key(task)
@@ -277,7 +280,7 @@ class Searching(Source):
     @property
     def empty(self) -> bool:
         """Whether nothing has to be measured."""
-        return self.first is None and not _unconfirmed(self.state, self.again)
+        return self.first is None and not self.state.unconfirmed(self.again)
 
     def next(self) -> Task | Idle:
         wanted, self.first = self.first or self._suggested(), None
@@ -314,7 +317,7 @@ class Searching(Source):
             tried = len(state.configs) + len(state.failed)
             if tried < state.sweep.trials:
                 self.display.line(f"The space is used up: it has {len(state.configs)} different samplers.")
-            front = _unconfirmed(state, self.again)
+            front = state.unconfirmed(self.again)
             assert self.again is not None or not front
             self.confirming = [Measurement(config, self.again or 0) for config in front]
             self.display.extend(len(front))
@@ -332,13 +335,6 @@ class Searching(Source):
     def failed(self, task: Task, event: Failed) -> None:
         self.under_way.discard(task.id)
         self.state.fail(self.tasks[task.id], event.failure.reason)
-
-
-def label(task: Measurement) -> str:
-    """`dual_loop 24 NFE quantile=0.4 inner_steps=4`."""
-    record = task.sampler.canonical()
-    own = [f"{name}={record[name]:g}" for name in task.sampler.searched if name in record]
-    return " ".join([task.sampler.name, f"{record['num_function_evaluations']} NFE", *own])
 
 
 def run(
@@ -391,15 +387,3 @@ def _run(sweep: SamplerSweep, live: Live, storage: Storage, console: Console, ex
             recorder.close(ended[code], {"trials": str(len(state.configs)), Tags.REUSED: " ".join(state.reused)})
             live.finish(limit=STOP_SECONDS if code == STOPPED else float("inf"))
     return Outcome(code, state.frame(again), state.seconds, state.busy, state.measured, used, state.failed)
-
-
-def _unconfirmed(state: _Run, again: int | None) -> list[Sampler]:
-    """The front's samplers that were not measured from the other noise yet."""
-    if again is None or not state.configs:
-        return []
-    for config in state.configs.values():
-        state.known(Measurement(config, again))
-    frame = state.frame(again)
-    configs = list(state.configs.values())
-    return [config for config, front, value in zip(configs, frame["front"], frame["again"], strict=True)
-            if front and pd.isna(value)]  # fmt: skip

@@ -260,8 +260,7 @@ def look_ahead(
     for number, (start, end) in enumerate(itertools.pairwise(timesteps.tolist())):
         dt = end - start
         if not looks_ahead(start, start_after):
-            # Only the conditional velocity is used, so only it is computed.
-            evaluation = evaluate(model, x, _times(x, start), y, NO_GUIDANCE, step_time=start)
+            evaluation = evaluate(model, x, _times(x, start), y, NO_GUIDANCE, step_time=start)  # all that is used
             x = x + dt * evaluation.conditional.velocity
             if callback is not None:
                 after = torch.full((x.shape[0], model.config.patches), end, device=x.device)

@@ -152,7 +152,6 @@ def measure_images(
     if workers.first:
         watch.progress("features of the reference", 0.0)
         reference = subject.reference()  # before anything is drawn: a broken one is found first
-
     kept, groups = workers.first_does(lambda: _to_draw(request, subject, ledger, detector, store))
     own = groups[workers.rank :: workers.count]
     to_draw = sum(span.end - span.first for group in own for span in group)
@@ -163,10 +162,8 @@ def measure_images(
         done += count
         watch.progress("sampling", min(1.0, done / max(1, to_draw)))
 
-    made = list(draw_blocks(
-        request, subject, detector, own, kept=kept, store=store, progress=drew, wait=watch.waits
-    ))  # fmt: skip
-    blocks = [block for part in workers.to_first(made) for block in part]
+    made = draw_blocks(request, subject, detector, own, kept=kept, store=store, progress=drew, wait=watch.waits)
+    blocks = [block for part in workers.to_first(list(made)) for block in part]
     if reference is None:
         return
     readings = {first: to_reading(arrays) for first, arrays in kept.items()}
@@ -174,8 +171,8 @@ def measure_images(
     blocks += _by_others(request, subject, detector, readings, store)
     record_drawing(
         request, subject, ledger, started=started, seconds=time.perf_counter() - clock,
-        images=sum(block.drawn for block in blocks), passes=blocks[0].forward_passes if blocks else 0,
-        sampling=sum(block.seconds for block in blocks),
+        images=sum(block.drawn for block in blocks), sampling=sum(block.seconds for block in blocks),
+        passes=blocks[0].forward_passes if blocks else 0,
     )  # fmt: skip
     found = collect(detector, (readings[first] for first in sorted(readings)))
     parts = request.image_parts(subject.weights)

@@ -18,8 +18,8 @@ from pforce.models import save_model
 from pforce.orchestration.find import find_source
 from pforce.orchestration.plan import trial_folder
 from pforce.orchestration.sampler_report import make_subject, report
-from pforce.orchestration.sampler_search import Search, SearchSpace, check_space
-from pforce.orchestration.sampler_sweep import Measurement, SamplerSweep, run
+from pforce.orchestration.sampler_search import Measurement, Search, SearchSpace, check_space
+from pforce.orchestration.sampler_sweep import SamplerSweep, run
 from pforce.orchestration.sweep import Axis, Sweep
 from pforce.sampling import Euler, Guidance
 from pforce.storage import Storage

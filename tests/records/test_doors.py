@@ -21,7 +21,8 @@ from pforce.config import Experiment, with_fields
 from pforce.metrics.detectors import load_detector
 from pforce.models import PatchForcingTransformer
 from pforce.orchestration.sampler_report import make_subject
-from pforce.orchestration.sampler_sweep import Measurement, SamplerSweep
+from pforce.orchestration.sampler_search import Measurement
+from pforce.orchestration.sampler_sweep import SamplerSweep
 from pforce.orchestration.shared import Shared, Wanted
 from pforce.records.ledger import Ledger
 from pforce.records.parts import label_cycle
