@@ -23,14 +23,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pforce import catalog, grid, seeding
+from pforce.base.console import exit_on_errors
+from pforce.base.errors import ConfigError
 from pforce.data import ensure, read_split
 from pforce.images import from_uint8
 from pforce.metrics.difficulty import patch_errors
 from pforce.models import PatchForcingTransformer
 from pforce.orchestration.find import find_model
 from pforce.storage import default_storage
-from pforce.terminal import exit_on_errors
-from pforce.validation import ConfigError
 
 CONTRAST = 0.2
 """Range of a channel (of −1 … 1) within a patch from which on it has strokes."""

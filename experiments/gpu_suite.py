@@ -23,6 +23,7 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.paper import SCALES, TABLES
+from pforce.base.console import stop_on_signals
 from pforce.config import flat_params
 from pforce.data import Manifest
 from pforce.executors.executor import make
@@ -40,7 +41,6 @@ from pforce.records.provenance import made_on
 from pforce.records.row import row_of
 from pforce.records.sweeps import CellEntry, SweepEntry
 from pforce.storage import Storage
-from pforce.terminal import stop_on_signals
 from pforce.trial.migrate import take_in
 from pforce.trial.reference import inputs_of
 from pforce.trial.task import Done, Failed, Idle, Task, Train

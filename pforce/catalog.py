@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from types import ModuleType
 
+from pforce.base.errors import ConfigError, did_you_mean
 from pforce.config import Experiment, modules
 from pforce.reproduction import Scale, Table
-from pforce.validation import ConfigError, did_you_mean
 
 TABLES = "pforce.tables"
 """Group of entry points."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from pforce.terminal import DONE, USAGE_ERROR, exit_on_errors, imports_kept
+from pforce.base.console import DONE, USAGE_ERROR, exit_on_errors, imports_kept
 
 
 class Command(NamedTuple):

@@ -21,6 +21,7 @@ from importlib.metadata import entry_points
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
 
+from pforce.base.errors import ConfigError, FieldError, did_you_mean, not_a_setting, require
 from pforce.data.config import DataConfig
 from pforce.flow import FlowConfig
 from pforce.metrics.config import EvaluationConfig
@@ -29,7 +30,6 @@ from pforce.sampling import SAMPLERS, Euler, Sampler, check_sampler
 from pforce.timesteps import LTG, TimestepSampler
 from pforce.timesteps import SAMPLERS as TIMESTEP_SAMPLERS
 from pforce.training.config import OptimizerConfig, TrainingConfig
-from pforce.validation import ConfigError, FieldError, did_you_mean, not_a_setting, require
 
 EXPERIMENTS = "pforce.experiments"
 """Group of entry points: packages whose modules have experiments, and may have samplers of their own."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pforce import grid
-from pforce.validation import require
+from pforce.base.errors import require
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 """Clamp of the log-variance inside the loss. Samplers use it unclamped."""

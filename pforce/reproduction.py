@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pforce.base.errors import require
 from pforce.config import Experiment, with_fields
 from pforce.metrics.names import DISTANCES, MetricName
-from pforce.validation import require
 
 MOST_STATEMENTS = 6
 """A correction for more finds nothing at the few seeds that anybody can afford."""

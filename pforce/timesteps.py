@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from pforce.validation import require
+from pforce.base.errors import require
 
 Truncation = Literal["reference", "exact"]
 TRUNCATIONS: tuple[Truncation, ...] = ("reference", "exact")

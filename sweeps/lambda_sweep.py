@@ -24,6 +24,8 @@ import tyro
 from rich.console import Console
 
 from pforce import results
+from pforce.base.console import exit_on_errors
+from pforce.base.errors import ConfigError
 from pforce.catalog import experiment
 from pforce.config import with_fields
 from pforce.orchestration.plan import Options, Plan
@@ -41,8 +43,6 @@ from pforce.orchestration.script import (
 from pforce.orchestration.sweep import Axis, Sweep, parse_axis
 from pforce.results.figures import calibration_figure
 from pforce.results.tables import CALIBRATION_COLUMNS, COST_COLUMNS, QUALITY_COLUMNS
-from pforce.terminal import exit_on_errors
-from pforce.validation import ConfigError
 
 
 @dataclass(frozen=True)

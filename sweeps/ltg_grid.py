@@ -11,12 +11,12 @@ from typing import Annotated, Literal
 
 import tyro
 
+from pforce.base.console import exit_on_errors
 from pforce.catalog import experiment
 from pforce.config import Experiment, with_fields
 from pforce.orchestration.plan import Options
 from pforce.orchestration.script import QUICK, Comparison, parse_settings, run_sweep
 from pforce.orchestration.sweep import Axis, Sweep, parse_axis
-from pforce.terminal import exit_on_errors
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from pforce.base.console import exit_on_errors, make_console
+from pforce.base.errors import require
 from pforce.commands.sampler_arguments import given, range_options
 from pforce.config import modules
 from pforce.executors.executor import Workforce
@@ -28,8 +30,6 @@ from pforce.orchestration.sampler_sweep import SamplerSweep, run
 from pforce.orchestration.script import print_mlflow, push_files
 from pforce.sampling import Guidance
 from pforce.storage import Storage, default_storage
-from pforce.terminal import exit_on_errors, make_console
-from pforce.validation import require
 
 
 def _range_options() -> type:

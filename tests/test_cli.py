@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pforce import cli, results
+from pforce.base.console import exit_on_errors
 from pforce.data import Manifest
-from pforce.terminal import exit_on_errors
 from pforce.tracking import default_uri
 from sweeps import ltg_grid
 

@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 
 from pforce import results
+from pforce.base.console import DONE, make_console
+from pforce.base.errors import ConfigError, FieldError, InputError
 from pforce.commands.evaluate import evaluate
 from pforce.commands.evaluation_plan import Arguments, plan_model
 from pforce.commands.sample import Arguments as SampleArguments
@@ -23,9 +25,7 @@ from pforce.metrics.reference import StatisticsError
 from pforce.models import ModelConfig, build, save_model, save_published
 from pforce.records.ledger import Ledger
 from pforce.storage import Storage
-from pforce.terminal import DONE, make_console
 from pforce.tracking import default_uri
-from pforce.validation import ConfigError, FieldError, InputError
 from tests.test_cli import pforce
 
 pytestmark = pytest.mark.timeout(600)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pforce import flow
+from pforce.base.errors import FieldError
 from pforce.flow import FlowConfig, Prediction
 from pforce.models import ModelConfig, build
-from pforce.validation import FieldError
 
 
 class KnownModel(torch.nn.Module):

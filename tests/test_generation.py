@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from pforce import seeding
+from pforce.base.errors import FieldError
 from pforce.images import to_uint8
 from pforce.orchestration.sample import run_job
 from pforce.results import drawn
@@ -17,7 +18,6 @@ from pforce.sampling import DualLoop, Euler
 from pforce.trial.draw import Span
 from pforce.trial.jobs import Drawer, Job, JobError, Keeper, blocks_of, claim, drawn_batches, ends_of, missing
 from pforce.trial.source import SourceError, load_source
-from pforce.validation import FieldError
 
 CONSOLE = Console(width=160)
 SAMPLER = DualLoop(num_function_evaluations=8, inner_steps=2)

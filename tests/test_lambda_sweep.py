@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 
 from pforce import results
+from pforce.base.console import DONE, exit_on_errors
 from pforce.orchestration.plan import Options
 from pforce.orchestration.script import run_sweep
 from pforce.orchestration.sweep import Axis, Sweep
-from pforce.terminal import DONE, exit_on_errors
 from sweeps import lambda_sweep
 from tests.results.conftest import planned_with
 from tests.training.conftest import tiny

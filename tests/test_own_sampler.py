@@ -19,6 +19,8 @@ from rich.console import Console
 
 from experiments.openmoji32 import openmoji32_micro
 from pforce import cli
+from pforce.base.console import DONE
+from pforce.base.errors import ConfigError, FieldError
 from pforce.commands import train
 from pforce.config import check_path, from_dict, to_dict, with_fields
 from pforce.executors.executor import Workforce
@@ -32,10 +34,8 @@ from pforce.records.parts import Inputs, cell_parts
 from pforce.results.pareto import front_figure
 from pforce.sampling import SAMPLERS, DualLoop, Euler, Guidance, Range, count_flops, generate, register, timesteps_for
 from pforce.storage import Storage
-from pforce.terminal import DONE
 from pforce.tracking import Tracker, default_uri
 from pforce.trial.source import load_source
-from pforce.validation import ConfigError, FieldError
 from sweeps import sampler_thresholds
 from tests.sampling.test_adaptive import awake
 
@@ -47,7 +47,7 @@ from typing import ClassVar
 import torch
 
 from pforce.sampling import Range, Sampler, euler, register
-from pforce.validation import require
+from pforce.base.errors import require
 
 
 @register

@@ -15,6 +15,8 @@ import pytest
 from rich.console import Console
 
 from pforce import cli
+from pforce.base.console import exit_on_errors
+from pforce.base.errors import ConfigError, FieldError
 from pforce.commands import cost as cost_command
 from pforce.commands import runs as runs_command
 from pforce.orchestration.plan import Options
@@ -22,9 +24,7 @@ from pforce.orchestration.script import run_sweep
 from pforce.orchestration.sweep import Axis
 from pforce.results import runs
 from pforce.results.costs import costs, run_costs
-from pforce.terminal import exit_on_errors
 from pforce.tracking import Tracker, default_uri, runs_frame, sweeps_frame
-from pforce.validation import ConfigError, FieldError
 from tests.orchestration.conftest import small_sweep
 
 MAIN = [sys.executable, "-c", "from pforce.cli import main; main()"]

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from pforce.base.errors import FieldError
 from pforce.timesteps import (
     LTG,
     SAMPLERS,
@@ -24,7 +25,6 @@ from pforce.timesteps import (
     TimestepSampler,
     TruncatedGaussian,
 )
-from pforce.validation import FieldError
 from tests.conftest import shared_file
 
 SAMPLES, PATCHES = 200_000, 64

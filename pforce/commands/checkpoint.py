@@ -11,13 +11,13 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from pforce.base.console import DONE, make_console
+from pforce.base.errors import ConfigError
 from pforce.config import to_dict
 from pforce.models import TimestepLevels, save_model, save_published
 from pforce.orchestration.find import find_model
 from pforce.storage import default_storage
-from pforce.terminal import DONE, make_console
 from pforce.trial.source import PUBLISHED_SUFFIXES, Source, SourceError, content_hash, load_source
-from pforce.validation import ConfigError
 
 Text = Annotated[str, tyro.conf.Positional]
 File = Annotated[Path, tyro.conf.Positional]

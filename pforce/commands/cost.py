@@ -8,13 +8,13 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
+from pforce.base.console import DONE, make_console
+from pforce.base.errors import ConfigError
+from pforce.base.files import write_whole
 from pforce.commands.store_options import FIRST_RUN, SHORT, WIDE, about, open_store
-from pforce.files import write_whole
 from pforce.results.costs import OUTCOMES, By, costs, run_costs
 from pforce.storage import default_storage
-from pforce.terminal import DONE, make_console
 from pforce.tracking import runs_frame
-from pforce.validation import ConfigError
 
 UNITS = {"gpu": "GPU", "cpu": "core", "unknown": "device"}
 

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pforce import catalog
+from pforce.base.console import DONE
 from pforce.data import DataConfig, Manifest, ensure
-from pforce.terminal import DONE
 
 
 def build_data(

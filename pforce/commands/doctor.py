@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pforce.base.console import DONE, USAGE_ERROR, make_console
+from pforce.base.errors import require
 from pforce.orchestration.doctor import SIGNS, Check, diagnose
 from pforce.orchestration.doctor.diagnose import address_of
 from pforce.storage import Storage, default_storage
-from pforce.terminal import DONE, USAGE_ERROR, make_console
-from pforce.validation import require
 
 STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 

@@ -10,6 +10,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from pforce.base.console import DONE, SOME_FAILED, STOPPED, make_console, stop_on_signals
+from pforce.base.errors import require
 from pforce.commands.evaluation_plan import Arguments, is_model, plan_images, plan_model
 from pforce.executors.executor import Workforce
 from pforce.metrics.distances import few_images, metric_name
@@ -21,9 +23,7 @@ from pforce.orchestration.plan import check_folder, tracker_of, tracking_uri_of
 from pforce.orchestration.script import print_mlflow
 from pforce.records.ledger import Ledger
 from pforce.storage import Storage
-from pforce.terminal import DONE, SOME_FAILED, STOPPED, make_console, stop_on_signals
 from pforce.trial.drawn_images import beyond_kept
-from pforce.validation import require
 
 SHOWN_TIMESTEPS = (0.2, 0.6)
 

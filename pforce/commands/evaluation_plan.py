@@ -12,10 +12,11 @@ import tyro
 from rich.console import Console
 
 from pforce import catalog
+from pforce.base.errors import ConfigError, require
+from pforce.base.files import folder_hash
 from pforce.commands.sampler_arguments import SamplerArguments, given, sampler_of
 from pforce.config import Experiment
 from pforce.data import Manifest, ensure
-from pforce.files import folder_hash
 from pforce.metrics.config import EvaluationConfig, LabelRule
 from pforce.metrics.context import CONTEXT_TIMESTEPS
 from pforce.metrics.detectors import Detector, load_detector
@@ -35,7 +36,6 @@ from pforce.trial.jobs import decoder_for
 from pforce.trial.measurable import Measurable
 from pforce.trial.reference import ReferenceImages, inputs_of, reference_images
 from pforce.trial.source import PUBLISHED_SUFFIXES, Source
-from pforce.validation import ConfigError, require
 
 Measured = Literal["images", "loss", "difficulty", "context"]
 MODEL_SUFFIXES = (*PUBLISHED_SUFFIXES, ".safetensors")

@@ -10,12 +10,12 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from pforce.base.console import DONE, make_console
+from pforce.base.errors import ConfigError, did_you_mean, require
 from pforce.records.sweeps import read_sweeps
 from pforce.storage import Storage, default_storage
-from pforce.terminal import DONE, make_console
 from pforce.trial.attempts import ATTEMPTS, logs_of
 from pforce.trial.folder import TRAININGS, training_folder
-from pforce.validation import ConfigError, did_you_mean, require
 
 LOOK_SECONDS = 0.5
 MOST_LISTED = 12

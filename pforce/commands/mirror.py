@@ -9,15 +9,15 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from pforce.base.console import DONE, SOME_FAILED, make_console
+from pforce.base.errors import ConfigError, InputError
 from pforce.orchestration.plan import tracker_of, tracking_uri_of
 from pforce.records.ledger import Ledger
 from pforce.records.sweeps import SweepEntry, read_sweeps
 from pforce.results.shown import show_sweep
 from pforce.storage import Storage, default_storage
-from pforce.terminal import DONE, SOME_FAILED, make_console
 from pforce.tracking import Mirror, Page, Shown, Tracker, TrackingError
 from pforce.tracking.checks import why
-from pforce.validation import ConfigError, InputError
 
 
 def mirror(

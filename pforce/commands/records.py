@@ -16,6 +16,8 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from pforce.base.console import DONE, make_console
+from pforce.base.errors import ConfigError
 from pforce.commands.mirror import mirror_storage
 from pforce.orchestration.plan import tracker_of, tracking_uri_of
 from pforce.records import exchange
@@ -24,11 +26,9 @@ from pforce.records.parts import Kind
 from pforce.records.provenance import provenance
 from pforce.records.status import FINISHED
 from pforce.storage import Storage, default_storage
-from pforce.terminal import DONE, make_console
 from pforce.tracking import runs_frame, sqlite_path
 from pforce.trial.migrate import Carried, carry_lines
 from pforce.trial.migrate_storage import carry_storage
-from pforce.validation import ConfigError
 
 Names = Annotated[tuple[str, ...], tyro.conf.Positional]
 FIRST = "a sweep, `pforce train` or `pforce evaluate` makes the first"

@@ -7,13 +7,13 @@ from pathlib import Path
 import pandas as pd
 import tyro
 
-from pforce.files import write_bytes
+from pforce.base.console import DONE, make_console
+from pforce.base.errors import ConfigError
+from pforce.base.files import write_bytes
 from pforce.orchestration.plan import check_folder
 from pforce.orchestration.report import Source, section_of
 from pforce.results.page import page
 from pforce.storage import Storage, default_storage
-from pforce.terminal import DONE, make_console
-from pforce.validation import ConfigError
 
 
 def report(

@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table as Shown
 
 from pforce import catalog
+from pforce.base.console import DONE, STOPPED, make_console
+from pforce.base.errors import ConfigError, did_you_mean, require
 from pforce.orchestration.outlook import SUSTAINED_TFLOPS
 from pforce.orchestration.plan import Options
 from pforce.orchestration.reproduce import reproduce, show
 from pforce.reproduction import ScaleName, Table
-from pforce.terminal import DONE, STOPPED, make_console
-from pforce.validation import ConfigError, did_you_mean, require
 
 ALL = "all"
 

@@ -14,12 +14,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pforce.base.console import DONE, make_console
+from pforce.base.errors import ConfigError, did_you_mean, require
 from pforce.commands.store_options import FIRST_RUN, NONE, SHORT, WIDE, about, clock, open_store
 from pforce.results import progress
 from pforce.storage import default_storage
-from pforce.terminal import DONE, make_console
 from pforce.tracking import Tracker, sweep_names
-from pforce.validation import ConfigError, did_you_mean, require
 
 COLOURS = {"done": "green", "running": "cyan", "silent": "yellow", "stopped": "yellow", "failed": "red"}
 NEWEST = 20

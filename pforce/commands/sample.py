@@ -15,10 +15,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from pforce import seeding
+from pforce.base.console import DONE, SOME_FAILED, STOPPED, duration, make_console
+from pforce.base.errors import ConfigError, require
+from pforce.base.files import folder_hash, write_json
 from pforce.commands.sampler_arguments import SamplerArguments, sampler_of
 from pforce.data import Manifest, ensure
 from pforce.executors.executor import Workforce
-from pforce.files import folder_hash, write_json
 from pforce.metrics.names import CostName
 from pforce.orchestration.drive import WorkFailed
 from pforce.orchestration.find import find_model
@@ -30,13 +32,11 @@ from pforce.results import drawn
 from pforce.sampling import check_sampler, count_flops
 from pforce.sampling.trace import Trace
 from pforce.storage import Storage, default_storage
-from pforce.terminal import DONE, SOME_FAILED, STOPPED, duration, make_console
 from pforce.trial.drawn_images import record_drawing
 from pforce.trial.jobs import Job, claim, decoder_for, recorded_batch
 from pforce.trial.source import Source
 from pforce.trial.subject import Subject
 from pforce.trial.task import Spent
-from pforce.validation import ConfigError, require
 
 DEFAULT_BATCH = 64
 SAMPLES = "samples"

@@ -18,12 +18,12 @@ from typing import Annotated, Any, get_type_hints
 
 import tyro
 
+from pforce.base.errors import require
 from pforce.config import modules, named
 from pforce.sampling import SAMPLERS, Euler, Guidance, Sampler
 from pforce.sampling.samplers import COMMON, own_settings, require_settings
 from pforce.sampling.schedule import Spacing
 from pforce.trial.source import Source
-from pforce.validation import require
 
 
 def _texts(cls: type) -> dict[str, str]:

@@ -8,9 +8,9 @@ from datetime import datetime
 import pandas as pd
 from rich.console import Console
 
+from pforce.base.console import duration
 from pforce.orchestration.plan import tracker_of
 from pforce.storage import Storage
-from pforce.terminal import duration
 from pforce.tracking import Tracker
 
 FIRST_RUN = "pforce train openmoji32_micro, or a script of sweeps/, makes the first"

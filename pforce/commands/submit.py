@@ -9,8 +9,8 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from pforce.terminal import DONE, make_console
-from pforce.validation import ConfigError
+from pforce.base.console import DONE, make_console
+from pforce.base.errors import ConfigError
 
 USAGE = "pforce submit [--address http://HEAD:8265] [--no-wait] -- python sweeps/ltg_grid.py --storage /shared/runs"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from importlib.metadata import version
 from pathlib import Path
 
+from pforce.base.errors import require
+from pforce.base.files import cache_folder
 from pforce.data import fashion_mnist, openmoji
 from pforce.data.config import DataConfig
 from pforce.data.manifest import FORMAT_VERSION, DataError, Manifest
-from pforce.files import cache_folder
-from pforce.validation import require
 
 
 def ensure(config: DataConfig, *, source: Path | None = None, progress: bool = True) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pforce.validation import require
+from pforce.base.errors import require
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pforce.base.errors import require
 from pforce.data.manifest import FILE_NAME, DataError, Manifest, Split
 from pforce.data.writer import Sample, appearing_whole, write_shard
-from pforce.validation import require
 
 NAME = "fashion-mnist"
 RESOLUTION = 32

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pforce.files import write_bytes
-from pforce.validation import InputError
+from pforce.base.errors import InputError
+from pforce.base.files import write_bytes
 
 FORMAT_VERSION = 1
 """Version of manifest.json. A folder of another version is refused, not guessed at."""

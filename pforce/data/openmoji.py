@@ -16,10 +16,10 @@ from pathlib import Path
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pforce.base.errors import require
 from pforce.data.emoji import CLASSES, base_emoji, caption_of, group_of
 from pforce.data.manifest import FILE_NAME, DataError, Manifest, Split
 from pforce.data.writer import Sample, appearing_whole, write_shard
-from pforce.validation import require
 
 VALIDATION_SHARE = 0.1
 SPLIT_SALT = "openmoji-6"

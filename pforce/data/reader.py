@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pforce.base.errors import require
 from pforce.data.config import DataConfig
 from pforce.data.manifest import DataError, Manifest, Shard, SplitName
 from pforce.data.shards import DamageCount, DecodedShard, ShardCache, decode_shard
 from pforce.seeding import generator
-from pforce.validation import require
 
 STATE_FORMAT = 1
 GIBIBYTE = 2**30

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from webdataset import TarWriter
 
+from pforce.base.files import sha256_of, sync
 from pforce.data.manifest import Shard
-from pforce.files import sha256_of, sync
 
 STALE_AFTER_SECONDS = 24 * 3600
 """A temporary folder of another host is taken for dead after this long; one of this host when its process is."""

@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import ClassVar, Protocol, Self
 
 from pforce import executors
+from pforce.base.errors import ConfigError, did_you_mean
 from pforce.executors.support.placement import Placement
 from pforce.executors.support.setup import Hand, Listen, Setup, Tick
-from pforce.validation import ConfigError, did_you_mean
 
 
 class Executor(Protocol):

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Self
 
 import torch
 
+from pforce.base.console import leave_signals_to_driver
 from pforce.executors.support.placement import Placement, place, this_machine
 from pforce.executors.support.setup import Hand, Listen, Setup, Tick, here_only, one_worker
-from pforce.terminal import leave_signals_to_driver
 from pforce.trial.failures import WORKER_DIED, Failure
 from pforce.trial.perform import AttemptFailed, Performer, Seat
 from pforce.trial.task import Answer, Done, Event, Failed, Handed, Idle

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pforce.base.errors import require
 from pforce.metrics.detectors import Detector, check_name, load_detector
 from pforce.metrics.distances import IMAGE_METRICS, ImageMetric
-from pforce.validation import require
 
 LabelRule = Literal["validation", "classes"]
 MOST_VALIDATION = 1000

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pforce import flow, grid
+from pforce.base.errors import require
 from pforce.flow import Prediction
 from pforce.metrics.intervals import Estimate, bootstrap
 from pforce.metrics.names import CONTEXT_DECIMALS, MetricName
 from pforce.models.transformer import TimestepLevels
 from pforce.sampling.confidence import confident_patches, uncertainty
-from pforce.validation import require
 
 CONTEXT_TIMESTEPS = (0.1, 0.2, 0.3)
 """The paper's."""

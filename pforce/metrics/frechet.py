@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
 
+from pforce.base.errors import InputError
 from pforce.metrics.intervals import GROUPS, Estimate, jackknife
-from pforce.validation import InputError
 
 CHUNK = 1024
 """Rows that are turned into float64 at a time: 16 MB at 2,048 features, where all of 50,000 would be 800 MB."""

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pforce.files import sha256_of
-from pforce.validation import InputError
+from pforce.base.errors import InputError
+from pforce.base.files import sha256_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LOSSY = (".jpg", ".jpeg", ".webp")

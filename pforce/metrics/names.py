@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 
-from pforce.validation import FieldError, did_you_mean, require
+from pforce.base.errors import FieldError, did_you_mean, require
 
 Beside = Literal["low", "high", "images", "reference_images", "features"]
 """What stands beside a value, and ends its name: bounds of its interval over images, and what it was measured on."""

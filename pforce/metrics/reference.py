@@ -20,12 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pforce.files import sha256_of, write_whole
+from pforce.base.errors import InputError
+from pforce.base.files import sha256_of, write_whole
 from pforce.metrics.detectors.base import Detector
 from pforce.metrics.features import FeatureSet, read_features
 from pforce.metrics.frechet import Moments, moments
 from pforce.metrics.image_sets import ImageArray, ImageSet
-from pforce.validation import InputError
 
 VERSION = 1
 """Raised when a change of the code changes reference features."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pforce.validation import InputError
+from pforce.base.errors import InputError
 
 Decoder = Callable[[Tensor], Tensor]
 """Latents (B, C, h, w), scaled as in training → pixels (B, 3, H, W) in [−1, 1]."""

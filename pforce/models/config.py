@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from pforce.validation import require
+from pforce.base.errors import require
 
 Attention = Literal["sdpa", "flash"]
 ATTENTIONS: tuple[Attention, ...] = ("sdpa", "flash")

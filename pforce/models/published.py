@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pforce.files import write_whole
+from pforce.base.errors import FieldError, InputError, require
+from pforce.base.files import write_whole
 from pforce.models.config import SIZES, ModelConfig
 from pforce.models.transformer import PatchForcingTransformer
 from pforce.models.weights import WeightsError, filled, float_weights, listed, named_tensors
-from pforce.validation import FieldError, InputError, require
 
 PFT = "patch_flow.models.pf_transformer.PatchForcingDiT"
 SIT = "patch_flow.models.dit.DiT"

@@ -16,11 +16,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from pforce.files import write_whole
+from pforce.base.errors import FieldError, InputError, require
+from pforce.base.files import write_whole
 from pforce.models.config import Attention, ModelConfig
 from pforce.models.transformer import PatchForcingTransformer
 from pforce.models.weights import WeightsError, filled, float_weights, named_tensors
-from pforce.validation import FieldError, InputError, require
 
 FORMAT = "pforce-model-1"
 

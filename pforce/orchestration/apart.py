@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import torch
 
+from pforce.base.errors import ConfigError
 from pforce.executors.executor import Workforce
 from pforce.orchestration.drive import Exit, RetryPolicy, Source, drive
 from pforce.orchestration.plan import SCRATCH, Plan, trial_folder
@@ -33,7 +34,6 @@ from pforce.trial.run import finish_trial
 from pforce.trial.source import SourceError, load_source
 from pforce.trial.task import Done, Failed, Idle, Measure, Task
 from pforce.trial.where import Paths
-from pforce.validation import ConfigError
 
 
 def measurable(plan: Plan, item: Work) -> Measurable:

@@ -11,9 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple, assert_never
 
+from pforce.base.console import stop_gently
+from pforce.base.errors import InputError
 from pforce.executors.executor import Executor
 from pforce.orchestration.recorder import Recorder
-from pforce.terminal import stop_gently
 from pforce.trial.failures import DISK_FULL, WRONG_INPUT, Failure
 from pforce.trial.task import (
     STOPPED,
@@ -32,7 +33,6 @@ from pforce.trial.task import (
     Waiting,
     Warned,
 )
-from pforce.validation import InputError
 
 GRACE_SECONDS = 20.0
 """How long trainings may take to leave a checkpoint after a signal."""

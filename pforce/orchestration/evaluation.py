@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from pforce.base.files import digest, write_json
 from pforce.executors.executor import Workforce
-from pforce.files import digest, write_json
 from pforce.metrics.calibration import DECILES, Calibration, calibration_of
 from pforce.metrics.context import ContextHelps, ContextUncertainty
 from pforce.metrics.detectors import Detector

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from pforce.base.console import DONE, SOME_FAILED, STOPPED, stop_on_signals
 from pforce.executors.executor import Executor, make
 from pforce.orchestration import apart
 from pforce.orchestration.display import Display
@@ -22,7 +23,6 @@ from pforce.orchestration.trials import Trials, entries
 from pforce.records.ledger import Ledger
 from pforce.records.status import Status
 from pforce.results.shown import show_cells, show_sweep
-from pforce.terminal import DONE, SOME_FAILED, STOPPED, stop_on_signals
 from pforce.tracking import Live, Mirror, Page, Tags, TrackingError
 from pforce.tracking.checks import why
 from pforce.tracking.live import CATCH_UP

@@ -16,6 +16,7 @@ from typing import Literal
 
 from rich.console import Console
 
+from pforce.base.errors import ConfigError, require
 from pforce.config import Experiment, flat_params
 from pforce.data import Manifest, ensure
 from pforce.executors.executor import names
@@ -36,7 +37,6 @@ from pforce.trial.drawn_images import beyond_kept
 from pforce.trial.folder import TRAINING, training_folder
 from pforce.trial.reference import check_reference, inputs_of
 from pforce.trial.where import auto_precision_on, check_data, choose_device
-from pforce.validation import ConfigError, require
 
 SCRATCH = "ray"
 """Folder, below a storage's root, for state that libraries keep."""

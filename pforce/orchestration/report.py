@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from pforce import catalog, results
+from pforce.base.console import duration
+from pforce.base.errors import ConfigError, did_you_mean
 from pforce.config import flat_params
 from pforce.orchestration.plan import provenance
 from pforce.orchestration.reproduce import Reproduction, known_tables, read
@@ -19,8 +21,6 @@ from pforce.results.reproduction_figures import bars_figure
 from pforce.results.shown import MAPS_PICTURE, pictures_of
 from pforce.results.stored import storage_frame
 from pforce.storage import Storage
-from pforce.terminal import duration
-from pforce.validation import ConfigError, did_you_mean
 
 MOST_PICTURES = 12
 NOT_AXES = ("seed", "name")

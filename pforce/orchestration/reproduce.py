@@ -14,8 +14,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from pforce import catalog, results
+from pforce.base.console import DONE
+from pforce.base.errors import ConfigError, did_you_mean
+from pforce.base.files import strict
 from pforce.data import Manifest, ensure
-from pforce.files import strict
 from pforce.orchestration.outlook import missing_data, print_outlook
 from pforce.orchestration.plan import Options, Plan
 from pforce.orchestration.reproduction import sweep_name, sweep_of
@@ -30,10 +32,8 @@ from pforce.results.paper import paper_table
 from pforce.results.stored import storage_frame
 from pforce.results.tables import COST_COLUMNS, QUALITY_COLUMNS, Column
 from pforce.storage import Storage
-from pforce.terminal import DONE
 from pforce.tracking import is_installed
 from pforce.trial.reference import inputs_of
-from pforce.validation import ConfigError, did_you_mean
 
 FOLDER = "reproduction"
 """Below the storage's root: tables, figures and verdicts."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from rich.console import Console
 
+from pforce.base.console import stop_on_signals
 from pforce.executors.executor import Workforce
 from pforce.orchestration.display import Display
 from pforce.orchestration.drive import Source, drive, error_of
 from pforce.orchestration.plan import SCRATCH
 from pforce.orchestration.recorder import Entry, Recorder
 from pforce.storage import Storage
-from pforce.terminal import stop_on_signals
 from pforce.trial.draw import Span
 from pforce.trial.jobs import Job, missing
 from pforce.trial.task import Done, Draw, Failed, Idle, Spent, Task

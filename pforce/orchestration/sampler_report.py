@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pforce import catalog
+from pforce.base.errors import ConfigError
 from pforce.config import Experiment
 from pforce.data import Manifest, ensure
 from pforce.orchestration.sampler_sweep import Outcome, SamplerSweep
@@ -19,7 +20,6 @@ from pforce.storage import Storage
 from pforce.trial.measurable import Measurable
 from pforce.trial.reference import check_reference, inputs_of, reference_images
 from pforce.trial.source import Source
-from pforce.validation import ConfigError
 
 MEASURED_TO_TELL = 5
 """Measurements a worker from which on their fixed cost is told."""

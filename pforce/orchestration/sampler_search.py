@@ -16,9 +16,9 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
+from pforce.base.errors import FieldError, require
 from pforce.models import ModelConfig
 from pforce.sampling import SAMPLERS, Euler, Guidance, Range, Sampler, check_sampler
-from pforce.validation import FieldError, require
 
 ASKED_AGAIN = 10
 """Suggestions in a row that were measured already, after which a random one is tried."""

@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass, field, replace
 import pandas as pd
 from rich.console import Console
 
+from pforce.base.console import DONE, SOME_FAILED, STOPPED, stop_on_signals
+from pforce.base.errors import require
+from pforce.base.files import digest
 from pforce.config import sampler_from_dict, to_dict
 from pforce.executors.executor import Executor, Workforce
-from pforce.files import digest
 from pforce.metrics.distances import metric_name
 from pforce.metrics.names import CostName
 from pforce.orchestration.display import Display
@@ -34,13 +36,11 @@ from pforce.results.pareto import on_front
 from pforce.results.shown import recorded_view, show_cells
 from pforce.sampling import Euler, Guidance, Sampler
 from pforce.storage import Storage
-from pforce.terminal import DONE, SOME_FAILED, STOPPED, stop_on_signals
 from pforce.tracking import Live, Mirror, Page, Tags, Tracker
 from pforce.tracking.page import Progress
 from pforce.trial.measurable import Measurable
 from pforce.trial.measure import missing
 from pforce.trial.task import Done, Failed, Idle, Measure, Task
-from pforce.validation import require
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pforce import results
+from pforce.base.console import DONE, STOPPED, duration, make_console
+from pforce.base.errors import ConfigError, require
 from pforce.config import with_fields
 from pforce.executors.executor import make
 from pforce.orchestration.calibration import TIMED_EVALUATIONS, TIMED_STEPS, estimate
@@ -31,12 +33,10 @@ from pforce.results.stored import storage_frame
 from pforce.results.tables import COLUMNS, Column
 from pforce.storage import Storage, StorageError, default_storage
 from pforce.storage.identity import identity_of
-from pforce.terminal import DONE, STOPPED, duration, make_console
 from pforce.tracking import TrackingError, mask, runs_frame
 from pforce.tracking.view import key_of
 from pforce.training import Callback
 from pforce.trial.where import with_precision
-from pforce.validation import ConfigError, require
 
 QUICK = {
     "training.images": 6_400, "evaluation.images": 256, "evaluation.held_out_images": 256,

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from pforce.base.errors import ConfigError
+from pforce.base.files import digest
 from pforce.config import Experiment, check_path, with_fields
-from pforce.files import digest
 from pforce.records.parts import CellParts, Inputs, cell_parts
 from pforce.sampling import Sampler
 from pforce.timesteps import TimestepSampler
 from pforce.trial.where import with_precision
-from pforce.validation import ConfigError
 
 IMAGES = "images_seen"
 """Header of the images seen, where a training is measured at several."""

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pforce.files import write_bytes
+from pforce.base.errors import ConfigError, did_you_mean
+from pforce.base.files import write_bytes
 from pforce.metrics.names import BOUNDS, read_names
 from pforce.records.ledger import FILES, Ledger, take_in
 from pforce.records.parts import Request
@@ -20,7 +21,6 @@ from pforce.records.record import MOST_BYTES, Record, RecordError, parse_content
 from pforce.records.row import TENSORS
 from pforce.records.sweeps import SWEEP_LINE, SWEEPS, CellEntry, SweepEntry, checked_sweep, read_sweeps, sweep_line
 from pforce.storage import Storage
-from pforce.validation import ConfigError, did_you_mean
 
 MOST_SWEEP_LINE = 64 << 20
 Say = Callable[[str], None]

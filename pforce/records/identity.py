@@ -20,15 +20,15 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pforce import sampling as s
 from pforce import timesteps as t
+from pforce.base.errors import ConfigError, InputError
+from pforce.base.files import digest
 from pforce.data.config import DataConfig
-from pforce.files import digest
 from pforce.flow import FlowConfig
 from pforce.models.config import ModelConfig
 from pforce.sampling import Guidance, Sampler
 from pforce.sampling.samplers import own_settings
 from pforce.timesteps import TimestepSampler
 from pforce.training.config import OptimizerConfig, TrainingConfig
-from pforce.validation import ConfigError, InputError
 
 VERSIONS: Mapping[str, int] = {
     **{f"timesteps.{name}": 1 for name in t.SAMPLERS},

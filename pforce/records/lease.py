@@ -23,9 +23,9 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
+from pforce.base.errors import InputError
 from pforce.records.provenance import user
 from pforce.storage import Storage, StorageError
-from pforce.validation import InputError
 
 LEASES = "leases"
 """Folder below a storage's root."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from pforce.files import read_small, sha256_of, write_bytes
+from pforce.base.files import read_small, sha256_of, write_bytes
 from pforce.records.parts import Part
 from pforce.records.record import MOST_BYTES, NAME, NewerRecord, Record, RecordError, file_name, parse
 from pforce.storage import Storage, StorageError

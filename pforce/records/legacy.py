@@ -16,11 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pforce.base.errors import ConfigError, FieldError
 from pforce.config import Experiment, from_dict, sampler_from_dict, to_dict
 from pforce.metrics.config import MOST_VALIDATION
 from pforce.records.record import RecordError
 from pforce.timesteps import SAMPLERS
-from pforce.validation import ConfigError, FieldError
 
 FORMAT = 1
 RESULT_VERSION, TRAINING_VERSION = 2, 1

@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property, wraps
 from typing import Any, Literal, TypeVar
 
+from pforce.base.errors import ConfigError
+from pforce.base.files import digest
 from pforce.config import Experiment
-from pforce.files import digest
 from pforce.metrics.config import EvaluationConfig
 from pforce.metrics.distances import ImageMetric
 from pforce.records.identity import canonical, canonical_sampler, canonical_timesteps, time_key, versions_of
 from pforce.sampling import Sampler
-from pforce.validation import ConfigError
 
 Kind = Literal["training", "weights", "drawing", "image_metric", "held_out", "diverged", "tombstone"]
 Average = Literal["ema", "raw", "unknown"]

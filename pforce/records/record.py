@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
-from pforce.files import content_digest, digest
+from pforce.base.errors import InputError
+from pforce.base.files import content_digest, digest
 from pforce.metrics.names import CostName
 from pforce.records.parts import Kind, Part
-from pforce.validation import InputError
 
 FORMAT = 2
 """1 were the lines of JSON of commit 0641df2 (`pforce.records.lines`)."""

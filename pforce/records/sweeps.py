@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from pforce.files import digest, read_small, write_json
+from pforce.base.files import digest, read_small, write_json
 from pforce.records.parts import CellParts, Part, Request
 from pforce.records.record import RecordError
 from pforce.storage import Storage

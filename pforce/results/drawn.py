@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pforce.files import write_whole
+from pforce.base.files import write_whole
 from pforce.images import from_uint8, save_grid, to_uint8
 from pforce.trial.jobs import Job, drawn_batches
 

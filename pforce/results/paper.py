@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pforce.validation import require
+from pforce.base.errors import require
 
 FOLDER = Path(__file__).with_name("paper_tables")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pforce.files import write_bytes
+from pforce.base.files import write_bytes
 from pforce.metrics.names import THROUGHPUT, CostName
 from pforce.records.cell import CellResult, result_of
 from pforce.records.ledger import Ledger

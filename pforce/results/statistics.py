@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from pforce.base.errors import require
 from pforce.results.frames import Row, finished, row_names, smaller_is_better
-from pforce.validation import require
 
 LEVEL = 0.05
 ROUNDING = 1e-9

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pforce import grid
+from pforce.base.errors import require
 from pforce.flow import Prediction
-from pforce.validation import require
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 """One generator for a batch, or one an image (then an image does not depend on its batch)."""

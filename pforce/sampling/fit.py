@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from pforce.base.errors import require
 from pforce.models.config import ModelConfig
 from pforce.sampling.budget import Schedule
 from pforce.sampling.samplers import SAMPLERS, SHIFT, Sampler, require_settings
 from pforce.sampling.schedule import Spacing
-from pforce.validation import require
 
 
 def timesteps_for(

@@ -9,10 +9,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from pforce.base.errors import require
 from pforce.flow import Prediction
 from pforce.models.config import ModelConfig
 from pforce.models.transformer import TimestepLevels
-from pforce.validation import require
 
 
 class Denoiser(Protocol):

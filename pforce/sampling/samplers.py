@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from pforce import grid, seeding
+from pforce.base.errors import not_a_setting, require
 from pforce.sampling.budget import Schedule, affordable
 from pforce.sampling.confidence import Generators, require_share, require_threshold
 from pforce.sampling.guidance import Denoiser, Guidance
 from pforce.sampling.schedule import SPACINGS, Spacing, spaced
 from pforce.sampling.solvers import Callback, dual_loop, euler, look_ahead, looks_ahead, random_order
-from pforce.validation import not_a_setting, require
 
 SHIFT = 3.0
 """Shift of the shifted spacing, where none is given."""

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pforce.validation import require
+from pforce.base.errors import require
 
 Spacing = Literal["linear", "cosine", "shifted"]
 SPACINGS: tuple[Spacing, ...] = ("linear", "cosine", "shifted")

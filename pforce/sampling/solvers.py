@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pforce import grid
+from pforce.base.errors import require
 from pforce.flow import Prediction
 from pforce.models.transformer import TimestepLevels
 from pforce.sampling.confidence import (
@@ -28,7 +29,6 @@ from pforce.sampling.confidence import (
     uncertainty,
 )
 from pforce.sampling.guidance import Denoiser, Guidance, evaluate
-from pforce.validation import require
 
 TIME_TOLERANCE = 1e-7
 """Times given in float32 round by up to 6e-8."""

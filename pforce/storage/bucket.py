@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlunsplit
 
-from pforce.files import umask, write_whole
+from pforce.base.files import umask, write_whole
 from pforce.storage.uri import bucket_of, split
 
 CHECK_SECONDS = 5

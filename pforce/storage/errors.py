@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from pforce.validation import InputError
+from pforce.base.errors import InputError
 
 
 class StorageError(InputError, RuntimeError):

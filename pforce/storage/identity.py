@@ -6,7 +6,7 @@ import json
 import re
 import uuid
 
-from pforce.files import read_small, write_bytes
+from pforce.base.files import read_small, write_bytes
 from pforce.storage.errors import StorageError
 from pforce.storage.place import Storage
 

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlunsplit
 
-from pforce.files import cache_folder, read_small, write_bytes
+from pforce.base.files import cache_folder, read_small, write_bytes
 from pforce.storage.bucket import (
     ANSWER_SECONDS,
     CHECK_SECONDS,

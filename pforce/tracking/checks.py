@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pforce.validation import InputError
+from pforce.base.errors import InputError
 
 # MLflow, which takes a second to import, is imported where a store is opened: what reads records alone never waits
 # for it. It reports usage over the network unless told not to before its import.

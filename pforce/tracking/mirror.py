@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from pforce.files import digest
+from pforce.base.files import digest
 from pforce.records.lease import Holder, Lease, leased
 from pforce.storage import Storage
 from pforce.storage.identity import identity_of

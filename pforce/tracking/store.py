@@ -11,7 +11,7 @@ import time
 from contextlib import closing, suppress
 from pathlib import Path
 
-from pforce.files import cache_folder, write_bytes
+from pforce.base.files import cache_folder, write_bytes
 from pforce.tracking.checks import (
     TrackingError,
     check_store,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from pforce.files import digest
+from pforce.base.files import digest
 from pforce.records.status import RUNNING, Status
 
 PARENT, USER = "mlflow.parentRunId", "mlflow.user"

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pforce.files import digest, read_small, sha256_of, sync, umask
+from pforce.base.files import digest, read_small, sha256_of, sync, umask
 
 FORMAT = 2
 """1 had one file with everything; `pforce records migrate` carries those of commit 0641df2 over."""

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pforce.validation import require
+from pforce.base.errors import require
 
 Precision = Literal["auto", "float32", "bfloat16"]
 

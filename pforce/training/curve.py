@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pforce.files import content_digest, read_small, write_bytes
+from pforce.base.files import content_digest, read_small, write_bytes
 from pforce.training.loop import Record
 
 CURVE = "curve"

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pforce import seeding
-from pforce.files import content_digest, digest, write_bytes
+from pforce.base.files import content_digest, digest, write_bytes
 from pforce.images import from_uint8, save_grid, to_uint8
 from pforce.metrics.detectors import Detector, Reading
 from pforce.metrics.features import read_padded

@@ -9,13 +9,13 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError
 
+from pforce.base.errors import ConfigError, FieldError, InputError
 from pforce.data import DataError
 from pforce.metrics.detectors import DetectorError
 from pforce.metrics.held_out import NotFinite
 from pforce.storage import StorageError
 from pforce.training import Diverged
 from pforce.training.checkpoint import CheckpointError
-from pforce.validation import ConfigError, FieldError, InputError
 
 DISK_FULL = "disk full"
 WRONG_INPUT = "wrong input"

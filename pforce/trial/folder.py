@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from pforce.base.files import write_json
 from pforce.config import Experiment, to_dict
-from pforce.files import write_json
 from pforce.parallel import Workers
 from pforce.records.lease import Lease, Wait, leased
 from pforce.records.parts import Part, decay_of

@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from pforce import seeding
-from pforce.files import write_json
+from pforce.base.errors import InputError, require
+from pforce.base.files import write_json
 from pforce.images import to_uint8
 from pforce.models.autoencoder import Decoder, load_decoder
 from pforce.records.identity import canonical_sampler
@@ -30,7 +31,6 @@ from pforce.sampling.trace import Trace
 from pforce.storage import Storage
 from pforce.trial.draw import BLOCK, IMAGES, Arrays, Blocks, Span, count_of, folder_of, joined, spans_to_draw
 from pforce.trial.source import Source, SourceError, Weights, load_source
-from pforce.validation import InputError, require
 
 RECORD, LATENTS, MAPS = "job.json", "latents", "maps"
 

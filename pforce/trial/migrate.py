@@ -17,8 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pforce.base.files import digest
 from pforce.config import Experiment, flat_params, to_dict
-from pforce.files import digest
 from pforce.metrics.detectors import Detector, DetectorError, load_detector
 from pforce.metrics.detectors.inception import InceptionDetector
 from pforce.metrics.names import (

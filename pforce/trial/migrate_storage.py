@@ -13,8 +13,8 @@ from typing import Any, Literal
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from pforce.base.files import read_small, sha256_of, write_json
 from pforce.config import Experiment, to_dict
-from pforce.files import read_small, sha256_of, write_json
 from pforce.metrics.names import (
     CostName,
 )

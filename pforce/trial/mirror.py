@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from pforce.files import sha256_of
+from pforce.base.files import sha256_of
 from pforce.storage import Storage, StorageError
 from pforce.training.checkpoint import CHECKPOINTS, KEPT, META, MOMENTS, SNAPSHOTS, STATE, CheckpointError, parse_meta
 from pforce.training.curve import CURVE

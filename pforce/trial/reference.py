@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pforce.base.files import sha256_of
 from pforce.data import Batch, Manifest, read_batches, read_split
 from pforce.data.manifest import SplitName
-from pforce.files import sha256_of
 from pforce.metrics.config import EvaluationConfig
 from pforce.metrics.detectors import Detector, DetectorError
 from pforce.metrics.image_sets import ImageSet, open_images

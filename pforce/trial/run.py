@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from pforce import data
+from pforce.base.files import write_whole
 from pforce.config import Experiment
-from pforce.files import write_whole
 from pforce.metrics.detectors import Detector
 from pforce.metrics.held_out import MAP_IMAGES, shown_timesteps
 from pforce.records.ledger import Ledger

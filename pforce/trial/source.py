@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from pforce.base.errors import InputError
 from pforce.config import Experiment, from_dict
 from pforce.models import PatchForcingTransformer, load_model, load_published
 from pforce.models.config import ModelConfig
@@ -20,7 +21,6 @@ from pforce.records.identity import TABLE, canonical
 from pforce.training import checkpoint
 from pforce.training.checkpoint import CHECKPOINTS, SNAPSHOTS, CheckpointError, saved, snapshot_path
 from pforce.trial.folder import EVALUATIONS, EXPERIMENT
-from pforce.validation import InputError
 
 PUBLISHED_SUFFIXES = (".ckpt", ".pt", ".pth")
 

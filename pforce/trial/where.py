@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from pforce import data
+from pforce.base.errors import ConfigError
 from pforce.config import Experiment
 from pforce.metrics.detectors import Detector
 from pforce.parallel import ALONE, Workers
@@ -28,7 +29,6 @@ from pforce.trial.folder import (
 from pforce.trial.mirror import TrialMirror
 from pforce.trial.reference import REFERENCES
 from pforce.trial.watch import UNSEEN, Watch
-from pforce.validation import ConfigError
 
 
 @dataclass(frozen=True)

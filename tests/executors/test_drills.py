@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 
 from pforce import results
+from pforce.base.console import DONE, SOME_FAILED
 from pforce.orchestration.launch import execute
 from pforce.orchestration.plan import Options, Plan, trial_folder
 from pforce.orchestration.sweep import Sweep
 from pforce.storage import Storage
-from pforce.terminal import DONE, SOME_FAILED
 from pforce.trial.attempts import ATTEMPTS, logs_of
 from tests.faults.drills import moments, one_run
 from tests.orchestration.conftest import make_plan

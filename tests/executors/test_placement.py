@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from ray.util import placement_group, remove_placement_group
 from rich.console import Console
 
+from pforce.base.console import DONE
+from pforce.base.errors import ConfigError
 from pforce.executors.executor import make
 from pforce.executors.support.placement import Node, place
 from pforce.executors.support.setup import Setup
 from pforce.orchestration.launch import execute
-from pforce.terminal import DONE
-from pforce.validation import ConfigError
 from tests.orchestration.conftest import make_plan, small_sweep
 
 NODES = st.lists(st.builds(Node, st.integers(1, 16), st.integers(0, 8).map(float)), min_size=1, max_size=5)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
+from pforce.base.console import exit_on_errors
 from pforce.orchestration.plan import Options
 from pforce.orchestration.script import run_sweep
 from pforce.orchestration.sweep import Axis, Sweep
-from pforce.terminal import exit_on_errors
 from pforce.training import Callback, Record, TrainState
 from tests.training.conftest import tiny
 

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import tyro
 
+from pforce.base.console import DONE
 from pforce.orchestration.plan import Options
 from pforce.orchestration.script import run_sweep
-from pforce.terminal import DONE
 from sweeps.ltg_grid import Arguments, sweep
 from tests.faults.drills import moments
 from tests.faults.driver_killed import ARGUMENTS, is_good, round_of, table

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from pforce import results
+from pforce.base.console import SOME_FAILED
 from pforce.orchestration.plan import Options
 from pforce.orchestration.script import run_sweep
 from pforce.orchestration.sweep import Axis, Sweep
-from pforce.terminal import SOME_FAILED
 from pforce.tracking import default_uri
 from tests.training.conftest import tiny
 

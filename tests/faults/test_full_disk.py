@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pforce.terminal import DONE, STOPPED
+from pforce.base.console import DONE, STOPPED
 from tests.faults.drills import moments
 
 pytestmark = pytest.mark.timeout(600)

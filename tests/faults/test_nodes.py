@@ -17,9 +17,9 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 
 from pforce import results
+from pforce.base.console import DONE
 from pforce.orchestration.launch import execute
 from pforce.orchestration.plan import Options, plan
-from pforce.terminal import DONE
 from pforce.tracking import Tracker, default_uri
 from sweeps.ltg_grid import Arguments, sweep
 from tests.faults.drills import moments, newest_step

@@ -16,7 +16,7 @@ import mlflow
 import pytest
 
 from pforce import results
-from pforce.terminal import DONE, STOPPED
+from pforce.base.console import DONE, STOPPED
 from pforce.tracking import default_uri
 from tests.clock import PATIENCE
 

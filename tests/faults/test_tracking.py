@@ -14,7 +14,7 @@ import mlflow
 import pytest
 
 from pforce import results
-from pforce.terminal import DONE
+from pforce.base.console import DONE
 from pforce.tracking.live import CATCH_UP
 from tests.faults.drills import moments
 from tests.faults.driver import LOG_EVERY, STEPS

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pforce import results
-from pforce.terminal import DONE
+from pforce.base.console import DONE
 from pforce.tracking import default_uri
 from pforce.training.curve import segments
 from tests.faults.drills import moments

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pforce.base.errors import FieldError
 from pforce.data import DataError, fashion_mnist, openmoji
 from pforce.images import from_uint8, to_uint8
 from pforce.metrics.detectors import DetectorError, classifier, load_detector
-from pforce.validation import FieldError
 
 REPOSITORY = Path(classifier.__file__).parents[3]
 both = pytest.mark.parametrize("name", ["openmoji", "fashion-mnist"])

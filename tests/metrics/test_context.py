@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from pforce import flow, grid
+from pforce.base.errors import FieldError
 from pforce.flow import Prediction
 from pforce.metrics import context_helps, context_uncertainty
 from pforce.models import ModelConfig, TimestepLevels, build
-from pforce.validation import FieldError
 
 M, SIDE, PATCH, N = 10, 16, 2, 64
 CONFIDENT = 25  # of 64 at a share of 0.4, as the samplers' rule has it

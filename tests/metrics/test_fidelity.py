@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pforce.files import sha256_of
+from pforce.base.files import sha256_of
 from pforce.metrics.detectors import DetectorError, load_detector
 from pforce.metrics.detectors.inception import spatial_features
 from pforce.metrics.distances import distances, few_images

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pforce.base.errors import FieldError
 from pforce.config import with_fields
 from pforce.metrics.names import (
     BESIDE,
@@ -30,7 +31,6 @@ from pforce.results.tables import CALIBRATION_COLUMNS, COLUMNS
 from pforce.storage import Storage
 from pforce.trial.run import run_trial
 from pforce.trial.where import Paths, Where
-from pforce.validation import FieldError
 from tests.training.conftest import DATA, tiny
 
 RESULTS = Path(__file__).parents[2] / "analysis" / "results"

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from pforce.base.errors import FieldError
 from pforce.models import ModelConfig
 from pforce.models.layers import FinalLayer
 from pforce.models.published import PFT, REPA, SIT, PublishedError, load_published, save_published
 from pforce.models.store import save_model
-from pforce.validation import FieldError
 from tests.conftest import shared_file
 from tests.models.test_transformer import awake
 

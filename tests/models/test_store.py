@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from pforce.base.errors import FieldError
 from pforce.models import ModelConfig
 from pforce.models.store import FORMAT, ModelFileError, load_model, save_model
-from pforce.validation import FieldError
 from tests.models.test_transformer import awake
 
 TINY = ModelConfig(

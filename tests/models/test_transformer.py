@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from pforce import seeding
+from pforce.base.errors import FieldError
 from pforce.models import ModelConfig, TimestepLevels, build, sized
 from pforce.models.attention import flash_attention, sdpa
 from pforce.models.layers import sinusoidal_features
-from pforce.validation import FieldError
 
 SMALL = ModelConfig(depth=3, width=32, heads=4, patch=2, image_size=(6, 8), channels=3, classes=5)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 import time
 
+from pforce.base.console import exit_on_errors
 from pforce.orchestration.plan import Options
 from pforce.orchestration.script import run_sweep
-from pforce.terminal import exit_on_errors
 from pforce.training.loop import Callback, Record, TrainState
 from tests.orchestration.conftest import small_sweep
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from pforce import results
+from pforce.base.console import DONE, SOME_FAILED, STOPPED
 from pforce.config import with_fields
 from pforce.orchestration import apart
 from pforce.orchestration.plan import Options
 from pforce.orchestration.script import run_sweep
 from pforce.orchestration.shared import Shared
 from pforce.orchestration.sweep import Axis, Sweep
-from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import default_uri
 from tests.orchestration.conftest import small_sweep
 from tests.training.conftest import tiny

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from pforce.base.console import STOPPED
 from pforce.orchestration import drive
 from pforce.orchestration.display import Display
 from pforce.orchestration.launch import execute
 from pforce.orchestration.recorder import Recorder
 from pforce.orchestration.sweep import Sweep
 from pforce.orchestration.trials import Trials, entries
-from pforce.terminal import STOPPED
 from pforce.trial.failures import Failure
 from pforce.trial.task import Answer, Done, Failed, Handed, Idle, Progress, Started, Warned
 from tests.orchestration.conftest import make_plan, small_sweep

@@ -12,15 +12,15 @@ from ray.util import placement_group, remove_placement_group
 from rich.console import Console
 
 from pforce import results
+from pforce.base.console import DONE, SOME_FAILED, STOPPED
+from pforce.base.errors import ConfigError, FieldError
 from pforce.executors.support import seats
 from pforce.executors.support.placement import Node, place
 from pforce.orchestration import drive
 from pforce.orchestration.launch import execute
 from pforce.orchestration.sweep import Axis
-from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import Tracker
 from pforce.trial.task import Answer, CurvePoint, Event
-from pforce.validation import ConfigError, FieldError
 from tests.orchestration.conftest import make_plan, small_sweep
 
 pytestmark = pytest.mark.timeout(600)

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from pforce import results
+from pforce.base.console import DONE, SOME_FAILED, STOPPED, USAGE_ERROR
+from pforce.base.errors import ConfigError
 from pforce.commands.submit import submit
 from pforce.executors.support.jobs import NO_AGENT, submission_id
-from pforce.terminal import DONE, SOME_FAILED, STOPPED, USAGE_ERROR
 from pforce.tracking import default_uri
-from pforce.validation import ConfigError
 from tests.ports import free_port
 
 pytestmark = pytest.mark.timeout(600)

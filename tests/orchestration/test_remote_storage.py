@@ -16,14 +16,14 @@ import pytest
 from rich.console import Console
 
 from pforce import cli, results
+from pforce.base.console import DONE, SOME_FAILED
+from pforce.base.errors import ConfigError
 from pforce.orchestration.find import find_source
 from pforce.orchestration.launch import execute
 from pforce.orchestration.plan import Options, Plan, plan
 from pforce.orchestration.script import run_sweep
 from pforce.storage import StorageError
-from pforce.terminal import DONE, SOME_FAILED
 from pforce.trial.source import load_source
-from pforce.validation import ConfigError
 from tests.buckets import KEYS, Server, s3_server
 from tests.orchestration.conftest import make_plan, small_sweep
 from tests.test_cli import ROOT, pforce

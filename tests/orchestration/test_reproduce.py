@@ -24,6 +24,8 @@ from rich.console import Console
 from experiments import paper
 from experiments.paper import SCALES, TABLES
 from pforce import results
+from pforce.base.console import DONE, USAGE_ERROR, exit_on_errors
+from pforce.base.errors import ConfigError, FieldError
 from pforce.cli import _run
 from pforce.config import Experiment
 from pforce.orchestration.outlook import outlook, parameter_count, training_flops
@@ -33,10 +35,8 @@ from pforce.orchestration.reproduction import sweep_of
 from pforce.records import exchange, legacy
 from pforce.reproduction import Statement, Table, TableRow, Value
 from pforce.storage import Storage
-from pforce.terminal import DONE, USAGE_ERROR, exit_on_errors
 from pforce.timesteps import LTG
 from pforce.tracking import default_uri
-from pforce.validation import ConfigError, FieldError
 from tests.clock import PATIENCE
 
 pytestmark = pytest.mark.timeout(900)

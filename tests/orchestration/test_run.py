@@ -13,6 +13,8 @@ import torch
 from rich.console import Console
 
 from pforce import results
+from pforce.base.console import DONE, SOME_FAILED, STOPPED
+from pforce.base.errors import ConfigError
 from pforce.config import with_fields
 from pforce.data import DataError
 from pforce.orchestration.find import find_source
@@ -22,14 +24,12 @@ from pforce.orchestration.script import keep_sweep, run_sweep, table_rows
 from pforce.orchestration.sweep import Axis, Sweep
 from pforce.records.lease import leased
 from pforce.storage import StorageError
-from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import Mirror, Tags, View
 from pforce.training import Diverged
 from pforce.training.checkpoint import STATE, saved
 from pforce.trial.run import run_trial
 from pforce.trial.source import load_source
 from pforce.trial.where import Paths, Where
-from pforce.validation import ConfigError
 from tests.data.helpers import shards, write_samples
 from tests.orchestration.conftest import make_plan, small_sweep
 from tests.training.conftest import DATA, tiny

@@ -13,6 +13,8 @@ import pytest
 from rich.console import Console
 
 from pforce import results
+from pforce.base.console import DONE, SOME_FAILED, STOPPED
+from pforce.base.errors import ConfigError, FieldError
 from pforce.executors.executor import Workforce
 from pforce.models import save_model
 from pforce.orchestration.find import find_source
@@ -23,12 +25,10 @@ from pforce.orchestration.sampler_sweep import SamplerSweep, run
 from pforce.orchestration.sweep import Axis, Sweep
 from pforce.sampling import Euler, Guidance
 from pforce.storage import Storage
-from pforce.terminal import DONE, SOME_FAILED, STOPPED
 from pforce.tracking import Tracker, default_uri
 from pforce.training.checkpoint import snapshot_path
 from pforce.trial.measurable import Measurable
 from pforce.trial.source import SourceError, load_source
-from pforce.validation import ConfigError, FieldError
 from tests.performing import measured
 from tests.results.conftest import planned_with
 from tests.training.conftest import tiny

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from experiments.openmoji32 import openmoji32_micro
+from pforce.base.console import duration
+from pforce.base.errors import ConfigError
 from pforce.config import flat_params
 from pforce.executors.support.placement import Node, place
 from pforce.orchestration.script import parse_settings
 from pforce.orchestration.sweep import Axis, Sweep, format_value, parse_axis, same_distribution_notes
 from pforce.records.parts import Inputs
-from pforce.terminal import duration
 from pforce.timesteps import LTG, SRM
-from pforce.validation import ConfigError
 
 INPUTS = Inputs("d", 10, 5, "openmoji", "e", "none")
 

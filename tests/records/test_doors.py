@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pforce.base.console import DONE
 from pforce.commands.evaluate import evaluate
 from pforce.commands.evaluation_plan import Arguments
 from pforce.commands.sample import Arguments as SampleArguments
@@ -29,7 +30,6 @@ from pforce.records.parts import label_cycle
 from pforce.records.row import Row
 from pforce.sampling import Euler, Sampler
 from pforce.storage import Storage
-from pforce.terminal import DONE
 from pforce.trial.run import run_trial
 from pforce.trial.source import load_source
 from pforce.trial.where import Paths, Where

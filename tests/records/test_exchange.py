@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from experiments.openmoji32 import openmoji32_micro
+from pforce.base.console import DONE, make_console
+from pforce.base.errors import ConfigError
 from pforce.cli import _run
 from pforce.config import with_fields
 from pforce.data import Manifest
@@ -23,11 +25,9 @@ from pforce.records.record import RecordError
 from pforce.records.sweeps import SWEEPS, read_sweeps
 from pforce.results import runs
 from pforce.storage import Storage
-from pforce.terminal import DONE, make_console
 from pforce.training.checkpoint import saved
 from pforce.training.curve import read_curve
 from pforce.trial.migrate import carry_lines
-from pforce.validation import ConfigError
 from tests.orchestration.conftest import make_plan, small_sweep
 from tests.results.conftest import known
 

@@ -12,6 +12,7 @@ import pytest
 from experiments.openmoji32 import openmoji32_micro
 from experiments.paper import SCALES, TABLES
 from pforce import catalog
+from pforce.base.errors import ConfigError
 from pforce.config import Experiment, sampler_from_dict, to_dict, with_fields
 from pforce.orchestration.reproduction import sweep_of
 from pforce.records import identity, legacy
@@ -31,7 +32,6 @@ from pforce.sampling import SAMPLERS, DualLoop, Euler, Guidance, Sampler
 from pforce.timesteps import LTG
 from pforce.timesteps import SAMPLERS as TIMESTEP_SAMPLERS
 from pforce.training.config import OptimizerConfig
-from pforce.validation import ConfigError
 
 INPUTS = Inputs("d" * 64, 4000, 447, "openmoji", "e" * 64, "as it is")
 NAMES = Path(__file__).with_name("names.json")

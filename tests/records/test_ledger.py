@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pforce.files import digest
+from pforce.base.files import digest
 from pforce.records.ledger import RECORDS, Ledger
 from pforce.records.parts import Part
 from pforce.records.record import FORMAT, NewerRecord, Record, RecordError, file_name, parse_content
@@ -192,7 +192,7 @@ def test_a_newer_record_is_not_guessed_at(storage):
 
 
 def digest_of(content: bytes) -> str:
-    from pforce.files import content_digest
+    from pforce.base.files import content_digest
 
     return content_digest(content)
 

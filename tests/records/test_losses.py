@@ -19,6 +19,7 @@ from PIL import Image
 from rich.console import Console
 
 from pforce import cli, results
+from pforce.base.console import DONE
 from pforce.commands.evaluate import evaluate
 from pforce.commands.evaluation_plan import Arguments
 from pforce.commands.mirror import mirror
@@ -34,7 +35,6 @@ from pforce.records.sweeps import CellEntry, SweepEntry, read_sweep
 from pforce.results import shown
 from pforce.results.shown import views_of
 from pforce.storage import Storage
-from pforce.terminal import DONE
 from pforce.tracking import Mirror, Tracker, TrackingError, default_uri
 from pforce.tracking.live import CATCH_UP
 from pforce.trial.source import load_source

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from pforce.base.errors import FieldError
 from pforce.results.paper import FOLDER, paper_names, paper_table
-from pforce.validation import FieldError
 from tests.conftest import shared_file
 
 

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from pforce.base.console import exit_on_errors, make_console
+from pforce.base.errors import ConfigError, FieldError
 from pforce.orchestration.plan import Options
 from pforce.orchestration.script import Comparison, print_report, run_sweep
 from pforce.orchestration.sweep import Axis, Sweep
-from pforce.terminal import exit_on_errors, make_console
-from pforce.validation import ConfigError, FieldError
 from sweeps import lambda_sweep, ltg_grid
 from tests.results.conftest import planned_with
 from tests.training.conftest import DATA, tiny

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from pforce.base.errors import FieldError
 from pforce.results import Row
 from pforce.results.statistics import Claim, Interval, Verdict, holm, judge, mean_interval, row_claims, sentences
-from pforce.validation import FieldError
 
 
 def claim(a, b, **fields):

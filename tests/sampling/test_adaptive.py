@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pforce import grid
+from pforce.base.errors import FieldError
 from pforce.flow import Prediction
 from pforce.models import ModelConfig, TimestepLevels, build
 from pforce.sampling import SAMPLERS, Guidance, RandomOrder, dual_loop, euler, generate, look_ahead, random_order
 from pforce.sampling.confidence import confident_count, confident_patches, quantile_threshold
 from pforce.sampling.trace import Trace
-from pforce.validation import FieldError
 
 GRIDS = [(1, 4, 6), (2, 8, 4), (4, 8, 16)]
 """(patch, height, width): patch sizes 1, 2, 4 on grids that are not square."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from pforce.base.errors import FieldError
 from pforce.models.flops import forward_flops
 from pforce.sampling import (
     SAMPLERS,
@@ -21,7 +22,6 @@ from pforce.sampling import (
     timesteps_for,
 )
 from pforce.sampling.cost import count_flops
-from pforce.validation import FieldError
 from tests.sampling.test_adaptive import awake
 
 

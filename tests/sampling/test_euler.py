@@ -7,10 +7,10 @@ import itertools
 import pytest
 import torch
 
+from pforce.base.errors import FieldError
 from pforce.flow import Prediction
 from pforce.models import ModelConfig, build
 from pforce.sampling import Euler, Guidance, euler, generate, timesteps_for
-from pforce.validation import FieldError
 
 CONFIG = ModelConfig(depth=1, width=16, heads=2, patch=2, image_size=(4, 6), channels=3, classes=5)
 

@@ -20,9 +20,9 @@ from alembic.script import ScriptDirectory
 from mlflow.store.db.utils import InitialBase, _get_alembic_config
 from rich.console import Console
 
+from pforce.base.console import exit_on_errors
 from pforce.orchestration.plan import Options
 from pforce.orchestration.script import print_mlflow, run_sweep
-from pforce.terminal import exit_on_errors
 from pforce.tracking import Tracker, TrackingError, default_uri, mask
 from pforce.tracking.checks import store_name
 from tests.clock import PATIENCE

@@ -12,10 +12,10 @@ import mlflow
 import pytest
 
 from pforce import results
+from pforce.base.console import DONE
 from pforce.orchestration.launch import execute
 from pforce.orchestration.script import keep_sweep
 from pforce.orchestration.sweep import Axis
-from pforce.terminal import DONE
 from pforce.tracking import TrackingError
 from tests.clock import PATIENCE
 from tests.orchestration.conftest import console, make_plan, small_sweep  # noqa: F401  # a fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pforce.base.errors import ConfigError
 from pforce.config import Experiment, with_fields
 from pforce.orchestration.sweep import Axis, Sweep
 from pforce.records.ledger import Ledger
@@ -24,7 +25,6 @@ from pforce.trial.run import run_trial
 from pforce.trial.source import tensors_hash
 from pforce.trial.watch import Watch
 from pforce.trial.where import Paths, Where
-from pforce.validation import ConfigError
 from tests.training.conftest import DATA, tiny
 
 CPU = torch.device("cpu")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pforce.base.errors import ConfigError
 from pforce.config import Experiment, with_fields
 from pforce.orchestration.outlook import outlook
 from pforce.orchestration.sweep import Axis, Sweep
@@ -18,7 +19,6 @@ from pforce.storage import Storage
 from pforce.training import Diverged, checkpoint, loop, train
 from pforce.training.checkpoint import snapshot_path
 from pforce.trial.folder import curve_of
-from pforce.validation import ConfigError
 from tests.records.test_attacks import keep, parts_of
 from tests.training.conftest import tiny
 from tests.training.helpers import start

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from pforce import flow
+from pforce.base.errors import FieldError
 from pforce.config import with_fields
 from pforce.images import from_uint8
 from pforce.training import Answer, Checkpoints, Diverged, OptimizerConfig, Stopped, TrainingConfig, train
 from pforce.training.checkpoint import CheckpointError, load_newest, saved
 from pforce.training.loop import draw, use_bfloat16
-from pforce.validation import FieldError
 from tests.training.conftest import tiny
 from tests.training.helpers import CPU, InterruptAt, Interrupted, Told, run, same, start
 

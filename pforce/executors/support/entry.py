@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pforce.terminal import imports_kept
+from pforce.base.console import imports_kept
 
 
 def alone(config: dict[str, Any]) -> None:

@@ -15,9 +15,9 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from rich.console import Console
 
-from pforce.terminal import STOPPED
+from pforce.base.console import STOPPED
+from pforce.base.errors import ConfigError
 from pforce.trial.failures import ClusterError
-from pforce.validation import ConfigError
 
 PREFIX = "pforce-"
 FAILED_TO_START = 1

@@ -94,7 +94,7 @@ def memory_bytes(root: Path = Path("/sys/fs/cgroup"), own: str = "/proc/self/cgr
 def cache_error() -> tuple[str, str | None] | None:
     """The data cache's folder, and why it cannot be written; None where pforce is missing."""
     try:
-        from pforce.files import cache_folder
+        from pforce.base.files import cache_folder
     except ImportError:
         return None
     folder = cache_folder()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from pforce.validation import ConfigError
+from pforce.base.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pforce.base.errors import ConfigError
 from pforce.training import Callback
 from pforce.trial.task import Answer, Event, Next
-from pforce.validation import ConfigError
 
 Hand = Callable[[], Next]
 """Gives the next task, or says why there is none."""

@@ -8,8 +8,8 @@ import os
 import ray
 from ray.exceptions import RayError
 
+from pforce.base.console import signals_kept
 from pforce.executors.support.placement import Node
-from pforce.terminal import signals_kept
 from pforce.trial.failures import ClusterError
 
 # Nothing reads the state that Tune keeps of an experiment; its failing to (a race with its own clean-up) is no error.

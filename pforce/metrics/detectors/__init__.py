@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pforce.base.errors import require
 from pforce.metrics.detectors import classifier, inception, module
 from pforce.metrics.detectors.base import Detector, DetectorError, Reading
 from pforce.metrics.detectors.module import ModuleDetector
-from pforce.validation import require
 
 FROM_FILES = ("inception", "dinov2")
 """Detectors that read their weights from a file."""

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
-from pforce.validation import InputError
+from pforce.base.errors import InputError
 
 
 class DetectorError(InputError, RuntimeError):

@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from pforce.files import sha256_of
+from pforce.base.files import sha256_of
 from pforce.metrics.detectors.base import DetectorError, Reading
 
 OFFICIAL_SHA256 = "6726825d"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pforce.files import sha256_of
+from pforce.base.files import sha256_of
 from pforce.metrics.detectors.base import Detector, DetectorError, Reading
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

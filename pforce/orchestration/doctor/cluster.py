@@ -11,11 +11,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from pforce.base.errors import ConfigError
 from pforce.executors.support.node import connect
 from pforce.executors.support.placement import Node, place
 from pforce.orchestration.doctor.check import Check, State
 from pforce.trial.failures import ClusterError
-from pforce.validation import ConfigError
 
 CONNECT_SECONDS = 3.0
 LIMIT_SECONDS = 120.0

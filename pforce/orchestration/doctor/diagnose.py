@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pforce.base.errors import ConfigError
 from pforce.executors.support import node
 from pforce.executors.support.placement import Node, this_machine
 from pforce.orchestration.doctor import cluster, machines, software, stores
 from pforce.orchestration.doctor.check import Check, checked
 from pforce.orchestration.plan import tracking_uri_of
 from pforce.storage import Storage
-from pforce.validation import ConfigError
 
 Told = Callable[[str], None]
 

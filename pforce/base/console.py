@@ -18,7 +18,7 @@ from typing import NoReturn
 from rich.console import Console
 from rich.text import Text
 
-from pforce.validation import InputError
+from pforce.base.errors import InputError
 
 DONE, USAGE_ERROR, SOME_FAILED, STOPPED = 0, 2, 3, 4
 """Exit codes: all done, wrong input, some trials failed, stopped before the end."""
