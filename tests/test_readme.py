@@ -1,4 +1,4 @@
-"""What the README tells a newcomer to do is done here, word for word."""
+"""What the README and the guides tell a newcomer to do is done here, word for word."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from pforce.config import field_paths, from_dict, to_dict, with_fields
 from pforce.flow import Prediction
 from pforce.records.parts import Inputs, training_part
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = "\n".join(path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
 def test_the_sampler_of_the_readme_works_as_it_stands(monkeypatch):
@@ -65,9 +66,14 @@ def test_the_solver_of_the_readme_is_a_sampler(module_of_experiments):
     assert error(32) / error(16) == pytest.approx(1 / 4, rel=0.1)
 
 
+def test_links_lead_somewhere():
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#]+)", path.read_text()):
+            assert target.startswith("http") or (path.parent / target).exists(), f"{path.name}: {target}"
+
+
 def test_commands_name_things_that_are_there():
     """Scripts, experiments and fields of every command in the README exist."""
-    root = Path(__file__).resolve().parents[1]
     commands = [shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines()]
     assert len(commands) > 8
     known = catalog.experiments()
@@ -76,7 +82,7 @@ def test_commands_name_things_that_are_there():
             assert any(tuple(command[1 : 1 + len(words)]) == words for words in cli.COMMANDS), command
         for word in command:
             if word.endswith(".py"):
-                assert (root / word).exists(), word
+                assert (ROOT / word).exists(), word
             if word.startswith(("openmoji32", "imagenet256")):
                 assert word in known
             if "=" in word and "." in word.split("=")[0]:
