@@ -34,7 +34,7 @@ from pforce.results.stored import storage_frame
 from pforce.sampling import Euler, Guidance
 from pforce.storage import Storage
 from pforce.training import Diverged, loop
-from pforce.trial import measure
+from pforce.trial import drawn_images, held_out, measure
 from pforce.trial.draw import Blocks
 from pforce.trial.reference import SplitImages, inputs_of
 from pforce.trial.run import run_trial
@@ -200,7 +200,7 @@ def test_a_divergence_elsewhere_does_not_hide_a_training_that_ended_well(place):
 
 def test_a_measurement_that_is_not_finite_is_of_these_weights_only(place, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(measure, "measure_loss", lambda *rest: (_ for _ in ()).throw(NotFinite("losses are [inf]")))
+        patch.setattr(held_out, "measure_loss", lambda *rest: (_ for _ in ()).throw(NotFinite("losses are [inf]")))
         with pytest.raises(NotFinite):
             trial(of(3), place)
     ledger = Ledger(place)
@@ -285,7 +285,7 @@ def test_cells_of_one_drawing_draw_it_once(place, monkeypatch):
         whole += shared.take(task, found)
     assert (drawn, sorted(whole)) == (128, [0, 1])
     assert [shared.last(0, set()), shared.last(1, {0})] == [False, True]
-    monkeypatch.setattr(measure, "KEPT_BYTES", 64 * 64 * 4 + 1000)
+    monkeypatch.setattr(drawn_images, "KEPT_BYTES", 64 * 64 * 4 + 1000)
     monkeypatch.setattr(PatchForcingTransformer, "forward", None)
     for cell, trim in zip(cells, (False, True), strict=True):
         model = cell.subject(torch.device("cpu"))
