@@ -1,4 +1,5 @@
-"""Finds named experiments, and tables of them: by entry points, so that those of other packages are found, too.
+"""Finds named experiments, and tables of them: by entry points, so that those of other packages are found, too, and in
+files, as `FILE.py:NAME`.
 
 `pforce.experiments` names packages whose modules have functions that take nothing and return an Experiment,
 `pforce.tables` modules with TABLES and SCALES.
@@ -6,18 +7,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
 import inspect
-from collections.abc import Callable, Iterator
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from importlib.metadata import entry_points
+from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
-from pforce.base.errors import ConfigError, did_you_mean
-from pforce.config import Experiment, modules
+from pforce.base.errors import ConfigError, InputError, did_you_mean
+from pforce.config import EXPERIMENTS, Experiment, modules
 from pforce.reproduction import Scale, Table
 
 TABLES = "pforce.tables"
 """Group of entry points."""
+FILE_MODULE = "pforce_file_"
+"""How the names of modules begin that are read from files."""
+_FILE = re.compile(r"(.+\.py)(?::(\w+))?")
+T = TypeVar("T")
 
 
 def tables() -> dict[str, Table]:
@@ -41,34 +53,134 @@ def _of_tables() -> Iterator[ModuleType]:
         yield importlib.import_module(name)
 
 
+def table(text: str) -> Table:
+    """The table of that name, or `FILE.py:NAME` of a file: the one whose variable or whose own name that is.
+
+    ConfigError with the nearest name where there is none, and where the file is not one.
+    """
+    if not is_file(text):
+        known = tables()
+        if text not in known:
+            raise ConfigError(f"{text}: unknown table; {did_you_mean(text, known, 'tables are:')}")
+        return known[text]
+    path, name = _split(text)
+    module = _module_of(path)
+    found: dict[str, Table] = {}
+    for variable, value in vars(module).items():
+        if isinstance(value, Table):
+            found |= {variable: value, value.name: value}
+    return _chosen(found, name, f"{path}:TABLE", "a table", {each.name: each for each in found.values()})
+
+
 def experiments() -> dict[str, Callable[[], Experiment]]:
     """Every experiment by its name: functions that take nothing and return one."""
     found: dict[str, Callable[[], Experiment]] = {}
     for module in modules():
-        for name, function in inspect.getmembers(module, inspect.isfunction):
-            if function.__module__ != module.__name__ or name.startswith("_"):
-                continue
-            signature = inspect.signature(function, eval_str=True)
-            if signature.return_annotation is Experiment and not signature.parameters:
-                if name in found:
-                    raise ConfigError(f"{name}: is an experiment of {found[name].__module__} and of {module.__name__}")
-                found[name] = function
+        for name, function in _functions(module).items():
+            if name in found:
+                raise ConfigError(f"{name}: is an experiment of {found[name].__module__} and of {module.__name__}")
+            found[name] = function
     return found
 
 
-def experiment(name: str) -> Experiment:
-    """The experiment of that name; ConfigError as in `find`."""
-    return find(name)()
+def _functions(module: ModuleType) -> dict[str, Callable[[], Experiment]]:
+    """Functions of a module's own that say that they return an Experiment, and take nothing."""
+    found: dict[str, Callable[[], Experiment]] = {}
+    for name, function in inspect.getmembers(module, inspect.isfunction):
+        if function.__module__ != module.__name__ or name.startswith("_"):
+            continue
+        signature = inspect.signature(function, eval_str=True)
+        if signature.return_annotation is Experiment and not signature.parameters:
+            found[name] = function
+    return found
 
 
-def find(name: str) -> Callable[[], Experiment]:
-    """The function of that name, bare or with its module (`openmoji32.openmoji32_micro`).
+def experiment(text: str) -> Experiment:
+    """The experiment of that name, or of `FILE.py:FUNCTION`; ConfigError as in `find`, and where the function fails or
+    gives something else."""
+    made: object
+    try:
+        made = find(text)()
+    except InputError:
+        raise
+    except Exception as error:  # whatever a stranger's function raises
+        if not is_file(text):
+            raise
+        raise ConfigError(f"{text}: {type(error).__name__}: {error}") from error
+    if not isinstance(made, Experiment):
+        raise ConfigError(f"{text}: returned {type(made).__name__}: must return an Experiment")
+    for part in fields(made):
+        kind = type(getattr(made, part.name))
+        if kind.__module__.startswith(FILE_MODULE):
+            raise ConfigError(
+                f"{text}: {part.name} is a {kind.__name__} of the file itself, which workers and later commands do not "
+                f"import: put the class into a module of a package that the entry point {EXPERIMENTS} names"
+            )
+    return made
 
-    ConfigError with the nearest name where there is none.
+
+def find(text: str) -> Callable[[], Experiment]:
+    """The function of that name: bare, with its module (`openmoji32.openmoji32_micro`), or `FILE.py:FUNCTION`, where
+    the only one of a file need not be named.
+
+    ConfigError with the nearest name where there is none, and with its cause where the file is not a module.
     """
+    if is_file(text):
+        path, name = _split(text)
+        found = _functions(_module_of(path))
+        return _chosen(found, name, f"{path}:FUNCTION", "a function `def NAME() -> Experiment`")
     known = experiments()
-    function = known.get(name.rsplit(".", 1)[-1])
-    if function is None or ("." in name and not f".{function.__module__}".endswith(f".{name.rsplit('.', 1)[0]}")):
-        hint = did_you_mean(name.rsplit(".", 1)[-1], sorted(known), "experiments are:")
-        raise ConfigError(f"{name}: unknown experiment; {hint}")
+    function = known.get(text.rsplit(".", 1)[-1])
+    if function is None or ("." in text and not f".{function.__module__}".endswith(f".{text.rsplit('.', 1)[0]}")):
+        hint = did_you_mean(text.rsplit(".", 1)[-1], sorted(known), "experiments are:")
+        raise ConfigError(f"{text}: unknown experiment; {hint}")
     return function
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def is_file(text: str) -> bool:
+    """Whether a name is `FILE.py` or `FILE.py:NAME`."""
+    return bool(_FILE.fullmatch(text))
+
+
+def _split(text: str) -> tuple[Path, str]:
+    path, name = _FILE.fullmatch(text).groups()  # type: ignore[union-attr]  # `is_file` has looked
+    return Path(path), name or ""
+
+
+def _module_of(path: Path) -> ModuleType:
+    """A file as a module of a name of its own, run once per process. ConfigError with the file's own error."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    name = f"{FILE_MODULE}{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None  # the name ends in .py
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a stranger's file raises
+        del sys.modules[name]
+        where = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
+        what = error.msg if isinstance(error, SyntaxError) else error
+        raise ConfigError(f"{path}{where}: {type(error).__name__}: {what}") from error
+    return module
+
+
+def _chosen(found: Mapping[str, T], name: str, form: str, what: str, listed: Mapping[str, T] | None = None) -> T:
+    """The value of a name in a file, or the only one."""
+    path = form.rpartition(":")[0]
+    names = [*(found if listed is None else listed)]
+    if not names:
+        raise ConfigError(f"{path}: has no {what.removeprefix('a ')}")
+    if not name and len(names) == 1:
+        return found[names[0]]
+    if not name:
+        raise ConfigError(f"{path}: has several: {', '.join(names)}; say which as {form}")
+    if name not in found:
+        raise ConfigError(f"{path}:{name}: not in the file, or not {what}; {did_you_mean(name, names)}")
+    return found[name]

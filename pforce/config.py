@@ -14,6 +14,7 @@ import importlib.util
 import json
 import math
 import pkgutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -121,11 +122,26 @@ CHOSEN: Mapping[type, Mapping[str, type]] = {TimestepSampler: TIMESTEP_SAMPLERS,
 
 def modules() -> list[ModuleType]:
     """The modules of all packages of experiments, imported: they name experiments, and may register samplers."""
-    found = []
-    for name in dict.fromkeys(point.value for point in entry_points(group=EXPERIMENTS)):
-        package = importlib.import_module(name)
-        found += [importlib.import_module(f"{name}.{info.name}") for info in pkgutil.iter_modules(package.__path__)]
-    return found
+    found: dict[str, ModuleType] = {}
+    for point in entry_points(group=EXPERIMENTS):
+        package = _module(point.value, point.name)
+        for info in pkgutil.iter_modules(package.__path__ if package else ()):
+            module = _module(f"{point.value}.{info.name}", point.name)
+            found |= {module.__name__: module} if module else {}
+    return [*found.values()]
+
+
+def _module(name: str, entry: str) -> ModuleType | None:
+    """A module of experiments; None, with a warning, where it cannot be imported: others are still to be found."""
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # whatever another package's module raises
+        warnings.warn(
+            f"experiments of {name} (entry point {entry} of {EXPERIMENTS}) are left out, as it cannot be imported: "
+            f"{type(error).__name__}: {error}",
+            stacklevel=2,
+        )
+        return None
 
 
 def named(kind: type, name: Any, path: str) -> type:

@@ -11,7 +11,7 @@ from rich.table import Table as Shown
 
 from pforce import catalog
 from pforce.base.console import DONE, STOPPED, make_console
-from pforce.base.errors import ConfigError, did_you_mean, require
+from pforce.base.errors import require
 from pforce.orchestration.outlook import SUSTAINED_TFLOPS
 from pforce.orchestration.plan import Options
 from pforce.orchestration.reproduce import reproduce, show
@@ -29,7 +29,7 @@ class Arguments:
     """
 
     tables: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[TABLE …]")] = ()
-    """Names of tables, or all."""
+    """Names of tables, FILE.py:NAME for one of your own, or all."""
     scale: ScaleName = "smoke"
     """smoke: about a minute a table, decides nothing. cpu: hours on 2 cores. gpu: about an hour a table on one GPU.
     paper: ImageNet 256² on 8 or more GPUs; look at its --dry-run first."""
@@ -53,13 +53,9 @@ class Arguments:
 
 def tables_named(names: tuple[str, ...]) -> list[Table]:
     """The tables; ConfigError with the nearest name for one that there is not."""
-    known = catalog.tables()
     if ALL in names:
-        return list(known.values())
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"{name}: unknown table; {did_you_mean(name, [*known, ALL], 'tables are:')}")
-    return [known[name] for name in names]
+        return list(catalog.tables().values())
+    return [catalog.table(name) for name in names]
 
 
 def list_tables(console: Console) -> int:

@@ -40,8 +40,8 @@ def train(arguments: list[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
         Console().print(
             "usage: pforce train EXPERIMENT [--timesteps SAMPLER] [--sampler SOLVER] [--FIELD VALUE …]\n\n"
-            "Trains one experiment in this process, without Ray (with --workers N: on N workers, by Ray Train), and\n"
-            "records it in MLflow. Every field of the experiment is an option:\n"
+            "Trains one experiment (a name, or FILE.py:FUNCTION for one of your own) in this process, without Ray\n"
+            "(with --workers N: on N workers, by Ray Train), and records it in MLflow. Every field of it is an option:\n"
             "`pforce train EXPERIMENT --help` lists them with their types and defaults.\n"
             f"--timesteps switches the timestep sampler: {', '.join(TIMESTEP_SAMPLERS)}.\n"
             f"--sampler switches the sampler of the evaluation: {', '.join(SAMPLERS)}.\n",
@@ -50,8 +50,7 @@ def train(arguments: list[str]) -> int:
         )
         return experiments()
     known, rest = first.parse_known_args(arguments)
-    function = catalog.find(known.name)
-    experiment = function()
+    function, experiment = catalog.find(known.name), catalog.experiment(known.name)
     switched = {"timesteps": known.timesteps, "sampler": known.sampler}
     experiment = with_fields(experiment, {path: name for path, name in switched.items() if name})
     for word, following in itertools.zip_longest(rest, rest[1:]):
