@@ -157,3 +157,23 @@ def test_train_without_ray_and_another_sampler(openmoji_folder, tmp_path):
     again = run("-c", code, *arguments, cwd=tmp_path)
     assert again.returncode == 0
     assert "1 finished before" in again.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["evaluate", "--help"]])
+def test_a_reader_who_has_enough_gets_no_traceback(arguments):
+    """`pforce … | true`: the reader is gone before anything is written. Oracle: nothing on stderr."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", "from pforce.cli import main; main()", *arguments]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT)
+    os.close(writer)
+    assert done.returncode in (1, 141)
+    assert done.stderr == ""
+
+
+def test_a_narrow_terminal_shows_names_whole(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys, "argv", ["pforce", "experiments"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    assert "imagenet256_sit_b" in capsys.readouterr().out

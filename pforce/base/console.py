@@ -6,6 +6,7 @@ It imports nothing of the method, so that a command answers at once where it nee
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 import threading
@@ -21,16 +22,26 @@ from rich.text import Text
 from pforce.base.errors import InputError
 
 DONE, USAGE_ERROR, SOME_FAILED, STOPPED = 0, 2, 3, 4
-"""Exit codes: all done, wrong input, some trials failed, stopped before the end."""
+READER_GONE = 141
+"""Exit codes: all done, wrong input, some trials failed, stopped before the end; and 128 + SIGPIPE."""
 
 
 def exit_on_errors(main: Callable[[], int]) -> NoReturn:
-    """Run a script's main; errors of the user's input are one line and exit code 2, before anything is started."""
+    """Run a script's main; errors of the user's input are one line and exit code 2, before anything is started. Where
+    the output is a pipe whose reader has enough (`| head`), it ends in silence with READER_GONE."""
+    code: int | str | None
     try:
-        code = main()
-    except InputError as error:
-        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
-        code = USAGE_ERROR
+        try:
+            code = main()
+        except InputError as error:
+            Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+            code = USAGE_ERROR
+        except SystemExit as ended:  # of the parser, after --help
+            code = ended.code
+        sys.stdout.flush()  # here, not as Python ends, where an error would be a traceback
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = READER_GONE
     sys.exit(code)
 
 

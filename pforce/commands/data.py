@@ -40,13 +40,14 @@ def build_data(
 
 def experiments() -> int:
     """List the named experiments."""
-    table = Table()
-    table.add_column("experiment", no_wrap=True)
-    table.add_column("module", no_wrap=True)
+    console, table = Console(), Table()
+    wide = console.width >= 80
+    for column in ("experiment", *(["module"] if wide else [])):
+        table.add_column(column, no_wrap=True)
     table.add_column("what it is")
     for name, function in sorted(catalog.experiments().items()):
-        table.add_row(name, function.__module__, summary(function))
-    Console().print(table)
+        table.add_row(name, *([function.__module__] if wide else []), summary(function))
+    console.print(table)
     return DONE
 
 

@@ -41,7 +41,7 @@ def train(arguments: list[str]) -> int:
         Console().print(
             "usage: pforce train EXPERIMENT [--timesteps SAMPLER] [--sampler SOLVER] [--FIELD VALUE …]\n\n"
             "Trains one experiment (a name, or FILE.py:FUNCTION for one of your own) in this process, without Ray\n"
-            "(with --workers N: on N workers, by Ray Train), and records it in MLflow. Every field of it is an option:\n"
+            "(with --workers N: on N workers, by Ray Train), and records it in MLflow. Its fields are options:\n"
             "`pforce train EXPERIMENT --help` lists them with their types and defaults.\n"
             f"--timesteps switches the timestep sampler: {', '.join(TIMESTEP_SAMPLERS)}.\n"
             f"--sampler switches the sampler of the evaluation: {', '.join(SAMPLERS)}.\n",
