@@ -1,7 +1,7 @@
 """The paper's tables as data: rows, the paper's own numbers beside them, and what is claimed of them.
 
 A table is rows (what changes against the base experiment), settings, and statements; a scale says on what base, how
-long and with how many seeds. `experiments.paper` has them all. Nothing here runs anything.
+long and with how many seeds. `pforce_experiments.paper` has them all. Nothing here runs anything.
 """
 
 from __future__ import annotations

@@ -73,17 +73,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def module_of_experiments(tmp_path, monkeypatch):
     """Writes a module that `experiments` has while the test runs. The samplers that it registers go with it."""
-    import experiments
+    import pforce_experiments
     from pforce.sampling import SAMPLERS
 
     folder, before = tmp_path / "experiments", dict(SAMPLERS)
     folder.mkdir()
-    monkeypatch.setattr(experiments, "__path__", [*experiments.__path__, str(folder)])
+    monkeypatch.setattr(pforce_experiments, "__path__", [*pforce_experiments.__path__, str(folder)])
     written = []
 
     def write(name: str, source: str) -> None:
         (folder / f"{name}.py").write_text(source)
-        written.append(f"experiments.{name}")
+        written.append(f"pforce_experiments.{name}")
 
     yield write
     for name in written:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.openmoji32 import openmoji32_micro
 from pforce import catalog
 from pforce.base.errors import ConfigError
 from pforce.commands.reproduce import tables_named
+from pforce_experiments.openmoji32 import openmoji32_micro
 
 MINE = """
 from dataclasses import replace
-from experiments.openmoji32 import openmoji32_micro
+from pforce_experiments.openmoji32 import openmoji32_micro
 from pforce.config import Experiment
 
 def openmoji32_micro_twice() -> Experiment:
@@ -35,7 +35,7 @@ SAMPLER = """
 from dataclasses import dataclass, replace
 from typing import ClassVar
 import torch
-from experiments.openmoji32 import openmoji32_micro
+from pforce_experiments.openmoji32 import openmoji32_micro
 from pforce.config import Experiment
 from pforce.timesteps import TimestepSampler
 
@@ -51,7 +51,7 @@ def mine() -> Experiment:
 """
 TABLE = """
 from dataclasses import replace
-from experiments import paper
+from pforce_experiments import paper
 MY_TABLE = replace(paper.TIMESTEP_SCHEDULES, name="mine")
 """
 

@@ -14,7 +14,7 @@ from pforce import cli, results
 from pforce.base.console import exit_on_errors
 from pforce.data import Manifest
 from pforce.tracking import default_uri
-from sweeps import ltg_grid
+from pforce_experiments.sweeps import ltg_grid
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [

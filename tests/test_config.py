@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.imagenet256 import imagenet256_pft_b, imagenet256_sit_b
-from experiments.openmoji32 import openmoji32_micro, openmoji32_s, openmoji32_sit_micro
 from pforce import catalog
 from pforce.base.errors import ConfigError
 from pforce.config import check_path, field_paths, flat_params, from_dict, from_flat, to_dict, with_fields
 from pforce.sampling import SAMPLERS as SOLVERS
 from pforce.sampling import DualLoop, Euler, Guidance, RandomOrder
 from pforce.timesteps import LTG, SAMPLERS, SRM
+from pforce_experiments.imagenet256 import imagenet256_pft_b, imagenet256_sit_b
+from pforce_experiments.openmoji32 import openmoji32_micro, openmoji32_s, openmoji32_sit_micro
 
 
 def all_experiments():

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = sorted(
-    path for part in ("pforce", "experiments", "sweeps", "analysis", "tests") for path in (ROOT / part).rglob("*.py")
-)
+FOLDERS = ("pforce", "pforce_experiments", "sweeps", "analysis", "tests")
+SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 PUZZLES = re.compile(r"(Of|The same|Those|Whose)\b")
 """Beginnings of docstrings that leave a reader to find the noun elsewhere."""
 LINES_OF_FUNCTION, LINES_OF_FILE, MODULES = 60, 400, 12

@@ -17,7 +17,7 @@ from pforce.base.console import DONE, exit_on_errors
 from pforce.orchestration.plan import Options
 from pforce.orchestration.script import run_sweep
 from pforce.orchestration.sweep import Axis, Sweep
-from sweeps import lambda_sweep
+from pforce_experiments.sweeps import lambda_sweep
 from tests.results.conftest import planned_with
 from tests.training.conftest import tiny
 

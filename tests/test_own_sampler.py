@@ -17,7 +17,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from experiments.openmoji32 import openmoji32_micro
 from pforce import cli
 from pforce.base.console import DONE
 from pforce.base.errors import ConfigError, FieldError
@@ -36,7 +35,8 @@ from pforce.sampling import SAMPLERS, DualLoop, Euler, Guidance, Range, count_fl
 from pforce.storage import Storage
 from pforce.tracking import Tracker, default_uri
 from pforce.trial.source import load_source
-from sweeps import sampler_thresholds
+from pforce_experiments.openmoji32 import openmoji32_micro
+from pforce_experiments.sweeps import sampler_thresholds
 from tests.sampling.test_adaptive import awake
 
 SOURCE = '''
@@ -89,7 +89,7 @@ def finer(module_of_experiments) -> ModuleType:
     from_dict(
         {**to_dict(openmoji32_micro()), "sampler": {"name": "finer"}}
     )  # as a worker reads it, and knows no better
-    return sys.modules["experiments.finer_euler"]
+    return sys.modules["pforce_experiments.finer_euler"]
 
 
 def test_it_is_configured(finer):
@@ -249,7 +249,7 @@ def test_a_sweep_measures_it(finer, trained, tmp_path):
 
 
 def test_what_cannot_be_registered_is_refused(finer):
-    with pytest.raises(TypeError, match=r"Other: the name 'finer' is that of experiments\.finer_euler\.Finer"):
+    with pytest.raises(TypeError, match=r"Other: the name 'finer' is that of pforce_experiments\.finer_euler\.Finer"):
         register(type("Other", (DualLoop,), {"name": "finer"}))
     fields = {"name": "odd", "__annotations__": {"nfe": "int"}, "nfe": 3, "__module__": __name__}
     with pytest.raises(TypeError, match="nfe: no setting is called one of name, sampler, nfe, passes"):

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.openmoji32 import openmoji32_micro
 from pforce import catalog, cli, timesteps
 from pforce.config import field_paths, from_dict, to_dict, with_fields
 from pforce.flow import Prediction
 from pforce.records.parts import Inputs, training_part
+from pforce_experiments.openmoji32 import openmoji32_micro
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = "\n".join(path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))

@@ -37,7 +37,7 @@ def code() -> dict[str, str]:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists() or not shutil.which("git"):
         return {}
-    changed = _git("diff", "HEAD", "--", "pforce", "experiments", "sweeps")
+    changed = _git("diff", "HEAD", "--", "pforce", "pforce_experiments", "sweeps")
     found = {"commit": _git("rev-parse", "HEAD").strip()}
     return {**found, "changes": hashlib.sha256(changed.encode()).hexdigest()[:16]} if changed.strip() else found
 

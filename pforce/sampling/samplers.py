@@ -3,7 +3,7 @@
 A sampler is frozen data that draws: `sampler.sample(model, x0, y, seed=…, first=…)` gives images. The solvers
 themselves are the plain functions of `pforce.sampling.solvers`.
 
-To add one: write a frozen dataclass here, or in a module of `experiments/`, and put `@register` above it.
+To add one: write a frozen dataclass here, or in a module of `pforce_experiments/`, and put `@register` above it.
 Configurations, names of results, command lines and searches take everything from the class.
 """
 

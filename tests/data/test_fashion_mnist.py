@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.fashion32 import fashion32_micro, fashion32_sit_micro
 from pforce.base.errors import FieldError
 from pforce.commands.data import build_data
 from pforce.data import DataConfig, DataError, Manifest, ensure, fashion_mnist, read_split
 from pforce.records.parts import Inputs
 from pforce.trial.perform import find_data
 from pforce.trial.task import Train
+from pforce_experiments.fashion32 import fashion32_micro, fashion32_sit_micro
 
 TRAIN, TEST = 70, 24
 """Images of the small sets: two or three in a training shard, six in a validation shard."""

@@ -11,7 +11,7 @@ import tyro
 from pforce.base.console import DONE
 from pforce.orchestration.plan import Options
 from pforce.orchestration.script import run_sweep
-from sweeps.ltg_grid import Arguments, sweep
+from pforce_experiments.sweeps.ltg_grid import Arguments, sweep
 from tests.faults.drills import moments
 from tests.faults.driver_killed import ARGUMENTS, is_good, round_of, table
 

@@ -21,7 +21,7 @@ from pforce.base.console import DONE
 from pforce.orchestration.launch import execute
 from pforce.orchestration.plan import Options, plan
 from pforce.tracking import Tracker, default_uri
-from sweeps.ltg_grid import Arguments, sweep
+from pforce_experiments.sweeps.ltg_grid import Arguments, sweep
 from tests.faults.drills import moments, newest_step
 from tests.orchestration.processes import processes
 

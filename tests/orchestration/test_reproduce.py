@@ -21,8 +21,6 @@ import pytest
 from nbclient import NotebookClient
 from rich.console import Console
 
-from experiments import paper
-from experiments.paper import SCALES, TABLES
 from pforce import results
 from pforce.base.console import DONE, USAGE_ERROR, exit_on_errors
 from pforce.base.errors import ConfigError, FieldError
@@ -37,6 +35,8 @@ from pforce.reproduction import Statement, Table, TableRow, Value
 from pforce.storage import Storage
 from pforce.timesteps import LTG
 from pforce.tracking import default_uri
+from pforce_experiments import paper
+from pforce_experiments.paper import SCALES, TABLES
 from tests.clock import PATIENCE
 
 pytestmark = pytest.mark.timeout(900)
@@ -238,7 +238,7 @@ def test_the_gpu_suite_does_what_is_missing_and_its_records_merge(smoke, openmoj
         "    sys.modules[name] = None\n"
     )
     command = [
-        sys.executable, "-m", "experiments.gpu_suite", "--scale", "smoke", "--tables", "timestep_schedules",
+        sys.executable, "-m", "pforce_experiments.gpu_suite", "--scale", "smoke", "--tables", "timestep_schedules",
         "--rows", "LTG", "SiT", "--seeds", "1", "--processes", "2", "--data", str(openmoji_folder),
         "--out", str(tmp_path / "part"), "--storage", str(tmp_path / "runs"), "--minutes", "3",
     ]  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.openmoji32 import openmoji32_micro
 from pforce.base.console import duration
 from pforce.base.errors import ConfigError
 from pforce.config import flat_params
@@ -13,6 +12,7 @@ from pforce.orchestration.script import parse_settings
 from pforce.orchestration.sweep import Axis, Sweep, format_value, parse_axis, same_distribution_notes
 from pforce.records.parts import Inputs
 from pforce.timesteps import LTG, SRM
+from pforce_experiments.openmoji32 import openmoji32_micro
 
 INPUTS = Inputs("d", 10, 5, "openmoji", "e", "none")
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from experiments.openmoji32 import openmoji32_micro
 from pforce.base.console import DONE, make_console
 from pforce.base.errors import ConfigError
 from pforce.cli import _run
@@ -28,6 +27,7 @@ from pforce.storage import Storage
 from pforce.training.checkpoint import saved
 from pforce.training.curve import read_curve
 from pforce.trial.migrate import carry_lines
+from pforce_experiments.openmoji32 import openmoji32_micro
 from tests.orchestration.conftest import make_plan, small_sweep
 from tests.results.conftest import known
 

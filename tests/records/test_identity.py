@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from experiments.openmoji32 import openmoji32_micro
-from experiments.paper import SCALES, TABLES
 from pforce import catalog
 from pforce.base.errors import ConfigError
 from pforce.config import Experiment, sampler_from_dict, to_dict, with_fields
@@ -32,6 +30,8 @@ from pforce.sampling import SAMPLERS, DualLoop, Euler, Guidance, Sampler
 from pforce.timesteps import LTG
 from pforce.timesteps import SAMPLERS as TIMESTEP_SAMPLERS
 from pforce.training.config import OptimizerConfig
+from pforce_experiments.openmoji32 import openmoji32_micro
+from pforce_experiments.paper import SCALES, TABLES
 
 INPUTS = Inputs("d" * 64, 4000, 447, "openmoji", "e" * 64, "as it is")
 NAMES = Path(__file__).with_name("names.json")

@@ -14,7 +14,7 @@ from pforce.base.errors import ConfigError, FieldError
 from pforce.orchestration.plan import Options
 from pforce.orchestration.script import Comparison, print_report, run_sweep
 from pforce.orchestration.sweep import Axis, Sweep
-from sweeps import lambda_sweep, ltg_grid
+from pforce_experiments.sweeps import lambda_sweep, ltg_grid
 from tests.results.conftest import planned_with
 from tests.training.conftest import DATA, tiny
 

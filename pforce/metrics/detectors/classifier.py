@@ -1,7 +1,7 @@
 """The detectors of our own: small classifiers, each of one data set, shipped with their weights.
 
 Their features make Fréchet distances on small data comparable between machines without a download. They are
-reported as `fd/openmoji` and `fd/fashion-mnist`, never as FID. `experiments/train_detector.py` trains them; the
+reported as `fd/openmoji` and `fd/fashion-mnist`, never as FID. `pforce_experiments/train_detector.py` trains them; the
 accuracy on held-out images is in the JSON beside the weights.
 """
 

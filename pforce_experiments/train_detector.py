@@ -2,7 +2,7 @@
 
 `openmoji`
 Question: do 64 features of a small convnet tell emoji groups apart, on emojis it has not seen?
-Command:  python -m experiments.train_detector --data openmoji
+Command:  python -m pforce_experiments.train_detector --data openmoji
 Cost:     216 s of training on one thread of a 2-core machine that was busy with other work.
 Expected: 69.3 % of 814 held-out images; always guessing the commonest class gives 54.1 %. The goal was 75 %.
 
@@ -15,7 +15,7 @@ Three more runs were stopped before their end.
 
 `fashion-mnist`
 Question: do 64 features of the same convnet tell ten kinds of clothes apart, on the data set's own test images?
-Command:  python -m experiments.train_detector --data fashion-mnist --epochs 4
+Command:  python -m pforce_experiments.train_detector --data fashion-mnist --epochs 4
 Cost:     466 s of training on one thread of a 2-core machine that was busy with other work.
 Expected: 91.9 % of the 10,000 test images, where guessing gives 10 %. One run; no other settings were tried.
 """

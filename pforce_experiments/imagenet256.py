@@ -8,7 +8,6 @@ Here: not measured. The reader of latent shards is still missing; these are comp
 
 from __future__ import annotations
 
-from experiments.variants import as_sit
 from pforce.config import Experiment
 from pforce.data.config import DataConfig
 from pforce.metrics.config import EvaluationConfig
@@ -16,6 +15,7 @@ from pforce.models import sized
 from pforce.sampling import Euler
 from pforce.timesteps import LTG
 from pforce.training.config import OptimizerConfig, TrainingConfig
+from pforce_experiments.variants import as_sit
 
 
 def imagenet256_pft_b() -> Experiment:

@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from experiments.imagenet256 import imagenet256_pft_b
-from experiments.openmoji32 import openmoji32_micro, openmoji64_s
 from pforce.metrics.names import MetricName
 from pforce.models.config import SIZES
 from pforce.reproduction import PaperColumn, Scale, Shown, Statement, Table, TableRow, Value
@@ -24,6 +22,8 @@ from pforce.timesteps import (
     ParallelUniform,
     TruncatedGaussian,
 )
+from pforce_experiments.imagenet256 import imagenet256_pft_b
+from pforce_experiments.openmoji32 import openmoji32_micro, openmoji64_s
 
 TIMESTEPS = tuple(k / 20 for k in range(1, 20))
 """Timesteps at which R(t) is measured: 0.05, 0.1, …, 0.95."""

@@ -1,6 +1,6 @@
 """Fashion-MNIST at 32²: photographs of clothes on black, ten balanced classes, small enough for a CPU.
 
-Question: does what holds on OpenMoji's drawings (`experiments/openmoji32.py`) hold on photographs?
+Question: does what holds on OpenMoji's drawings (`pforce_experiments/openmoji32.py`) hold on photographs?
 Command: `pforce train fashion32_micro`, or a sweep over it: `python sweeps/ltg_grid.py fashion32_micro`. The IDX files
 come from Debian's package `dataset-fashion-mnist`, or from a folder named by PFORCE_FASHION_MNIST.
 Cost: not measured yet; the model and the images are the size of `openmoji32_micro`'s.
@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from experiments.openmoji32 import openmoji32_micro
-from experiments.variants import as_sit
 from pforce.config import Experiment
 from pforce.data.config import DataConfig
+from pforce_experiments.openmoji32 import openmoji32_micro
+from pforce_experiments.variants import as_sit
 
 CLASSES = 10
 """Kinds of clothes; the manifest of the built data set says which."""

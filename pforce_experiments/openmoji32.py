@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from experiments.variants import as_sit
 from pforce.config import Experiment
 from pforce.data.config import DataConfig
 from pforce.metrics.config import EvaluationConfig
@@ -18,6 +17,7 @@ from pforce.models import sized
 from pforce.sampling import Euler
 from pforce.timesteps import LTG
 from pforce.training.config import OptimizerConfig, TrainingConfig
+from pforce_experiments.variants import as_sit
 
 CLASSES = 11
 """Unicode groups of the OpenMoji set; the manifest of the built data set says which."""

@@ -1,6 +1,6 @@
 """Tables of the paper on one GPU, without Ray or MLflow, within given minutes.
 
-    python -m experiments.gpu_suite --scale gpu --tables timestep_schedules --minutes 25 --data FOLDER --out results/gpu
+    python -m pforce_experiments.gpu_suite --scale gpu --tables timestep_schedules --minutes 25 --data FOLDER --out DIR
 
 FOLDER holds the built data set (`pforce data build openmoji --resolution 64 --destination FOLDER`). What is finished
 are records in `--storage`, and lines of `OUT.jsonl`: a later call, on another machine too, does what is missing, and
@@ -22,7 +22,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.paper import SCALES, TABLES
 from pforce.base.console import stop_on_signals
 from pforce.config import flat_params
 from pforce.data import Manifest
@@ -45,6 +44,7 @@ from pforce.trial.migrate import take_in
 from pforce.trial.reference import inputs_of
 from pforce.trial.task import Done, Failed, Idle, Task, Train
 from pforce.trial.where import auto_precision_on, choose_device
+from pforce_experiments.paper import SCALES, TABLES
 
 SPARE_SECONDS = 5.0
 """Between the deadline and the end of all processes."""
@@ -70,7 +70,7 @@ def planned(arguments: argparse.Namespace, storage: Storage) -> Iterator[tuple[W
         cells = [
             CellEntry.of(item.label, item.parts, flat_params(item.experiment), item.experiment.seed) for item in work
         ]  # fmt: skip
-        SweepEntry(sweep.name, sweep.identity(work), cells, command="experiments.gpu_suite").write(storage)
+        SweepEntry(sweep.name, sweep.identity(work), cells, command="pforce_experiments.gpu_suite").write(storage)
         found += [
             (item, inputs)
             for item in work

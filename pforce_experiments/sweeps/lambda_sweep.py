@@ -1,0 +1,119 @@
+"""The λ sweep: what the weight of the difficulty head's likelihood does to its uncertainty and to the images.
+
+Question: is the predicted variance the error that is made, and does a larger λ = `flow.difficulty_weight` buy that
+with worse images? The paper has λ = 0.01. The likelihood does not train the velocity (stop-gradient), but shapes the
+transformer they share; and as Adam divides gradients by their size, the head's own weights learn as fast at any λ > 0.
+Command: `python sweeps/lambda_sweep.py`, or with `--preset full` for the honest version.
+Cost: as many trials as λ times seeds; `--dry-run` says how long they take here.
+Expected: with one seed and 25,600 images, R(0.6) 0.79, 0.81, 0.83 and calib(0.6) 0.71, 0.69, 0.58 at λ = 0.001, 0.01,
+0.1, at one validation loss (analysis/results/lambda_sweep.md); the full preset is not measured.
+
+Ends in the table with R(t) and calib(t), the root mean square over deciles of ln(observed / expected squared error),
+0 being perfect, and in `<name>_calibration.png`. λ = 0 is allowed: nothing trains the head then, it stays at a
+variance of 1 everywhere, R has no value, and calib is |ln of the mean squared error|: what an adaptive sampler would
+be told without the likelihood.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from pforce import results
+from pforce.base.console import exit_on_errors
+from pforce.base.errors import ConfigError
+from pforce.catalog import experiment
+from pforce.config import with_fields
+from pforce.orchestration.plan import Options, Plan
+from pforce.orchestration.script import (
+    ALL_ROWS,
+    QUICK,
+    Comparison,
+    parse_settings,
+    print_report,
+    push_files,
+    run_sweep,
+    sweep_frame,
+    table_rows,
+)
+from pforce.orchestration.sweep import Axis, Sweep, parse_axis
+from pforce.results.figures import calibration_figure
+from pforce.results.tables import CALIBRATION_COLUMNS, COST_COLUMNS, QUALITY_COLUMNS
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Trains and measures an experiment at several λ and ends in a table, a calibration figure and MLflow runs."""
+
+    experiment: Annotated[str, tyro.conf.Positional] = "openmoji32_micro"
+    """Experiment whose λ varies: a function of the experiments package, of a model with a difficulty head."""
+    difficulty_weight: Annotated[tuple[float, ...], tyro.conf.arg(aliases=("--values",))] = (0.001, 0.01, 0.1)
+    """λ, the weights of the difficulty head's negative log-likelihood; 0 leaves the head untrained."""
+    axis: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A further axis, FIELD=VALUE,VALUE,… such as timesteps.sigma=0.2,0.6; repeatable."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A field for all cells, FIELD=VALUE such as training.images=32000; repeatable."""
+    seeds: tuple[int, ...] | None = None
+    """Training seeds of every cell. Default: 0; with --preset full: 0 1 2."""
+    preset: Literal["quick", "full"] = "quick"
+    """quick: minutes, ranks nothing. full: the experiment's own budget and 3 seeds. --set goes over both."""
+    name: str = "lambda_sweep"
+    """Name of the sweep: its MLflow experiment and its files."""
+    dry_run: bool = False
+    """Print cells, fingerprints, what is done and the time it would take; run nothing."""
+    comparison: Annotated[Comparison, tyro.conf.arg(name="")] = field(default_factory=Comparison)
+    options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
+
+
+def sweep(arguments: Arguments) -> Sweep:
+    """The sweep as data; λ in rising order, as the figure's colours are."""
+    quick = arguments.preset == "quick"
+    settings = {**(QUICK if quick else {}), **parse_settings(arguments.set)}
+    base = with_fields(experiment(arguments.experiment), settings)
+    if not base.model.difficulty_head:
+        raise ConfigError(f"{base.name}: a model without a difficulty head has no λ; give an experiment of a PFT")
+    weights = Axis("flow.difficulty_weight", tuple(sorted(arguments.difficulty_weight)))
+    axes = (weights, *(parse_axis(text) for text in arguments.axis))
+    return Sweep(arguments.name, base, axes, arguments.seeds or ((0,) if quick else (0, 1, 2)))
+
+
+def report(planned: Plan, console: Console, comparison: Comparison = ALL_ROWS) -> None:
+    """The usual table with calibration columns, and the calibration figure."""
+    print_report(planned, console, (*QUALITY_COLUMNS, *CALIBRATION_COLUMNS, *COST_COLUMNS), comparison)
+    frame, rows = sweep_frame(planned), table_rows(planned)
+    curves = results.calibration_curves(frame, rows)
+    if len(curves):
+        path = planned.options.root / f"{planned.sweep.name}_calibration.png"
+        calibration_figure(curves, planned.sweep.headers, path, symbol="λ")
+        push_files(planned.options.place, [path.name], console)
+        console.print(f"Calibration: {path}", soft_wrap=True, highlight=False)
+    # A cell is known by its fingerprint: one that finished before calibration was measured is not run again for it.
+    drawn = {} if curves.empty else curves.groupby("row")["n"].first().to_dict()
+    finished = results.cell_table(frame, rows)["n"]
+    if older := sum(n - drawn.get(row, 0) for row, n in enumerate(finished)):
+        console.print(
+            f"note: {older} of {sum(finished)} finished trials have no calibration, as they were measured by an "
+            "earlier version; another --storage measures them again",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
+def main() -> int:
+    """Entry point."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    return run_sweep(
+        sweep(arguments),
+        arguments.options,
+        dry_run=arguments.dry_run,
+        report=partial(report, comparison=arguments.comparison),
+        comparison=arguments.comparison,
+    )
+
+
+if __name__ == "__main__":
+    exit_on_errors(main)
