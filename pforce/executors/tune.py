@@ -17,6 +17,7 @@ from typing import Any
 
 from ray import tune
 from ray.tune.experiment import Trial
+from ray.tune.progress_reporter import TrialProgressCallback
 
 from pforce.executors.support.entry import alone
 from pforce.executors.support.seats import Gone, Seats
@@ -24,11 +25,19 @@ from pforce.executors.support.setup import Setup, one_worker
 from pforce.trial.failures import OUT_OF_MEMORY, WORKER_DIED, Failure, failure_of
 
 
-class _Losses(tune.Callback):
-    """Notes workers that are lost, before Tune starts them again."""
+class _Losses(TrialProgressCallback):
+    """Notes workers that are lost, before Tune starts them again. It takes the place of the callback that prints a line
+    for every worker that ends, whatever the verbosity."""
 
     def __init__(self, losses: SimpleQueue[Gone]) -> None:
+        super().__init__()
         self.losses = losses
+
+    def log_result(self, *args: Any, **kwargs: Any) -> None:
+        """Print nothing."""
+
+    def on_trial_complete(self, *args: Any, **kwargs: Any) -> None:
+        """Print nothing."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Ray pickles its run configuration for Tuner.restore, which nothing here needs
