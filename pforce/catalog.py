@@ -69,7 +69,7 @@ def table(text: str) -> Table:
     for variable, value in vars(module).items():
         if isinstance(value, Table):
             found |= {variable: value, value.name: value}
-    return _chosen(found, name, f"{path}:TABLE", "a table", {each.name: each for each in found.values()})
+    return _chosen(found, path, name, "table", [*{each.name: None for each in found.values()}])
 
 
 def experiments() -> dict[str, Callable[[], Experiment]]:
@@ -128,7 +128,7 @@ def find(text: str) -> Callable[[], Experiment]:
     if is_file(text):
         path, name = _split(text)
         found = _functions(_module_of(path))
-        return _chosen(found, name, f"{path}:FUNCTION", "a function `def NAME() -> Experiment`")
+        return _chosen(found, path, name, "function `def NAME() -> Experiment`", [*found])
     known = experiments()
     function = known.get(text.rsplit(".", 1)[-1])
     if function is None or ("." in text and not f".{function.__module__}".endswith(f".{text.rsplit('.', 1)[0]}")):
@@ -171,16 +171,16 @@ def _module_of(path: Path) -> ModuleType:
     return module
 
 
-def _chosen(found: Mapping[str, T], name: str, form: str, what: str, listed: Mapping[str, T] | None = None) -> T:
-    """The value of a name in a file, or the only one."""
-    path = form.rpartition(":")[0]
-    names = [*(found if listed is None else listed)]
+def _chosen(found: Mapping[str, T], path: Path, name: str, what: str, names: list[str]) -> T:
+    """The value of a name in a file, or the only one.
+
+    Args:
+        names: one for each value; `found` may have others, too.
+    """
     if not names:
-        raise ConfigError(f"{path}: has no {what.removeprefix('a ')}")
-    if not name and len(names) == 1:
-        return found[names[0]]
-    if not name:
-        raise ConfigError(f"{path}: has several: {', '.join(names)}; say which as {form}")
-    if name not in found:
-        raise ConfigError(f"{path}:{name}: not in the file, or not {what}; {did_you_mean(name, names)}")
-    return found[name]
+        raise ConfigError(f"{path}: has no {what}")
+    if not name and len(names) > 1:
+        raise ConfigError(f"{path}: has several: {', '.join(names)}; say which as {path}:NAME")
+    if name and name not in found:
+        raise ConfigError(f"{path}:{name}: not in the file, or no {what}; {did_you_mean(name, names)}")
+    return found[name or names[0]]

@@ -49,12 +49,14 @@ def exit_on_errors(main: Callable[[], int]) -> NoReturn:
 def imports_kept() -> Iterator[None]:
     """Import without the garbage collector: what importing makes is there to stay, and to look through it for garbage,
     again and again while there is ever more of it, takes a quarter of torch's import."""
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        if enabled:
+            gc.enable()
 
 
 def make_console() -> Console:

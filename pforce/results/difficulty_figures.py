@@ -278,7 +278,7 @@ def uncertainty_maps(
     rows, columns = len(pictures), len(times) + 1
     colours = ScalarMappable(Normalize(low, high), "magma")
     # One picture, put together here at the figure's own pixels, and axes at fixed places: a sweep draws this once per
-    # trial, and axes or images for each map, laid out by matplotlib, take five times as long.
+    # trial, and an image for each map, laid out by matplotlib, takes twice as long.
     mosaic = np.full((rows * TILE, columns * TILE, 3), 255, np.uint8)
     for row, picture in enumerate(pictures):
         maps = (colours.to_rgba(sigma[t][row], bytes=True)[..., :3] for t in times)

@@ -50,7 +50,7 @@ class Arguments:
     """Trains and measures an experiment at several λ and ends in a table, a calibration figure and MLflow runs."""
 
     experiment: Annotated[str, tyro.conf.Positional] = "openmoji32_micro"
-    """Experiment whose λ varies: a function of the experiments package, of a model with a difficulty head."""
+    """Experiment whose λ varies: a name or FILE.py:FUNCTION, of a model with a difficulty head."""
     difficulty_weight: Annotated[tuple[float, ...], tyro.conf.arg(aliases=("--values",))] = (0.001, 0.01, 0.1)
     """λ, the weights of the difficulty head's negative log-likelihood; 0 leaves the head untrained."""
     axis: tyro.conf.UseAppendAction[tuple[str, ...]] = ()

@@ -24,7 +24,7 @@ class Arguments:
     """Trains and measures every cell of a grid over LTG (m, s, sigma) and ends in a table and MLflow runs."""
 
     experiment: Annotated[str, tyro.conf.Positional] = "openmoji32_micro"
-    """Experiment whose fields the grid varies: a function of the experiments package."""
+    """Experiment whose fields the grid varies: a name (`pforce experiments`), or FILE.py:FUNCTION."""
     m: tuple[float, ...] = (0.0, 0.7)
     """Means of the logit of the largest timestep."""
     s: tuple[float, ...] = (1.0,)
