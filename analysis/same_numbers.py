@@ -40,8 +40,9 @@ DOORS: dict[str, list[str]] = {
     ],
     "search": ["python", "sweeps/sampler_thresholds.py", MODEL, "--trials", "4", "--images", "128", "--nfe", "6", "8"],
     "table": ["pforce", "reproduce", "difficulty", "--scale", "smoke", "--executor", "local"],
-    "evaluate": [
-        "pforce", "evaluate", MODEL, "--images", "192", "--measure", "images", "loss", "difficulty", "context",
+    "evaluate": [  # called --images where settings had no prefix, see `_words`
+        "pforce", "evaluate", MODEL, "--evaluation.images", "192",
+        "--measure", "images", "loss", "difficulty", "context",
     ],
     "sample": ["pforce", "sample", MODEL, "--count", "64", "--save", "npz", "--sampler", "look_ahead", "--nfe", "8"],
 }  # fmt: skip
@@ -65,6 +66,12 @@ def call(words: list[str], where: Path, environment: dict[str, str]) -> None:
     done = subprocess.run(words, cwd=where, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+
+
+def _words(door: str, checkout: Path) -> list[str]:
+    """A door's command, as that checkout calls it."""
+    old = door == "evaluate" and not (checkout / "pforce" / "commands" / "options.py").exists()
+    return [word.replace("--evaluation.", "--") if old else word for word in DOORS[door]]
 
 
 def measure(commit: str | None, doors: list[str]) -> dict[str, Any]:
@@ -95,7 +102,7 @@ def _measured(checkout: Path, binaries: Path, box: Path, doors: list[str]) -> di
     seconds = {}
     for door in doors:
         started = time.perf_counter()
-        call(DOORS[door], checkout, environment)
+        call(_words(door, checkout), checkout, environment)
         seconds[door] = round(time.perf_counter() - started, 1)
         print(f"{door}: {seconds[door]} s", flush=True)
     uri = f"sqlite:///{storage / 'mlflow.db'}"

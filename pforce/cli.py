@@ -143,12 +143,12 @@ def _call(command: Command, name: str, words: list[str]) -> int:
     if command.own:
         code = function(words)
         return code
-    import tyro
+    from pforce.commands.options import parse
 
     if command.arguments:
-        code = function(tyro.cli(getattr(module, command.arguments), prog=name, args=words))
+        code = function(parse(getattr(module, command.arguments), name, words))
     else:
-        code = tyro.cli(function, prog=name, args=words)
+        code = parse(function, name, words)
     return code
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from pforce import results
 from pforce.base.console import DONE, make_console
 from pforce.base.errors import ConfigError, FieldError, InputError
 from pforce.commands.evaluate import evaluate
-from pforce.commands.evaluation_plan import Arguments, plan_model
+from pforce.commands.evaluation_plan import plan_model
 from pforce.commands.sample import Arguments as SampleArguments
 from pforce.commands.sample import sample
 from pforce.metrics.detectors import load_detector
@@ -26,6 +25,7 @@ from pforce.models import ModelConfig, build, save_model, save_published
 from pforce.records.ledger import Ledger
 from pforce.storage import Storage
 from pforce.tracking import default_uri
+from tests.support.asked import asked
 from tests.test_cli import pforce
 
 pytestmark = pytest.mark.timeout(600)
@@ -39,7 +39,7 @@ def found(storage: Path, out: str = "") -> dict[str, object]:
 
 def measure(target: object, storage: Path, **options: object) -> dict[str, float]:
     """Metrics of a call that must succeed."""
-    assert evaluate(Arguments(target=str(target), storage=storage, **options)) == DONE  # type: ignore[arg-type]
+    assert evaluate(asked(target, storage, **options)) == DONE
     return found(storage)["metrics"]  # type: ignore[return-value]
 
 
@@ -113,7 +113,7 @@ def test_a_stopped_evaluation_goes_on_with_what_is_missing(trained, tmp_path, ca
     """Oracle: times of the batches' files, and the number of the undisturbed call."""
     options = {"images": 160, "measure": ("images",), "out": tmp_path / "out"}
     storage = tmp_path / "whole"
-    evaluate(Arguments(target=str(trained), storage=storage, **options))  # type: ignore[arg-type]
+    evaluate(asked(trained, storage, **options))
     whole = json.loads((tmp_path / "out" / "evaluation.json").read_text())["metrics"]
     blocks = sorted(storage.glob("drawings/*/openmoji-*/*.npz"))
     assert [path.name.split(".")[0] for path in blocks] == ["0-64", "128-192", "64-128"]
@@ -121,13 +121,13 @@ def test_a_stopped_evaluation_goes_on_with_what_is_missing(trained, tmp_path, ca
     blocks[1].unlink()
     for path in storage.glob("records/*/*.json"):
         path.unlink()
-    assert evaluate(Arguments(target=str(trained), storage=storage, **options)) == DONE  # type: ignore[arg-type]
+    assert evaluate(asked(trained, storage, **options)) == DONE
     after = [path.stat().st_mtime_ns for path in blocks]
     assert (after[0], after[2]) == (before[0], before[2])
     assert after[1] > before[1]
     metrics = json.loads((tmp_path / "out" / "evaluation.json").read_text())["metrics"]
     assert metrics["fd/openmoji"] == whole["fd/openmoji"]
-    assert evaluate(Arguments(target=str(trained), storage=storage, again=True, **options)) == DONE  # type: ignore[arg-type]
+    assert evaluate(asked(trained, storage, again=True, **options)) == DONE
     again = sorted(storage.glob("drawings/*/openmoji-*/*.npz"))
     assert [path.name for path in again] == [path.name for path in blocks], "the same features, bit for bit"
     assert all(path.stat().st_mtime_ns > time for path, time in zip(again, after, strict=True))
@@ -135,14 +135,14 @@ def test_a_stopped_evaluation_goes_on_with_what_is_missing(trained, tmp_path, ca
 
 def test_a_folder_of_the_users_holds_the_last_evaluation(trained, drawn, tmp_path, capsys) -> None:
     """One --out for two references: each call tells its own numbers."""
-    options = {"detector": "openmoji", "out": tmp_path / "out", "storage": tmp_path}
+    options = {"detector": "openmoji", "out": tmp_path / "out"}
     few = tmp_path / "few"
     shutil.copytree(drawn / "images", few)
     for path in sorted(few.iterdir())[6:]:
         path.unlink()
 
     def distance(reference: Path) -> float:
-        assert evaluate(Arguments(target=str(drawn / "samples.npz"), reference=str(reference), **options)) == DONE  # type: ignore[arg-type]
+        assert evaluate(asked(drawn / "samples.npz", tmp_path, reference=str(reference), **options)) == DONE
         return json.loads((tmp_path / "out" / "evaluation.json").read_text())["metrics"]["fd/openmoji"]
 
     first, second = distance(drawn / "images"), distance(few)
@@ -211,7 +211,7 @@ def test_statistics_are_written_and_read(trained, drawn, tmp_path) -> None:
 
 def refused(target: object, storage: Path, match: str, kind: type[Exception], **options: object) -> None:
     with pytest.raises(kind, match=match):
-        evaluate(Arguments(target=str(target), storage=storage, **options))  # type: ignore[arg-type]
+        evaluate(asked(target, storage, **options))
     assert not list(storage.glob("drawings/*/*"))
 
 
@@ -238,15 +238,16 @@ def test_bad_input_is_refused_before_anything_is_drawn(trained, drawn, tmp_path)
     refused(trained, storage, "does not exist", ImageSetError, reference=str(tmp_path / "absent"))
     refused(drawn / "samples.npz", storage, "measure = .*left out", FieldError, measure=("difficulty",))
     refused(drawn / "samples.npz", storage, "images = 5", FieldError, images=5)
-    own = SimpleNamespace(quantile=0.3, inner_steps=None)
-    refused(drawn / "samples.npz", storage, "quantile = 0.3: must be left out for images", FieldError, own=own)
-    refused(trained, storage, "quantile = 0.3: must be left out: it is a setting of dual_loop", FieldError, own=own)
+    refused(drawn / "samples.npz", storage, "quantile = 0.3: must be left out for images", FieldError, quantile=0.3)
+    refused(
+        trained, storage, "quantile = 0.3: must be left out: it is a setting of dual_loop", FieldError, quantile=0.3
+    )
     refused(trained, storage, "ends in .npz", FieldError, save_reference=tmp_path / "reference.bin")
     folder = tmp_path / "mixed"
     shutil.copytree(drawn / "images", folder)
     Image.new("RGB", (16, 16)).save(folder / "zz.png")
     with pytest.raises(InputError, match=r"zz\.png: 16×16 pixels"):
-        evaluate(Arguments(target=str(folder), storage=storage, detector="openmoji", reference=str(drawn / "images")))
+        evaluate(asked(folder, storage, detector="openmoji", reference=str(drawn / "images")))
 
 
 def test_a_sit_has_no_difficulty(tmp_path) -> None:
@@ -258,7 +259,7 @@ def test_a_sit_has_no_difficulty(tmp_path) -> None:
     save_model(build(config, generator=torch.Generator().manual_seed(0)), path)
     options = {"data": "openmoji32_micro", "images": 8, "held_out": 16, "nfe": 2}
     console = make_console()
-    planned = plan_model(Arguments(target=str(path), storage=tmp_path, **options), console)  # type: ignore[arg-type]
+    planned = plan_model(asked(path, tmp_path, **options), console)
     assert planned.model is not None
     assert planned.model.request.loss
     assert not planned.model.request.difficulty
@@ -266,7 +267,7 @@ def test_a_sit_has_no_difficulty(tmp_path) -> None:
     assert (
         planned.identity
         != plan_model(
-            Arguments(target=str(path), storage=tmp_path, **{**options, "nfe": 3}),  # type: ignore[arg-type]
+            asked(path, tmp_path, **{**options, "nfe": 3}),
             console,
         ).identity
     )
@@ -275,7 +276,7 @@ def test_a_sit_has_no_difficulty(tmp_path) -> None:
 def test_the_help_explains() -> None:
     shown = pforce("evaluate", "--help")
     assert shown.returncode == 0
-    for word in ("best:ltg_grid", "validation or train images", "--detector-weights", "FID"):
+    for word in ("best:ltg_grid", "validation or train images", "--evaluation.detector-weights", "FID"):
         assert word in shown.stdout
     wrong = pforce("evaluate", "absent/folder")
     assert wrong.returncode == 2

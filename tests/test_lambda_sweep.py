@@ -14,7 +14,7 @@ import pytest
 
 from pforce import results
 from pforce.base.console import DONE, exit_on_errors
-from pforce.orchestration.plan import Options
+from pforce.orchestration.options import Options
 from pforce.orchestration.script import run_sweep
 from pforce.orchestration.sweep import Axis, Sweep
 from pforce_experiments.sweeps import lambda_sweep

@@ -149,7 +149,7 @@ def test_it_draws(finer):
 
 
 def test_it_is_an_option_of_every_command(finer, trained, tmp_path, monkeypatch, capsys):
-    """`--sampler.seed` where a command has a --seed of its own."""
+    """Its settings are called the same everywhere."""
     monkeypatch.setenv("COLUMNS", "80")  # one column of options
     asked = []
     monkeypatch.setattr(train, "run_sweep", lambda sweep, options, **k: asked.append(sweep.base.sampler) or DONE)
@@ -168,22 +168,22 @@ def test_it_is_an_option_of_every_command(finer, trained, tmp_path, monkeypatch,
     helped = called("train", "openmoji32_micro", "--sampler", "finer", "--help")
     assert "--sampler.parts INT Parts of a step. (default: 2)" in helped
     helped = called("sample", "--help")
-    assert "--parts {None}|INT finer: parts of a step. Default 2." in helped
-    assert "--sampler.seed {None}|INT finer: seed of nothing. Default 0." in helped
+    assert "--sampler.parts INT finer: parts of a step. (default: 2)" in helped
+    assert "--sampler.seed INT finer: seed of nothing. (default: 0)" in helped
     drawing = ("sample", str(trained), "--count", "4", "--storage", "runs", "--sampler", "finer", "--nfe", "6")
-    called(*drawing, "--parts", "3", "--sampler.seed", "5")
+    called(*drawing, "--sampler.parts", "3", "--sampler.seed", "5")
     cost = json.loads(Path("runs/samples/cost.json").read_text())
     assert cost["sampler"] | {"parts": 3, "seed": 5, "drift": 0.0, "name": "finer"} == cost["sampler"]
-    refused = called("sample", str(trained), "--parts", "3")
+    refused = called("sample", str(trained), "--sampler.parts", "3")
     assert "parts = 3: must be left out: it is a setting of finer; euler has none" in refused
     assert "sampler = 'fine': must be one of euler, " in called("sample", str(trained), "--sampler", "fine")
-    assert "drift {None}|FLOAT finer: none is no drift at all." in called("evaluate", "--help")
+    assert "drift FLOAT finer: none is no drift at all." in called("evaluate", "--help")
     monkeypatch.setattr(sys, "argv", ["sampler_thresholds.py", "--help"])
     with pytest.raises(SystemExit):
         sampler_thresholds.main()
     helped = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "--parts {None}|{INT INT} finer: parts of a step. Searched from 2 to 4 in steps of 1." in helped
-    assert "--sampler.seed {None}|{INT INT} finer: seed of nothing. Searched from 0 to 8 in steps of 2." in helped
+    assert "--sampler.parts INT INT finer: parts of a step. (default: 2 to 4 in steps of 1)" in helped
+    assert "--sampler.seed INT INT finer: seed of nothing. (default: 0 to 8 in steps of 2)" in helped
 
 
 def test_it_is_searched(finer):

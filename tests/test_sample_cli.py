@@ -50,8 +50,8 @@ def decoder(tmp_path_factory) -> Path:
 
 def test_everything_at_once(trained, tmp_path):
     command = ("sample", str(trained), "--sampler", "dual_loop", "--nfe", "8", "--count", "12", "--classes", "2", "7",
-               "--guidance", "1.5", "--save", "grid", "images", "npz", "--save-maps", "--animate", "--show", "2",
-               "--out", "drawn")  # fmt: skip
+               "--sampler.guidance.scale", "1.5", "--save", "grid", "images", "npz", "--save-maps", "--animate",
+               "--show", "2", "--out", "drawn")  # fmt: skip
     result = pforce(*command, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "8 NFE, 16 forward passes" in result.stdout
@@ -145,10 +145,10 @@ REFUSED = [
     (("{trained}", "--captions", "a red fox"), "text-conditioned"),
     (("{trained}", "--classes", "11"), "must be a number from 0 to 10"),
     (("{trained}", "--classes", "-1"), "must be a number from 0 to 10"),
-    (("{trained}", "--sampler", "dual_loop", "--quantile", "0"), "quantile = 0.0: must be between 0 and 1"),
-    (("{trained}", "--sampler", "dual_loop", "--quantile", "1"), "quantile = 1.0: must be between 0 and 1"),
+    (("{trained}", "--sampler", "dual_loop", "--sampler.quantile", "0"), "quantile = 0.0: must be between 0 and 1"),
+    (("{trained}", "--sampler", "dual_loop", "--sampler.quantile", "1"), "quantile = 1.0: must be between 0 and 1"),
     (("{trained}", "--sampler", "dual_loop", "--nfe", "3"), "must be ≥ 4 for dual_loop"),
-    (("{trained}", "--context-ratio", "2"), "context_ratio = 2.0: must be left out"),
+    (("{trained}", "--sampler.context-ratio", "2"), "context_ratio = 2.0: must be left out"),
     (("{trained}", "--count", "0"), "count = 0: must be ≥ 1"),
     (("{trained}", "--batch", "0"), "batch = 0: must be ≥ 1"),
     (("{trained}", "--decoder", "vae"), "samples pixels, not latents"),
@@ -184,7 +184,7 @@ def test_bad_input_is_refused_before_anything_is_drawn(arguments, message, train
 def test_a_model_without_label_dropout_is_not_guided(tmp_path, refusal):
     config = ModelConfig(depth=1, width=16, heads=2, patch=8, channels=3, classes=5, class_dropout=0.0)
     save_model(build(config), tmp_path / "m.safetensors")
-    assert "without label dropout" in refusal("sample", "m.safetensors", "--guidance", "2")
+    assert "without label dropout" in refusal("sample", "m.safetensors", "--sampler.guidance.scale", "2")
 
 
 def test_checkpoints_go_out_and_come_in_bit_for_bit(trained, tmp_path):

@@ -19,7 +19,7 @@ from pforce.base.console import exit_on_errors
 from pforce.base.errors import ConfigError, FieldError
 from pforce.commands import cost as cost_command
 from pforce.commands import runs as runs_command
-from pforce.orchestration.plan import Options
+from pforce.orchestration.options import Options
 from pforce.orchestration.script import run_sweep
 from pforce.orchestration.sweep import Axis
 from pforce.results import runs

@@ -13,10 +13,10 @@ from rich.table import Table
 
 from pforce.base.console import DONE, make_console
 from pforce.base.errors import ConfigError
+from pforce.commands.stores import Store
 from pforce.config import to_dict
 from pforce.models import TimestepLevels, save_model, save_published
 from pforce.orchestration.find import find_model
-from pforce.storage import default_storage
 from pforce.trial.source import PUBLISHED_SUFFIXES, Source, SourceError, content_hash, load_source
 
 Text = Annotated[str, tyro.conf.Positional]
@@ -60,9 +60,9 @@ def import_checkpoint(source: File, destination: File, heads: int | None = None)
 def export_checkpoint(
     source: Text,
     destination: File,
+    *,
     weights: Literal["ema", "raw"] = "ema",
-    storage: str | None = None,
-    tracking_uri: str | None = None,
+    store: Store,
 ) -> int:
     """Write a model as the published code reads it (.ckpt), or as one pforce file (.safetensors).
 
@@ -70,11 +70,9 @@ def export_checkpoint(
         source: a trial's folder, a checkpoint or model file, an MLflow run id, an experiment, or best:SWEEP.
         destination: a .ckpt or .safetensors file.
         weights: averaged or raw, of a checkpoint of pforce.
-        storage: where sweeps leave their files, a folder or a bucket; by default $PFORCE_STORAGE, else runs.
-        tracking_uri: MLflow store; by default the database in the storage folder. A bucket needs one.
     """
     _refuse_overwriting(destination, (".ckpt", ".safetensors"))
-    found = find_model(source, storage=storage or default_storage(), tracking_uri=tracking_uri, weights=weights)
+    found = find_model(source, storage=store.storage, tracking_uri=store.tracking_uri, weights=weights)
     if destination.suffix == ".ckpt":
         save_published(found.model, destination)
     else:
@@ -101,10 +99,10 @@ def _said(source: Source) -> str:
 @torch.no_grad()
 def verify_checkpoint(
     source: Text,
+    *,
     weights: Literal["ema", "raw"] = "ema",
     heads: int | None = None,
-    storage: str | None = None,
-    tracking_uri: str | None = None,
+    store: Store,
 ) -> int:
     """Read a checkpoint or model file as far as sampling would: weights, shapes, and one forward pass of each kind.
 
@@ -112,11 +110,8 @@ def verify_checkpoint(
         source: a file, a folder, an MLflow run id, an experiment, or best:SWEEP.
         weights: averaged or raw, of a checkpoint of pforce.
         heads: attention heads of an original SiT of unusual size.
-        storage: where sweeps leave their files, a folder or a bucket; by default $PFORCE_STORAGE, else runs.
-        tracking_uri: MLflow store; by default the database in the storage folder. A bucket needs one.
     """
-    place = storage or default_storage()
-    found = find_model(source, storage=place, tracking_uri=tracking_uri, weights=weights, heads=heads)
+    found = find_model(source, storage=store.storage, tracking_uri=store.tracking_uri, weights=weights, heads=heads)
     model, config = found.model, found.model.config
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, config.channels, *config.image_size, generator=generator)

@@ -11,17 +11,14 @@ from rich.text import Text
 from pforce.base.console import DONE, make_console
 from pforce.base.errors import ConfigError
 from pforce.base.files import write_whole
-from pforce.commands.store_options import FIRST_RUN, SHORT, WIDE, about, open_store
+from pforce.commands.stores import FIRST_RUN, SHORT, WIDE, Store, about, open_store
 from pforce.results.costs import OUTCOMES, By, costs, run_costs
-from pforce.storage import default_storage
 from pforce.tracking import runs_frame
 
 UNITS = {"gpu": "GPU", "cpu": "core", "unknown": "device"}
 
 
-def cost(
-    *, by: By = "sweep", csv: Path | None = None, storage: str | None = None, tracking_uri: str | None = None
-) -> int:
+def cost(*, by: By = "sweep", csv: Path | None = None, store: Store) -> int:
     """Show what the runs of a store cost: device-hours of finished, failed and killed trials, images, seconds, share.
 
     Hours of GPUs and of CPU cores stand apart. A training that several trials share counts once. Failed and killed
@@ -30,11 +27,9 @@ def cost(
     Args:
         by: what is summed up: sweep, user, device (the GPU's name, or cpu), or day (when a trial started).
         csv: also write the table to this file, unrounded.
-        storage: where sweeps leave their files; by default $PFORCE_STORAGE, else runs.
-        tracking_uri: MLflow store; by default the database in the storage folder.
     """
     console = make_console()
-    tracker = open_store(storage or default_storage(), tracking_uri, console)
+    tracker = open_store(store, console)
     if tracker is None:
         return DONE
     of_runs = run_costs(runs_frame(tracker))

@@ -12,17 +12,16 @@ from rich.text import Text
 
 from pforce.base.console import DONE, USAGE_ERROR, make_console
 from pforce.base.errors import require
+from pforce.commands.stores import Store
 from pforce.orchestration.doctor import SIGNS, Check, diagnose
 from pforce.orchestration.doctor.diagnose import address_of
-from pforce.storage import Storage, default_storage
 
 STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 
 def doctor(
     *,
-    storage: str | None = None,
-    tracking_uri: str | None = None,
+    store: Store,
     ray_address: str | None = None,
     workers: int | None = None,
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
@@ -33,20 +32,17 @@ def doctor(
     --ray-address or RAY_ADDRESS only this machine is looked at.
 
     Args:
-        storage: where sweeps leave their files; with a cluster every node must have the same folder there. By default
-            $PFORCE_STORAGE, else runs.
-        tracking_uri: MLflow store; by default the database in the storage folder.
         ray_address: a running cluster, HOST:PORT or auto; by default RAY_ADDRESS. Every node is looked at.
         workers: also check that so many workers fit at once.
         json: print JSON instead of a table.
     """
     require(workers is None or workers >= 1, "workers", workers, "≥ 1")
     console = make_console()
-    place = Storage.open(storage or default_storage())
+    place = store.place
     with Console(stderr=True).status("looking …") as status:
         checks = diagnose(
             place,
-            tracking_uri,
+            store.tracking_uri,
             ray_address=address_of(ray_address),
             workers=workers,
             told=lambda what: status.update(f"looking at {what} …"),

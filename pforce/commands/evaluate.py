@@ -13,13 +13,12 @@ from rich.table import Table
 from pforce.base.console import DONE, SOME_FAILED, STOPPED, make_console, stop_on_signals
 from pforce.base.errors import require
 from pforce.commands.evaluation_plan import Arguments, is_model, plan_images, plan_model
-from pforce.executors.executor import Workforce
 from pforce.metrics.distances import few_images, metric_name
 from pforce.metrics.names import BOUNDS, CALIBRATION, COSTS, COUNTS, DIFFICULTY, VALIDATION_LOSS, MetricName, read_names
 from pforce.metrics.reference import save_statistics
 from pforce.orchestration.drive import WorkFailed
 from pforce.orchestration.evaluation import RESULT, Evaluation, Outcome, forget, known, run, show
-from pforce.orchestration.plan import check_folder, tracker_of, tracking_uri_of
+from pforce.orchestration.options import check_folder
 from pforce.orchestration.script import print_mlflow
 from pforce.records.ledger import Ledger
 from pforce.storage import Storage
@@ -82,9 +81,8 @@ def _about(a: Arguments, e: Evaluation) -> str:
 def evaluate(a: Arguments) -> int:
     """Measure a model, a folder of images, or an npz, and record it."""
     console = make_console()
-    storage = Storage.open(a.storage)
-    tracking_uri_of(storage, a.tracking_uri)
-    storage.check()
+    a.check()
+    storage = a.place
     if a.save_reference is not None:
         require(a.save_reference.suffix == ".npz", "save_reference", a.save_reference, "a file that ends in .npz")
         check_folder(a.save_reference.parent, "--save-reference")
@@ -104,7 +102,7 @@ def _evaluate(a: Arguments, storage: Storage, console: Console) -> int:
     e = plan_model(a, console) if is_model(a.target) else plan_images(a, console)
     relative = f"evaluations/{e.identity}"
     folder = check_folder(a.out or storage.root / relative, "--out" if a.out else "--storage")
-    tracker = tracker_of(storage, a.tracking_uri)
+    tracker = a.tracker
     console.print(_about(a, e), highlight=False, soft_wrap=True, markup=False)
     beyond = beyond_kept(e.model.request.images, e.detector) if e.model else None
     if beyond:
@@ -116,7 +114,7 @@ def _evaluate(a: Arguments, storage: Storage, console: Console) -> int:
         forget(e, ledger, "measured again (--again)")
     elif known(e, ledger):
         console.print(f"measured before (evaluation {e.identity[:12]}); --again measures it again")
-    outcome = run(e, ledger, folder, console, Workforce(a.executor, a.workers, a.ray_address))
+    outcome = run(e, ledger, folder, console, a.workforce)
     if a.out is None:
         storage.push(relative, last=RESULT)
     show(tracker, e, outcome, ledger, lambda line: console.print(line, markup=False, soft_wrap=True, highlight=False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,10 +14,10 @@ from rich.console import Console
 from pforce import catalog
 from pforce.base.errors import ConfigError, require
 from pforce.base.files import folder_hash
-from pforce.commands.sampler_arguments import SamplerArguments, given, sampler_of
+from pforce.commands.options import SamplerOptions, evaluation_settings, given, sampler_of
 from pforce.config import Experiment
 from pforce.data import Manifest, ensure
-from pforce.metrics.config import EvaluationConfig, LabelRule
+from pforce.metrics.config import EvaluationConfig
 from pforce.metrics.context import CONTEXT_TIMESTEPS
 from pforce.metrics.detectors import Detector, load_detector
 from pforce.metrics.difficulty import TIMESTEPS
@@ -26,10 +26,10 @@ from pforce.metrics.image_sets import open_images
 from pforce.metrics.reference import BATCH, is_statistics, load_statistics
 from pforce.orchestration.evaluation import Evaluation
 from pforce.orchestration.find import find_model
+from pforce.orchestration.options import StoreOptions, WorkerOptions
 from pforce.records.identity import canonical_sampler, time_key, versions_of
 from pforce.records.parts import Inputs, Part, Request, image_set, label_cycle, metrics_of
 from pforce.sampling import check_sampler
-from pforce.storage import Storage, default_storage
 from pforce.training.checkpoint import CHECKPOINTS, META, SNAPSHOTS
 from pforce.trial.folder import EVALUATIONS, EXPERIMENT
 from pforce.trial.jobs import decoder_for
@@ -39,15 +39,20 @@ from pforce.trial.source import PUBLISHED_SUFFIXES, Source
 
 Measured = Literal["images", "loss", "difficulty", "context"]
 MODEL_SUFFIXES = (*PUBLISHED_SUFFIXES, ".safetensors")
-OF_IMAGES = (
-    "target", "metrics", "data", "reference", "detector", "detector_weights", "detector_sha256", "extrapolate",
-    "reference_images", "out", "save_reference", "storage", "tracking_uri", "again",
+OF_MODELS = (
+    "images", "labels", "label_images", "held_out_images", "difficulty_timesteps", "context_timesteps", "seed", "batch",
 )  # fmt: skip
-"""Options that apply to given images; the others are of models."""
+"""Settings of an evaluation that given images have no use for."""
+DEFAULTS = EvaluationConfig(difficulty_timesteps=TIMESTEPS, context_timesteps=CONTEXT_TIMESTEPS, batch=BATCH)
+"""What a model is measured with, where nothing else is asked for."""
+
+
+def _evaluation_settings() -> type:
+    return evaluation_settings(DEFAULTS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(SamplerArguments):
+class Arguments(SamplerOptions, WorkerOptions, StoreOptions):
     """Measure a trained model, a folder of images, or an npz of images.
 
     Images are compared with a reference in the features of a detector: Fréchet distance (FID with the detector
@@ -62,64 +67,48 @@ class Arguments(SamplerArguments):
     measure: tuple[Measured, ...] = ()
     """What is measured of a model: images, loss (validation loss), difficulty (R(t), calibration), context (the two
     context ablations). Default: images, loss and, of a model with a difficulty head, difficulty."""
-    metrics: tuple[ImageMetric, ...] = ()
-    """Metrics of images: frechet (with sFID for inception), kernel, precision_recall, inception_score. Default: the
-    first three, and with inception all."""
+    evaluation: Annotated[Any, tyro.conf.arg(name="evaluation", constructor_factory=_evaluation_settings)] = None
     data: str | None = None
     """Experiment whose data set gives held-out images, classes and reference. Default: the model's own."""
-    labels: LabelRule = "validation"
-    """Classes of the drawn images: those of the data set's held-out images in turn, or all classes in turn (as `pforce
-    sample` takes them)."""
-    reference: str = "validation"
-    """validation or train images of the data set, a folder or .npz of images, or an .npz of stored statistics (mu,
-    sigma, mu_s, sigma_s) as ADM publishes them."""
-    detector: str | None = None
-    """openmoji, fashion-mnist, inception, dinov2, or package.module:function. Default: the experiment's."""
-    detector_weights: Path | None = None
-    """File with the weights of inception or dinov2; nothing is downloaded."""
     detector_sha256: str | None = None
-    """Hash of that file, or its first digits. Default for inception: that of the official weights."""
-    extrapolate: bool = False
-    """Also the Fréchet distance extrapolated to endless images (FID∞)."""
-    images: int = 1000
-    """Images that are drawn of a model."""
-    held_out: int = 1000
-    """Held-out images for loss, difficulty and context, and whose classes are drawn; all where there are fewer."""
-    reference_images: int | None = None
-    """Images of the reference `validation` or `train`. Default: all of train, and up to 1,000 of validation."""
-    difficulty_timesteps: tuple[float, ...] = TIMESTEPS
-    """Timesteps of R(t)."""
-    context_timesteps: tuple[float, ...] = CONTEXT_TIMESTEPS
-    """Timesteps of the context ablations; the paper's by default."""
-    seed: int = 0
-    """Image i starts from the noise of (seed, i), whatever the number of workers."""
-    batch: int = BATCH
-    """Images a forward pass."""
+    """Hash of the detector's file of weights, or its first digits. Default for inception: that of the official ones."""
     weights: Literal["ema", "raw"] = "ema"
     """Averaged or raw weights, of a checkpoint of pforce."""
     heads: int | None = None
     """Attention heads of an original SiT of unusual size."""
     decoder: Path | None = None
     """For models of latents: folder of the autoencoder, in diffusers' format (extra `latents`)."""
-    workers: int = 1
-    """1 draws in this process; more are Ray workers, which share the cores or have a GPU each. Changes no number."""
-    executor: str | None = None
-    """local: this process. processes: processes of this machine, without Ray. tune: workers on Ray. Default: local for
-    one worker, else tune."""
-    ray_address: str | None = None
-    """Ray cluster; by default RAY_ADDRESS, else one is started here when workers > 1."""
     out: Path | None = None
     """Folder of figures and evaluation.json. Default: evaluations/FINGERPRINT below the storage."""
     save_reference: Path | None = None
     """Also write the reference's statistics to this .npz (mu, sigma, mu_s, sigma_s, named as in ADM's files), which
-    --reference reads."""
-    storage: str = field(default_factory=default_storage)
-    """Where sweeps leave their files, and evaluations theirs: a folder, or a bucket (s3://BUCKET/PREFIX, gs://…).
-    Default: $PFORCE_STORAGE, else runs."""
-    tracking_uri: str | None = None
-    """MLflow store; by default the database in the storage folder. A bucket needs one."""
+    --evaluation.reference reads."""
     again: bool = False
     """Measure again what is recorded already; images are drawn anew, too."""
+
+    @property
+    def reference(self) -> str:
+        """What images are compared with."""
+        return str(given(self.evaluation).get("reference", DEFAULTS.reference))
+
+    @property
+    def extrapolate(self) -> bool:
+        """Whether FID∞ is asked for."""
+        return bool(given(self.evaluation).get("extrapolate", DEFAULTS.extrapolate))
+
+
+def evaluation_of(a: Arguments, detector: Detector, name: str) -> EvaluationConfig:
+    """What is asked for, as an experiment states it. FieldError where it cannot be.
+
+    Args:
+        name: by which the detector is found.
+    """
+    asked = {"metrics": _metrics(a, detector), **given(a.evaluation), "detector": name}
+    own = ("validation", "train")
+    if asked.get("reference", own[0]) not in own:  # a file or folder, read by `_reference`
+        asked.pop("reference")
+    asked.pop("detector_weights", None)  # of which the hash counts
+    return replace(DEFAULTS, **asked)
 
 
 def is_model(target: str) -> bool:
@@ -158,34 +147,39 @@ def _data(experiment: Experiment | None, console: Console) -> _Data | None:
 
 def _detector(a: Arguments, experiment: Experiment | None) -> tuple[Detector, str, str | None]:
     """The detector, what it was asked for by, and its file of weights."""
-    name = a.detector or (experiment.evaluation.detector if experiment else None)
-    if a.detector is None and a.data is None and name is not None and ":" in name:
+    asked = given(a.evaluation)
+    chosen = asked.get("detector")
+    name = chosen or (experiment.evaluation.detector if experiment else None)
+    if chosen is None and a.data is None and name is not None and ":" in name:
         raise ConfigError(
-            f"detector = {name}: comes from the model's file, and naming a function runs it; give --detector {name} if "
-            "you trust it"
+            f"detector = {name}: comes from the model's file, and naming a function runs it; give "
+            f"--evaluation.detector {name} if you trust it"
         )
     if name is None:
         raise ConfigError(
-            "detector: not given, and no data set suggests one: --detector openmoji, fashion-mnist, inception (with "
-            "--detector-weights), dinov2 or package.module:function"
+            "detector: not given, and no data set suggests one: --evaluation.detector openmoji, fashion-mnist, "
+            "inception (with --evaluation.detector-weights), dinov2 or package.module:function"
         )
-    weights = a.detector_weights or (experiment.evaluation.detector_weights if experiment and not a.detector else None)
+    weights = asked.get("detector_weights")
+    if weights is None and chosen is None and experiment:
+        weights = experiment.evaluation.detector_weights
     return load_detector(name, weights, a.detector_sha256), name, str(Path(weights).absolute()) if weights else None
 
 
 def _reference(a: Arguments, data: _Data | None, detector: Detector) -> ReferenceImages:
     """What is compared with; errors of a file before anything is drawn."""
+    count = given(a.evaluation).get("reference_images")
     if a.reference in ("validation", "train"):
         if data is None:
             raise ConfigError(
                 f"reference = {a.reference}: no data set is known; name one with --data, such as openmoji32_micro, or "
-                "give --reference a folder or .npz of images, or an .npz of statistics"
+                "give --evaluation.reference a folder or .npz of images, or an .npz of statistics"
             )
-        config = EvaluationConfig(reference=a.reference, reference_images=a.reference_images)
+        config = EvaluationConfig(reference=a.reference, reference_images=count)
         inputs = inputs_of(config, data.manifest, detector)
         return reference_images(config, data.folder, inputs, data.manifest.resolution)
     allowed = "left out, as the reference is a file or folder of its own"
-    require(a.reference_images is None, "reference_images", a.reference_images, allowed)
+    require(count is None, "reference_images", count, allowed)
     path = Path(a.reference)
     if path.suffix == ".npz" and is_statistics(path):
         found = load_statistics(path, detector, images=False)
@@ -197,8 +191,9 @@ def _reference(a: Arguments, data: _Data | None, detector: Detector) -> Referenc
 
 
 def _metrics(a: Arguments, detector: Detector) -> tuple[ImageMetric, ...]:
-    if a.metrics:
-        return a.metrics
+    asked: tuple[ImageMetric, ...] = given(a.evaluation).get("metrics", ())
+    if asked:
+        return asked
     return IMAGE_METRICS if detector.name == "inception" else ("frechet", "kernel", "precision_recall")
 
 
@@ -240,9 +235,13 @@ def plan_images(a: Arguments, console: Console) -> Evaluation:
     """The evaluation of a folder or an npz of images, checked."""
     experiment = _experiment(a, None)
     images = open_images(a.target)
-    of_models = {each.name: each.default for each in fields(a) if each.name not in (*OF_IMAGES, "own")}
-    asked = {name: getattr(a, name) for name, default in of_models.items() if getattr(a, name) != default}
-    for name, value in {**asked, **given(a.own)}.items():
+    alone = ("sampler", "decoder", "heads", "executor", "ray_address")
+    of_models = {name: getattr(a, name) for name in alone if getattr(a, name) is not None}
+    of_models |= {"measure": ", ".join(a.measure)} if a.measure else {}
+    of_models |= {"weights": a.weights} if a.weights != "ema" else {}
+    of_models |= {"workers": a.workers} if a.workers != 1 else {}
+    of_models |= {name: value for name, value in given(a.evaluation).items() if name in OF_MODELS}
+    for name, value in {**of_models, **given(a.settings)}.items():
         require(False, name, value, "left out for images: they are measured as they are")
     detector, _, _ = _detector(a, experiment)
     reference = _reference(a, _data(experiment, console), detector)
@@ -296,10 +295,8 @@ def plan_model(a: Arguments, console: Console) -> Evaluation:
     measured = _measured(a, source, data)
     sampler = sampler_of(a, source)
     check_sampler(sampler, config)
-    require(a.images >= 2, "images", a.images, "≥ 2")
-    require(a.held_out >= 2, "held_out", a.held_out, "≥ 2")
-    require(a.workers >= 1, "workers", a.workers, "≥ 1")
     detector, detector_name, detector_weights = _detector(a, experiment)
+    evaluation = evaluation_of(a, detector, detector_name)
     reference = _reference(a, data, detector)
     decoder = None
     if a.decoder is not None and "images" in measured:
@@ -307,20 +304,15 @@ def plan_model(a: Arguments, console: Console) -> Evaluation:
         decoder = folder_hash(a.decoder)
     elif "images" in measured:
         _check_sizes(reference, config.image_size, detector)
-    evaluation = EvaluationConfig(
-        images=a.images, labels=a.labels, label_images=a.held_out, held_out_images=a.held_out, detector=detector_name,
-        metrics=_metrics(a, detector), extrapolate=a.extrapolate,
-        difficulty_timesteps=a.difficulty_timesteps, context_timesteps=a.context_timesteps, seed=a.seed, batch=a.batch,
-    )  # fmt: skip
     inputs = None if data is None else inputs_of(evaluation, data.manifest, detector)
     request = replace(
         _request(evaluation, inputs, measured, config.classes), sampler=canonical_sampler(sampler), decoder=decoder,
         reference=reference.identity,
         detector={"name": detector.name, "sha256": detector.sha256, "preprocessing": detector.preprocessing},
     )  # fmt: skip
-    about: dict[str, Any] = {"target": "model", **source.about(), "seed": a.seed, "measure": sorted(measured)}
+    about: dict[str, Any] = {"target": "model", **source.about(), "seed": evaluation.seed, "measure": sorted(measured)}
     if "images" in measured:
-        about |= _flat(sampler.canonical(), "sampler.") | {"images": a.images, "labels": a.labels}
+        about |= _flat(sampler.canonical(), "sampler.") | {"images": evaluation.images, "labels": evaluation.labels}
         about |= _about(a, detector, reference)
         if sampler.unspent:
             console.print(f"warning: {sampler.unspent}", highlight=False)
@@ -328,7 +320,7 @@ def plan_model(a: Arguments, console: Console) -> Evaluation:
         about |= {"held_out": request.held_out["images"], "data_hash": data.manifest.hash}
     model = Measurable(
         source=str(source.path), sha256=source.sha256, request=request, evaluation=evaluation, sampler=sampler,
-        storage=Storage.open(a.storage).uri, reference=reference, data=str(data.folder) if data else None,
+        storage=a.place.uri, reference=reference, data=str(data.folder) if data else None,
         weights=a.weights, heads=a.heads, decoder=str(a.decoder.absolute()) if a.decoder else None,
         detector=detector_name, detector_weights=detector_weights,
     )  # fmt: skip

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from pforce.base.console import DONE, make_console
 from pforce.base.errors import ConfigError, did_you_mean, require
+from pforce.commands.stores import Place
 from pforce.records.sweeps import read_sweeps
-from pforce.storage import Storage, default_storage
+from pforce.storage import Storage
 from pforce.trial.attempts import ATTEMPTS, logs_of
 from pforce.trial.folder import TRAININGS, training_folder
 
@@ -30,7 +31,7 @@ def logs(
     *,
     attempt: int | None = None,
     follow: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    storage: str | None = None,
+    store: Place,
 ) -> int:
     """Print what an attempt at a cell said: its points, warnings, output and traceback. By default the newest one.
 
@@ -39,10 +40,9 @@ def logs(
             of its training's.
         attempt: number of the attempt, from 1.
         follow: go on printing while the attempt says more, and at those that follow it, until it is done or Ctrl-C.
-        storage: where sweeps leave their files; by default $PFORCE_STORAGE, else runs.
     """
     console = make_console()
-    place = Storage.open(storage or default_storage())
+    place = store.place
     folder = training_folder(find_training(place, cell, console))
     names = logs_of(place, folder)
     if not names and not follow:

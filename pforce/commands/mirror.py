@@ -11,11 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from pforce.base.console import DONE, SOME_FAILED, make_console
 from pforce.base.errors import ConfigError, InputError
-from pforce.orchestration.plan import tracker_of, tracking_uri_of
+from pforce.commands.stores import Store
 from pforce.records.ledger import Ledger
 from pforce.records.sweeps import SweepEntry, read_sweeps
 from pforce.results.shown import show_sweep
-from pforce.storage import Storage, default_storage
+from pforce.storage import Storage
 from pforce.tracking import Mirror, Page, Shown, Tracker, TrackingError
 from pforce.tracking.checks import why
 
@@ -23,8 +23,7 @@ from pforce.tracking.checks import why
 def mirror(
     sweeps: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
     *,
-    storage: str | None = None,
-    tracking_uri: str | None = None,
+    store: Store,
     restore: bool = False,
 ) -> int:
     """Show in MLflow what the storage holds: sweeps, searches and evaluations, their numbers, curves and pictures.
@@ -34,14 +33,11 @@ def mirror(
 
     Args:
         sweeps: names of sweeps; none of them means all.
-        storage: where sweeps leave their files; by default $PFORCE_STORAGE, else runs.
-        tracking_uri: MLflow server or database; by default the database in the storage folder.
         restore: show again what was deleted in MLflow, too.
     """
     console = make_console()
-    place = Storage.open(storage or default_storage())
-    tracking_uri_of(place, tracking_uri)
-    place.check()
+    store.check()
+    place = store.place
 
     def say(line: str) -> None:
         console.print(f"warning: {line}", markup=False, highlight=False, soft_wrap=True)
@@ -52,7 +48,7 @@ def mirror(
         if name not in known:
             raise ConfigError(f"{name}: no sweep of {place} has this name; it holds {', '.join(known) or 'none'}")
     chosen = [entry for entry in entries if not sweeps or entry.name in sweeps]
-    tracker, ledger = tracker_of(place, tracking_uri), Ledger(place, say)
+    tracker, ledger = store.tracker, Ledger(place, say)
     tracker.check()
     try:
         return mirror_storage(place, tracker, ledger, console, chosen, restore=restore)

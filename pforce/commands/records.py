@@ -19,13 +19,14 @@ from rich.text import Text
 from pforce.base.console import DONE, make_console
 from pforce.base.errors import ConfigError
 from pforce.commands.mirror import mirror_storage
-from pforce.orchestration.plan import tracker_of, tracking_uri_of
+from pforce.commands.stores import Place, Store
+from pforce.orchestration.options import StorageOptions, StoreOptions
 from pforce.records import exchange
 from pforce.records.ledger import Ledger
 from pforce.records.parts import Kind
 from pforce.records.provenance import provenance
 from pforce.records.status import FINISHED
-from pforce.storage import Storage, default_storage
+from pforce.storage import Storage
 from pforce.tracking import runs_frame, sqlite_path
 from pforce.trial.migrate import Carried, carry_lines
 from pforce.trial.migrate_storage import carry_storage
@@ -39,21 +40,20 @@ def _say(console: Console) -> exchange.Say:
     return lambda line: console.print(f"warning: {line}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _open(storage: str | None, console: Console) -> tuple[Storage, Ledger]:
-    place = Storage.open(storage or default_storage())
+def _open(store: StorageOptions, console: Console) -> tuple[Storage, Ledger]:
+    place = store.place
     return place, Ledger(place, _say(console))
 
 
-def list_records(*, kind: Kind | None = None, every: bool = False, storage: str | None = None) -> int:
+def list_records(*, kind: Kind | None = None, every: bool = False, store: Place) -> int:
     """List the finished parts that a storage knows: trainings, weights, drawings, image metrics, held-out measurements.
 
     Args:
         kind: only records of this kind.
         every: list all, not the newest 40.
-        storage: a folder or a bucket; by default $PFORCE_STORAGE, else runs.
     """
     console = make_console()
-    place, ledger = _open(storage, console)
+    place, ledger = _open(store, console)
     found = sorted(ledger.all(kind), key=lambda record: record.finished, reverse=True)
     if not found:
         console.print(f"No records in {place}: {FIRST}.", highlight=False, markup=False, soft_wrap=True)
@@ -81,23 +81,22 @@ def _whole_name(text: str, ledger: Ledger) -> str:
     return found[0]
 
 
-def show_record(digest: Annotated[str, tyro.conf.Positional], *, storage: str | None = None) -> int:
+def show_record(digest: Annotated[str, tyro.conf.Positional], *, store: Place) -> int:
     """Print a record whole, as JSON: values, what it was made from, where and with what, and what it cost.
 
     Where a part was measured twice with different numbers, all of its records are printed, the one that counts first.
 
     Args:
         digest: of the part, or its first digits (4 at least).
-        storage: a folder or a bucket; by default $PFORCE_STORAGE, else runs.
     """
     console = make_console()
-    _, ledger = _open(storage, console)
+    _, ledger = _open(store, console)
     for record in ledger.all_of(_whole_name(digest, ledger)):
         print(json.dumps({"digest": record.digest, **asdict(record)}, indent=1, ensure_ascii=False))
     return DONE
 
 
-def forget_records(digests: Names, *, reason: str, storage: str | None = None) -> int:
+def forget_records(digests: Names, *, reason: str, store: Place) -> int:
     """Write a tombstone for records: they count no more, and what needs them is measured again.
 
     Nothing is deleted. What a part of it was made from stays: to measure a model anew, forget its parts.
@@ -105,12 +104,11 @@ def forget_records(digests: Names, *, reason: str, storage: str | None = None) -
     Args:
         digests: of the parts, or their first digits.
         reason: why, for whoever finds the tombstone.
-        storage: a folder or a bucket; by default $PFORCE_STORAGE, else runs.
     """
     if not digests:
         raise ConfigError("digests: must be at least one; `pforce records list` lists them")
     console = make_console()
-    place, ledger = _open(storage, console)
+    place, ledger = _open(store, console)
     place.check()
     for name in [_whole_name(text, ledger) for text in digests]:  # what is wrong with any is said before any is gone
         count = ledger.forget(name, reason, who=provenance())
@@ -118,16 +116,15 @@ def forget_records(digests: Names, *, reason: str, storage: str | None = None) -
     return DONE
 
 
-def export_records(sweeps: Names, *, out: Path, storage: str | None = None) -> int:
+def export_records(sweeps: Names, *, out: Path, store: Place) -> int:
     """Write sweeps and their records as lines of JSON, for another storage or a repository.
 
     Args:
         sweeps: names of sweeps; none of them means all.
         out: the file, ending in .jsonl.
-        storage: where sweeps leave their files; by default $PFORCE_STORAGE, else runs.
     """
     console = make_console()
-    place, _ = _open(storage, console)
+    place, _ = _open(store, console)
     known = exchange.sweep_names(place, _say(console))
     for name in sweeps:
         exchange.check_name(name, known, place)
@@ -142,8 +139,7 @@ def export_records(sweeps: Names, *, out: Path, storage: str | None = None) -> i
 def import_records(
     sources: Annotated[tuple[Path, ...], tyro.conf.Positional],
     *,
-    storage: str | None = None,
-    tracking_uri: str | None = None,
+    store: Store,
 ) -> int:
     """Take records into a storage: from files of `pforce records export`, or from another storage's folder.
 
@@ -152,15 +148,12 @@ def import_records(
 
     Args:
         sources: .jsonl files, or folders that are storages.
-        storage: where they go; by default $PFORCE_STORAGE, else runs.
-        tracking_uri: MLflow store that shows them as runs; by default the database in the storage folder.
     """
     if not sources:
         raise ConfigError("sources: must be at least one file of records (.jsonl), or the folder of a storage")
     console = make_console()
-    place = Storage.open(storage or default_storage())
-    tracking_uri_of(place, tracking_uri)
-    place.check()
+    store.check()
+    place = store.place
     for path in sources:
         if exchange.is_old(path):
             _told(_carry(path, place, console), str(path), console)
@@ -173,15 +166,14 @@ def import_records(
         )
         console.print(f"{path}: {taken.made} records taken, {taken.there} were there, {taken.sweeps} sweep(s)",
                       highlight=False, markup=False)  # fmt: skip
-    _show(place, tracking_uri, console)
+    _show(store, console)
     return DONE
 
 
 def migrate_records(
     files: Annotated[tuple[Path, ...], tyro.conf.Positional],
     *,
-    storage: str | None = None,
-    tracking_uri: str | None = None,
+    store: Store,
 ) -> int:
     """Carry results of commit 0641df2 over: files of its records, and what it left in the storage's folder.
 
@@ -190,11 +182,9 @@ def migrate_records(
 
     Args:
         files: .jsonl files of its records; without any only the storage's own trainings are carried over.
-        storage: the folder; by default $PFORCE_STORAGE, else runs.
-        tracking_uri: MLflow store of then; by default the database in the storage folder.
     """
     console = make_console()
-    place = Storage.open(storage or default_storage())
+    place = store.place
     place.check()
     for path in files:
         _told(_carry(path, place, console), str(path), console)
@@ -202,7 +192,7 @@ def migrate_records(
     if old.is_dir():
         with console.status("carrying trainings over …") as status:
             carried = carry_storage(
-                place, _say(console), _tracked(place, tracking_uri, console),
+                place, _say(console), _tracked(store, console),
                 lambda what: status.update(f"carrying {what} over …"),
             )  # fmt: skip
         console.print(f"{carried.trainings} training(s) carried over", highlight=False)
@@ -210,7 +200,7 @@ def migrate_records(
     elif not files:
         console.print(f"{place}: holds no trainings of commit 0641df2 (folder trials); name files of its records",
                       highlight=False, markup=False, soft_wrap=True)  # fmt: skip
-    _show(place, tracking_uri, console)
+    _show(store, console)
     return DONE
 
 
@@ -233,13 +223,13 @@ def _told(carried: Carried, what: str, console: Console) -> None:
         console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _tracked(place: Storage, tracking_uri: str | None, console: Console) -> dict[str, dict[str, str]]:
+def _tracked(store: StoreOptions, console: Console) -> dict[str, dict[str, str]]:
     """Old fingerprint → what the MLflow store of then says of it; empty where there is none."""
-    uri = tracking_uri_of(place, tracking_uri)
+    uri = store.uri
     database = sqlite_path(uri)
     if database is not None and not database.exists():
         return {}
-    frame = runs_frame(tracker_of(place, tracking_uri))
+    frame = runs_frame(store.tracker)
     found = {}
     # One whose driver was killed is finished in the storage only; a finished one says most.
     rows = sorted(frame.to_dict("records"), key=lambda row: row["status"] == FINISHED)
@@ -257,6 +247,6 @@ def _tracked(place: Storage, tracking_uri: str | None, console: Console) -> dict
     return found
 
 
-def _show(place: Storage, tracking_uri: str | None, console: Console) -> None:
+def _show(store: StoreOptions, console: Console) -> None:
     """All of a storage's cells as runs, for the page."""
-    mirror_storage(place, tracker_of(place, tracking_uri), Ledger(place, _say(console)), console)
+    mirror_storage(store.place, store.tracker, Ledger(store.place, _say(console)), console)

@@ -10,10 +10,10 @@ import tyro
 from pforce.base.console import DONE, make_console
 from pforce.base.errors import ConfigError
 from pforce.base.files import write_bytes
-from pforce.orchestration.plan import check_folder
+from pforce.commands.stores import Place
+from pforce.orchestration.options import check_folder
 from pforce.orchestration.report import Source, section_of
 from pforce.results.page import page
-from pforce.storage import Storage, default_storage
 
 
 def report(
@@ -21,7 +21,7 @@ def report(
     *,
     out: Path | None = None,
     title: str = "Patch Forcing: what was measured",
-    storage: str | None = None,
+    store: Place,
 ) -> int:
     """Write one self-contained page of HTML about sweeps: tables, findings, figures, samples, cost, commands.
 
@@ -29,12 +29,11 @@ def report(
         sweeps: names, such as ltg_grid or timestep_schedules-cpu (TABLE-SCALE of `pforce reproduce`).
         out: the file; by default report.html in the storage folder.
         title: of the page.
-        storage: where sweeps leave their files; by default $PFORCE_STORAGE, else runs.
     """
     if not sweeps:
         raise ConfigError("sweeps: must be at least one name; `pforce runs` lists them")
     console = make_console()
-    place = Storage.open(storage or default_storage())
+    place = store.place
     path = out or place.root / "report.html"
     check_folder(path.parent, "--out")
     source = Source(place, lambda line: console.print(f"warning: {line}", markup=False, soft_wrap=True))

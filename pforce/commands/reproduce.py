@@ -12,8 +12,8 @@ from rich.table import Table as Shown
 from pforce import catalog
 from pforce.base.console import DONE, STOPPED, make_console
 from pforce.base.errors import require
+from pforce.orchestration.options import Options
 from pforce.orchestration.outlook import SUSTAINED_TFLOPS
-from pforce.orchestration.plan import Options
 from pforce.orchestration.reproduce import reproduce, show
 from pforce.reproduction import ScaleName, Table
 

@@ -16,9 +16,8 @@ from rich.text import Text
 
 from pforce.base.console import DONE, make_console
 from pforce.base.errors import ConfigError, did_you_mean, require
-from pforce.commands.store_options import FIRST_RUN, NONE, SHORT, WIDE, about, clock, open_store
+from pforce.commands.stores import FIRST_RUN, NONE, SHORT, WIDE, Store, about, clock, open_store
 from pforce.results import progress
-from pforce.storage import default_storage
 from pforce.tracking import Tracker, sweep_names
 
 COLOURS = {"done": "green", "running": "cyan", "silent": "yellow", "stopped": "yellow", "failed": "red"}
@@ -34,8 +33,7 @@ def runs(
     trials: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     every: Annotated[bool, tyro.conf.arg(name="all"), tyro.conf.FlagCreatePairsOff] = False,
     watch: float | None = None,
-    storage: str | None = None,
-    tracking_uri: str | None = None,
+    store: Store,
 ) -> int:
     """Show how far sweeps are: trials done and open, progress, cost, time left, best distance. SWEEP: its trials.
 
@@ -47,12 +45,10 @@ def runs(
         trials: show the trials of all sweeps that are shown.
         every: show all sweeps, not the newest 20; with SWEEP, its trials with earlier axes or seeds, too.
         watch: show it anew every so many seconds, until Ctrl-C.
-        storage: where sweeps leave their files; by default $PFORCE_STORAGE, else runs.
-        tracking_uri: MLflow store; by default the database in the storage folder.
     """
     require(watch is None or watch >= 1, "watch", watch, "≥ 1 second")
     console = make_console()
-    tracker = open_store(storage or default_storage(), tracking_uri, console)
+    tracker = open_store(store, console)
     if tracker is None:
         return DONE
     if watch is None:

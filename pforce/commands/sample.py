@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,20 +18,19 @@ from pforce import seeding
 from pforce.base.console import DONE, SOME_FAILED, STOPPED, duration, make_console
 from pforce.base.errors import ConfigError, require
 from pforce.base.files import folder_hash, write_json
-from pforce.commands.sampler_arguments import SamplerArguments, sampler_of
+from pforce.commands.options import SamplerOptions, sampler_of
 from pforce.data import Manifest, ensure
-from pforce.executors.executor import Workforce
 from pforce.metrics.names import CostName
 from pforce.orchestration.drive import WorkFailed
 from pforce.orchestration.find import find_model
-from pforce.orchestration.plan import check_folder
+from pforce.orchestration.options import StoreOptions, WorkerOptions, check_folder
 from pforce.orchestration.sample import run_job
 from pforce.records.ledger import Ledger
 from pforce.records.provenance import provenance
 from pforce.results import drawn
 from pforce.sampling import check_sampler, count_flops
 from pforce.sampling.trace import Trace
-from pforce.storage import Storage, default_storage
+from pforce.storage import Storage
 from pforce.trial.drawn_images import record_drawing
 from pforce.trial.jobs import Job, claim, decoder_for, recorded_batch
 from pforce.trial.source import Source
@@ -45,7 +44,7 @@ Output = Literal["grid", "images", "npz"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(SamplerArguments):
+class Arguments(SamplerOptions, WorkerOptions, StoreOptions):
     """Draw images of a trained model. A stopped call goes on where it was; the same seed gives the same images."""
 
     model: Annotated[str, tyro.conf.Positional]
@@ -78,18 +77,6 @@ class Arguments(SamplerArguments):
     """Attention heads of an original SiT of unusual size."""
     batch: int | None = None
     """Images a forward pass; rounding apart, it does not change the images. Default: the folder's own, or 64."""
-    workers: int = 1
-    """1 draws in this process; more are Ray workers, which share the cores or have a GPU each."""
-    executor: str | None = None
-    """local: this process. processes: processes of this machine, without Ray. tune: workers on Ray. Default: local for
-    one worker, else tune."""
-    ray_address: str | None = None
-    """Ray cluster; by default RAY_ADDRESS, else one is started here when workers > 1."""
-    storage: str = field(default_factory=default_storage)
-    """Where the drawing is kept, so that an evaluation of the same images draws nothing, and where sweeps leave their
-    files: a folder, or a bucket (s3://BUCKET/PREFIX, gs://…). Default: $PFORCE_STORAGE, else runs."""
-    tracking_uri: str | None = None
-    """MLflow store; by default the database in the storage folder. A bucket needs one."""
 
 
 def class_numbers(names: tuple[str, ...], source: Source) -> tuple[int, ...]:
@@ -220,13 +207,12 @@ def sample(a: Arguments) -> int:
             "captions: this version has no text-conditioned models; give --classes (numbers, or names such as 'Animals "
             "& Nature')"
         )
-    require(a.workers >= 1, "workers", a.workers, "≥ 1")
     require(a.show >= 1, "show", a.show, "≥ 1 image")
     source = find_model(a.model, storage=a.storage, tracking_uri=a.tracking_uri, weights=a.weights, heads=a.heads)
     sampler = sampler_of(a, source)
     check_sampler(sampler, source.model.config)
     pixels = _check(a, source)
-    storage = Storage.open(a.storage)
+    storage = a.place
     folder = check_folder(a.out, "--out") if a.out is not None else storage.root / SAMPLES
     storage.check()
     batch = a.batch if a.batch is not None else recorded_batch(folder) or min(DEFAULT_BATCH, a.count)
@@ -247,7 +233,7 @@ def sample(a: Arguments) -> int:
     claim(folder, job)
     started = time.time()
     try:
-        spent = run_job(job, console, Workforce(a.executor, a.workers, a.ray_address))
+        spent = run_job(job, console, a.workforce)
     except (KeyboardInterrupt, SystemExit) as stopped:  # Ray's own SIGTERM handler, while it starts, exits
         console.print(f"Stopped by {stopped}; the same command goes on from here.", markup=False)
         return STOPPED

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from pforce.base.console import DONE, make_console
 from pforce.base.errors import ConfigError
+from pforce.commands.options import parse
 
 USAGE = "pforce submit [--address http://HEAD:8265] [--no-wait] -- python sweeps/ltg_grid.py --storage /shared/runs"
 
@@ -42,7 +43,7 @@ def submit(words: list[str]) -> int:
     own, command = words[:end], words[end + 1 :]
     if not command and not {"-h", "--help"} & set(own):
         raise ConfigError(f"pforce submit: the command to run is missing, after two dashes: {USAGE}")
-    arguments = tyro.cli(Arguments, prog="pforce submit", args=own)
+    arguments = parse(Arguments, "pforce submit", own)
     from pforce.executors.support import jobs
 
     if arguments.id:

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from pforce import catalog
 from pforce.commands.data import experiments, summary
+from pforce.commands.options import NFE, parse
 from pforce.config import Experiment, check_setting, with_fields
-from pforce.orchestration.plan import Options
+from pforce.orchestration.options import Options
 from pforce.orchestration.script import run_sweep
 from pforce.orchestration.sweep import Sweep
 from pforce.sampling import SAMPLERS
@@ -50,6 +51,8 @@ def train(arguments: list[str]) -> int:
         )
         return experiments()
     known, rest = first.parse_known_args(arguments)
+    whole = "--sampler.num-function-evaluations"
+    rest = [word.replace(NFE, whole, 1) if word.partition("=")[0] == NFE else word for word in rest]
     function, experiment = catalog.find(known.name), catalog.experiment(known.name)
     switched = {"timesteps": known.timesteps, "sampler": known.sampler}
     experiment = with_fields(experiment, {path: name for path, name in switched.items() if name})
@@ -57,14 +60,14 @@ def train(arguments: list[str]) -> int:
         if word.startswith("--"):
             path, sign, value = word[2:].partition("=")
             check_setting(experiment, path.replace("-", "_"), value if sign else following)
-    parsed = tyro.cli(
+    parsed = parse(
         _Train,
-        prog=f"pforce train {known.name}",
+        f"pforce train {known.name}",
+        rest,
         description=f"{summary(function)} Every field of the experiment is an option. --timesteps "
         f"({', '.join(TIMESTEP_SAMPLERS)}) and --sampler ({', '.join(SAMPLERS)}) switch the samplers of training and "
         "evaluation: then the options are those of the one that is named.",
         default=_Train(experiment),
-        args=rest,
     )
     sweep = Sweep("train", parsed.experiment, axes=(), seeds=(parsed.experiment.seed,))
     return run_sweep(sweep, parsed.options, executor="local" if parsed.options.workers == 1 else None)

@@ -194,8 +194,8 @@ def load_statistics(
         raise StatisticsError(
             f"reference statistics {path}: of detector {made_by} ({(sha256 or 'weights not stated')[:12]}, "
             f"{mean.shape[-1] if mean.ndim else 0} features), not of {detector.name} ({detector.sha256[:12]}, "
-            f"{detector.feature_size} features): distances need one detector. Give --detector {made_by}, or other "
-            "statistics"
+            f"{detector.feature_size} features): distances need one detector. Give --evaluation.detector {made_by}, or "
+            "other statistics"
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise StatisticsError(f"reference statistics {path}: mu or sigma hold NaN or infinity; make them again")

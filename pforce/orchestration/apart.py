@@ -17,7 +17,8 @@ import torch
 from pforce.base.errors import ConfigError
 from pforce.executors.executor import Workforce
 from pforce.orchestration.drive import Exit, RetryPolicy, Source, drive
-from pforce.orchestration.plan import SCRATCH, Plan, trial_folder
+from pforce.orchestration.options import SCRATCH
+from pforce.orchestration.plan import Plan, trial_folder
 from pforce.orchestration.recorder import TRAINING_SHARE, Recorder
 from pforce.orchestration.shared import Shared, Wanted
 from pforce.orchestration.sweep import Work

@@ -24,7 +24,8 @@ from pforce.metrics.image_sets import ImageSet
 from pforce.metrics.names import CostName
 from pforce.orchestration.display import Display
 from pforce.orchestration.drive import Source, drive, error_of
-from pforce.orchestration.plan import SCRATCH, this_command
+from pforce.orchestration.options import SCRATCH
+from pforce.orchestration.plan import this_command
 from pforce.orchestration.recorder import Entry, Recorder
 from pforce.orchestration.shared import Shared, Wanted
 from pforce.records.ledger import Ledger, Say

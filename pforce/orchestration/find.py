@@ -14,7 +14,7 @@ from pforce.config import flat_params, from_flat
 from pforce.data import Manifest, ensure
 from pforce.metrics.distances import metric_name
 from pforce.metrics.names import CostName
-from pforce.orchestration.plan import tracker_of, tracking_uri_of
+from pforce.orchestration.options import tracker_of, tracking_uri_of
 from pforce.records.ledger import Ledger
 from pforce.records.parts import BFLOAT16, FLOAT32, cell_parts
 from pforce.records.row import row_of, tensors_of

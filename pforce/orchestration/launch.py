@@ -17,7 +17,8 @@ from pforce.executors.executor import Executor, make
 from pforce.orchestration import apart
 from pforce.orchestration.display import Display
 from pforce.orchestration.drive import TIME_LIMIT, DiskFull, RetryPolicy, drive
-from pforce.orchestration.plan import Plan, entry_of, provenance, setup_of, sweep_entry, this_command
+from pforce.orchestration.options import setup_of
+from pforce.orchestration.plan import Plan, entry_of, provenance, sweep_entry, this_command
 from pforce.orchestration.recorder import Recorder
 from pforce.orchestration.trials import Trials, entries
 from pforce.records.ledger import Ledger

@@ -18,8 +18,9 @@ from pforce.base.console import DONE
 from pforce.base.errors import ConfigError, did_you_mean
 from pforce.base.files import strict
 from pforce.data import Manifest, ensure
+from pforce.orchestration.options import Options
 from pforce.orchestration.outlook import missing_data, print_outlook
-from pforce.orchestration.plan import Options, Plan
+from pforce.orchestration.plan import Plan
 from pforce.orchestration.reproduction import sweep_name, sweep_of
 from pforce.orchestration.script import print_mlflow, push_files, run_sweep, sweep_frame
 from pforce.orchestration.sweep import Sweep, Work

@@ -9,7 +9,7 @@ from pforce.base.console import stop_on_signals
 from pforce.executors.executor import Workforce
 from pforce.orchestration.display import Display
 from pforce.orchestration.drive import Source, drive, error_of
-from pforce.orchestration.plan import SCRATCH
+from pforce.orchestration.options import SCRATCH
 from pforce.orchestration.recorder import Entry, Recorder
 from pforce.storage import Storage
 from pforce.trial.draw import Span

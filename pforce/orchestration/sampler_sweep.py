@@ -21,7 +21,8 @@ from pforce.metrics.names import CostName
 from pforce.orchestration.display import Display
 from pforce.orchestration.drive import Source, drive
 from pforce.orchestration.launch import STOP_SECONDS
-from pforce.orchestration.plan import SCRATCH, provenance, this_command
+from pforce.orchestration.options import SCRATCH
+from pforce.orchestration.plan import provenance, this_command
 from pforce.orchestration.recorder import Entry, Recorder
 from pforce.orchestration.sampler_search import Measurement, Search, SearchSpace, label
 from pforce.records.identity import canonical_sampler

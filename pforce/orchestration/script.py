@@ -23,7 +23,8 @@ from pforce.executors.executor import make
 from pforce.orchestration.calibration import TIMED_EVALUATIONS, TIMED_STEPS, estimate
 from pforce.orchestration.doctor.cluster import check_cluster
 from pforce.orchestration.launch import execute
-from pforce.orchestration.plan import Options, Plan, plan, setup_of, sweep_entry
+from pforce.orchestration.options import Options, setup_of
+from pforce.orchestration.plan import Plan, plan, sweep_entry
 from pforce.orchestration.sweep import Sweep, format_value, parse_axis
 from pforce.records.parts import cell_parts
 from pforce.results import Row

@@ -27,8 +27,10 @@ from pforce import results
 from pforce.base.console import exit_on_errors
 from pforce.base.errors import ConfigError
 from pforce.catalog import experiment
+from pforce.commands.options import parse
 from pforce.config import with_fields
-from pforce.orchestration.plan import Options, Plan
+from pforce.orchestration.options import Options
+from pforce.orchestration.plan import Plan
 from pforce.orchestration.script import (
     ALL_ROWS,
     QUICK,
@@ -105,7 +107,7 @@ def report(planned: Plan, console: Console, comparison: Comparison = ALL_ROWS) -
 
 def main() -> int:
     """Entry point."""
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse(Arguments, description=__doc__)
     return run_sweep(
         sweep(arguments),
         arguments.options,

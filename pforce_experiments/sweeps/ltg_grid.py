@@ -13,8 +13,9 @@ import tyro
 
 from pforce.base.console import exit_on_errors
 from pforce.catalog import experiment
+from pforce.commands.options import parse
 from pforce.config import Experiment, with_fields
-from pforce.orchestration.plan import Options
+from pforce.orchestration.options import Options
 from pforce.orchestration.script import QUICK, Comparison, parse_settings, run_sweep
 from pforce.orchestration.sweep import Axis, Sweep, parse_axis
 
@@ -63,7 +64,7 @@ def sweep(arguments: Arguments) -> Sweep:
 
 def main() -> int:
     """Entry point."""
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse(Arguments, description=__doc__)
     return run_sweep(sweep(arguments), arguments.options, dry_run=arguments.dry_run, comparison=arguments.comparison)
 
 

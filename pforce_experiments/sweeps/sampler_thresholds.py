@@ -12,32 +12,27 @@ Measured: analysis/results/sampler_thresholds.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import tyro
 
 from pforce.base.console import exit_on_errors, make_console
 from pforce.base.errors import require
-from pforce.commands.sampler_arguments import given, range_options
+from pforce.commands.options import given, parse, range_options
 from pforce.config import modules
 from pforce.executors.executor import Workforce
 from pforce.orchestration.find import find_model
-from pforce.orchestration.plan import tracker_of, tracking_uri_of
+from pforce.orchestration.options import ExecutorOptions, StoreOptions
 from pforce.orchestration.sampler_report import make_subject, report
 from pforce.orchestration.sampler_search import SearchSpace, check_space
 from pforce.orchestration.sampler_sweep import SamplerSweep, run
 from pforce.orchestration.script import print_mlflow, push_files
 from pforce.sampling import Guidance
-from pforce.storage import Storage, default_storage
 
 
-def _range_options() -> type:
-    return range_options(Arguments)
-
-
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(ExecutorOptions, StoreOptions):
     """Searches a trained model's samplers for the front of distance against NFE. Trains nothing."""
 
     model: Annotated[str, tyro.conf.Positional] = "best:ltg_grid"
@@ -52,7 +47,7 @@ class Arguments:
     """Solvers that are tried: euler, dual_loop, look_ahead, random_order, or some of your own."""
     nfe: tuple[int, int] = SearchSpace.nfe
     """Smallest and largest number of function evaluations an image."""
-    ranges: Annotated[Any, tyro.conf.arg(name="", constructor_factory=_range_options)] = None
+    ranges: Annotated[Any, tyro.conf.arg(name="sampler", constructor_factory=range_options)] = None
     guidance: float = 1.0
     """Scale of classifier-free guidance, the same for all."""
     guidance_interval: tuple[float, float] | None = None
@@ -69,41 +64,30 @@ class Arguments:
     """Name of the sweep: its MLflow experiment and its files."""
     workers: int | None = None
     """Workers, each with the model loaded. By default one a GPU, or one a core."""
-    storage: str = field(default_factory=default_storage)
-    """Where earlier sweeps left their files, and this one leaves its results: a folder, or a bucket (s3://, gs://).
-    Default: $PFORCE_STORAGE, else runs."""
-    tracking_uri: str | None = None
-    """MLflow server or database; by default a sqlite database in the storage folder. A bucket needs one."""
-    executor: str | None = None
-    """local: this process. processes: processes of this machine, without Ray. tune: workers on Ray. Default: local for
-    one worker, else tune."""
-    ray_address: str | None = None
-    """Cluster to connect to; by default RAY_ADDRESS, else one is started here."""
 
 
 def main() -> int:
     """Entry point."""
-    a = tyro.cli(Arguments, description=__doc__)
+    a = parse(Arguments, description=__doc__)
     console = make_console()
     require(a.trials >= 1, "trials", a.trials, "≥ 1")
     modules()  # samplers of a user's own are registered there
     space = SearchSpace(a.samplers, a.nfe, given(a.ranges))
     guidance = Guidance(a.guidance, a.guidance_interval)
-    storage = Storage.open(a.storage)
-    uri = tracking_uri_of(storage, a.tracking_uri)
-    storage.check()
+    a.check()
+    storage = a.place
     source = find_model(a.model, storage=a.storage, tracking_uri=a.tracking_uri)
     check_space(space, guidance, source.model.config)
     subject = make_subject(
         source, storage, data=a.data, images=a.images, reference=a.reference_images, seed=a.noise_seed
     )
     sweep = SamplerSweep(a.name, subject, space, a.trials, guidance, a.seed, confirm=a.confirm, weights=source.weights)
-    tracker = tracker_of(storage, a.tracking_uri)
+    tracker = a.tracker
     console.print(f"{source.path}: {a.trials} samplers, {a.images} images each", soft_wrap=True, highlight=False)
     outcome = run(sweep, tracker, storage, console, Workforce(a.executor, a.workers, a.ray_address))
     if report(sweep, source, outcome, storage.root, console):
         push_files(storage, [f"{sweep.name}.{ending}" for ending in ("csv", "md", "png")], console)
-    print_mlflow(uri, console)
+    print_mlflow(a.uri, console)
     return outcome.code
 
 

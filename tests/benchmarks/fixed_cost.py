@@ -21,7 +21,8 @@ from pforce.catalog import experiment
 from pforce.config import with_fields
 from pforce.executors.support.start import start_ray
 from pforce.orchestration.launch import execute
-from pforce.orchestration.plan import Options, plan
+from pforce.orchestration.options import Options
+from pforce.orchestration.plan import plan
 from pforce.orchestration.sweep import Axis, Sweep
 
 ROUNDS = 4

@@ -19,7 +19,8 @@ from pathlib import Path
 from rich.console import Console
 
 from pforce import results
-from pforce.orchestration.plan import Options, Plan, plan
+from pforce.orchestration.options import Options
+from pforce.orchestration.plan import Plan, plan
 from pforce.orchestration.script import keep_sweep
 from pforce.orchestration.sweep import Axis, Sweep
 from pforce.storage import Storage

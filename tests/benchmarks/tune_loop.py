@@ -23,7 +23,8 @@ from rich.console import Console
 from pforce.config import Experiment, from_dict, to_dict, with_fields
 from pforce.executors.support.start import start_ray
 from pforce.orchestration.launch import execute
-from pforce.orchestration.plan import Options, plan
+from pforce.orchestration.options import Options
+from pforce.orchestration.plan import plan
 from pforce.orchestration.sweep import Sweep
 from pforce.storage import Storage
 from pforce.trial.run import run_trial

@@ -14,7 +14,8 @@ from rich.console import Console
 from pforce import results
 from pforce.base.console import DONE, SOME_FAILED
 from pforce.orchestration.launch import execute
-from pforce.orchestration.plan import Options, Plan, trial_folder
+from pforce.orchestration.options import Options
+from pforce.orchestration.plan import Plan, trial_folder
 from pforce.orchestration.sweep import Sweep
 from pforce.storage import Storage
 from pforce.trial.attempts import ATTEMPTS, logs_of

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from pforce.base.console import exit_on_errors
-from pforce.orchestration.plan import Options
+from pforce.orchestration.options import Options
 from pforce.orchestration.script import run_sweep
 from pforce.orchestration.sweep import Axis, Sweep
 from pforce.training import Callback, Record, TrainState
@@ -42,7 +42,7 @@ if __name__ == "__main__":
     exit_on_errors(
         lambda: run_sweep(
             sweep,
-            Options(storage, tracking_uri=uri, cpus_per_trial=1),
+            Options(storage=storage, tracking_uri=uri, cpus_per_trial=1),
             executor=os.environ.get("PFORCE_TEST_EXECUTOR", "local"),
             callbacks=[Hold(storage / "hold")],
             report=lambda plan, console: None,

@@ -9,7 +9,7 @@ import pytest
 import tyro
 
 from pforce.base.console import DONE
-from pforce.orchestration.plan import Options
+from pforce.orchestration.options import Options
 from pforce.orchestration.script import run_sweep
 from pforce_experiments.sweeps.ltg_grid import Arguments, sweep
 from tests.faults.drills import moments

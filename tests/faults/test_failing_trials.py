@@ -6,7 +6,7 @@ import pytest
 
 from pforce import results
 from pforce.base.console import SOME_FAILED
-from pforce.orchestration.plan import Options
+from pforce.orchestration.options import Options
 from pforce.orchestration.script import run_sweep
 from pforce.orchestration.sweep import Axis, Sweep
 from pforce.tracking import default_uri

@@ -19,7 +19,8 @@ from rich.console import Console
 from pforce import results
 from pforce.base.console import DONE
 from pforce.orchestration.launch import execute
-from pforce.orchestration.plan import Options, plan
+from pforce.orchestration.options import Options
+from pforce.orchestration.plan import plan
 from pforce.tracking import Tracker, default_uri
 from pforce_experiments.sweeps.ltg_grid import Arguments, sweep
 from tests.faults.drills import moments, newest_step

@@ -146,7 +146,7 @@ def test_the_weights_file_is_checked(weights: Path, tmp_path: Path) -> None:
         load_detector("inception", weights, "01234567")
     with pytest.raises(ValueError, match="at least 8 digits"):
         load_detector("inception", weights, "6")
-    with pytest.raises(DetectorError, match="--detector-weights"):
+    with pytest.raises(DetectorError, match=r"--evaluation\.detector-weights"):
         load_detector("inception")
     with pytest.raises(DetectorError, match="cannot be read"):
         load_detector("inception", tmp_path / "absent.pth")

@@ -146,7 +146,7 @@ def test_any_torch_module_is_a_detector() -> None:
 
 
 def linear() -> ModuleDetector:
-    """What --detector tests.metrics.test_reference:linear makes."""
+    """What --evaluation.detector tests.metrics.test_reference:linear makes."""
     return Counted()
 
 
@@ -192,7 +192,7 @@ def test_dinov2_from_a_weights_file(tmp_path: Path) -> None:
         load_dinov2(tmp_path / "dino.pth", "0123", model=name)
     with pytest.raises(DetectorError, match="not timm's"):
         load_dinov2(tmp_path / "dino.pth", model="vit_base_patch14_dinov2")
-    with pytest.raises(DetectorError, match="--detector-weights"):
+    with pytest.raises(DetectorError, match=r"--evaluation\.detector-weights"):
         load_detector("dinov2")
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pforce.orchestration.plan import Options, Plan, plan
+from pforce.orchestration.options import Options
+from pforce.orchestration.plan import Plan, plan
 from pforce.orchestration.sweep import Axis, Sweep
 from tests.training.conftest import tiny
 

@@ -6,7 +6,7 @@ import sys
 import time
 
 from pforce.base.console import exit_on_errors
-from pforce.orchestration.plan import Options
+from pforce.orchestration.options import Options
 from pforce.orchestration.script import run_sweep
 from pforce.training.loop import Callback, Record, TrainState
 from tests.orchestration.conftest import small_sweep

@@ -11,7 +11,7 @@ from pforce import results
 from pforce.base.console import DONE, SOME_FAILED, STOPPED
 from pforce.config import with_fields
 from pforce.orchestration import apart
-from pforce.orchestration.plan import Options
+from pforce.orchestration.options import Options
 from pforce.orchestration.script import run_sweep
 from pforce.orchestration.shared import Shared
 from pforce.orchestration.sweep import Axis, Sweep

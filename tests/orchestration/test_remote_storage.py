@@ -20,7 +20,8 @@ from pforce.base.console import DONE, SOME_FAILED
 from pforce.base.errors import ConfigError
 from pforce.orchestration.find import find_source
 from pforce.orchestration.launch import execute
-from pforce.orchestration.plan import Options, Plan, plan
+from pforce.orchestration.options import Options
+from pforce.orchestration.plan import Plan, plan
 from pforce.orchestration.script import run_sweep
 from pforce.storage import StorageError
 from pforce.trial.source import load_source
@@ -110,7 +111,7 @@ def test_commands_find_models_in_the_bucket_and_leave_their_files_there(server, 
     assert "commands/samples/grid.png" in server.keys("bucket", "commands/samples/")
     assert not any("/batches/" in key for key in server.keys("bucket", "commands/samples/"))
     another_machine(tmp_path)
-    command = ("evaluate", "best:small", "--images", "4", "--nfe", "2", "--measure", "images", *where)
+    command = ("evaluate", "best:small", "--evaluation.images", "4", "--nfe", "2", "--measure", "images", *where)
     measured = pforce(*command, cwd=tmp_path)
     assert measured.returncode == 0, measured.stderr
     assert [key for key in server.keys("bucket", "commands/evaluations/") if key.endswith("evaluation.json")]

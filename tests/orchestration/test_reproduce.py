@@ -26,8 +26,8 @@ from pforce.base.console import DONE, USAGE_ERROR, exit_on_errors
 from pforce.base.errors import ConfigError, FieldError
 from pforce.cli import _run
 from pforce.config import Experiment
+from pforce.orchestration.options import Options
 from pforce.orchestration.outlook import outlook, parameter_count, training_flops
-from pforce.orchestration.plan import Options
 from pforce.orchestration.reproduce import inputs_for, read, read_sweep, reproduce
 from pforce.orchestration.reproduction import sweep_of
 from pforce.records import exchange, legacy

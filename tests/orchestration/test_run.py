@@ -19,7 +19,8 @@ from pforce.config import with_fields
 from pforce.data import DataError
 from pforce.orchestration.find import find_source
 from pforce.orchestration.launch import execute
-from pforce.orchestration.plan import Options, Plan, trial_folder
+from pforce.orchestration.options import Options
+from pforce.orchestration.plan import Plan, trial_folder
 from pforce.orchestration.script import keep_sweep, run_sweep, table_rows
 from pforce.orchestration.sweep import Axis, Sweep
 from pforce.records.lease import leased

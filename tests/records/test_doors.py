@@ -15,7 +15,6 @@ import torch
 
 from pforce.base.console import DONE
 from pforce.commands.evaluate import evaluate
-from pforce.commands.evaluation_plan import Arguments
 from pforce.commands.sample import Arguments as SampleArguments
 from pforce.commands.sample import sample
 from pforce.config import Experiment, with_fields
@@ -34,6 +33,7 @@ from pforce.trial.run import run_trial
 from pforce.trial.source import load_source
 from pforce.trial.where import Paths, Where
 from tests.performing import done, measured
+from tests.support.asked import asked
 from tests.training.conftest import DATA, tiny
 
 pytestmark = pytest.mark.timeout(600)
@@ -81,8 +81,8 @@ class House:
         return str(folder)
 
     def evaluate(self, **options: object) -> None:
-        common = {"held_out": 16, "reference_images": 16, "images": 8, "storage": str(self.root), "batch": 64}
-        assert evaluate(Arguments(target=self.model, **{**common, **options})) == DONE  # type: ignore[arg-type]
+        common = {"held_out": 16, "reference_images": 16, "images": 8, "batch": 64}
+        assert evaluate(asked(self.model, self.root, **{**common, **options})) == DONE
 
     def search(self, sampler: Sampler, images: int) -> dict[str, float]:
         subject = make_subject(

@@ -14,7 +14,8 @@ from pforce.base.errors import ConfigError
 from pforce.cli import _run
 from pforce.config import with_fields
 from pforce.data import Manifest
-from pforce.orchestration.plan import Options, Plan, plan
+from pforce.orchestration.options import Options
+from pforce.orchestration.plan import Plan, plan
 from pforce.orchestration.script import keep_sweep
 from pforce.orchestration.sweep import Axis, Sweep
 from pforce.records import legacy

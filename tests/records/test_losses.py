@@ -21,10 +21,10 @@ from rich.console import Console
 from pforce import cli, results
 from pforce.base.console import DONE
 from pforce.commands.evaluate import evaluate
-from pforce.commands.evaluation_plan import Arguments
 from pforce.commands.mirror import mirror
 from pforce.executors.executor import Workforce
 from pforce.orchestration.launch import execute
+from pforce.orchestration.options import StoreOptions
 from pforce.orchestration.plan import sweep_entry
 from pforce.orchestration.sampler_report import make_subject
 from pforce.orchestration.sampler_search import SearchSpace
@@ -39,6 +39,7 @@ from pforce.tracking import Mirror, Tracker, TrackingError, default_uri
 from pforce.tracking.live import CATCH_UP
 from pforce.trial.source import load_source
 from tests.orchestration.conftest import make_plan, small_sweep
+from tests.support.asked import asked
 from tests.tracking.servers import MlflowServer
 
 pytestmark = pytest.mark.timeout(600)
@@ -80,9 +81,9 @@ class Doors:
             for number in range(8):
                 noise = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
                 Image.fromarray(noise).save(images / f"{number}.png")
-        common = {"storage": str(self.root), "tracking_uri": uri, "metrics": ("frechet",), "reference_images": 16}
-        model = Arguments(target=str(self.model()), images=8, held_out=16, **common)
-        for arguments in (model, Arguments(target=str(images), data="openmoji32_micro", **common)):
+        common = {"tracking_uri": uri, "metrics": ("frechet",), "reference_images": 16}
+        model = asked(self.model(), self.root, images=8, held_out=16, **common)
+        for arguments in (model, asked(images, self.root, data="openmoji32_micro", **common)):
             assert evaluate(arguments) == DONE
 
     def all(self, uri: str | None = None) -> None:
@@ -126,9 +127,9 @@ def test_a_deleted_run_stays_deleted(doors):
     for run_id in results.runs(default_uri(doors.root))["run_id"]:
         client.delete_run(run_id)
     doors.all()
-    assert mirror(storage=str(doors.root)) == DONE
+    assert mirror(store=StoreOptions(storage=str(doors.root))) == DONE
     assert len(results.runs(default_uri(doors.root))) == 0
-    assert mirror(storage=str(doors.root), restore=True) == DONE
+    assert mirror(store=StoreOptions(storage=str(doors.root)), restore=True) == DONE
     pd.testing.assert_frame_equal(doors.shown(), before)
     assert doors.records() == records
 
@@ -142,7 +143,7 @@ def test_an_emptied_database_is_filled_again(doors, by):
     if by == "doors":
         doors.all()
     for _ in range(2):
-        assert mirror(storage=str(doors.root)) == DONE
+        assert mirror(store=StoreOptions(storage=str(doors.root))) == DONE
         pd.testing.assert_frame_equal(doors.shown(), before)
         assert doors.records() == records
 
@@ -213,7 +214,7 @@ def test_an_odd_sweep_file_stops_nothing(doors, changes, capsys):
     SweepEntry("odd", "1" * 32, [cell]).write(Storage.open(doors.root))
     (doors.root / "sweeps" / "odd" / f"{'2' * 32}.json").write_text("[" * 100_000)
     (doors.root / "mlflow.db").unlink()
-    assert mirror(storage=str(doors.root)) == DONE
+    assert mirror(store=StoreOptions(storage=str(doors.root))) == DONE
     assert "odd" in capsys.readouterr().out
     after = doors.shown()
     pd.testing.assert_frame_equal(after[after["sweep"] != "odd"].reset_index(drop=True), before)
@@ -245,5 +246,5 @@ def test_a_sweep_that_was_mirrored_halfway_is_finished_later(doors):
     assert own.status == "KILLED"
     parent = page.ensure({page.key(entry.identity): own})[page.key(entry.identity)]
     page.show({page.key(cell): each for cell, each in half.items()}, parent.run_id)
-    assert mirror((SWEEP.name,), storage=str(doors.root), tracking_uri=uri) == DONE
+    assert mirror((SWEEP.name,), store=StoreOptions(storage=str(doors.root), tracking_uri=uri)) == DONE
     assert page.client.get_run(parent.run_id).info.status == "FINISHED"

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from pforce.config import flat_params
-from pforce.orchestration.plan import Options, Plan, plan
+from pforce.orchestration.options import Options
+from pforce.orchestration.plan import Plan, plan
 from pforce.orchestration.script import keep_sweep
 from pforce.orchestration.sweep import Sweep, Work
 from pforce.records.ledger import Ledger

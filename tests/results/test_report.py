@@ -11,7 +11,7 @@ from scipy import stats
 
 from pforce.base.console import exit_on_errors, make_console
 from pforce.base.errors import ConfigError, FieldError
-from pforce.orchestration.plan import Options
+from pforce.orchestration.options import Options
 from pforce.orchestration.script import Comparison, print_report, run_sweep
 from pforce.orchestration.sweep import Axis, Sweep
 from pforce_experiments.sweeps import lambda_sweep, ltg_grid

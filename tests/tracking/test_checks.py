@@ -21,7 +21,7 @@ from mlflow.store.db.utils import InitialBase, _get_alembic_config
 from rich.console import Console
 
 from pforce.base.console import exit_on_errors
-from pforce.orchestration.plan import Options
+from pforce.orchestration.options import Options
 from pforce.orchestration.script import print_mlflow, run_sweep
 from pforce.tracking import Tracker, TrackingError, default_uri, mask
 from pforce.tracking.checks import store_name
@@ -117,7 +117,9 @@ def test_a_server_that_accepts_and_never_answers(tmp_path, capsys):
         with refused("it does not answer in time"):
             Tracker(uri, artifacts=tmp_path)
         with pytest.raises(SystemExit) as ended:
-            exit_on_errors(lambda: run_sweep(small_sweep(), Options(tmp_path, tracking_uri=uri), executor="local"))
+            exit_on_errors(
+                lambda: run_sweep(small_sweep(), Options(storage=str(tmp_path), tracking_uri=uri), executor="local")
+            )
     assert ended.value.code == 2
     text = capsys.readouterr()
     assert "user:***@127.0.0.1" in text.err

@@ -77,8 +77,8 @@ def load(weights: str | Path | None, sha256: str | None = None) -> InceptionDete
     expected = (sha256 or OFFICIAL_SHA256).lower()
     if weights is None:
         raise DetectorError(
-            f"detector inception: needs its weights from a file: --detector-weights FILE with {WHERE}; nothing is "
-            "downloaded"
+            f"detector inception: needs its weights from a file: --evaluation.detector-weights FILE with {WHERE}; "
+            "nothing is downloaded"
         )
     path = Path(weights)
     try:

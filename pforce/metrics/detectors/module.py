@@ -141,8 +141,8 @@ def load_dinov2(weights: str | Path | None, sha256: str | None = None, model: st
         raise DetectorError("detector dinov2: needs timm: pip install 'pforce[dino]'") from error
     if weights is None:
         raise DetectorError(
-            f"detector dinov2: needs its weights from a file: --detector-weights FILE with timm's {model}; nothing "
-            "is downloaded"
+            f"detector dinov2: needs its weights from a file: --evaluation.detector-weights FILE with timm's "
+            f"{model}; nothing is downloaded"
         )
     path = Path(weights)
     try:

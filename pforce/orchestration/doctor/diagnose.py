@@ -13,7 +13,7 @@ from pforce.executors.support import node
 from pforce.executors.support.placement import Node, this_machine
 from pforce.orchestration.doctor import cluster, machines, software, stores
 from pforce.orchestration.doctor.check import Check, checked
-from pforce.orchestration.plan import tracking_uri_of
+from pforce.orchestration.options import tracking_uri_of
 from pforce.storage import Storage
 
 Told = Callable[[str], None]

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
+from typing import Annotated
 
 import pandas as pd
+import tyro
 from rich.console import Console
 
 from pforce.base.console import duration
-from pforce.orchestration.plan import tracker_of
-from pforce.storage import Storage
+from pforce.orchestration.options import StorageOptions, StoreOptions
 from pforce.tracking import Tracker
 
+Place = Annotated[StorageOptions, tyro.conf.arg(name="")]
+"""The option of a command that reads or writes a storage only."""
+Store = Annotated[StoreOptions, tyro.conf.arg(name="")]
+"""The options of a command that needs MLflow's store, too."""
 FIRST_RUN = "pforce train openmoji32_micro, or a script of sweeps/, makes the first"
 SHORT = 28
 """Characters of a name that is never broken into lines."""
@@ -22,14 +27,14 @@ NONE = "–"
 """What is not known."""
 
 
-def open_store(storage: str, tracking_uri: str | None, console: Console) -> Tracker | None:
+def open_store(store: StoreOptions, console: Console) -> Tracker | None:
     """The store; None, having said so, where there is none yet. TrackingError where it cannot be read, StorageError
     and ConfigError where the storage is none or holds no database.
 
     Reading must not make a database: the default one is made by the first run.
     """
-    place = Storage.open(storage)
-    if tracking_uri is None and not place.remote and not (place.root / "mlflow.db").exists():
+    place = store.place
+    if store.tracking_uri is None and not place.remote and not (place.root / "mlflow.db").exists():
         console.print(
             f"No runs yet in {place.root}: {FIRST_RUN}. Runs elsewhere are read with --storage or --tracking-uri.",
             highlight=False,
@@ -37,7 +42,7 @@ def open_store(storage: str, tracking_uri: str | None, console: Console) -> Trac
             soft_wrap=True,
         )
         return None
-    return tracker_of(place, tracking_uri)
+    return store.tracker
 
 
 def clock(time: pd.Timestamp, now: pd.Timestamp) -> str:
