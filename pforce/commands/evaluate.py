@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from pathlib import Path
 
+import pandas as pd
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from pforce.base.console import DONE, SOME_FAILED, STOPPED, make_console, stop_on_signals
 from pforce.base.errors import require
@@ -21,6 +19,8 @@ from pforce.orchestration.evaluation import RESULT, Evaluation, Outcome, forget,
 from pforce.orchestration.options import check_folder
 from pforce.orchestration.script import print_mlflow
 from pforce.records.ledger import Ledger
+from pforce.results import Report
+from pforce.results.tables import OVER_IMAGES
 from pforce.storage import Storage
 from pforce.trial.drawn_images import beyond_kept
 
@@ -36,33 +36,27 @@ def _is_shown(name: MetricName) -> bool:
     return name.kind not in (*DIFFICULTY, *CALIBRATION) or name.t in SHOWN_TIMESTEPS
 
 
-def results_table(metrics: Mapping[str, float]) -> Table:
-    """Distances, loss, and the two timesteps of R(t) that tables show, with their intervals."""
-    table = Table(title="Evaluation", title_justify="left")
-    for header in ("metric", "value", "95 % over images", "images", "reference images"):
-        table.add_column(header, justify="left" if header == "metric" else "right")
+def results_table(metrics: Mapping[str, float]) -> pd.DataFrame:
+    """Distances, loss, and the two timesteps of R(t) that tables show, with their intervals over images."""
     names = read_names(metrics)
     beside = {(name.value, name.beside): metrics[text] for text, name in names.items()}
+    rows = []
     for text, value in metrics.items():
         name = names.get(text)
         if name is not None and not _is_shown(name):
             continue
         low, high, *counts = (beside.get((name, each)) if name else None for each in (*BOUNDS, *COUNTS))
-        table.add_row(
-            text, f"{value:.4f}", "" if low is None or high is None else f"{low:.4f} … {high:.4f}",
-            *("" if count is None or math.isnan(count) else f"{count:,.0f}" for count in counts),
-        )  # fmt: skip
-    return table
+        rows.append((text, value, low, high, *counts))
+    columns = ["metric", "value", *(f"value{end}" for end in OVER_IMAGES), "images", "reference images"]
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[1:], float))
 
 
-def _print(e: Evaluation, outcome: Outcome, folder: Path, console: Console) -> None:
-    console.print(results_table(outcome.metrics))
-    for note in [*outcome.notes, *few_images(outcome.metrics)]:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+def report_of(a: Arguments, e: Evaluation, outcome: Outcome) -> Report:
+    """The table of an evaluation."""
+    notes = [*outcome.notes, *few_images(outcome.metrics)]
     if e.detector.name != "inception" and metric_name("fd", e.detector.name) in outcome.metrics:
-        console.print(f"note: distances in features of {e.detector.name} are not FID", highlight=False, soft_wrap=True)
-    names = ", ".join(path.name for path in outcome.files)
-    console.print(f"{folder}: {names}", highlight=False, soft_wrap=True)
+        notes.append(f"distances in features of {e.detector.name} are not FID")
+    return Report(results_table(outcome.metrics), f"Evaluation of {a.target}", notes, question=_about(a, e))
 
 
 def _about(a: Arguments, e: Evaluation) -> str:
@@ -115,6 +109,8 @@ def _evaluate(a: Arguments, storage: Storage, console: Console) -> int:
     elif known(e, ledger):
         console.print(f"measured before (evaluation {e.identity[:12]}); --again measures it again")
     outcome = run(e, ledger, folder, console, a.workforce)
+    report = report_of(a, e, outcome)
+    written = report.write(folder / "evaluation")
     if a.out is None:
         storage.push(relative, last=RESULT)
     show(tracker, e, outcome, ledger, lambda line: console.print(line, markup=False, soft_wrap=True, highlight=False))
@@ -122,6 +118,8 @@ def _evaluate(a: Arguments, storage: Storage, console: Console) -> int:
         on = e.detector.to(torch.device("cpu"))
         save_statistics(a.save_reference, e.reference.statistics(on, None, device=torch.device("cpu")))
         console.print(f"{a.save_reference}: statistics of the reference", highlight=False, soft_wrap=True)
-    _print(e, outcome, folder, console)
+    report.print(console)
+    names = ", ".join(path.name for path in (*written, *outcome.files))
+    console.print(f"{folder}: {names}", highlight=False, soft_wrap=True)
     print_mlflow(tracker.uri, console)
     return DONE

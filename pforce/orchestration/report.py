@@ -14,7 +14,7 @@ from pforce.orchestration.plan import provenance
 from pforce.orchestration.reproduce import Reproduction, known_tables, read
 from pforce.records.ledger import Ledger
 from pforce.records.sweeps import CellEntry, read_sweeps
-from pforce.results import Row
+from pforce.results import Report, Row
 from pforce.results.costs import run_costs
 from pforce.results.page import Section, png
 from pforce.results.reproduction_figures import bars_figure
@@ -67,7 +67,7 @@ def _of_table(found: Reproduction, source: Source, commands: list[str]) -> Secti
     return Section(
         title=table.title,
         about=f"{table.question} Scale {scale.name}: {scale.about}.",
-        table=results.to_html(found.measured, "", found.notes),
+        report=Report(found.measured, "", found.notes),
         summary=[found.lines[0], *order],
         findings=[
             (f.statement.text, f.word, f.sentence.removeprefix(f"{f.statement.text}: ").removeprefix(f.word).strip())
@@ -116,7 +116,7 @@ def _of_sweep(name: str, frame: pd.DataFrame, source: Source, commands: list[str
     return Section(
         title=name,
         about=f"{len(results.finished(own, rows))} finished cells.",
-        table=results.to_html(table, "", results.table_notes(own, rows), claims),
+        report=Report(table, "", results.table_notes(own, rows), claims),
         figures=drawn,
         pictures=_pictures(own, list(zip(names, rows, strict=True)), source),
         facts=_facts(results.finished(own, rows)),

@@ -26,7 +26,7 @@ from pforce.orchestration.script import print_mlflow, push_files, run_sweep, swe
 from pforce.orchestration.sweep import Sweep, Work
 from pforce.records.parts import Inputs
 from pforce.reproduction import Scale, Table, metric_of
-from pforce.results import Row, curves
+from pforce.results import Report, Row, curves
 from pforce.results import reproduction_figures as figures
 from pforce.results.findings import Agreement, Finding, agreement, findings, paper_values, summary
 from pforce.results.paper import paper_table
@@ -116,6 +116,12 @@ class Reproduction:
         if self.table.figure == "curves":  # its rows differ in NFE, as they are to
             notes = [note for note in notes if not note.startswith("cells differ in NFE")]
         return notes
+
+    @property
+    def report(self) -> Report:
+        """The table with what it says."""
+        title = f"{self.table.title} · {self.scale.name}"
+        return Report(self.measured, title, self.notes, self.lines, self.table.question)
 
     def figure(self) -> Figure | None:
         """In the paper's layout; None where nothing is measured yet."""
@@ -252,9 +258,7 @@ def show(
 
 
 def _tell(found: Reproduction, options: Options, console: Console) -> None:
-    console.print(results.to_terminal(found.measured, f"{found.table.title} · {found.scale.name}"))
-    for line in (*(f"note: {note}" for note in found.notes), *found.lines):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    found.report.print(console)
     written = write_files(found, options.root / FOLDER)
     push_files(options.place, [f"{FOLDER}/{path.name}" for path in written], console)
     endings = ",".join(path.suffix[1:] for path in written)
@@ -267,18 +271,10 @@ def _tell(found: Reproduction, options: Options, console: Console) -> None:
 def write_files(found: Reproduction, folder: Path) -> list[Path]:
     """Table, verdicts and figure of a reproduction below a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem, title = sweep_name(found.table, found.scale), f"{found.table.title} · {found.scale.name}"
-    notes, lines = found.notes, found.lines
-    texts = {
-        "csv": results.to_csv(found.measured),
-        "md": f"# {title}\n\n{found.table.question}\n\n{results.to_markdown(found.measured, notes, lines)}\n",
-        "tex": results.to_latex(found.measured, title, notes, lines),
-        "json": json.dumps(strict(found.record()), indent=1) + "\n",
-    }
-    written = []
-    for ending, text in texts.items():
-        written.append(folder / f"{stem}.{ending}")
-        written[-1].write_text(text, encoding="utf-8")
+    stem = sweep_name(found.table, found.scale)
+    written = found.report.write(folder / stem)
+    written.append(folder / f"{stem}.json")
+    written[-1].write_text(json.dumps(strict(found.record()), indent=1) + "\n", encoding="utf-8")
     figure = found.figure()
     if figure is not None:
         written.append(folder / f"{stem}.png")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
 
 from pforce import catalog
 from pforce.base.errors import ConfigError
@@ -15,6 +14,7 @@ from pforce.config import Experiment
 from pforce.data import Manifest, ensure
 from pforce.orchestration.sampler_sweep import Outcome, SamplerSweep
 from pforce.records.parts import request_of
+from pforce.results import Report
 from pforce.results.pareto import front_figure
 from pforce.storage import Storage
 from pforce.trial.measurable import Measurable
@@ -23,8 +23,6 @@ from pforce.trial.source import Source
 
 MEASURED_TO_TELL = 5
 """Measurements a worker from which on their fixed cost is told."""
-DECIMALS = {"GFLOPs/image": 2, "s/image": 4}
-"""Decimals of columns; the others have two where a value has a fraction, and as distances."""
 
 
 def make_subject(
@@ -75,22 +73,6 @@ def make_subject(
     )  # fmt: skip
 
 
-def _shown(frame: pd.DataFrame) -> pd.DataFrame:
-    """As text; a dash where a setting does not apply."""
-    shown = pd.DataFrame()
-    for name in frame.columns:
-        if frame[name].isna().all() and name != "again":
-            continue
-        number = pd.api.types.is_numeric_dtype(frame[name]) and frame[name].dtype != bool
-        distance = name.startswith(("fd/", "fid")) or name == "again"
-        whole = number and not distance and (frame[name].dropna() % 1 == 0).all()
-        decimals = DECIMALS.get(name, 0 if whole else 2)
-        shown[name] = [
-            "–" if pd.isna(value) else f"{value:,.{decimals}f}" if number else str(value) for value in frame[name]
-        ]
-    return shown
-
-
 def report(sweep: SamplerSweep, source: Source, outcome: Outcome, folder: Path, console: Console) -> bool:
     """The front as a table, all samplers as CSV, the figure, and what the numbers are worth. Whether there were any."""
     frame, distance = outcome.frame, sweep.distance
@@ -98,22 +80,19 @@ def report(sweep: SamplerSweep, source: Source, outcome: Outcome, folder: Path, 
         console.print("Nothing was measured yet.")
         return False
     front = frame[frame["front"]].sort_values("NFE").drop(columns="front")
-    text = _shown(front).rename(columns={"again": f"{distance}, other noise"})
     seen = f"{source.images_seen:,} images seen" if source.images_seen is not None else "images seen unknown"
     title = f"{sweep.name}: the front of {len(frame)} samplers on {source.path.name} ({seen}, {source.weights} weights)"
-    table = Table(title=title, title_justify="left")
-    for name in text.columns:
-        table.add_column(str(name), justify="right")
-    for _, row in text.iterrows():
-        table.add_row(*(str(value) for value in row))
-    console.print(table)
-    caveat = _caveat(sweep, frame, distance)
-    console.print(caveat, soft_wrap=True, highlight=False)
-    frame.sort_values(["NFE", distance]).to_csv(folder / f"{sweep.name}.csv", index=False)
-    markdown = text.to_markdown(index=False, disable_numparse=True, stralign="right")
-    (folder / f"{sweep.name}.md").write_text(f"{title}\n\n{markdown}\n\n{caveat}\n")
+    known = [name for name in front if name == "again" or front[name].notna().any()]
+    shown = front[known].rename(columns={"again": f"{distance}, other noise"})
+    found = Report(shown, title, [_caveat(sweep, frame, distance)])
+    found.print(console)
+    found.write(folder / sweep.name)
+    frame.sort_values(["NFE", distance]).to_csv(folder / f"{sweep.name}.csv", index=False)  # not the front only
     front_figure(frame, distance, folder / f"{sweep.name}.png")
-    console.print(f"All samplers and the figure: {folder / sweep.name}.{{csv,md,png}}", soft_wrap=True, highlight=False)
+    console.print(
+        f"The front, all samplers (csv) and the figure: {folder / sweep.name}.{{csv,md,tex,html,png}}",
+        soft_wrap=True, highlight=False,
+    )  # fmt: skip
     for name, reason in outcome.failed.items():
         console.print(f"FAILED ({reason}): {name}; the same command tries it again", highlight=False)
     if outcome.measured >= MEASURED_TO_TELL * outcome.workers > 0:  # of a few, the wait for the last one is most of it

@@ -27,7 +27,7 @@ from pforce.orchestration.options import Options, setup_of
 from pforce.orchestration.plan import Plan, plan, sweep_entry
 from pforce.orchestration.sweep import Sweep, format_value, parse_axis
 from pforce.records.parts import cell_parts
-from pforce.results import Row
+from pforce.results import Report, Row
 from pforce.results.figures import cell_figure
 from pforce.results.statistics import MOST_CLAIMS
 from pforce.results.stored import storage_frame
@@ -238,24 +238,16 @@ def print_report(
     """The table on the console and in files, with notes and claims below it, its figure, and how to open MLflow."""
     sweep, options = planned.sweep, planned.options
     frame, rows = sweep_frame(planned), table_rows(planned)
-    table, title = results.cell_table(frame, rows, columns), f"{sweep.name} · {sweep.base.name}"
-    console.print(results.to_terminal(table, title))
-    notes, claims = [_caveat(sweep), *results.table_notes(frame, rows)], _claims(planned, frame, rows, comparison)
-    below = [notes[0], *(f"note: {note}" for note in notes[1:]), *(["Claims:"] if claims else [])]
-    for line in [*below, *(f"  {claim}" for claim in claims)]:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    notes = [_caveat(sweep), *results.table_notes(frame, rows)]
+    report = Report(
+        results.cell_table(frame, rows, columns), f"{sweep.name} · {sweep.base.name}", notes,
+        _claims(planned, frame, rows, comparison),
+    )  # fmt: skip
+    report.print(console)
     stem = options.root / sweep.name
-    texts = {
-        "csv": results.to_csv(table),
-        "md": results.to_markdown(table, notes, claims) + "\n",
-        "tex": results.to_latex(table, title, notes, claims),
-        "html": results.html_page(results.to_html(table, title, notes, claims), title),
-    }
-    for ending, text in texts.items():
-        # Not with_suffix: a sweep's name may have a dot.
-        Path(f"{stem}.{ending}").write_text(text, encoding="utf-8")
-    cell_figure(table, sweep.headers, Path(f"{stem}.png"))
-    push_files(options.place, [f"{sweep.name}.{ending}" for ending in (*texts, "png")], console)
+    written = report.write(stem)
+    cell_figure(report.table, sweep.headers, Path(f"{stem}.png"))
+    push_files(options.place, [*(path.name for path in written), f"{sweep.name}.png"], console)
     where = f"{options.place}, and here {stem}" if options.place.remote else stem
     console.print(f"Table and figure: {where}.{{csv,md,tex,html,png}}", soft_wrap=True, highlight=False)
     if planned.tracker is not None:

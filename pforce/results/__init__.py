@@ -1,6 +1,6 @@
 """Results: tidy frames through tracking, statistics over seeds, tables and figures, the paper's own numbers."""
 
-from pforce.results.formats import html_page, legend, to_csv, to_html, to_latex, to_markdown, to_terminal
+from pforce.results.formats import legend, to_csv, to_latex, to_markdown, to_terminal
 from pforce.results.frames import (
     Row,
     calibration_curves,
@@ -14,12 +14,15 @@ from pforce.results.frames import (
     with_states,
 )
 from pforce.results.notes import table_notes
+from pforce.results.page import to_html
 from pforce.results.paper import paper_table
+from pforce.results.report import Report
 from pforce.results.statistics import Claim, Verdict, judge, row_claims, sentences
 from pforce.results.tables import cell_table
 
 __all__ = [
     "Claim",
+    "Report",
     "Row",
     "Verdict",
     "calibration_curves",
@@ -27,7 +30,6 @@ __all__ = [
     "cells",
     "detectors",
     "finished",
-    "html_page",
     "judge",
     "legend",
     "paper_table",

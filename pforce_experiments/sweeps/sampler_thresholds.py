@@ -86,7 +86,7 @@ def main() -> int:
     console.print(f"{source.path}: {a.trials} samplers, {a.images} images each", soft_wrap=True, highlight=False)
     outcome = run(sweep, tracker, storage, console, Workforce(a.executor, a.workers, a.ray_address))
     if report(sweep, source, outcome, storage.root, console):
-        push_files(storage, [f"{sweep.name}.{ending}" for ending in ("csv", "md", "png")], console)
+        push_files(storage, [f"{sweep.name}.{ending}" for ending in ("csv", "md", "tex", "html", "png")], console)
     print_mlflow(a.uri, console)
     return outcome.code
 

@@ -1,0 +1,75 @@
+"""A report: one table with its title, notes and claims, for the terminal and as files of every format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from pforce.results import formats
+from pforce.results.page import Section, page
+
+
+@dataclass(frozen=True)
+class Report:
+    """A table of numbers and what is to be said of it: of a sweep, a table of the paper, a front, an evaluation."""
+
+    table: pd.DataFrame
+    """Numbers, unrounded, as `pforce.results.cell_table` makes them."""
+    title: str = ""
+    notes: Sequence[str] = ()
+    """What a reader should know of the numbers."""
+    claims: Sequence[str] = field(default_factory=list)
+    """What the numbers say, in sentences."""
+    question: str = ""
+    """What the table answers."""
+
+    @property
+    def header(self) -> list[str]:
+        """Names of the columns that are shown."""
+        return [str(name) for name in formats.display(self.table).columns]
+
+    @property
+    def cells(self) -> Iterator[list[str]]:
+        """Rows of the table as text."""
+        return (list(map(str, row)) for row in formats.display(self.table).itertuples(index=False))
+
+    @property
+    def legend(self) -> str:
+        """What ± and brackets in the cells are."""
+        return formats.legend(self.table)
+
+    def shown(self) -> Table:
+        """The table for a terminal."""
+        return formats.to_terminal(self.table, self.title)
+
+    def print(self, console: Console) -> None:
+        """The table, notes and claims on a terminal."""
+        console.print(self.shown())
+        claims = ["Claims:", *(f"  {claim}" for claim in self.claims)] if self.claims else []
+        for line in (*(f"note: {note}" for note in self.notes), *claims):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    def write(self, stem: Path) -> list[Path]:
+        """The report as .csv (all numbers, unrounded), .md, .tex and .html beside one another.
+
+        Args:
+            stem: path without an ending; its name may have dots.
+        """
+        heading = f"# {self.title}\n\n{self.question}\n\n" if self.question else ""
+        section = Section("", self.question, Report(self.table, "", self.notes, self.claims))
+        texts = {
+            "csv": formats.to_csv(self.table),
+            "md": heading + formats.to_markdown(self.table, self.notes, self.claims) + "\n",
+            "tex": formats.to_latex(self.table, self.title, self.notes, self.claims),
+            "html": page(self.title, "", [section]),
+        }
+        written = []
+        for ending, text in texts.items():
+            written.append(Path(f"{stem}.{ending}"))  # not with_suffix: a sweep's name may have a dot
+            written[-1].write_text(text, encoding="utf-8")
+        return written
