@@ -60,11 +60,12 @@ class Report:
         Args:
             stem: path without an ending; its name may have dots.
         """
-        heading = f"# {self.title}\n\n{self.question}\n\n" if self.question else ""
+        heading = [f"# {self.title}"] if self.title else []
+        heading += [self.question] if self.question else []
         section = Section("", self.question, Report(self.table, "", self.notes, self.claims))
         texts = {
             "csv": formats.to_csv(self.table),
-            "md": heading + formats.to_markdown(self.table, self.notes, self.claims) + "\n",
+            "md": "\n\n".join([*heading, formats.to_markdown(self.table, self.notes, self.claims)]) + "\n",
             "tex": formats.to_latex(self.table, self.title, self.notes, self.claims),
             "html": page(self.title, "", [section]),
         }
