@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special  # not scipy.stats: its import takes a second
 
 LEVEL = 0.05
 GROUPS = 23
@@ -42,13 +43,11 @@ def jackknife(
         value: the statistic of all images.
         without: the statistic of the images whose place in the (n,) mask is True.
     """
-    from scipy import stats  # slow to import: paid by an evaluation, not by every command
-
     groups = min(groups, n)
     group = np.arange(n) % groups
     left_out = np.array([without(group != g) for g in range(groups)])
     error = np.sqrt((groups - 1) / groups * np.square(left_out - left_out.mean()).sum())
-    half = float(stats.t.ppf(1 - level / 2, groups - 1) * error)
+    half = float(special.stdtrit(groups - 1, 1 - level / 2) * error)
     return Estimate(value, value - half, value + half, n)
 
 
@@ -86,9 +85,7 @@ def bootstrap(
 
 def share_interval(share: float, n: int, level: float = LEVEL) -> Estimate:
     """Wilson's interval of a share of n images (Wilson 1927): never outside [0, 1], also at 0 and 1."""
-    from scipy import stats
-
-    z = float(stats.norm.ppf(1 - level / 2))
+    z = float(special.ndtri(1 - level / 2))
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return Estimate(share, float(max(0.0, centre - half)), float(min(1.0, centre + half)), n)

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import special  # not scipy.stats: its import takes a second
 
 from pforce.base.errors import require
 from pforce.results.frames import Row, finished, row_names, smaller_is_better
@@ -48,9 +49,7 @@ def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     mean, n = float(array.mean()), len(array)
     if n == 1:
         return Interval(mean, float("nan"), float("nan"), 1)
-    from scipy import stats  # slow to import: paid by a comparison, not by every command
-
-    half = float(stats.t.ppf(1 - level / 2, n - 1) * array.std(ddof=1) / np.sqrt(n))
+    half = float(special.stdtrit(n - 1, 1 - level / 2) * array.std(ddof=1) / np.sqrt(n))
     return Interval(mean, mean - half, mean + half, n)
 
 
@@ -127,8 +126,6 @@ def signed(value: float, places: int) -> str:
 
 def _paired(claim: Claim) -> tuple[Interval, float]:
     """The difference over common seeds and the p-value of its t-test."""
-    from scipy import stats
-
     seeds = sorted(set(claim.a_values) & set(claim.b_values))
     differences = np.array([claim.a_values[seed] - claim.b_values[seed] for seed in seeds])
     if not seeds:
@@ -142,7 +139,7 @@ def _paired(claim: Claim) -> tuple[Interval, float]:
         # happens by chance. t would be 0/0 or infinite; a sign test is what is left.
         return interval, 1.0 if interval.mean == 0 else 2.0 ** (1 - len(seeds))
     t = interval.mean / (spread / np.sqrt(len(seeds)))
-    return interval, float(2 * stats.t.sf(abs(t), len(seeds) - 1))
+    return interval, float(2 * special.stdtr(len(seeds) - 1, -abs(t)))
 
 
 def judge(claims: Sequence[Claim], level: float = LEVEL) -> list[Verdict]:
@@ -183,17 +180,15 @@ def seeds_to_decide(difference: Interval, claims: int = 1, level: float = LEVEL)
     None where more than MOST_SEEDS would be needed, or where there is no difference. Where there is one and no spread,
     as many as the test of signs needs.
     """
-    from scipy import stats
-
     half = (difference.high - difference.low) / 2
-    spread = half * math.sqrt(difference.n) / float(stats.t.ppf(1 - LEVEL / 2, difference.n - 1))
+    spread = half * math.sqrt(difference.n) / float(special.stdtrit(difference.n - 1, 1 - LEVEL / 2))
     if difference.mean == 0 or not math.isfinite(spread):
         return None
     if spread <= ROUNDING * abs(difference.mean):
         return max(difference.n, 1 + math.ceil(math.log2(claims / level)))  # p is 2^(1 − n)
     for n in range(max(ENOUGH_SEEDS, difference.n), MOST_SEEDS + 1):
-        bound = stats.t.ppf(1 - level / claims / 2, n - 1)
-        if stats.nct.sf(bound, n - 1, abs(difference.mean) / spread * math.sqrt(n)) >= POWER:
+        bound = special.stdtrit(n - 1, 1 - level / claims / 2)
+        if 1 - special.nctdtr(n - 1, abs(difference.mean) / spread * math.sqrt(n), bound) >= POWER:
             return n
     return None
 
