@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pforce.data import openmoji
+from pforce.executors.processes import STARTS
 from pforce.storage import Storage
 from pforce.trial.run import run_trial
 from pforce.trial.where import Paths, Where
@@ -25,6 +26,8 @@ def _scratch_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["HOME"] = str(home)
     os.environ["PFORCE_CACHE"] = str(home / "cache")
     os.environ.pop("RAY_ADDRESS", None)
+    os.environ |= {"RAY_worker_niceness": "0"}  # by default 15: they would starve beside other tests
+    STARTS.set_forkserver_preload(["tests.support.preload"])
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from pforce.base.console import exit_on_errors
 from pforce.data import Manifest
 from pforce.tracking import default_uri
 from pforce_experiments.sweeps import ltg_grid
+from tests.support.starts import pforce
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
@@ -24,14 +25,11 @@ TINY = [
 
 
 def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter."""
     return subprocess.run(
         [sys.executable, *arguments], cwd=cwd, env={**os.environ, "COLUMNS": "160"}, capture_output=True, text=True,
         timeout=200, check=False,
     )  # fmt: skip
-
-
-def pforce(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return run("-c", "from pforce.cli import main; main()", *arguments, cwd=cwd)
 
 
 REFUSED = [

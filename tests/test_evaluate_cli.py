@@ -26,7 +26,7 @@ from pforce.records.ledger import Ledger
 from pforce.storage import Storage
 from pforce.tracking import default_uri
 from tests.support.asked import asked
-from tests.test_cli import pforce
+from tests.support.starts import pforce
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from pforce import cli
 from pforce.models import ModelConfig, build, load_published, save_model, save_published
 from pforce.models.autoencoder import load_decoder
 from pforce.trial.source import load_source
-from tests.test_cli import ROOT, pforce
+from tests.support.starts import PFORCE, Start, pforce
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -84,10 +83,7 @@ def blocks(storage: Path) -> dict[str, int]:
 
 def interrupted(arguments: list[str], storage: Path, sent: signal.Signals) -> int:
     """Exit code of a call that gets a signal after 70 images."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from pforce.cli import main; main()", *arguments, "--storage", str(storage)],
-        cwd=ROOT, env=dict(os.environ), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = Start([PFORCE, *arguments, "--storage", str(storage)], log=Path(os.devnull))
     while max(blocks(storage).values(), default=0) < 70:
         time.sleep(0.02)
         assert process.poll() is None, "it ended before it could be interrupted"

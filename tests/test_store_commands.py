@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -26,8 +23,7 @@ from pforce.results import runs
 from pforce.results.costs import costs, run_costs
 from pforce.tracking import Tracker, default_uri, runs_frame, sweeps_frame
 from tests.orchestration.conftest import small_sweep
-
-MAIN = [sys.executable, "-c", "from pforce.cli import main; main()"]
+from tests.support.starts import PFORCE, Start
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +110,7 @@ def test_cost_and_its_file(storage, tmp_path, capsys):
 
 @pytest.mark.timeout(400)
 def test_watching_shows_it_anew_until_it_is_interrupted(storage):
-    # A shell's background jobs, and what they start, ignore the signal: env undoes that.
-    command = ["env", "--default-signal=INT", *MAIN, "runs", "--watch", "1", "--storage", str(storage)]
-    with subprocess.Popen(command, env=os.environ, stdout=subprocess.PIPE, text=True) as process:
+    with Start([PFORCE, "runs", "--watch", "1", "--storage", str(storage)]) as process:
         assert process.stdout is not None
         titles = 0
         for line in process.stdout:
@@ -166,14 +160,14 @@ def test_a_log_is_followed_while_it_grows_and_its_text_obeys_nobody(storage, tmp
     frame = runs(storage, "first")
     folder = tmp_path / "trainings" / frame["training"][0] / "attempts"
     folder.mkdir(parents=True)
-    command = [*MAIN, "logs", frame["training"][0], "--follow", "--storage", str(tmp_path)]
+    command = [PFORCE, "logs", frame["training"][0], "--follow", "--storage", str(tmp_path)]
     (folder / "1.log").write_text("begun \x1b[31m[bold]red\n")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = Start(command)
     assert process.stdout is not None
     said = process.stdout.readline() + process.stdout.readline()
     assert "begun [31m[bold]red" in said
     (folder / "1.log").open("a").write("12:00:00 out of memory: no\n")
     (folder / "2.log").write_text("12:00:01 at work\n12:00:02 done\n")
-    said += process.communicate(timeout=120)[0]
-    assert process.returncode == 0
+    said += process.stdout.read()
+    assert process.wait(timeout=120) == 0
     assert said.index("out of memory") < said.index("at work") < said.index("done")

@@ -21,6 +21,9 @@ from pforce.trial.failures import WORKER_DIED, Failure
 from pforce.trial.perform import AttemptFailed, Performer, Seat
 from pforce.trial.task import Answer, Done, Event, Failed, Handed, Idle
 
+STARTS = multiprocessing.get_context("forkserver")
+"""Where processes come from: a server that has imported all that they need, and has touched no GPU, which they may."""
+STARTS.set_forkserver_preload(["pforce.executors.support.preload"])
 FREE = Idle.WAIT
 """What a process says that takes another task."""
 TICK_SECONDS = 1.0
@@ -32,9 +35,8 @@ class _Process:
     """A process and what it is at."""
 
     def __init__(self, seat: int, placement: Placement) -> None:
-        context = multiprocessing.get_context("spawn")
         self.seat = seat
-        self.pipe, theirs = context.Pipe()
+        self.pipe, theirs = STARTS.Pipe()
         self.at: Handed | None = None
         self.free = True
         """Whether it takes a task: one that has failed may be about to end."""
@@ -44,7 +46,7 @@ class _Process:
         first = seat // shares if placement.gpus < 1 else seat * int(placement.gpus)
         devices = range(first, first + max(1, int(placement.gpus))) if placement.gpus else ()
         arguments = (theirs, placement.cpus, placement.devices, [*devices])
-        self.process = context.Process(target=_work, args=arguments, daemon=True, name=f"pforce-worker-{seat}")
+        self.process = STARTS.Process(target=_work, args=arguments, daemon=True, name=f"pforce-worker-{seat}")
         self.process.start()
         theirs.close()
 

@@ -42,7 +42,7 @@ def _rank(rank: int, workers: int, folder: str) -> None:
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_the_distance_of_one_two_and_three_workers_is_the_same(tmp_path: Path, workers: int) -> None:
     """1e-9 relative, on every rank."""
-    mp.spawn(_rank, (workers, str(tmp_path)), nprocs=workers)
+    mp.start_processes(_rank, (workers, str(tmp_path)), nprocs=workers, start_method="forkserver")
     detector = load_detector("openmoji")
     features = torch.cat([read_padded(detector, batch, BATCH).features for batch in images(0).split(BATCH)])
     reference = torch.cat([read_padded(detector, batch, BATCH).features for batch in images(1).split(BATCH)])

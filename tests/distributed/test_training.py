@@ -52,9 +52,9 @@ def distributed(
     arguments = (workers, str(folder), sharding, {"stop": stop, "fields": fields, "answered": answered})
     if stop:
         with pytest.raises(mp.ProcessRaisedException, match="Stopped" if answered else "Interrupted"):
-            mp.spawn(_rank, arguments, nprocs=workers)
+            mp.start_processes(_rank, arguments, nprocs=workers, start_method="forkserver")
     else:
-        mp.spawn(_rank, arguments, nprocs=workers)
+        mp.start_processes(_rank, arguments, nprocs=workers, start_method="forkserver")
     curves = [json.loads((folder / f"curve{rank}-{stop}.json").read_text()) for rank in range(workers)]
     assert all(curve == curves[0] for curve in curves), "workers disagree about the loss"
     return curves[0]

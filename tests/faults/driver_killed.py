@@ -15,8 +15,6 @@ import platform
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -29,6 +27,7 @@ import pandas as pd
 from pforce import results
 from pforce.tracking import Tracker, default_uri
 from tests.faults.drills import SEED, newest_step
+from tests.support.starts import Start
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH, STEPS, EVERY, SIGMAS = 64, 80, 5, ("0.1", "0.2")
@@ -40,7 +39,7 @@ ARGUMENTS = [
     "--set", "evaluation.held_out_images=64", "--set", "evaluation.label_images=64",
     "--set", "evaluation.reference_images=64", "--set", "sampler.num_function_evaluations=4",
 ]  # fmt: skip
-COMMAND = [sys.executable, str(ROOT / "sweeps" / "ltg_grid.py"), *ARGUMENTS, "--cpus-per-trial", "1"]
+COMMAND = [str(ROOT / "sweeps" / "ltg_grid.py"), *ARGUMENTS, "--cpus-per-trial", "1"]
 OPTIONS = {"groups": ["--workers", "2"]}
 """Further options of an executor."""
 RESULTS = ["m", "s", "sigma", "n", "val loss", "fd/openmoji", "R(0.2)", "R(0.6)", "images seen", "fd images", "NFE"]
@@ -68,11 +67,10 @@ class Call:
         self.left: list[str] = []
         """Processes that had to be ended."""
         self.started, self.clock = time.time(), time.monotonic()
-        with log.open("a") as file:
-            self.process = subprocess.Popen(
-                [*COMMAND, "--storage", str(storage), "--executor", executor, *OPTIONS.get(executor, [])],
-                stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, "PFORCE_DRILL": self.mark},
-            )  # fmt: skip
+        self.process = Start(
+            [*COMMAND, "--storage", str(storage), "--executor", executor, *OPTIONS.get(executor, [])],
+            log=log, env={**os.environ, "PFORCE_DRILL": self.mark},
+        )  # fmt: skip
 
     def wait(self) -> float:
         """Seconds until it ended well."""
@@ -256,7 +254,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"- All processes of the killed sweep were gone after {spread('processes gone after s')}; where that is 60 s, "
         f"they were ended by hand: {left}.",
         f"- First new point of a curve after the second call: {spread('first new point after s')}; this includes the "
-        "start of Python, Ray and the trial's process.",
+        "start of Ray and of the trial's process; Python and its imports are there.",
         f"- Steps done again in a sweep: median {rounds['steps done again'].median():.0f}, most "
         f"{rounds['steps done again'].max()} of {report['cells'] * report['steps a cell']}.",
         "",

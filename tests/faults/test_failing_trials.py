@@ -23,7 +23,10 @@ def test_each_failure_is_tried_again_or_marked_and_the_table_says_so(ray_cluster
     rates = (3e-3, 1e20) if workers == 1 else (3e-3,)  # a divergence among groups is in test_groups.py
     axes = (Axis("model.width", (32, HUGE)), Axis("optimizer.learning_rate", rates))
     retries = 2 - workers  # a new group for each further attempt is in executors/test_drills.py
-    options = Options(storage=str(tmp_path), retries=retries, workers=workers, cpus_per_trial=1)
+    options = Options(
+        storage=str(tmp_path), retries=retries, workers=workers, cpus_per_trial=1,
+        executor="processes" if workers == 1 else "groups",
+    )  # fmt: skip
     assert run_sweep(Sweep("failing", tiny(10), axes), options) == SOME_FAILED
     printed = " ".join(capsys.readouterr().out.split())
     frame = results.runs(default_uri(tmp_path)).set_index(["model.width", "optimizer.learning_rate"])

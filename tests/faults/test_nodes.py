@@ -4,8 +4,6 @@ of its own; real processes, real SIGKILL. Oracle: the same training by one worke
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +23,7 @@ from pforce.tracking import Tracker, default_uri
 from pforce_experiments.sweeps.ltg_grid import Arguments, sweep
 from tests.faults.drills import moments, newest_step
 from tests.orchestration.processes import processes
+from tests.support.starts import Start
 
 pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,12 +68,10 @@ class Drill:
         self.storage, self.steps, self.log_every = storage, steps, log_every
         self.log = storage.with_suffix(".log")
         command = [
-            sys.executable, str(ROOT / "sweeps" / "ltg_grid.py"), *SMALL, "--set", f"training.images={steps * BATCH}",
+            str(ROOT / "sweeps" / "ltg_grid.py"), *SMALL, "--set", f"training.images={steps * BATCH}",
             "--set", f"training.log_every={log_every}", "--storage", str(storage), *options,
         ]  # fmt: skip
-        with self.log.open("w") as file:
-            # A token of the cluster's own head is needed, none of another test's.
-            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
+        self.process = Start(command, log=self.log)
 
     def wait(self, seconds: float = 250) -> None:
         assert self.process.wait(timeout=seconds) == DONE, self.log.read_text()

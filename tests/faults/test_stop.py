@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,6 +17,7 @@ from pforce import results
 from pforce.base.console import DONE, STOPPED
 from pforce.tracking import default_uri
 from tests.clock import PATIENCE
+from tests.support.starts import Start
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -27,7 +26,7 @@ SCRIPT = ROOT / "sweeps" / "ltg_grid.py"
 SECONDS_TO_STOP = 15
 # One trial at a time, so that one is finished and one is running when the signal comes.
 COMMAND = [
-    sys.executable, str(SCRIPT), "--m", "0.7", "--sigma", "0.1", "0.2", "--cpus-per-trial", "2",
+    str(SCRIPT), "--m", "0.7", "--sigma", "0.1", "0.2", "--cpus-per-trial", "2",
     "--set", "model.depth=1", "--set", "model.width=16", "--set", "model.heads=2", "--set", "training.images=3840",
     "--set", "training.checkpoint_every=5", "--set", "training.log_every=5", "--set", "evaluation.images=8",
     "--set", "evaluation.held_out_images=32", "--set", "evaluation.label_images=32",
@@ -42,12 +41,7 @@ class Job:
         self.mark = f"PFORCE_TEST_MARK={uuid.uuid4()}"
         key, value = self.mark.split("=")
         self.log = storage.parent / f"log-{value}"
-        self.process = subprocess.Popen(
-            [*COMMAND, "--storage", str(storage)],
-            env={**os.environ, key: value},
-            stdout=self.log.open("w"),
-            stderr=subprocess.STDOUT,
-        )
+        self.process = Start([*COMMAND, "--storage", str(storage)], env={**os.environ, key: value}, log=self.log)
 
     def alive(self) -> list[str]:
         """Commands of all processes with the mark."""

@@ -4,8 +4,6 @@ checkpoints that appear meanwhile."""
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,10 +16,10 @@ from pforce.base.console import DONE
 from pforce.tracking.live import CATCH_UP
 from tests.faults.drills import moments
 from tests.faults.driver import LOG_EVERY, STEPS
+from tests.support.starts import Start
 from tests.tracking.servers import MlflowServer
 
 pytestmark = pytest.mark.timeout(600)
-ROOT = Path(__file__).resolve().parents[2]
 POINTS = [16 * step for step in range(LOG_EVERY, STEPS + 1, LOG_EVERY)]
 """Images seen at each point of a cell's curve: 16 a step."""
 
@@ -32,10 +30,9 @@ class Driver:
     def __init__(self, storage: Path, uri: str, **environment: str) -> None:
         self.storage, self.log = storage, storage.with_suffix(f".{time.monotonic_ns()}.log")
         self.hold = storage / "hold"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.driver", str(storage), uri],
-            cwd=ROOT, env={**os.environ, **environment}, stdout=self.log.open("w"), stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        self.process = Start(
+            ["-m", "tests.faults.driver", str(storage), uri], env={**os.environ, **environment}, log=self.log
+        )
 
     def step(self) -> int:
         """Steps of all cells' newest checkpoints, added up."""

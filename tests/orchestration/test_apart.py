@@ -46,16 +46,16 @@ def assert_same(found: dict[str, dict[str, float]], expected: dict[str, dict[str
 
 
 @pytest.fixture(scope="module")
-def within(tmp_path_factory: pytest.TempPathFactory, ray_cluster) -> dict[str, dict[str, float]]:
+def within(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
     """The oracle."""
     storage = tmp_path_factory.mktemp("within")
-    assert run_sweep(sweep(), Options(storage=str(storage))) == DONE
+    assert run_sweep(sweep(), Options(storage=str(storage), executor="local")) == DONE
     return quality(storage)
 
 
-def test_all_cells_on_two_workers_of_their_own(within, tmp_path, ray_cluster) -> None:
+def test_all_cells_on_two_workers_of_their_own(within, tmp_path) -> None:
     """Two trials at a time on two cores, then two workers on the same cores: nothing waits for what another holds."""
-    assert run_sweep(sweep(), Options(storage=str(tmp_path), evaluation_workers=2)) == DONE
+    assert run_sweep(sweep(), Options(storage=str(tmp_path), evaluation_workers=2, executor="processes")) == DONE
     assert_same(quality(tmp_path), within)
     frame = results.runs(default_uri(tmp_path))
     assert len(frame) == 4
@@ -65,7 +65,7 @@ def test_all_cells_on_two_workers_of_their_own(within, tmp_path, ray_cluster) ->
     assert len(list(tmp_path.glob("trainings/*/evaluations/*/samples.png"))) == 4
 
 
-def test_a_stopped_evaluation_goes_on(within, tmp_path, ray_cluster, monkeypatch) -> None:
+def test_a_stopped_evaluation_goes_on(within, tmp_path, monkeypatch) -> None:
     """Stopped after five tasks: what they drew and measured is kept; the same call does the rest and trains nothing."""
     taken = []
 
@@ -76,7 +76,7 @@ def test_a_stopped_evaluation_goes_on(within, tmp_path, ray_cluster, monkeypatch
             taken.append(task)
             return super().take(task, done)
 
-    options = Options(storage=str(tmp_path), evaluation_workers=1)
+    options = Options(storage=str(tmp_path), evaluation_workers=1, executor="processes")
     monkeypatch.setattr(apart, "Shared", Stopping)
     assert run_sweep(sweep(), options) == STOPPED
     kept = {path: path.stat().st_mtime_ns for name in ("drawings/*/openmoji-*/*.npz", "records/*/*.json")
@@ -90,7 +90,7 @@ def test_a_stopped_evaluation_goes_on(within, tmp_path, ray_cluster, monkeypatch
     assert_same(quality(tmp_path), within)
 
 
-def test_a_cell_that_cannot_be_evaluated_fails_alone(tmp_path, ray_cluster, monkeypatch) -> None:
+def test_a_cell_that_cannot_be_evaluated_fails_alone(tmp_path, monkeypatch) -> None:
     """A detector that is not that of the plan: FAILED with the reason, and the sweep ends."""
     measurable = apart.measurable
 
@@ -99,7 +99,7 @@ def test_a_cell_that_cannot_be_evaluated_fails_alone(tmp_path, ray_cluster, monk
         return replace(model, request=replace(model.request, detector={**model.request.detector, "sha256": "0" * 64}))
 
     monkeypatch.setattr(apart, "measurable", spoiled)
-    options = Options(storage=str(tmp_path), evaluation_workers=1)
+    options = Options(storage=str(tmp_path), evaluation_workers=1, executor="processes")
     assert run_sweep(small_sweep(), options) == SOME_FAILED
     (run,) = results.runs(default_uri(tmp_path)).to_dict("records")
     assert (run["status"], run["reason"]) == ("FAILED", "wrong input")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import signal
 import threading
@@ -22,7 +23,6 @@ from pforce.orchestration.trials import Trials, entries
 from pforce.trial.failures import Failure
 from pforce.trial.task import Answer, Done, Failed, Handed, Idle, Progress, Started, Warned
 from tests.orchestration.conftest import make_plan, small_sweep
-from tests.orchestration.processes import processes
 from tests.trap import set_trap, trapped
 
 
@@ -103,4 +103,4 @@ def test_a_worker_that_says_nothing_is_named_and_can_be_stopped(tmp_path, monkey
     assert said.count("no word from its worker") == 1
     assert "Stopped by SIGTERM" in said
     assert time.monotonic() - started < 200
-    assert not [pid for pid, command, parent in processes() if parent == os.getpid() and b"spawn_main" in command]
+    assert not multiprocessing.active_children()

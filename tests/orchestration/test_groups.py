@@ -12,15 +12,13 @@ from ray.util import placement_group, remove_placement_group
 from rich.console import Console
 
 from pforce import results
-from pforce.base.console import DONE, SOME_FAILED, STOPPED
+from pforce.base.console import DONE, SOME_FAILED
 from pforce.base.errors import ConfigError, FieldError
 from pforce.executors.support import seats
 from pforce.executors.support.placement import Node, place
-from pforce.orchestration import drive
 from pforce.orchestration.launch import execute
 from pforce.orchestration.sweep import Axis
 from pforce.tracking import Tracker
-from pforce.trial.task import Answer, CurvePoint, Event
 from tests.orchestration.conftest import make_plan, small_sweep
 
 pytestmark = pytest.mark.timeout(600)
@@ -53,22 +51,6 @@ def test_two_workers_give_the_curve_and_the_numbers_of_one(ray_cluster, tmp_path
     assert frames[0]["cost/device_hours"][1e-3] > 1.9 * frames[0]["cost/seconds"][1e-3] / 3600
     again = make_plan(sweep, tmp_path / "two", workers=1)
     assert (len(again.missing), len(again.diverged)) == (0, 1), "the number of workers is no part of a cell's identity"
-
-
-def test_the_wall_clock_limit_stops_a_group(ray_cluster, tmp_path, console, monkeypatch):
-    """A training of minutes; the limit passes once its first point is recorded."""
-    listen = drive._Drive.listen
-
-    def then_late(loop: drive._Drive, event: Event) -> Answer:
-        if isinstance(event, CurvePoint):
-            loop.deadline = 0.0
-        return listen(loop, event)
-
-    monkeypatch.setattr(drive._Drive, "listen", then_late)
-    plan = make_plan(small_sweep(steps=40_000), tmp_path, max_hours=1, workers=2)
-    assert execute(plan, console, "groups") == STOPPED
-    (run,) = results.runs(plan.options.uri).to_dict("records")
-    assert (run["status"], run["reason"]) == ("KILLED", "time limit")
 
 
 def test_a_group_without_room_waits_and_says_so(ray_cluster, tmp_path, monkeypatch):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,7 +26,7 @@ from pforce.storage import StorageError
 from pforce.trial.source import load_source
 from tests.buckets import KEYS, Server, s3_server
 from tests.orchestration.conftest import make_plan, small_sweep
-from tests.test_cli import ROOT, pforce
+from tests.support.starts import Start, completed, pforce
 
 FILES = ("meta.json", "moments.safetensors", "state.safetensors")
 """Files of a checkpoint that a training can go on from."""
@@ -126,18 +125,18 @@ def test_killed_and_continued_on_another_machine(server, tmp_path):
     its result is that of an undisturbed training, bit for bit."""
     options = remote(server, tmp_path, "killed")
     (item,) = planned(options, steps=12).work
-    command = [sys.executable, "-m", "tests.orchestration.remote_sweep", options.storage, options.uri, "12"]
-    process = subprocess.Popen([*command, "1.0"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    command = ["-m", "tests.orchestration.remote_sweep", options.storage, options.uri, "12"]
+    process = Start([*command, "1.0"])
     meta = f"killed/trainings/{item.training}/checkpoints/step_00000005/meta.json"
     while meta not in server.keys("bucket", "killed/"):
-        assert process.poll() is None, process.stdout.read().decode()
+        assert process.poll() is None, process.stdout.read()
         time.sleep(0.1)
     process.kill()
     process.wait()
     assert not [key for key in server.keys("bucket", "killed/") if "step_00000010" in key]
 
     another_machine(tmp_path)
-    again = subprocess.run([*command, "0"], cwd=ROOT, capture_output=True, text=True, check=False)
+    again = completed(*command, "0")
     assert again.returncode == DONE, again.stdout + again.stderr
     steps = [int(line.split()[1]) for line in again.stdout.splitlines() if line.startswith("step ")]
     assert steps == list(range(6, 13))
@@ -179,10 +178,8 @@ def test_a_bucket_that_goes_away_loses_nothing(tmp_path):
         server.client().create_bucket(Bucket="bucket")
         options = remote(server, tmp_path, "gone")
         planned(options)  # the database is made here, in less time
-        command = [sys.executable, "-u", "-m", "tests.orchestration.remote_sweep", options.storage, options.uri, "12"]
-        process = subprocess.Popen(
-            [*command, "0.5"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        command = ["-m", "tests.orchestration.remote_sweep", options.storage, options.uri, "12"]
+        process = Start([*command, "0.5"])
         for line in process.stdout:
             lines.append(line)
             if line.startswith("step 7"):
@@ -195,7 +192,7 @@ def test_a_bucket_that_goes_away_loses_nothing(tmp_path):
     assert (run["status"], run["reason"]) == ("FAILED", "storage")
     with s3_server(port=server.port) as server:
         server.client().create_bucket(Bucket="bucket")
-        again = subprocess.run([*command, "0"], cwd=ROOT, capture_output=True, text=True, check=False)
+        again = completed(*command, "0")
         assert again.returncode == DONE, again.stdout + again.stderr
         assert "step " not in again.stdout.replace("step_", "")
         keys = {"/".join(key.split("/")[-2:]) for key in server.keys("bucket", "gone/trainings/")}

@@ -4,8 +4,6 @@ the records, and that nothing is measured again."""
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +38,7 @@ from pforce.tracking.live import CATCH_UP
 from pforce.trial.source import load_source
 from tests.orchestration.conftest import make_plan, small_sweep
 from tests.support.asked import asked
+from tests.support.starts import PFORCE, Start
 from tests.tracking.servers import MlflowServer
 
 pytestmark = pytest.mark.timeout(600)
@@ -151,8 +150,8 @@ def test_an_emptied_database_is_filled_again(doors, by):
 def test_a_server_that_was_away_for_all_of_it_shows_it(doors, server):
     """The doors had the storage's own database; then three drivers of one sweep and a mirror at once, and the doors."""
     before, records = doors.shown(), doors.records()
-    command = [sys.executable, "-c", "from pforce.cli import main; main()", "mirror", "--storage", str(doors.root)]
-    several = [subprocess.Popen([*command, "--tracking-uri", server.uri]) for _ in range(3)]
+    command = [PFORCE, "mirror", "--storage", str(doors.root), "--tracking-uri", server.uri]
+    several = [Start(command, log=doors.root.parent / "mirror.log") for _ in range(3)]
     assert [process.wait(timeout=300) for process in several] == [DONE] * 3
     pd.testing.assert_frame_equal(doors.shown(server.uri), before, check_dtype=False)
     doors.all(server.uri)
