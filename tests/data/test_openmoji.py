@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -16,6 +14,7 @@ import torch
 from pforce.base.errors import FieldError
 from pforce.data import DataConfig, DataError, Manifest, ensure, openmoji, read_split
 from pforce.data.emoji import CLASSES, base_emoji, caption_of, group_of
+from tests.support.starts import Start
 
 REPOSITORY = Path(openmoji.__file__).parents[2]
 BUILD = """
@@ -26,8 +25,8 @@ openmoji.build(Path(sys.argv[1]), 32, progress=False)
 """
 
 
-def start_build(destination: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", BUILD, str(destination)], cwd=REPOSITORY)
+def start_build(destination: Path) -> Start:
+    return Start(["-c", BUILD, str(destination)])
 
 
 def keys(folder: Path, split: str) -> list[str]:

@@ -123,21 +123,21 @@ def one_worker(folder: Path) -> dict[int, float]:
 
 
 def test_two_workers_on_two_nodes_give_the_curve_of_one_and_outlive_them(cluster, nodes, tmp_path):
-    """STRICT_SPREAD over two logical nodes: 1e-4 over 50 steps. Then, at two random moments, a node is removed and
-    another one comes: the training goes on each time."""
-    drill = Drill(tmp_path / "runs", 120, 1, "--workers", "2", "--spread", *address(cluster))
-    for number, step in enumerate(moments("nodes", 52, 100)):
-        drill.wait_for_step(step)
-        own = {raylet(node) for node in nodes}
-        assert drill.wait_for_workers(own) == own, "each worker lies on a node of its own"
-        lose(cluster, nodes, nodes[number % 2])
-        nodes.append(cluster.add_node(num_cpus=1))
+    """STRICT_SPREAD over two logical nodes: 1e-4 over 50 steps. Then, at a random moment, a node is removed and another
+    one comes: the training goes on. (Two losses of one trial are below.)"""
+    drill = Drill(tmp_path / "runs", 80, 1, "--workers", "2", "--spread", *address(cluster))
+    (step,) = moments("nodes", 52, 72, count=1)
+    drill.wait_for_step(step)
+    own = {raylet(node) for node in nodes}
+    assert drill.wait_for_workers(own) == own, "each worker lies on a node of its own"
+    lose(cluster, nodes, nodes[step % 2])
+    nodes.append(cluster.add_node(num_cpus=1))
     drill.wait()
     curve, expected = drill.curve(), one_worker(tmp_path / "one")
-    assert list(curve) == list(range(1, 121))
+    assert list(curve) == list(range(1, 81))
     assert list(expected) == list(range(1, 51))
     assert [curve[step] for step in expected] == pytest.approx(list(expected.values()), abs=1e-4)
-    assert "attempt 3 of 3 goes on at its last checkpoint" in drill.log.read_text()
+    assert "attempt 2 of 3 goes on at its last checkpoint" in drill.log.read_text()
 
 
 def test_a_trial_of_a_lost_node_goes_on_on_another(cluster, nodes, tmp_path):

@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from http.client import HTTPConnection
@@ -21,6 +19,7 @@ from pforce.records.lease import Contender, Holder, LeaseError, LeaseLost, lease
 from pforce.storage import Storage
 from tests.buckets import KEYS
 from tests.ports import free_port
+from tests.support.starts import Start
 
 QUICK = "from pforce.records import lease; lease.PATIENCE, lease.BEAT_SECONDS, lease.LOOK_SECONDS = 1.0, 0.1, 0.05\n"
 
@@ -42,10 +41,10 @@ def place(request, tmp_path, monkeypatch) -> Storage:
     return Storage.open(server.uri(f"bucket/{tmp_path.name}"))
 
 
-def process(storage: Storage, code: str) -> subprocess.Popen[str]:
+def process(storage: Storage, code: str) -> Start:
     begin = "import sys, time\nfrom pathlib import Path\nfrom pforce.storage import Storage\n"
     text = f"{QUICK}{begin}place = Storage.open(sys.argv[1])\n{code}"
-    return subprocess.Popen([sys.executable, "-c", text, storage.uri], stdout=subprocess.PIPE, text=True)
+    return Start(["-c", text, storage.uri])
 
 
 HOLD = (

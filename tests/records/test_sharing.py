@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,11 +14,12 @@ from pforce.records.row import Row
 from pforce.storage import Storage
 from pforce.trial.run import run_trial
 from pforce.trial.where import Paths, Where
+from tests.support.starts import Start
 from tests.training.conftest import DATA, tiny
 
 FIELDS = {
-    "evaluation.images": 384, "evaluation.held_out_images": 64, "evaluation.context_timesteps": [0.2, 0.4],
-    "sampler.num_function_evaluations": 8, "evaluation.difficulty_timesteps": [0.2, 0.4, 0.6],
+    "evaluation.images": 768, "evaluation.held_out_images": 64, "evaluation.context_timesteps": [0.2, 0.4],
+    "sampler.num_function_evaluations": 24, "evaluation.difficulty_timesteps": [0.2, 0.4, 0.6],
 }  # fmt: skip
 CODE = """
 import json, sys, time
@@ -45,7 +44,8 @@ class Steps(Callback):
     def on_step(self, state):
         steps[0] += 1
 print("ready", flush=True)
-sys.stdin.readline()
+while not out.with_suffix(".go").exists():
+    time.sleep(0.001)
 row = run_trial(experiment, Paths(data, Storage.open(root)), Where(torch.device("cpu"), callbacks=[Steps()]))
 out.write_text(json.dumps({"forwards": drawn[0], "steps": steps[0], "metrics": row.metrics}))
 """
@@ -59,20 +59,12 @@ def at_once(root: Path, experiment: Experiment, count: int) -> list[dict]:
     """So many processes that begin the same at the same moment."""
     given = json.dumps(to_dict(experiment))
     outs = [root.parent / f"{root.name}-{number}.json" for number in range(count)]
-    several = [
-        subprocess.Popen(
-            [sys.executable, "-c", CODE, str(root), str(DATA), str(out), given],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )
-        for out in outs
-    ]  # fmt: skip
+    several = [Start(["-c", CODE, str(root), str(DATA), str(out), given]) for out in outs]
     for each in several:
         assert each.stdout is not None
         assert each.stdout.readline() == "ready\n"
-    for each in several:
-        assert each.stdin is not None
-        each.stdin.write("go\n")
-        each.stdin.flush()
+    for out in outs:
+        out.with_suffix(".go").touch()
     for each in several:
         assert each.wait(timeout=200) == 0
     return [json.loads(out.read_text()) for out in outs]
@@ -92,9 +84,9 @@ def test_several_at_once_do_everything_once(tmp_path):
     said: list[str] = []
     ledger = Ledger(Storage.open(tmp_path / "shared"), said.append)
     drawn = [record for record in ledger.all("drawing") for record in ledger.several(record.digest)]
-    assert sum(record.cost["images"] for record in drawn) == 384
+    assert sum(record.cost["images"] for record in drawn) == 768
     row = run_trial(experiment, Paths(DATA, Storage.open(tmp_path / "shared")), Where(torch.device("cpu")))
     assert isinstance(row, Row)
     assert row.drawn is not None
-    assert row.drawn.cost["images"] == 384
+    assert row.drawn.cost["images"] == 768
     assert said == []

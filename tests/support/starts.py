@@ -116,6 +116,13 @@ class Start:
         if self.poll() is None:
             os.kill(self.pid, number)
 
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        """All that it still writes, and its end."""
+        assert self.stdout is not None
+        text = self.stdout.read()
+        self.wait(timeout)
+        return text, None
+
     def __enter__(self) -> Self:
         return self
 

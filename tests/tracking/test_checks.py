@@ -23,7 +23,7 @@ from rich.console import Console
 from pforce.base.console import exit_on_errors
 from pforce.orchestration.options import Options
 from pforce.orchestration.script import print_mlflow, run_sweep
-from pforce.tracking import Tracker, TrackingError, default_uri, mask
+from pforce.tracking import Tracker, TrackingError, checks, default_uri, mask
 from pforce.tracking.checks import store_name
 from tests.clock import PATIENCE
 from tests.orchestration.conftest import make_plan, small_sweep
@@ -81,8 +81,9 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("kind", ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])
-def test_a_database_locked_by_another_process(tmp_path, kind):
+def test_a_database_locked_by_another_process(tmp_path, kind, monkeypatch):
     """Before any training, with nothing written; reading goes on where the lock lets it."""
+    monkeypatch.setattr(checks, "LOCK_SECONDS", 1.0)
     make_plan(small_sweep(), tmp_path)
     process = subprocess.Popen(
         [sys.executable, "-c", LOCK, str(tmp_path / "mlflow.db"), kind], stdout=subprocess.PIPE, text=True
@@ -108,8 +109,9 @@ def test_a_name_that_dns_does_not_know(tmp_path):
         Tracker("http://user:secret@no-such-host.invalid:5000", artifacts=tmp_path)
 
 
-def test_a_server_that_accepts_and_never_answers(tmp_path, capsys):
-    """Through a whole script: exit code 2, no trial's folder, within ten seconds of the check's start."""
+def test_a_server_that_accepts_and_never_answers(tmp_path, capsys, monkeypatch):
+    """Through a whole script: exit code 2, no trial's folder."""
+    monkeypatch.setattr(checks, "ANSWER_SECONDS", 1)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()

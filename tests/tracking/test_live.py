@@ -13,7 +13,7 @@ import pytest
 
 from pforce import results
 from pforce.storage import Storage
-from pforce.tracking import Live, Mirror, Point, Shown, Tags, Tracker, TrackingError, View, default_uri
+from pforce.tracking import Live, Mirror, Point, Shown, Tags, Tracker, TrackingError, View, checks, default_uri
 from pforce.tracking import live as lives
 from tests.clock import PATIENCE
 from tests.tracking.pages import Page, point, until, whole
@@ -314,8 +314,9 @@ def test_a_creation_whose_answer_is_lost_makes_one_run(server, tmp_path, late):
     wire.http.shutdown()
 
 
-def test_a_server_that_hangs_holds_up_nobody_and_is_noticed(server, tmp_path):
-    """SIGSTOP: it accepts and never answers. Noticed in 15 s; the driver's calls stay at microseconds."""
+def test_a_server_that_hangs_holds_up_nobody_and_is_noticed(server, tmp_path, monkeypatch):
+    """SIGSTOP: it accepts and never answers. Noticed; the driver's calls stay at microseconds."""
+    monkeypatch.setattr(checks, "REQUEST_SECONDS", 2)
     with Page(Tracker(server.uri, artifacts=tmp_path), tmp_path, "hangs") as page:
         page.live.open({})
         page.start("a")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 
 import mlflow
@@ -11,6 +9,7 @@ import pytest
 
 from pforce import results
 from pforce.tracking import Tags, Tracker, TrackingError, default_uri, runs_frame, sqlite_path, sweep_names
+from tests.support.starts import Start
 from tests.tracking.writer import RunSpec, Writer
 
 
@@ -113,7 +112,7 @@ def test_a_database_whose_making_is_killed_is_made_again(tmp_path, monkeypatch):
     """Real SIGKILLs at moments within the seconds that MLflow takes: there is a whole database or none."""
     monkeypatch.setenv("PFORCE_CACHE", str(tmp_path / "cache"))  # no empty one to copy
     for seconds in (0.2, 0.8, 1.4):
-        process = subprocess.Popen([sys.executable, "-c", MAKE, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        process = Start(["-c", MAKE, str(tmp_path)])
         assert process.stdout is not None
         assert process.stdout.readline() == "begins\n"
         time.sleep(seconds)
