@@ -77,8 +77,7 @@ def _watch(console: Console, tracker: Tracker, seconds: float, sweep: str | None
 def view(
     tracker: Tracker, width: int, sweep: str | None = None, *, trials: bool = False, every: bool = False
 ) -> RenderableType:
-    """What the command shows now, on a terminal of `width` columns. ConfigError for a sweep that the store does not
-    have."""
+    """Tables that the command shows now, in `width` columns. ConfigError for a sweep that the store does not have."""
     found, now = progress.read(tracker, sweep), progress.now_utc()
     if found.sweeps.empty:
         if sweep is not None:

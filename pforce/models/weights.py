@@ -22,7 +22,7 @@ class WeightsError(ValueError):
 
 
 def listed(names: list[str]) -> str:
-    """At most ten names, then the number of further ones."""
+    """Up to ten names, then the number of further ones."""
     more = len(names) - NAMES_SHOWN
     return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 

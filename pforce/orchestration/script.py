@@ -58,8 +58,8 @@ class Comparison:
     """Row of the table that claims compare the others with: its axes, such as m=0.7,sigma=0.6, or its number from 1.
     Default: the row of the experiment itself, else the first."""
     compare: tuple[str, ...] = ()
-    """Rows that are compared with the baseline, at most 6, named likewise. Default: all others, where they are at most
-    6."""
+    """Rows that are compared with the baseline, at most 6, named in the same way. Default: all others, where they are
+    at most 6."""
 
     def __post_init__(self) -> None:
         most = f"at most {MOST_CLAIMS} rows: a correction for more finds nothing at a few seeds"

@@ -92,7 +92,7 @@ class Shared:
         return self.drop(task)
 
     def drop(self, task: Measure) -> list[int]:
-        """Drop a task that nobody waits for any more. Returns the models whose tasks are now all done."""
+        """Drop a task that nobody waits for. Returns the models whose tasks are now all done."""
         several = [number for number in self.sharers[task.id] if task.id in self.left[number]]
         for number in several:
             self.left[number].discard(task.id)

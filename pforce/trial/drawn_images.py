@@ -116,7 +116,7 @@ def draw_group(
         before = kept.get(block) if there else None
         if there:
             if before is None or count_of(before) < there:
-                raise ValueError(f"images {block} to {first + start - 1} of a drawing are not kept any more")
+                raise ValueError(f"images {block} to {first + start - 1} of a drawing are no longer kept")
             arrays = joined([{key: value[:there] for key, value in before.items()}, arrays])
         features.save(block, arrays)
         if first + start == 0:

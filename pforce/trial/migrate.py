@@ -292,6 +292,3 @@ def keep_sweeps(entries: Mapping[str, Sequence[CellEntry]], storage: Storage, or
         own = own if own.strip(".") else f"sweep{own}"
         identity = digest("migrated sweep", [own, origin, sorted(cell.cell for cell in several)])
         SweepEntry(own, identity, several, command=f"pforce records migrate {origin}").write(storage)
-
-
-# --- the storage of then -----------------------------------------------------------------------------------------

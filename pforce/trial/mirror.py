@@ -23,9 +23,11 @@ class TrialMirror:
     """Keeps a training's folder equal here and in a bucket (a `pforce.training.callbacks.Mirror`)."""
 
     def __init__(self, storage: Storage, relative: str, about: str) -> None:
-        """Args:
-        relative: the training's folder below the storage's root.
-        about: name of the file in it that describes the training; it is uploaded with every checkpoint."""
+        """
+        Args:
+            relative: the training's folder below the storage's root.
+            about: name of the file in it that describes the training; it is uploaded with every checkpoint.
+        """
         self.storage, self.relative, self.about = storage, relative, about
         self.folder = storage.root / relative
         self.failed: set[Path] = set()

@@ -65,7 +65,7 @@ class HeldOut:
         self._read: dict[int, Batch] = {}
 
     def __call__(self, images: int) -> Batch:
-        """That number of held-out images, spread evenly; all where there are fewer."""
+        """Up to that many held-out images, spread evenly over the split."""
         wanted = min(images, self.samples)
         if wanted not in self._read:
             self._read[wanted] = read_split(self.folder, "validation", limit=wanted)

@@ -48,7 +48,7 @@ def tracking(uri: str, storage: Path, *, limit: float = STORE_SECONDS) -> Check:
     thread.start()
     thread.join(max(0.0, until - time.monotonic()))
     if not found:
-        cure = "See whether the server is overloaded, or another process holds the database; then try again."
+        cure = "See whether the server is overloaded, or another process holds the database; then retry."
         return Check(name, "problem", f"{shown}: no answer within {limit:.0f} s", cure)
     (result,) = found
     if isinstance(result, TrackingError):
