@@ -216,8 +216,8 @@ EVALUATION_DEFAULTS: Mapping[str, str] = {
 }
 """Setting → text for a default of `pforce evaluate` that is not a plain value."""
 EVALUATION_TEXTS: Mapping[str, str] = {
-    "reference": "validation or train: images of the data set. Else a folder or .npz of images, or an .npz of "
-    "statistics (mu, sigma, mu_s, sigma_s) as ADM publishes them.",
+    "reference": "validation or train images of the data set, a folder or .npz of images, or an .npz of statistics "
+    "(mu, sigma, mu_s, sigma_s) as ADM publishes them.",
 }
 """Setting → its help where `pforce evaluate` accepts more than an experiment does."""
 
