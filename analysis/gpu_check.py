@@ -1,10 +1,10 @@
-"""One script for a GPU: is it right there, and how fast against the ceilings measured in the same run?
+"""Check that models and samplers are right on a GPU, and compare their speed with ceilings measured in the same run.
 
     python analysis/gpu_check.py --output analysis/results/gpu_check.json
     python analysis/gpu_check.py --small --output /tmp/x.json          the same path on a CPU, in seconds
 
-Needs the core only (torch, safetensors, scipy, pillow, rich; no Ray, MLflow, webdataset or pydantic). Images are
-random bytes: this measures speed and agreement, not quality.
+Needs the core only (torch, safetensors, scipy, pillow, rich; no Ray, MLflow, webdataset or pydantic). Images are random
+bytes: this measures speed and agreement, not quality.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Images(NamedTuple):
 
 
 class RandomStream:
-    """One batch, given again and again and kept on the device: the loop's own speed, without a reader."""
+    """One batch, repeated and kept on the device: it shows the speed of the loop itself, without a reader."""
 
     def __init__(self, config: ModelConfig, batch: int, device: torch.device) -> None:
         generator = seeding.generator("gpu_check", 0)
@@ -55,14 +55,14 @@ class RandomStream:
         return self.batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: every batch is the same."""
+        """Return no state: every batch is the same."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to do."""
+        """Do nothing: there is no state."""
 
     def merge(self, states: Any) -> dict[str, Any]:
-        """Nothing to merge."""
+        """Return no state: there is nothing to merge."""
         return {}
 
 
@@ -73,7 +73,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def ceilings(device: torch.device, side: int) -> dict[str, float]:
-    """Matrix products in bf16 and f32, TFLOP/s, and a copy's bandwidth, GB/s: medians of 20."""
+    """Speed of matrix products in bf16 and f32 (TFLOP/s), and bandwidth of a copy (GB/s): medians of 20."""
     found = {}
     for dtype in (torch.bfloat16, torch.float32):
         a = torch.randn(side, side, device=device, dtype=dtype)
@@ -86,7 +86,7 @@ def ceilings(device: torch.device, side: int) -> dict[str, float]:
 
 
 def median(function: Any, device: torch.device, rounds: int = 20) -> float:
-    """Seconds of a call."""
+    """Median seconds per call."""
     seconds: list[float] = []
     for number in range(rounds + 3):
         synchronise(device)
@@ -100,7 +100,7 @@ def median(function: Any, device: torch.device, rounds: int = 20) -> float:
 
 @torch.no_grad()
 def agreement(device: torch.device) -> dict[str, float]:
-    """Largest differences: device against CPU in f32, two levels against per token in f32 and bf16, compiled."""
+    """Largest differences of velocities: device and CPU, two levels and per-token timesteps, compiled and eager."""
     config = ModelConfig(depth=3, width=128, heads=4, patch=2, image_size=(16, 16), channels=3, classes=10)
     model = build(config, generator=seeding.generator("agreement"))
     for parameter in model.parameters():
@@ -128,9 +128,9 @@ def agreement(device: torch.device) -> dict[str, float]:
 
 
 def solvers_agree(device: torch.device) -> dict[str, float]:
-    """Largest difference of each solver's images, guided: the model compiled (with CUDA graphs on a GPU) against eager.
+    """Largest difference of each solver's guided images between the compiled model (CUDA graphs on a GPU) and eager.
 
-    The solvers read nothing of an evaluation after the next one, which a CUDA graph would have overwritten.
+    It shows that solvers read no evaluation after the next one, which overwrites it in a CUDA graph.
     """
     config = ModelConfig(depth=2, width=128, heads=4, patch=2, image_size=(16, 16), channels=3, classes=10)
     model = build(config, generator=seeding.generator("solvers")).eval()
@@ -152,7 +152,7 @@ def solvers_agree(device: torch.device) -> dict[str, float]:
 
 
 def flops_per_image(config: ModelConfig) -> float:
-    """Counted floating-point operations of forward and backward for one image."""
+    """Counted floating-point operations per image, of forward and backward pass."""
     model = build(config)
     x, y = torch.randn(1, config.channels, *config.image_size), torch.zeros(1, dtype=torch.int64)
     counter = FlopCounterMode(display=False)
@@ -164,7 +164,7 @@ def flops_per_image(config: ModelConfig) -> float:
 def throughput(
     config: ModelConfig, batch: int, device: torch.device, *, compile_model: bool, steps: int
 ) -> dict[str, Any]:
-    """Images a second of the real loop (EMA, clipping, AdamW), from the last of three records, and its losses."""
+    """Images per second of the real loop (EMA, clipping, AdamW), from the last of three records, and its losses."""
     training = TrainingConfig(
         images=3 * steps * batch, batch=batch, compile=compile_model, log_every=steps, ema_decay=0.999
     )
@@ -185,10 +185,10 @@ def throughput(
 
 
 def main() -> None:
-    """Run everything and write the JSON after each part, so that a cut-off run leaves what it measured."""
+    """Run everything, and write the JSON after each part, so that an interrupted run keeps what it measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--small", action="store_true", help="seconds on a CPU: tiny sizes, the same path")
+    parser.add_argument("--small", action="store_true", help="the same path at tiny sizes, for a CPU, in seconds")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result: dict[str, Any] = {
@@ -213,7 +213,7 @@ def main() -> None:
     cases["micro 32x32x3"] = (micro, 64)
     if arguments.small:
         cases = {"micro": (replace(micro, depth=1), 16)}
-    for compiled in (True, False):  # the longest and most telling first, should the time end
+    for compiled in (True, False):  # the longest and most telling first, in case the time ends
         for name, (config, batch) in cases.items():
             case = throughput(config, batch, device, compile_model=compiled, steps=2 if arguments.small else 30)
             case["share_of_bfloat16_matmul"] = case["tflops"] / result["ceilings"]["matmul_bfloat16_tflops"]

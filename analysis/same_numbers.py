@@ -1,12 +1,12 @@
-"""Are the numbers of this checkout those of another commit, to the last bit, on this machine?
+"""Check whether the numbers of this checkout equal those of another commit, to the last bit, on this machine.
 
     python analysis/same_numbers.py measure --commit 0641df2 --out before.json    # builds it in a worktree and a venv
     python analysis/same_numbers.py measure --out now.json                        # this checkout, this environment
     python analysis/same_numbers.py compare before.json now.json
 
-Every door is used once, by the commands that people give: the main job, an evaluation apart from the trainings, a
+Every entry point ("door") is used once, by the usual commands: the main job, a separate evaluation of its cells, a
 search of samplers, a table of the paper, `pforce train`, `pforce evaluate` and `pforce sample`. Times are left out.
-Numbers of one machine are compared with numbers of the same machine only: another processor rounds differently.
+Compare numbers of the same machine only: another processor rounds differently.
 """
 
 from __future__ import annotations
@@ -62,20 +62,21 @@ TIMES = ("seconds", "device_hours", "images_per_second")
 
 
 def call(words: list[str], where: Path, environment: dict[str, str]) -> None:
-    """One command; RuntimeError with its last words where it fails."""
+    """Run a command. RuntimeError with the end of its output where it fails."""
     done = subprocess.run(words, cwd=where, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
 
 
 def _words(door: str, checkout: Path) -> list[str]:
-    """A door's command, as that checkout calls it."""
+    """Command of a door, with the options of that checkout."""
     old = door == "evaluate" and not (checkout / "pforce" / "commands" / "options.py").exists()
     return [word.replace("--evaluation.", "--") if old else word for word in DOORS[door]]
 
 
 def measure(commit: str | None, doors: list[str]) -> dict[str, Any]:
-    """The numbers of all doors; of a commit built in a worktree and an environment of its own, or of this checkout."""
+    """Numbers of all doors, for this checkout, or for a commit that is built in a worktree and environment of its
+    own."""
     with tempfile.TemporaryDirectory(prefix="same-numbers-") as name:
         box = Path(name)
         checkout, binaries = ROOT, Path(sys.executable).parent
@@ -144,7 +145,7 @@ def _timeless(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare(before: dict[str, Any], now: dict[str, Any]) -> int:
-    """Print what differs. 0 where every number of `before` is the same now, to the last bit; else 3."""
+    """Print what differs. Return 0 where every number of `before` is the same now, to the last bit, else 3."""
     equal = different = 0
     worst = 0.0
     for row, values in before["numbers"].items():
@@ -171,11 +172,11 @@ def main() -> int:
     """Measure, or compare; exit code 3 where a number differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    measured = commands.add_parser("measure", help="use every door once, and write the numbers")
-    measured.add_argument("--commit", help="a commit, built in a worktree; by default this checkout as it is")
+    measured = commands.add_parser("measure", help="use every entry point once, and write the numbers")
+    measured.add_argument("--commit", help="a commit, built in a worktree; default: this checkout as it is")
     measured.add_argument("--out", type=Path, required=True)
     measured.add_argument("--doors", nargs="+", choices=list(DOORS), default=list(DOORS))
-    compared = commands.add_parser("compare", help="say which numbers differ")
+    compared = commands.add_parser("compare", help="print which numbers differ")
     compared.add_argument("before", type=Path)
     compared.add_argument("now", type=Path)
     a = parser.parse_args()

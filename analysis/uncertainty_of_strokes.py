@@ -1,8 +1,9 @@
-"""Is the predicted uncertainty higher where there is something to draw?
+"""Measure whether the predicted uncertainty is higher where there is something to draw.
 
-Held-out drawings, all patches at one timestep. Patches with strokes (their pixels differ) against flat background
-(all pixels have the background's colour); plain coloured areas are neither. For each image the mean σ on its strokes
-minus that on its background; a 95 % bootstrap interval of the mean over images. Ten maps as a picture.
+All patches of held-out drawings are at one timestep. Patches with strokes (their pixels differ) are compared with flat
+background (all pixels have the background's colour); plain coloured areas are neither. The result is the mean over
+images of the mean σ on strokes minus the mean σ on background, with its 95 % bootstrap interval, and a picture of ten
+maps.
 
     python analysis/uncertainty_of_strokes.py MODEL        # a trial's folder, a run id, best:SWEEP, a model file
 """
@@ -33,30 +34,30 @@ from pforce.orchestration.find import find_model
 from pforce.storage import default_storage
 
 CONTRAST = 0.2
-"""Range of a channel (of −1 … 1) within a patch from which on it has strokes."""
+"""Smallest range of a channel (of −1 … 1) within a patch that has strokes."""
 RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Mean σ on patches with strokes against flat background."""
+    """Compare the mean σ on patches with strokes and on flat background."""
 
     model: Annotated[str, tyro.conf.Positional]
     """A trial's folder, a checkpoint or model file, an MLflow run id, an experiment, or best:SWEEP."""
     data: str = "openmoji32_micro"
-    """Experiment whose held-out images are taken, for models that do not say."""
+    """Experiment whose held-out images are used, for models that do not name one."""
     images: int = 447
-    """Held-out images."""
+    """Number of held-out images."""
     time: float = 0.5
     """Timestep of all patches."""
     storage: str = field(default_factory=default_storage)
-    """Where sweeps leave their files, a folder or a bucket. Default: $PFORCE_STORAGE, else runs."""
+    """Folder or bucket of the sweeps' files. Default: $PFORCE_STORAGE, else runs."""
     tracking_uri: str | None = None
-    """MLflow store; by default the database in the storage folder. A bucket needs one."""
+    """MLflow store. Default: the database in the storage folder. Required with a bucket."""
     json: Path = Path("analysis/results/uncertainty_of_strokes.json")
-    """The figures."""
+    """Output file for the numbers."""
     picture: Path = Path("docs/uncertainty_of_strokes.png")
-    """Ten maps."""
+    """Output file for the picture of ten maps."""
 
 
 def strokes_and_background(images: Tensor, patch: int) -> tuple[Tensor, Tensor]:
@@ -69,13 +70,13 @@ def strokes_and_background(images: Tensor, patch: int) -> tuple[Tensor, Tensor]:
 
 
 def sigma_maps(model: PatchForcingTransformer, x1: Tensor, y: Tensor, time: float) -> Tensor:
-    """Patch means of σ (M, N)."""
+    """Mean σ per patch (M, N)."""
     x0 = seeding.noise_for_images(0, 0, len(x1), tuple(x1.shape[1:]))
     return torch.from_numpy(patch_errors(model, x1, y, x0, t=time).sigma)
 
 
 def ten_maps(images: Tensor, maps: Tensor, shape: tuple[int, int], path: Path, title: str) -> None:
-    """Ten images above their maps."""
+    """Draw ten images above their maps, and write the figure to `path`."""
     with mpl.rc_context({"font.size": 8}):
         figure = Figure(figsize=(10.5, 2.6), layout="constrained")
         axes = figure.subplots(2, 10)
@@ -93,7 +94,7 @@ def ten_maps(images: Tensor, maps: Tensor, shape: tuple[int, int], path: Path, t
 
 
 def main() -> int:
-    """Measure, print, write."""
+    """Measure, print and write the comparison."""
     a = tyro.cli(Arguments, description=__doc__)
     source = find_model(a.model, storage=a.storage, tracking_uri=a.tracking_uri)
     experiment = source.experiment or catalog.experiment(a.data)

@@ -1,8 +1,7 @@
-"""Finds named experiments, and tables of them: by entry points, so that those of other packages are found, too, and in
-files, as `FILE.py:NAME`.
+"""Experiments and tables by name: found through entry points, also of other packages, and in files, as `FILE.py:NAME`.
 
-`pforce.experiments` names packages whose modules have functions that take nothing and return an Experiment,
-`pforce.tables` modules with TABLES and SCALES.
+The entry points `pforce.experiments` name packages whose modules have functions that take nothing and return an
+Experiment; `pforce.tables` name modules with TABLES and SCALES.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from pforce.config import EXPERIMENTS, Experiment, modules
 from pforce.reproduction import Scale, Table
 
 TABLES = "pforce.tables"
-"""Group of entry points."""
+"""Group of entry points that name modules with tables."""
 FILE_MODULE = "pforce_file_"
-"""How the names of modules begin that are read from files."""
+"""Prefix of the names of modules that are read from files."""
 _FILE = re.compile(r"(.+\.py)(?::(\w+))?")
 T = TypeVar("T")
 
 
 def tables() -> dict[str, Table]:
-    """Every table by its name."""
+    """All tables by name."""
     found: dict[str, Table] = {}
     for module in _of_tables():
         found |= {table.name: table for table in module.TABLES}
@@ -41,7 +40,7 @@ def tables() -> dict[str, Table]:
 
 
 def scales() -> dict[str, Scale]:
-    """The scales at which tables are run, by their names."""
+    """The scales at which tables are run, by name."""
     found: dict[str, Scale] = {}
     for module in _of_tables():
         found |= module.SCALES
@@ -54,9 +53,9 @@ def _of_tables() -> Iterator[ModuleType]:
 
 
 def table(text: str) -> Table:
-    """The table of that name, or `FILE.py:NAME` of a file: the one whose variable or whose own name that is.
+    """The table of that name, or the table in a file, as `FILE.py:NAME` with the name of its variable or its own name.
 
-    ConfigError with the nearest name where there is none, and where the file is not one.
+    ConfigError, with the nearest name where there is no such table, or with the reason where the file cannot be read.
     """
     if not is_file(text):
         known = tables()
@@ -73,7 +72,7 @@ def table(text: str) -> Table:
 
 
 def experiments() -> dict[str, Callable[[], Experiment]]:
-    """Every experiment by its name: functions that take nothing and return one."""
+    """All experiments by name: functions that take nothing and return an Experiment."""
     found: dict[str, Callable[[], Experiment]] = {}
     for module in modules():
         for name, function in _functions(module).items():
@@ -84,7 +83,7 @@ def experiments() -> dict[str, Callable[[], Experiment]]:
 
 
 def _functions(module: ModuleType) -> dict[str, Callable[[], Experiment]]:
-    """Functions of a module's own that say that they return an Experiment, and take nothing."""
+    """Functions defined in a module that take nothing and are annotated to return an Experiment, by name."""
     found: dict[str, Callable[[], Experiment]] = {}
     for name, function in inspect.getmembers(module, inspect.isfunction):
         if function.__module__ != module.__name__ or name.startswith("_"):
@@ -96,14 +95,14 @@ def _functions(module: ModuleType) -> dict[str, Callable[[], Experiment]]:
 
 
 def experiment(text: str) -> Experiment:
-    """The experiment of that name, or of `FILE.py:FUNCTION`; ConfigError as in `find`, and where the function fails or
-    gives something else."""
+    """The experiment of that name, or of `FILE.py:FUNCTION`. ConfigError as in `find`, and where the function fails or
+    returns something else."""
     made: object
     try:
         made = find(text)()
     except InputError:
         raise
-    except Exception as error:  # whatever a stranger's function raises
+    except Exception as error:  # whatever the user's function raises
         if not is_file(text):
             raise
         raise ConfigError(f"{text}: {type(error).__name__}: {error}") from error
@@ -120,10 +119,11 @@ def experiment(text: str) -> Experiment:
 
 
 def find(text: str) -> Callable[[], Experiment]:
-    """The function of that name: bare, with its module (`openmoji32.openmoji32_micro`), or `FILE.py:FUNCTION`, where
-    the only one of a file need not be named.
+    """The experiment's function of that name: a bare name, one with its module (`openmoji32.openmoji32_micro`), or
+    `FILE.py:FUNCTION`; a file's only function need not be named.
 
-    ConfigError with the nearest name where there is none, and with its cause where the file is not a module.
+    ConfigError, with the nearest name where there is no such function, or with the cause where the file cannot be
+    imported.
     """
     if is_file(text):
         path, name = _split(text)
@@ -151,7 +151,7 @@ def _split(text: str) -> tuple[Path, str]:
 
 
 def _module_of(path: Path) -> ModuleType:
-    """A file as a module of a name of its own, run once per process. ConfigError with the file's own error."""
+    """A file as a module under a unique name, imported once per process. ConfigError with the file's own error."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
     name = f"{FILE_MODULE}{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
@@ -163,7 +163,7 @@ def _module_of(path: Path) -> ModuleType:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a stranger's file raises
+    except Exception as error:  # whatever the user's file raises
         del sys.modules[name]
         where = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
         what = error.msg if isinstance(error, SyntaxError) else error
@@ -172,10 +172,10 @@ def _module_of(path: Path) -> ModuleType:
 
 
 def _chosen(found: Mapping[str, T], path: Path, name: str, what: str, names: list[str]) -> T:
-    """The value of a name in a file, or the only one.
+    """The value of that name in a file, or the file's only value.
 
     Args:
-        names: one for each value; `found` may have others, too.
+        names: one name per value; `found` may know values by further names.
     """
     if not names:
         raise ConfigError(f"{path}: has no {what}")

@@ -14,7 +14,7 @@ from pforce.base.console import DONE, USAGE_ERROR, exit_on_errors, imports_kept
 
 
 class Command(NamedTuple):
-    """Where a command is, imported only when it is called: the list of commands must not wait for torch or MLflow."""
+    """Location of a command, imported only when called: the list of commands must not wait for torch or MLflow."""
 
     function: str
     """Module below pforce.commands, a dot, and the function's name."""
@@ -23,13 +23,13 @@ class Command(NamedTuple):
     arguments: str | None = None
     """Name of the dataclass, in the same module, that holds its options; without one they are the function's own."""
     own: bool = False
-    """It reads the words of its command line itself."""
+    """Whether the function parses its command line itself."""
 
 
 COMMANDS: dict[tuple[str, ...], Command] = {
     ("data", "build"): Command(
         "data.build_data",
-        "Write a data set as webdataset shards with a manifest. Does nothing where it is already there.",
+        "Write a data set as webdataset shards with a manifest. Does nothing if they exist already.",
     ),
     ("experiments",): Command("data.experiments", "List the named experiments."),
     ("train",): Command(
@@ -38,7 +38,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         own=True,
     ),
     ("submit",): Command(
-        "submit.submit", "Run a command as a job of a Ray cluster, once, and end with its exit code.", own=True
+        "submit.submit", "Run a command once as a job of a Ray cluster, and return its exit code.", own=True
     ),
     ("sample",): Command(
         "sample.sample",
@@ -46,52 +46,51 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "Arguments",
     ),
     ("evaluate",): Command(
-        "evaluate.evaluate", "Measure a model, a folder of images, or an npz, and record it.", "Arguments"
+        "evaluate.evaluate", "Measure a model, a folder of images or an npz file, and record the results.", "Arguments"
     ),
     ("reproduce",): Command(
         "reproduce.reproduce_tables",
-        "Run tables of the paper at a scale that fits this machine, and say which of the paper's findings hold.",
+        "Run tables of the paper at a scale that fits this machine, and report which of the paper's findings hold.",
         "Arguments",
     ),
     ("report",): Command(
         "report.report",
-        "Write one self-contained page of HTML about sweeps: tables, findings, figures, samples, cost, commands.",
+        "Write one self-contained HTML page about sweeps: tables, findings, figures, samples, cost, commands.",
     ),
     ("records", "list"): Command(
         "records.list_records",
-        "List the finished parts that a storage knows: trainings, weights, drawings, image metrics, held-out "
-        "measurements.",
+        "List the finished parts in a storage: trainings, weights, drawings, image metrics, held-out measurements.",
     ),
     ("records", "show"): Command(
         "records.show_record",
-        "Print a record whole, as JSON: values, what it was made from, where and with what, and what it cost.",
+        "Print a whole record as JSON: values, inputs, machine and software, and cost.",
     ),
     ("records", "forget"): Command(
         "records.forget_records",
-        "Write a tombstone for records: they count no more, and what needs them is measured again.",
+        "Write a tombstone for records: they no longer count, and what needs them is measured again.",
     ),
     ("records", "export"): Command(
         "records.export_records",
-        "Write sweeps and their records as lines of JSON, for another storage or a repository.",
+        "Write sweeps and their records as JSON lines, for another storage or a repository.",
     ),
     ("records", "import"): Command(
         "records.import_records",
-        "Take records into a storage: from files of `pforce records export`, or from another storage's folder.",
+        "Import records into a storage: from files of `pforce records export`, or from another storage's folder.",
     ),
     ("records", "migrate"): Command(
         "records.migrate_records",
-        "Carry results of commit 0641df2 over: files of its records, and what it left in the storage's folder.",
+        "Carry over results of commit 0641df2: files of its records, and its trainings in the storage's folder.",
     ),
     ("doctor",): Command(
-        "doctor.doctor", "Check this machine, its stores and a cluster, and say what is wrong and how it is cured."
+        "doctor.doctor", "Check this machine, its stores and a cluster, and report what is wrong and how to fix it."
     ),
     ("runs",): Command(
         "runs.runs",
-        "Show how far sweeps are: trials done and open, progress, cost, time left, best distance. SWEEP: its trials.",
+        "Show the progress of sweeps: trials done and open, cost, time left, best distance. SWEEP: its trials.",
     ),
     ("logs",): Command(
         "logs.logs",
-        "Print what an attempt at a cell said: its points, warnings, output and traceback. By default the newest one.",
+        "Print the log of an attempt at a cell: points, warnings, output and traceback. Default: the newest attempt.",
     ),
     ("cost",): Command(
         "cost.cost",
@@ -108,11 +107,11 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ),
     ("checkpoint", "export"): Command(
         "checkpoint.export_checkpoint",
-        "Write a model as the published code reads it (.ckpt), or as one pforce file (.safetensors).",
+        "Write a model in the format of the published code (.ckpt), or as one pforce file (.safetensors).",
     ),
     ("checkpoint", "verify"): Command(
         "checkpoint.verify_checkpoint",
-        "Read a checkpoint or model file as far as sampling would: weights, shapes, and one forward pass of each kind.",
+        "Check that a checkpoint or model file can be sampled: weights, shapes, and one forward pass of each kind.",
     ),
 }
 

@@ -1,8 +1,8 @@
-"""The whole experiment as one typed, frozen, validated, hashable value.
+"""An experiment as one typed, frozen, validated, hashable value.
 
-The parts are the core's own dataclasses, which check their ranges. Here they are put together, checked against
-each other, read from and written to plain data with every name and type checked (pydantic, strict), and changed by
-dotted paths. How results are named is in `pforce.records.identity`.
+The parts are the core's own dataclasses, which check their ranges. Here they are put together and checked against each
+other, read from and written to plain data with every name and type checked (pydantic, strict), and changed by dotted
+paths. Names of results are made in `pforce.records.identity`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pforce.timesteps import SAMPLERS as TIMESTEP_SAMPLERS
 from pforce.training.config import OptimizerConfig, TrainingConfig
 
 EXPERIMENTS = "pforce.experiments"
-"""Group of entry points: packages whose modules have experiments, and may have samplers of their own."""
+"""Group of entry points that name packages of experiments; their modules may also register samplers."""
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -41,26 +41,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A training and its evaluation."""
+    """A training and its evaluation: the configuration of everything that is run and measured."""
 
     name: str
-    """What tables call it; results are not named by it."""
+    """Name in tables; it does not enter the names of results."""
     model: ModelConfig
     """The transformer."""
     timesteps: TimestepSampler = field(default_factory=LTG)
-    """How patch timesteps are drawn in training."""
+    """Distribution of the patch timesteps in training."""
     flow: FlowConfig = field(default_factory=FlowConfig)
     """The training objective."""
     data: DataConfig = field(default_factory=DataConfig)
-    """The images."""
+    """The training images."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """The optimiser."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    """The training budget."""
+    """The training budget and how the training runs."""
     sampler: Sampler = field(default_factory=Euler)
     """The sampler of the evaluation."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """What is measured."""
+    """The measurements of the trained model."""
     seed: int = 0
     """Seed of weights, data order and training noise."""
 
@@ -97,14 +97,14 @@ class Experiment:
             self.model.difficulty_head or self.timesteps.per_sample,
             "timesteps",
             self.timesteps.name,
-            "a sampler with one timestep a sample (parallel_uniform, parallel_logit_normal), as "
+            "a sampler with one timestep per sample (parallel_uniform, parallel_logit_normal), as "
             "model.difficulty_head is False (SiT)",
         )
 
     @property
     def trunk(self) -> Experiment | None:
-        """The training that a decay branches off from, up to where it does; None where there is no decay, or nothing
-        before it."""
+        """The training that a learning-rate decay branches off from, up to the branch; None where there is no decay, or
+        where the decay is the whole training."""
         start = self.training.images - self.optimizer.decay_images
         if not self.optimizer.decay_images or not start:
             return None
@@ -117,11 +117,12 @@ class Experiment:
 T = TypeVar("T")
 
 CHOSEN: Mapping[type, Mapping[str, type]] = {TimestepSampler: TIMESTEP_SAMPLERS, Sampler: SAMPLERS}
-"""Parts that are chosen by name → name → class. What the parts of a kind have in common are the fields of the kind."""
+"""Base class of each part that is chosen by name → name → class. All parts of one base class have its fields in
+common."""
 
 
 def modules() -> list[ModuleType]:
-    """The modules of all packages of experiments, imported: they name experiments, and may register samplers."""
+    """The imported modules of all packages of experiments: they define experiments and may register samplers."""
     found: dict[str, ModuleType] = {}
     for point in entry_points(group=EXPERIMENTS):
         package = _module(point.value, point.name)
@@ -132,7 +133,8 @@ def modules() -> list[ModuleType]:
 
 
 def _module(name: str, entry: str) -> ModuleType | None:
-    """A module of experiments; None, with a warning, where it cannot be imported: others are still to be found."""
+    """A module of experiments; None, with a warning, where it cannot be imported, so that the others are still
+    found."""
     try:
         return importlib.import_module(name)
     except Exception as error:  # whatever another package's module raises
@@ -145,7 +147,7 @@ def _module(name: str, entry: str) -> ModuleType | None:
 
 
 def named(kind: type, name: Any, path: str) -> type:
-    """The class of a kind that a name chooses, one from a module of experiments included. ConfigError for another."""
+    """The class that a name chooses, also from a module of experiments. ConfigError for an unknown name."""
     known = CHOSEN[kind]
     if isinstance(name, str) and name not in known:
         modules()
@@ -155,7 +157,7 @@ def named(kind: type, name: Any, path: str) -> type:
 
 
 def _kind(value: object) -> type | None:
-    """The kind of a part that was chosen by name; None for all others."""
+    """The base class in `CHOSEN` of a part that was chosen by name; None for other values."""
     return next((kind for kind in CHOSEN if isinstance(value, kind)), None)
 
 
@@ -165,7 +167,7 @@ def _names(value: Any) -> list[str]:
 
 
 def _own(kind: type, cls: type) -> list[str]:
-    """Names of the fields that a class does not share with all of its kind."""
+    """Names of the fields that a class has beyond those of its base class in `CHOSEN`."""
     return [name for name in _names(cls) if name not in _names(kind)]
 
 
@@ -174,7 +176,7 @@ def _unknown(name: str, known: list[str], where: str) -> ConfigError:
 
 
 def to_dict(value: Any) -> Any:
-    """An experiment or a part of it as plain data (JSON types); what was chosen by name carries it."""
+    """An experiment or a part of it as plain data (JSON types); a part that was chosen by name includes its name."""
     if dataclasses.is_dataclass(value):
         name = {} if _kind(value) is None else {"name": cast(Any, value).name}
         return {**name, **{each: to_dict(getattr(value, each)) for each in _names(value)}}
@@ -185,7 +187,7 @@ def to_dict(value: Any) -> Any:
 
 @cache
 def _adapter(hint: Any) -> TypeAdapter[Any]:
-    """Made once per type: making one takes longer than a thousand checks."""
+    """pydantic's checker of a type, made once: making one takes longer than a thousand checks."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(hint)
@@ -193,13 +195,13 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 
 @cache
 def _types_are_checked() -> bool:
-    """Whether pydantic is here. On a machine that only carries out what was planned elsewhere it need not be: values
-    are then taken as they are, and their ranges checked."""
+    """Whether pydantic is installed. A machine that only carries out tasks planned elsewhere need not have it: types
+    are then not checked, only ranges."""
     return importlib.util.find_spec("pydantic") is not None
 
 
 def _as_tuples(value: Any) -> Any:
-    """JSON's lists as tuples, which is what every list of ours is."""
+    """Plain data with tuples in place of JSON's lists, as in all fields of ours."""
     return tuple(_as_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
@@ -209,7 +211,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _leaf(hint: Any, value: Any, path: str) -> Any:
-    """A plain value checked strictly against a type; JSON mode lets a list be a tuple and an int a float."""
+    """A plain value, checked strictly against a type. JSON mode accepts a list as a tuple and an int as a float."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{path} = {value!r}: must be a finite number")
     if not _types_are_checked():
@@ -224,11 +226,11 @@ def _leaf(hint: Any, value: Any, path: str) -> Any:
 
 
 SETTINGS_OF_BEFORE = ("quantile", "threshold", "pooling", "inner_steps", "context_ratio", "start_after", "shift")
-"""Settings that every sampler has in files of before it was a class of its own: null where none was given."""
+"""Settings that every sampler has in old files, written before each sampler was a class: null where none was given."""
 
 
 def _without_nulls_of_before(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    """A sampler's fields without what such a file leaves to the defaults, or what is of other solvers."""
+    """A sampler's fields without an old file's nulls, which stand for defaults and for other solvers' settings."""
     hints = _hints(cls)
     takes_none = {name for name in _own(Sampler, cls) if type(None) in get_args(hints[name])}
     return {
@@ -239,7 +241,7 @@ def _without_nulls_of_before(cls: type, data: Mapping[str, Any]) -> dict[str, An
 
 
 def _construct(cls: type[T], data: Any, path: str) -> T:
-    """Build a dataclass from plain data. ConfigError with the dotted path of what is wrong."""
+    """Build a dataclass from plain data. ConfigError with the dotted path of the field that is wrong."""
     prefix = f"{path}." if path else ""
     kind: type | None = None
     if cls in CHOSEN:
@@ -269,7 +271,7 @@ def _construct(cls: type[T], data: Any, path: str) -> T:
 
 
 def _refuse_other_settings(kind: type, cls: Any, path: str, value: Any) -> None:
-    """ConfigError where a field is one of other classes of this kind; it says which."""
+    """Raise ConfigError where a field belongs to other classes with the same base class; it says to which."""
     own = {name: _own(kind, each) for name, each in CHOSEN[kind].items()}
     if any(path.rsplit(".", 1)[-1] in settings for settings in own.values()):
         raise ConfigError(str(not_a_setting(path, value, cls.name, own)))
@@ -286,8 +288,8 @@ def from_dict(data: Mapping[str, Any]) -> Experiment:
 
 
 def flat_params(experiment: Experiment) -> dict[str, object]:
-    """Every field by its dotted path, as run parameters; timesteps by name under `timesteps`, the sampler's under
-    `sampler.name`."""
+    """All fields by dotted path, as parameters of a run; the timestep sampler's name is under `timesteps`, the
+    sampler's under `sampler.name`."""
     flat: dict[str, object] = {}
 
     def walk(data: dict[str, Any], prefix: str) -> None:
@@ -330,7 +332,8 @@ def field_paths(experiment: Experiment) -> list[str]:
 
 
 def _is_path(experiment: Experiment, path: str) -> bool:
-    """Whether `path` is one of `field_paths`, without listing them, or would be with another choice of a part."""
+    """Whether `path` is one of `field_paths`, or would be with another timestep sampler or sampler. Does not list
+    them."""
     value: Any = experiment
     *parents, leaf = path.split(".")
     for name in parents:
@@ -347,8 +350,8 @@ def _is_path(experiment: Experiment, path: str) -> bool:
 
 
 def check_path(experiment: Experiment, path: str) -> None:
-    """ConfigError with the nearest right name where `path` is no field of this experiment, whatever is chosen for
-    its timesteps and its sampler."""
+    """Raise ConfigError, with the nearest known name, where `path` is no field of this experiment with any timestep
+    sampler and sampler."""
     if _is_path(experiment, path):
         return
     known = field_paths(experiment)
@@ -362,8 +365,8 @@ def check_path(experiment: Experiment, path: str) -> None:
 
 
 def check_setting(experiment: Experiment, path: str, value: Any) -> None:
-    """ConfigError where a path is a setting of other timestep samplers or samplers than the experiment's; it says of
-    which. Paths that are no settings of any are not its business."""
+    """Raise ConfigError where a path is a setting of timestep samplers or samplers other than the experiment's; it says
+    of which. All other paths pass."""
     part, _, setting = path.partition(".")
     chosen = getattr(experiment, part, None)
     kind = _kind(chosen)
@@ -372,10 +375,11 @@ def check_setting(experiment: Experiment, path: str, value: Any) -> None:
 
 
 def with_fields(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
-    """A copy with fields at dotted paths changed: `{"timesteps.m": 0.5, "seed": 1}`.
+    """A copy of the experiment with fields at dotted paths changed: `{"timesteps.m": 0.5, "seed": 1}`.
 
-    `timesteps` takes a timestep sampler, or its name for its defaults. `sampler` takes a sampler, or its name: then
-    NFE, guidance and spacing stay, and the solver's own settings are its defaults. ConfigError as in `from_dict`.
+    `timesteps` takes a timestep sampler, or the name of one with its defaults. `sampler` takes a sampler, or its name:
+    then NFE, guidance and spacing are kept, and the solver's own settings are its defaults. ConfigError as in
+    `from_dict`.
     """
     data = to_dict(experiment)
     # Whole parts first, so that {"timesteps": "srm", "timesteps.sharpness": 4} works in any order.

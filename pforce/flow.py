@@ -16,21 +16,22 @@ from pforce import grid
 from pforce.base.errors import require
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
-"""Clamp of the log-variance inside the loss. Samplers use it unclamped."""
+"""Clamp of the log-variance inside the loss. Samplers use the unclamped value."""
 VALIDATION_SEGMENTS = 8
 
 
 class Prediction(NamedTuple):
-    """What a model says of x_t."""
+    """A model's output at x_t."""
 
     velocity: Tensor
-    """(B, C, H, W)."""
+    """Predicted velocity, (B, C, H, W)."""
     log_variance: Tensor | None
-    """(B, 1, H, W), log of the velocity's variance at each pixel; None from a model without a difficulty head."""
+    """Log of the velocity's predicted variance at each pixel, (B, 1, H, W); None from a model without a difficulty
+    head."""
 
 
 class VelocityModel(Protocol):
-    """What the losses and metrics need of a model."""
+    """The interface of a model for the losses and metrics."""
 
     @property
     def patch(self) -> int: ...
@@ -65,7 +66,7 @@ def interpolate(x0: Tensor, x1: Tensor, t: Tensor, patch: int) -> Tensor:
 
 
 def velocity_target(x0: Tensor, x1: Tensor) -> Tensor:
-    """v* = x1 − x0."""
+    """The target velocity v* = x1 − x0, (B, C, H, W)."""
     return x1 - x0
 
 
@@ -81,8 +82,11 @@ def loss(
     """The paper's objective: mean((v* − v)²) + λ·NLL(v* | sg(v), e^ℓ), in float32.
 
     Args:
-        x1: data (B, C, H, W). y: classes (B,). t: timesteps (B,) or (B, N). x0: noise like x1.
-        difficulty_weight: λ. The stop-gradient keeps the velocity from being trained by the likelihood.
+        x1: data (B, C, H, W).
+        y: classes (B,).
+        t: timesteps (B,) or (B, N).
+        x0: noise like x1.
+        difficulty_weight: λ. The stop-gradient sg keeps the likelihood from training the velocity.
     """
     prediction = model(interpolate(x0, x1, t, model.patch), t, y)
     target = velocity_target(x0, x1)
@@ -103,7 +107,8 @@ def validation_timesteps() -> list[float]:
 def validation_loss(model: VelocityModel, x1: Tensor, y: Tensor, x0: Tensor) -> Tensor:
     """The MSE term at each of the eight segments, all patches at one timestep: (8,) float64.
 
-    The validation loss is its mean. x1, x0 (B, C, H, W), y (B,). To pool batches, weight by their sizes.
+    The validation loss is the mean of the eight. x1, x0 are (B, C, H, W), y is (B,). To pool batches, weight them by
+    their sizes.
     """
     target = velocity_target(x0, x1)
     segments = []

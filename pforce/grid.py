@@ -1,7 +1,7 @@
-"""The patch grid: cutting images into patches, putting them together, and moving between the two scales.
+"""The patch grid: cuts images into patches, puts them together, and converts between patches and pixels.
 
-An image or latent (B, C, H, W) has an h×w grid of p×p patches, h = H/p, w = W/p; patch n = row·w + column
-(row-major). Nothing else in the project knows how patches are laid out.
+An image or latent (B, C, H, W) has an h×w grid of p×p patches, h = H/p, w = W/p; patch n = row·w + column (row-major).
+No other module depends on the layout of patches.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def grid_size(height: int, width: int, patch: int) -> tuple[int, int]:
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
-    """(B, C, H, W) → (B, N, p·p·C), a patch's values ordered (row, column, channel), channel fastest."""
+    """Cut images into patches: (B, C, H, W) → (B, N, p·p·C), each patch's values ordered (row, column, channel),
+    channel fastest. ValueError as in `grid_size`."""
     b, c, height, width = images.shape
     h, w = grid_size(height, width, patch)
     cells = images.reshape(b, c, h, patch, w, patch)
@@ -31,7 +32,8 @@ def patchify(images: Tensor, patch: int) -> Tensor:
 
 
 def unpatchify(tokens: Tensor, patch: int, height: int, width: int) -> Tensor:
-    """(B, N, p·p·C) → (B, C, H, W): the inverse of `patchify`."""
+    """Put patches together, the inverse of `patchify`: (B, N, p·p·C) → (B, C, H, W). ValueError where N is not the
+    grid's."""
     h, w = grid_size(height, width, patch)
     b, n, values = tokens.shape
     if n != h * w:
@@ -41,7 +43,8 @@ def unpatchify(tokens: Tensor, patch: int, height: int, width: int) -> Tensor:
 
 
 def to_pixels(per_patch: Tensor, patch: int, height: int, width: int) -> Tensor:
-    """A value a patch (B, N), or one a sample (B,), at each pixel: (B, 1, H, W), or (B, 1, 1, 1) to broadcast."""
+    """Spread one value per patch (B, N) over its pixels: (B, 1, H, W). One value per sample (B,) becomes (B, 1, 1, 1),
+    which broadcasts."""
     if per_patch.ndim == 1:
         return per_patch[:, None, None, None]
     h, w = grid_size(height, width, patch)
@@ -50,7 +53,7 @@ def to_pixels(per_patch: Tensor, patch: int, height: int, width: int) -> Tensor:
 
 
 def pool(pixels: Tensor, patch: int, pooling: Pooling = "mean") -> Tensor:
-    """(B, C, H, W) → (B, N): the mean, maximum or minimum over each patch and all channels."""
+    """The mean, maximum or minimum over each patch and all channels: (B, C, H, W) → (B, N)."""
     values = patchify(pixels, patch)  # (B, N, p·p·C)
     match pooling:
         case "mean":

@@ -1,4 +1,4 @@
-"""Images as tensors and as bytes: the only uint8 conversion of the project, and the grid of samples."""
+"""Images as tensors and as bytes: the project's only uint8 conversion, and PNG grids of samples."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Values in [−1, 1] to uint8 0…255, rounded to the nearest: round(127.5·x + 127.5).
+    """Convert values in [−1, 1] to uint8 0…255, rounded to the nearest: round(127.5·x + 127.5).
 
     Values outside are clipped. `to_uint8(from_uint8(u)) == u` for every u. ValueError for a value that is not finite:
-    it would become black or white, and be measured as an image.
+    it would become black or white and be measured as if it were an image.
     """
     if not bool(torch.isfinite(images).all()):
         bad = sum(not bool(torch.isfinite(image).all()) for image in images)
@@ -23,7 +23,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def from_uint8(images: Tensor) -> Tensor:
-    """uint8 0…255 to float32 in [−1, 1]."""
+    """Convert uint8 0…255 to float32 in [−1, 1]."""
     return images.to(torch.float32) / 127.5 - 1.0
 
 

@@ -1,4 +1,4 @@
-"""The processes of one training: who is first, and what they tell each other. Nothing but torch.distributed."""
+"""The worker processes of one training and their messages to each other, with torch.distributed alone."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from torch import Tensor
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=2)
-"""How long the others wait for work that only the first does, such as the wait for another process's training. A
-worker that dies meanwhile is seen by whoever started the processes."""
+"""Time limit of waits for work that only the first worker does, such as waiting for another process's training. The
+executor notices a worker that dies meanwhile."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes that share a training; by default this one alone."""
+    """The processes that share a training; by default, this process alone."""
 
     rank: int = 0
     count: int = 1
     patient: Any = None
-    """The process group of waits without a training's time limit."""
+    """The process group (gloo) for waits to which the training's timeout does not apply."""
 
     @classmethod
     def joined(cls) -> Workers:
-        """The workers of the default process group. To be called by all of them."""
+        """The workers of the default process group. All of them must call it."""
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         return cls(dist.get_rank(), dist.get_world_size(), patient)
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes and reports."""
+        """Whether this is the first worker, which writes and reports."""
         return self.rank == 0
 
     def mean(self, values: Tensor) -> Tensor:
@@ -46,10 +46,10 @@ class Workers:
         return values
 
     def gather(self, value: T, *, patient: bool = True) -> list[T]:
-        """Everyone's value, in the order of ranks; small ones: they are pickled.
+        """All workers' values, in the order of ranks. For small values: they are pickled.
 
         Args:
-            patient: wait without the training's time limit.
+            patient: wait without the training's timeout.
         """
         if self.count == 1:
             return [value]
@@ -58,7 +58,7 @@ class Workers:
         return values
 
     def to_first(self, value: T) -> list[T]:
-        """Everyone's value, in the order of ranks, on the first; nothing on the others."""
+        """All workers' values, in the order of ranks, on the first worker; an empty list on the others."""
         if self.count == 1:
             return [value]
         values: list[Any] | None = [None] * self.count if self.first else None
@@ -66,8 +66,8 @@ class Workers:
         return values or []
 
     def first_does(self, work: Callable[[], T]) -> T:
-        """What `work` gives on the first worker, on all of them; an exception it raises is raised by all, so that
-        none is left waiting."""
+        """Run `work` on the first worker and return its result on all of them. An exception is raised on all of them,
+        so that none keeps waiting."""
         if self.count == 1:
             return work()
         answer: list[Any] = [None, None]
@@ -82,7 +82,7 @@ class Workers:
         return answer[0]
 
     def spread(self, tensor: Tensor) -> None:
-        """The first worker's tensor becomes everyone's."""
+        """Copy the first worker's tensor to all others, in place."""
         if self.count > 1:
             # A scalar step counter of the optimiser lies on the CPU, which only the gloo group reaches.
             dist.broadcast(tensor, src=0, group=self.patient if tensor.device.type == "cpu" else None)
@@ -92,10 +92,10 @@ ALONE = Workers()
 
 
 class Word:
-    """A small number of the first worker's, passed on to all without making anyone wait.
+    """A small number that the first worker sends to all others without making any worker wait.
 
-    It is sent while the next step is computed and heard at that step's end, so all act on it at one step. It goes
-    through the CPU's process group: no GPU is waited for.
+    It is sent while the next step is computed and received at that step's end, so all act on it at the same step. It
+    uses the CPU's process group, so that it does not wait for a GPU.
     """
 
     def __init__(self, workers: Workers) -> None:
@@ -103,7 +103,8 @@ class Word:
         self.sent: tuple[Any, Tensor] | None = None
 
     def pass_on(self, value: int) -> int:
-        """Send the first worker's value; returns the one that was sent in the last call, with one worker this one."""
+        """Send the first worker's value and return the one that the previous call sent; with one worker, return this
+        one."""
         if self.workers.count == 1:
             return value
         heard = self.end()
@@ -112,7 +113,7 @@ class Word:
         return heard
 
     def end(self) -> int:
-        """Wait for the value under way, and return it."""
+        """Wait for the value that is being sent and return it; 0 where there is none."""
         if self.sent is None:
             return 0
         (work, tensor), self.sent = self.sent, None
@@ -121,7 +122,7 @@ class Word:
 
 
 def start(rank: int, count: int, address: str, *, device: torch.device, timeout: float) -> Workers:
-    """Meet the other processes at an address such as `tcp://host:port` or `file:///path`.
+    """Join the other processes at an address such as `tcp://host:port` or `file:///path`.
 
     Args:
         timeout: seconds after which a collective operation of the training fails.

@@ -1,7 +1,7 @@
-"""The paper's tables as data: rows, the paper's own numbers beside them, and what is claimed of them.
+"""The paper's tables as data: rows, the paper's own numbers beside them, and the paper's claims about them.
 
-A table is rows (what changes against the base experiment), settings, and statements; a scale says on what base, how
-long and with how many seeds. `pforce_experiments.paper` has them all. Nothing here runs anything.
+A table consists of rows (changes to the base experiment), settings, and statements; a scale gives the base experiment,
+its length and its seeds. `pforce_experiments.paper` defines all of them. Nothing here runs anything.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pforce.config import Experiment, with_fields
 from pforce.metrics.names import DISTANCES, MetricName
 
 MOST_STATEMENTS = 6
-"""A correction for more finds nothing at the few seeds that anybody can afford."""
+"""Most statements per table: with more, the correction for multiple tests finds nothing at an affordable number of
+seeds."""
 
 ScaleName = Literal["smoke", "cpu", "gpu", "paper"]
 Figure = Literal["bars", "curves", "difficulty", "context_helps", "context_uncertainty", "none"]
@@ -23,30 +24,31 @@ Figure = Literal["bars", "curves", "difficulty", "context_helps", "context_uncer
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row: a name and the fields that differ from the scale's base experiment."""
+    """A row of a table: a name and the fields that differ from the scale's base experiment."""
 
     name: str
-    """What the table calls it."""
+    """Name of the row in the table."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Dotted path → value, as `pforce.config.with_fields` takes them."""
     paper: str | None = None
-    """The row of the paper's table that it is set beside, by its name there."""
+    """Name of the row of the paper's table that it is compared with."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """A number of a row: what a statement compares. One number a training seed."""
+    """A number of a row, one per training seed, that statements compare."""
 
     row: str
     metric: str
-    """A metric's name (`difficulty/pearson_t0.60`), or the kind of a distance: that of the scale's detector."""
+    """A metric's name (`difficulty/pearson_t0.60`), or the kind of a distance, which is measured with the scale's
+    detector."""
     name: str
-    """What sentences call it: `R(0.6)`."""
+    """Name in sentences: `R(0.6)`."""
 
 
 @dataclass(frozen=True)
 class Statement:
-    """A finding of the paper as something that seeds can decide: `low` is lower than `high`."""
+    """A finding of the paper in a form that seeds can decide: `low` is lower than `high`."""
 
     text: str
     low: Value
@@ -55,7 +57,7 @@ class Statement:
 
 @dataclass(frozen=True)
 class PaperColumn:
-    """Where the paper's numbers are: a table of `pforce.results.paper_table`."""
+    """The paper's numbers beside ours: a column of a table of `pforce.results.paper_table`."""
 
     table: str
     key: str | Sequence[str]
@@ -63,12 +65,12 @@ class PaperColumn:
     value: str
     """Column of the numbers."""
     header: str
-    """What our table calls it: `paper FID-10k`."""
+    """Header in our table: `paper FID-10k`."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A column of our table beyond the usual ones."""
+    """A column that a table has beyond the usual ones."""
 
     metric: str
     header: str
@@ -77,22 +79,22 @@ class Shown:
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a reproduction is."""
+    """The size of a reproduction."""
 
     name: ScaleName
     experiment: Callable[[], Experiment]
-    """Makes the base experiment: a function of the experiments package."""
+    """Function that makes the base experiment."""
     seeds: tuple[int, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Fields of all cells."""
     sizes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Model sizes of `main`: name → fields; in the order of the paper's."""
+    """Model sizes of the table `main`: name → fields, in the order of the paper's sizes."""
     nfe: tuple[int, ...] = (24,)
-    """NFE at which samplers are compared; the last is that of the statements."""
+    """NFE at which samplers are compared; statements use the last."""
     grid: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Values of m, s, sigma and of λ."""
     about: str = ""
-    """What it takes, in a line."""
+    """One line on what the scale costs and shows."""
 
     def base(self) -> Experiment:
         """The base experiment with the settings of the scale."""
@@ -109,13 +111,13 @@ class Table:
     rows: Callable[[Scale], Sequence[TableRow]]
     statements: Callable[[Scale], Sequence[Statement]]
     metric: str = "fd"
-    """What rows are ordered by."""
+    """Metric by which rows are ordered."""
     paper: PaperColumn | None = None
     shown: tuple[Shown, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of all cells, over those of the scale."""
+    """Fields of all cells; they override the scale's."""
     scale_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Settings of one scale, over all others."""
+    """Scale's name → fields of all cells at that scale; they override all others."""
     figure: Figure = "bars"
 
     def base(self, scale: Scale) -> Experiment:
@@ -124,9 +126,11 @@ class Table:
         return with_fields(scale.base(), {**changes, "name": f"{self.name}-{scale.name}"})
 
     def check(self, scale: Scale) -> None:
-        """FieldError where there are too many statements, or where one is about a row that is not there."""
+        """Raise FieldError where there are too many statements, or where one is about a missing row."""
         statements = self.statements(scale)
-        require(len(statements) <= MOST_STATEMENTS, "statements", len(statements), f"at most {MOST_STATEMENTS} a table")
+        require(
+            len(statements) <= MOST_STATEMENTS, "statements", len(statements), f"at most {MOST_STATEMENTS} per table"
+        )
         names = [row.name for row in self.rows(scale)]
         for statement in statements:
             for value in (statement.low, statement.high):
@@ -134,5 +138,6 @@ class Table:
 
 
 def metric_of(name: str, detector: str) -> str:
-    """A metric's name; a distance is given by its kind: fd is `fid` with Inception, `fd/openmoji` with that one."""
+    """A metric's full name. A distance is given by its kind: fd is `fid` with Inception, `fd/openmoji` with that
+    detector."""
     return str(MetricName(name, detector)) if name in DISTANCES else name

@@ -1,8 +1,8 @@
-"""The one place that seeds.
+"""Random generators: the only module that seeds them.
 
-Every random draw belongs to a key: what it is for, the experiment's seed, and a counter that does not
-depend on the number of workers (a training step, an image's index). Nothing carries hidden state, so
-resuming needs no saved generator and two workers draw what one would.
+Every random draw belongs to a key: its purpose, the experiment's seed, and a counter that does not depend on the number
+of workers (a training step, an image's index). Nothing carries hidden state, so resuming needs no saved generator, and
+two workers draw the same numbers as one.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Gene
 def noise_for_images(
     seed: int, first: int, count: int, shape: tuple[int, ...], device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """Initial noise x0 of the images `first … first + count − 1`, shape (count, *shape), float32.
+    """Initial noise x0 of the images `first … first + count − 1`: (count, *shape) float32, N(0, 1).
 
-    Each image has a key of its own, so an image does not change with the batch it is drawn in or the
-    worker that draws it. Drawn on the CPU, so that it does not change with the device either.
+    Each image has a key of its own, so it does not depend on its batch or on the worker that draws it. The noise is
+    drawn on the CPU, so it does not depend on the device either.
     """
     rows = [torch.randn(shape, generator=generator("image", seed, index)) for index in range(first, first + count)]
     return torch.stack(rows).to(device)

@@ -1,9 +1,9 @@
-"""How patch timesteps are drawn in training. t = 0 is noise, t = 1 is data.
+"""Distributions of patch timesteps in training. t = 0 is noise, t = 1 is data.
 
-A sampler is a frozen value that is called: `sampler(batch, patches, generator=…, device=…, dtype=…)` returns
-(batch, patches) timesteps in [0, 1], drawn on the device from the generator alone.
+A sampler is a frozen, callable value: `sampler(batch, patches, generator=…, device=…, dtype=…)` returns (batch,
+patches) timesteps in [0, 1], drawn on the device from the generator alone.
 
-To add one: write a frozen dataclass here with the name it is configured by, and list it in `SAMPLERS`.
+To add one: write a frozen dataclass here with the name that configurations use, and list it in `SAMPLERS`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class TimestepSampler(ABC):
     """A distribution of per-patch training timesteps."""
 
     name: ClassVar[str]
-    """What the sampler is called in configurations, tables and records."""
+    """Name of the sampler in configurations, tables and records."""
     per_sample: ClassVar[bool] = False
-    """All patches of a sample share one timestep, so a model may compute its modulation once a sample."""
+    """Whether all patches of a sample share one timestep, so that a model computes its modulation once per sample."""
 
     @abstractmethod
     def __call__(
@@ -41,16 +41,16 @@ class TimestepSampler(ABC):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """(batch, patches) timesteps in [0, 1]."""
+        """Draw (batch, patches) timesteps in [0, 1]."""
 
     def canonical(self) -> TimestepSampler:
-        """The simplest sampler with the same distribution: what a fingerprint hashes."""
+        """The simplest sampler with the same distribution; identities of results hash it."""
         return self
 
 
 @dataclass(frozen=True)
 class ParallelUniform(TimestepSampler):
-    """One U(0, 1) a sample, the same for all of its patches: flow matching as in SiT."""
+    """One U(0, 1) per sample, the same for all of its patches: flow matching as in SiT (Ma et al. 2024)."""
 
     name: ClassVar[str] = "parallel_uniform"
     per_sample: ClassVar[bool] = True
@@ -62,7 +62,7 @@ class ParallelUniform(TimestepSampler):
 
 @dataclass(frozen=True)
 class ParallelLogitNormal(TimestepSampler):
-    """One sigmoid(m + s·z) a sample, z ~ N(0, 1) (Esser et al. 2024)."""
+    """One sigmoid(m + s·z) per sample, z ~ N(0, 1) (Esser et al. 2024)."""
 
     name: ClassVar[str] = "parallel_logit_normal"
     per_sample: ClassVar[bool] = True
@@ -82,7 +82,7 @@ class ParallelLogitNormal(TimestepSampler):
 
 @dataclass(frozen=True)
 class IndependentUniform(TimestepSampler):
-    """U(0, 1) for every patch on its own (Diffusion Forcing, Chen et al. 2024)."""
+    """An independent U(0, 1) per patch (Diffusion Forcing, Chen et al. 2024)."""
 
     name: ClassVar[str] = "independent_uniform"
 
@@ -92,33 +92,33 @@ class IndependentUniform(TimestepSampler):
 
 @dataclass(frozen=True)
 class SRM(TimestepSampler):
-    """The sample's *mean* timestep is U(0, 1), shared out by recursive splitting (Wewer et al. 2025).
+    """A *mean* timestep per sample, U(0, 1), that recursive splitting shares out to the patches (Wewer et al. 2025).
 
-    A vector of d entries with sum ℓ is split into halves of ⌊d/2⌋ and d − ⌊d/2⌋ entries; the first half's sum
-    is lo + (hi − lo)·b, lo = max(0, ℓ − d2), hi = min(ℓ, d1), b ~ Beta(a, a), a = (d − 1 − d mod 2)^1.05 ·
-    sharpness. At the end the entries are permuted within each sample.
+    A vector of d entries with sum ℓ is split into halves of ⌊d/2⌋ and d − ⌊d/2⌋ entries; the first half's sum is lo +
+    (hi − lo)·b, lo = max(0, ℓ − d2), hi = min(ℓ, d1), b ~ Beta(a, a), a = (d − 1 − d mod 2)^1.05 · sharpness. At the
+    end the entries are permuted within each sample.
     """
 
     name: ClassVar[str] = "srm"
     sharpness: float = 1.0
-    """> 0; larger values keep a sample's timesteps closer to their mean."""
+    """Concentration of the splits, > 0: larger values keep a sample's timesteps closer to their mean."""
 
     def __post_init__(self) -> None:
         require(0 < self.sharpness < math.inf, "sharpness", self.sharpness, "> 0")
 
     def __call__(self, batch, patches, *, generator=None, device="cpu", dtype=torch.float32):
-        # Level by level: at each depth the parts have at most two sizes, so all splits of a level are two
-        # gamma draws, not one for every node of the recursion.
+        # Level by level: all splits of one level take two gamma draws, instead of two per node of the recursion.
         sizes = [patches]
         sums = torch.rand(batch, 1, generator=generator, device=device, dtype=dtype) * patches
         while max(sizes) > 1:
             sizes, sums = self._split(sizes, sums, generator)
-        # A random order a sample; sorting random keys is a permutation without a loop over samples.
+        # A random order per sample: sorting random keys permutes without a loop over samples.
         order = torch.rand(batch, patches, generator=generator, device=device).argsort(dim=1)
         return sums.gather(1, order).clamp_(0, 1)
 
     def _split(self, sizes: list[int], sums: Tensor, generator: torch.Generator | None) -> tuple[list[int], Tensor]:
-        """One level: every part of two or more entries in two; sums (B, parts) → (B, more parts)."""
+        """Split every part of two or more entries in two, one level of the recursion: sums (B, parts) → (B, more
+        parts)."""
         first = [d // 2 if d > 1 else d for d in sizes]
         second = [d - d // 2 if d > 1 else 0 for d in sizes]
         concentration = [(d - 1 - d % 2) ** 1.05 * self.sharpness if d > 1 else 1.0 for d in sizes]
@@ -169,7 +169,7 @@ def _effective_sigma(sigma: float, truncation: Truncation) -> float:
 
 @dataclass(frozen=True)
 class TruncatedGaussian(TimestepSampler):
-    """The *largest* timestep is bounded by t_max ~ U(0, 1); the patches lie below it."""
+    """A *largest* timestep per sample, t_max ~ U(0, 1); all patches lie below it."""
 
     name: ClassVar[str] = "truncated_gaussian"
     sigma: float = 0.6
@@ -191,16 +191,17 @@ class TruncatedGaussian(TimestepSampler):
 
 @dataclass(frozen=True)
 class LTG(TimestepSampler):
-    """Logit-normal truncated Gaussian: t_max = sigmoid(m + s·z), the patches lie below it (the paper's sampler).
+    """Logit-normal truncated Gaussian, the paper's sampler: t_max = sigmoid(m + s·z) per sample; all patches lie below
+    it.
 
-    With the reference truncation w = min(sigma, t_max/2) and t_i = t_max − w·|z_i|; an entry that falls below 0
-    is redrawn from U(0, t_max). As t_max/2 < 0.5, every sigma ≥ 0.5 is the same distribution, bit for bit at
-    equal seed; the published default 0.6 is one of them.
+    With the reference truncation w = min(sigma, t_max/2) and t_i = t_max − w·|z_i|; an entry that falls below 0 is
+    redrawn from U(0, t_max). As t_max/2 < 0.5, every sigma ≥ 0.5 gives the same distribution, bit for bit at equal
+    seed; the published default 0.6 is such a sigma.
     """
 
     name: ClassVar[str] = "ltg"
     m: float = 0.7
-    """Mean of the logit of t_max: larger values show cleaner patches."""
+    """Mean of the logit of t_max: larger values give cleaner patches."""
     s: float = 1.0
     """Standard deviation of the logit of t_max, > 0."""
     sigma: float = 0.6

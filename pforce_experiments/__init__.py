@@ -1,1 +1,1 @@
-"""Named experiments: one module a dataset or model family, one function an experiment."""
+"""Named experiments: one module per data set or model family, one function per experiment."""

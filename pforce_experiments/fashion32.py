@@ -1,9 +1,9 @@
 """Fashion-MNIST at 32²: photographs of clothes on black, ten balanced classes, small enough for a CPU.
 
-Question: does what holds on OpenMoji's drawings (`pforce_experiments/openmoji32.py`) hold on photographs?
+Question: do the findings on OpenMoji's drawings (`pforce_experiments/openmoji32.py`) hold on photographs?
 Command: `pforce train fashion32_micro`, or a sweep over it: `python sweeps/ltg_grid.py fashion32_micro`. The IDX files
 come from Debian's package `dataset-fashion-mnist`, or from a folder named by PFORCE_FASHION_MNIST.
-Cost: not measured yet; the model and the images are the size of `openmoji32_micro`'s.
+Cost: not measured yet; the model and the images have the size of `openmoji32_micro`'s.
 Expected: not measured yet.
 """
 
@@ -17,7 +17,7 @@ from pforce_experiments.openmoji32 import openmoji32_micro
 from pforce_experiments.variants import as_sit
 
 CLASSES = 10
-"""Kinds of clothes; the manifest of the built data set says which."""
+"""Number of kinds of clothes; the manifest of the built data set names them."""
 
 
 def fashion32_micro() -> Experiment:
@@ -33,5 +33,5 @@ def fashion32_micro() -> Experiment:
 
 
 def fashion32_sit_micro() -> Experiment:
-    """The baseline of `fashion32_micro`: SiT, one uniform timestep a sample, no difficulty head."""
+    """The baseline of `fashion32_micro`: SiT, one uniform timestep per sample, no difficulty head."""
     return as_sit(fashion32_micro(), "fashion32_sit_micro")

@@ -2,13 +2,13 @@
 
     python -m pforce_experiments.gpu_suite --scale gpu --tables timestep_schedules --minutes 25 --data FOLDER --out DIR
 
-FOLDER holds the built data set (`pforce data build openmoji --resolution 64 --destination FOLDER`). What is finished
-are records in `--storage`, and lines of `OUT.jsonl`: a later call, on another machine too, does what is missing, and
-`pforce records import OUT.jsonl` takes them into another storage. A training that is cut off goes on at its last
-checkpoint where `--storage` is still there.
+FOLDER holds the built data set (`pforce data build openmoji --resolution 64 --destination FOLDER`). Finished cells are
+records in `--storage` and lines of `OUT.jsonl`: a later call, even on another machine, runs what is missing, and
+`pforce records import OUT.jsonl` imports them into another storage. An interrupted training resumes from its last
+checkpoint if `--storage` still exists.
 
-Cells come seeds outermost, so that a part is a whole table of fewer seeds. Needs torch, safetensors, scipy, pillow
-and webdataset; no Ray, no MLflow, no pydantic.
+Cells are ordered by seed first, so that an unfinished run still gives whole tables of fewer seeds. Needs torch,
+safetensors, scipy, pillow and webdataset; no Ray, no MLflow, no pydantic.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ from pforce.trial.where import auto_precision_on, choose_device
 from pforce_experiments.paper import SCALES, TABLES
 
 SPARE_SECONDS = 5.0
-"""Between the deadline and the end of all processes."""
+"""Seconds between the deadline and the end of all processes."""
 
 
 def say(line: str) -> None:
-    """A warning."""
+    """Print a warning."""
     print(f"warning: {line}", flush=True)
 
 
 def planned(arguments: argparse.Namespace, storage: Storage) -> Iterator[tuple[Work, Inputs]]:
-    """All cells that the storage lacks, in the order in which they are run; the sweeps are written down."""
+    """Yield the cells that the storage lacks, in the order in which they run, and write their sweeps to the storage."""
     ledger, scale = Ledger(storage, say), SCALES[arguments.scale]
     found: list[tuple[Work, Inputs]] = []
     for table in TABLES:
@@ -76,7 +76,7 @@ def planned(arguments: argparse.Namespace, storage: Storage) -> Iterator[tuple[W
             for item in work
             if arguments.rows is None or dict(item.cells[0].values)[ROW] in arguments.rows
         ]
-    # Seeds outermost, over all tables; of cells that share a training the first comes early, the others late.
+    # By seed first, over all tables; within a seed, the first cell of each training comes before all others.
     turns: Counter[str] = Counter()
     there: set[str] = set()
     ordered = []
@@ -89,8 +89,7 @@ def planned(arguments: argparse.Namespace, storage: Storage) -> Iterator[tuple[W
 
 
 class Cells(Source):
-    """The cells that are missing; what is finished is written down at once, so that a machine that is taken away leaves
-    all of it."""
+    """The missing cells. Each is exported as soon as it is finished, so that nothing is lost with the machine."""
 
     def __init__(self, cells: list[tuple[Work, Inputs]], arguments: argparse.Namespace, storage: Storage) -> None:
         self.waiting, self.arguments, self.storage = iter(cells), arguments, storage
@@ -125,20 +124,26 @@ class Cells(Source):
 
 
 def main() -> None:
-    """Run what is missing; exit code 0, 3 where cells failed, 4 where the time ended first."""
+    """Run the missing cells. Exit code 0, 3 where cells failed, 4 where the time ended first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [table.name for table in TABLES]
     parser.add_argument("--scale", choices=list(SCALES), default="gpu")
     parser.add_argument("--tables", nargs="+", choices=names, default=["timestep_schedules"])
     parser.add_argument("--rows", nargs="+", help="only these rows")
-    parser.add_argument("--seeds", nargs="+", type=int, help="others than the scale's")
+    parser.add_argument("--seeds", nargs="+", type=int, help="training seeds, instead of the scale's")
     parser.add_argument("--data", type=Path, required=True, help="folder of the built data set")
-    parser.add_argument("--out", type=Path, required=True, help="of the records, without ending: OUT.jsonl, OUT.json")
-    parser.add_argument("--known", nargs="*", type=Path, default=[], help="files of records not to do again")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="path of the output without suffix: writes OUT.jsonl, OUT.json"
+    )
+    parser.add_argument(
+        "--known", nargs="*", type=Path, default=[], help="files of records whose cells are not run again"
+    )
     parser.add_argument("--storage", type=Path, default=Path("runs"), help="records, checkpoints and caches")
     parser.add_argument("--minutes", type=float, default=25.0, help="wall-clock limit")
-    parser.add_argument("--processes", type=int, default=1, help="cells at a time; small models fill a GPU by several")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads a process")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="cells that run at once; several small models fill a GPU"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads per process")
     arguments = parser.parse_args()
     started = time.time()
     deadline = started + 60 * arguments.minutes - SPARE_SECONDS
@@ -157,7 +162,7 @@ def main() -> None:
         scratch=storage.root,
     )  # fmt: skip
     with stop_on_signals(), make("processes", setup) as executor:
-        # Cells that do not end by then leave a checkpoint.
+        # Cells that have not ended by then write a checkpoint.
         drive(executor, source, recorder, deadline=time.monotonic() + deadline - time.time())
     counts = source.counts
     left = len(cells) - counts["finished"] - counts["failed"]

@@ -3,7 +3,7 @@
 Question: do PFT and its samplers improve FID over SiT at equal architecture and NFE?
 Command: `pforce train imagenet256_pft_b --data.path FOLDER` with a folder of latent shards.
 Expected (the paper, FID-50k without guidance, 80 epochs): SiT-B/2 33.0, PFT-B/2 27.9; XL/2 17.2 and 12.9.
-Here: not measured. The reader of latent shards is still missing; these are complete as configurations.
+Here: not measured. The reader of latent shards is still missing; the configurations are complete.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def imagenet256_pft_xl() -> Experiment:
 
 
 def imagenet256_sit_b() -> Experiment:
-    """The baseline of `imagenet256_pft_b`: SiT-B/2, one uniform timestep a sample."""
+    """The baseline of `imagenet256_pft_b`: SiT-B/2, one uniform timestep per sample."""
     return as_sit(imagenet256_pft_b(), "imagenet256_sit_b")
 
 

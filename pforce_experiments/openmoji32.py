@@ -2,7 +2,7 @@
 
 Question: does the way patch timesteps are drawn change the images, at a scale that fits a laptop?
 Command: `pforce train openmoji32_micro`, or a sweep over it: `python sweeps/ltg_grid.py`.
-Cost: the micro model sees about 120 images a second and core.
+Cost: the micro model trains on about 120 images per second and core.
 Expected: see `analysis/results/ltg_grid_full.md`.
 """
 
@@ -20,7 +20,7 @@ from pforce.training.config import OptimizerConfig, TrainingConfig
 from pforce_experiments.variants import as_sit
 
 CLASSES = 11
-"""Unicode groups of the OpenMoji set; the manifest of the built data set says which."""
+"""Number of Unicode groups in the OpenMoji set; the manifest of the built data set names them."""
 
 
 def openmoji32_micro() -> Experiment:
@@ -42,7 +42,7 @@ def openmoji32_micro() -> Experiment:
 
 
 def openmoji32_sit_micro() -> Experiment:
-    """The baseline of `openmoji32_micro`: SiT, one uniform timestep a sample, no difficulty head."""
+    """The baseline of `openmoji32_micro`: SiT, one uniform timestep per sample, no difficulty head."""
     return as_sit(openmoji32_micro(), "openmoji32_sit_micro")
 
 

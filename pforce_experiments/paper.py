@@ -1,10 +1,10 @@
-"""The paper's tables and figures, as data: `pforce reproduce TABLE --scale smoke|cpu|gpu|paper`.
+"""The paper's tables and figures as data: `pforce reproduce TABLE --scale smoke|cpu|gpu|paper`.
 
-A row is one line: a name and the fields in which it differs from the scale's base experiment. Statements are what the
-paper claims of them; at most six a table.
+A row is one line: a name and the fields in which it differs from the scale's base experiment. Statements are the
+paper's claims about the rows, at most six per table.
 
-Cost: smoke about a minute a table; cpu hours on 2 cores (tables share their trainings); gpu about an hour a table on
-one GPU; paper ImageNet 256² on 8 GPUs or more, days (`--dry-run` tells).
+Cost: smoke about a minute per table; cpu hours on 2 cores (tables share their trainings); gpu about an hour per table
+on one GPU; paper (ImageNet 256² on 8 GPUs or more) days, which `--dry-run` estimates.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ TIMESTEPS = tuple(k / 20 for k in range(1, 20))
 CONTEXT = (0.1, 0.2, 0.3)
 """Context timesteps of the context ablations."""
 EVERYTHING = {"evaluation.difficulty_timesteps": TIMESTEPS, "evaluation.context_timesteps": CONTEXT}
-"""Measured on every training of a table of trainings, so that these tables are one set of cells."""
+"""Settings of tables that compare trainings: each training is measured fully, so that tables share their cells."""
 NOTHING_ELSE = {"evaluation.difficulty_timesteps": (), "evaluation.context_timesteps": ()}
-"""For tables of samplers: the model is the same, and known from the others."""
+"""Settings of tables that compare samplers: the other tables measure the model's difficulty and context."""
 SIT = {"model.difficulty_head": False, "timesteps": ParallelUniform()}
 
 
@@ -64,7 +64,7 @@ SCALES = {
         sizes={"half": {"model.depth": 4, "model.width": 64, "model.heads": 2}, "micro": {}},
         nfe=(12, 24, 48, 96),
         grid={"m": (0.0, 0.7), "s": (1.0,), "sigma": (0.1, 0.3, 0.6), "lambda": (0.001, 0.01, 0.1)},
-        about="the micro model on OpenMoji 32², 96,000 images a cell, 3 seeds",
+        about="the micro model on OpenMoji 32², 96,000 images per cell, 3 seeds",
     ),
     "gpu": Scale(
         "gpu",
@@ -73,7 +73,7 @@ SCALES = {
         sizes={"S/4": {}, "B/4": _size("B")},
         nfe=(12, 24, 48, 96),
         grid={"m": (0.0, 0.7), "s": (0.5, 1.0), "sigma": (0.1, 0.3, 0.6), "lambda": (0.001, 0.01, 0.1)},
-        about="PFT-S/4 on OpenMoji 64², 128,000 images a cell, 3 seeds, bfloat16, compiled",
+        about="PFT-S/4 on OpenMoji 64², 128,000 images per cell, 3 seeds, bfloat16, compiled",
     ),
     "paper": Scale(
         "paper",
@@ -98,7 +98,7 @@ SCHEDULES = (
     TableRow("truncated Gaussian", {"timesteps": TruncatedGaussian(0.6)}, paper="truncated_gaussian"),
     TableRow("LTG", {"timesteps": LTG(0.7, 1.0, 0.6)}, paper="ltg"),
 )
-"""To add a row, add a line."""
+"""Rows of `TIMESTEP_SCHEDULES`. To add a row, add a line."""
 
 
 def _fd(row: str) -> Value:
@@ -134,7 +134,7 @@ SAMPLERS = ("random_order", "euler", "dual_loop", "look_ahead")
 def _denoising_rows(scale: Scale) -> list[TableRow]:
     rows = []
     for nfe in scale.nfe:
-        last = nfe == scale.nfe[-1]  # the paper has one NFE
+        last = nfe == scale.nfe[-1]  # the paper has a single NFE
         budget = {"sampler.num_function_evaluations": nfe}
         rows.append(TableRow(f"SiT euler @{nfe}", {**SIT, **budget}, paper="SiT-B euler" if last else None))
         for sampler in SAMPLERS:

@@ -1,20 +1,20 @@
 """Train a feature detector shipped in `pforce/metrics/detectors/`, and write its weights and record.
 
 `openmoji`
-Question: do 64 features of a small convnet tell emoji groups apart, on emojis it has not seen?
+Question: can 64 features of a small convnet tell emoji groups apart, on emojis that it has not seen?
 Command:  python -m pforce_experiments.train_detector --data openmoji
 Cost:     216 s of training on one thread of a 2-core machine that was busy with other work.
 Expected: 69.3 % of 814 held-out images; always guessing the commonest class gives 54.1 %. The goal was 75 %.
 
 Many held-out images are variants of a few base emojis: in one run the motorised wheelchair alone, 35 images, cost
-4.3 points. Other settings tried, each once, accuracy on the same images:
+4.3 points. Accuracy of other settings, each tried once, on the same images:
 - 12 epochs, rate 4e-3, shifts of 3, channels 32-64-64: 70.1 % (815 images, before twin flags were kept together);
 - with random scale and rotation, batch 96: 67.1 % (20 epochs, 16-32-64) and 67.4 % (14 epochs, 24-48-64);
-- that with variants drawn less often and averaged weights, 30 epochs, 16-32-64: 63.5 %.
+- with random scale and rotation, variants drawn less often, and averaged weights, 30 epochs, 16-32-64: 63.5 %.
 Three more runs were stopped before their end.
 
 `fashion-mnist`
-Question: do 64 features of the same convnet tell ten kinds of clothes apart, on the data set's own test images?
+Question: can 64 features of the same convnet tell ten kinds of clothes apart, on the data set's test images?
 Command:  python -m pforce_experiments.train_detector --data fashion-mnist --epochs 4
 Cost:     466 s of training on one thread of a 2-core machine that was busy with other work.
 Expected: 91.9 % of the 10,000 test images, where guessing gives 10 %. One run; no other settings were tried.
@@ -44,44 +44,44 @@ from pforce.metrics.detectors.classifier import FOLDER, INPUT_SIZE, ClassifierDe
 from pforce.seeding import generator, seed_of
 
 HELD_OUT_SHARE = 0.2
-"""Share of base emojis, with all their variants. The dataset's validation emojis (10 %) are among them."""
+"""Share of base emojis, with all their variants, that are held out; the validation emojis (10 %) are among them."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """Settings; recorded beside the weights."""
+    """Settings of the training, which are recorded beside the weights."""
 
     seed: int = 0
     epochs: int = 20
     batch: int = 128
     learning_rate: float = 2e-3
-    """Peak of a one-cycle schedule."""
+    """Peak learning rate of a one-cycle schedule."""
     weight_decay: float = 0.05
     label_smoothing: float = 0.1
     shift_pixels: int = 2
-    """Images are moved by up to this much in each direction, and half of them mirrored."""
+    """Pixels by which images are shifted at most in each direction; half of the images are also mirrored."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """What a detector learns from, and what it is measured on."""
+    """Images on which a detector is trained and measured."""
 
     train: Tensor
-    """(n, 3, 32, 32) uint8."""
+    """Training images (n, 3, 32, 32), uint8."""
     train_labels: Tensor
-    """(n,) int64."""
+    """Their class numbers (n,), int64."""
     held_out: Tensor
     held_out_labels: Tensor
     classes: int
     background: float
-    """What comes in from outside of a moved image, in [−1, 1]."""
+    """Value of pixels that come in from outside of a shifted image, in [−1, 1]."""
     manifest_hash: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """How they were held out; recorded beside the weights."""
+    """Settings by which images were held out, recorded beside the weights."""
 
 
 def openmoji_images() -> Images:
-    """All drawings, on white; held out are all variants of a fifth of the base emojis."""
+    """All drawings, on white. All variants of a fifth of the base emojis are held out."""
     drawings = openmoji.catalogue()
     images = torch.empty(len(drawings), 3, INPUT_SIZE, INPUT_SIZE, dtype=torch.uint8)
     for i, drawing in enumerate(track(drawings, description="drawing", transient=True)):
@@ -103,7 +103,7 @@ def openmoji_images() -> Images:
 
 
 def fashion_mnist_images() -> Images:
-    """The 60,000 training images, on black; held out are the 10,000 test images."""
+    """The 60,000 training images, on black. The 10,000 test images are held out."""
     folder = ensure(DataConfig(name="fashion-mnist", resolution=INPUT_SIZE))
     train, held_out = read_split(folder, "train"), read_split(folder, "validation")
     manifest = Manifest.load(folder)
@@ -119,7 +119,7 @@ def fashion_mnist_images() -> Images:
 
 
 def augment(images: Tensor, shift_pixels: int, background: float, source: torch.Generator) -> Tensor:
-    """Mirror half of (B, 3, H, W) images and move each by up to `shift_pixels`; what comes in is background."""
+    """Mirror half of (B, 3, H, W) images and shift each by up to `shift_pixels`; new pixels are background."""
     count, _, height, width = images.shape
     mirrored = torch.rand(count, generator=source) < 0.5
     images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
@@ -140,7 +140,7 @@ def accuracy(model: ClassifierDetector, images: Tensor, labels: Tensor) -> float
 
 
 def train(name: str, settings: Training, data: Images) -> ClassifierDetector:
-    """A detector of that name, trained on the training images."""
+    """Train a detector with this name on the training images."""
     torch.manual_seed(seed_of("detector", settings.seed))  # the initial weights
     model = ClassifierDetector(name, data.classes).to(memory_format=torch.channels_last)
     batches = len(data.train) // settings.batch
@@ -170,9 +170,9 @@ def main(
     """Train on one thread (the same weights whatever the machine's core count), measure, and write both files.
 
     Args:
-        data: what to train on; also the detector's name.
-        settings: of the training.
-        folder: where the two files are written.
+        data: data set to train on; also the detector's name.
+        settings: settings of the training.
+        folder: folder for the two files.
     """
     torch.set_num_threads(1)
     images = openmoji_images() if data == "openmoji" else fashion_mnist_images()

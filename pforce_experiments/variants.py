@@ -1,4 +1,4 @@
-"""Variants that several experiments have."""
+"""Variants that several experiments share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pforce.timesteps import ParallelUniform
 
 
 def as_sit(experiment: Experiment, name: str) -> Experiment:
-    """The SiT baseline of a PFT: one uniform timestep a sample, no difficulty head, all else equal."""
+    """The SiT baseline of a PFT: one uniform timestep per sample, no difficulty head, all else equal."""
     return replace(
         experiment, name=name, model=replace(experiment.model, difficulty_head=False), timesteps=ParallelUniform()
     )

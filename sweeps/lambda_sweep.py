@@ -1,4 +1,4 @@
-"""The λ sweep. Its code is `pforce_experiments/sweeps/lambda_sweep.py`, as that also runs where no clone is."""
+"""The λ sweep. Its code is `pforce_experiments/sweeps/lambda_sweep.py`, which also runs without a clone."""
 
 from pforce.base.console import exit_on_errors, imports_kept
 

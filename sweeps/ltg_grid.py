@@ -1,4 +1,4 @@
-"""The LTG grid. Its code is `pforce_experiments/sweeps/ltg_grid.py`, as that also runs where no clone is."""
+"""The LTG grid. Its code is `pforce_experiments/sweeps/ltg_grid.py`, which also runs without a clone."""
 
 from pforce.base.console import exit_on_errors, imports_kept
 

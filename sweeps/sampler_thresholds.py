@@ -1,4 +1,4 @@
-"""The search of sampler thresholds, `pforce_experiments/sweeps/sampler_thresholds.py`: it also runs without a clone."""
+"""The search of `pforce_experiments/sweeps/sampler_thresholds.py`, which also runs without a clone."""
 
 from pforce.base.console import exit_on_errors, imports_kept
 

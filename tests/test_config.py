@@ -65,7 +65,7 @@ def test_imagenet_recipe_is_the_papers():
         ({"timesteps": ["ltg", "srm"]}, "timesteps = ['ltg', 'srm']: must be one of parallel_uniform"),
         ({"sampler.guidance.scale": 2.0, "model.class_dropout": 0.0}, "sampler.guidance.scale = 2.0: must be 1"),
         ({"timesteps": "lgt"}, "timesteps = 'lgt': must be one of parallel_uniform"),
-        ({"model.difficulty_head": False}, "timesteps = 'ltg': must be a sampler with one timestep a sample"),
+        ({"model.difficulty_head": False}, "timesteps = 'ltg': must be a sampler with one timestep per sample"),
         ({"evaluation.difficulty_timesteps": [0.2, 1.2]}, "between 0 and 1"),
         ({"evaluation.context_timesteps": [0.125]}, "of at most two decimals"),
         ({"evaluation.reference_images": 1}, "evaluation.reference_images = 1: must be ≥ 2"),

@@ -273,7 +273,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(server, tmp_path, mo
     source = {"Bucket": "bucket", "Key": f"{folder}/step_00000005/state.safetensors"}
     server.client().copy_object(CopySource=source, Bucket="bucket", Key=f"{folder}/step_00000010/state.safetensors")
     other = TrialMirror(other_machine(monkeypatch, tmp_path, uri), "trials/t", "about.json")
-    with pytest.warns(UserWarning, match="damaged checkpoint passed over: checkpoints/step_00000010"):
+    with pytest.warns(UserWarning, match="damaged checkpoint skipped: checkpoints/step_00000010"):
         assert newest(other) == 5
 
 

@@ -1,1 +1,1 @@
-"""Errors of input, files that are whole or not there, and the console: what everything else stands on."""
+"""Input errors, atomic file writes, and the console: the base of everything else."""

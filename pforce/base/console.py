@@ -1,6 +1,6 @@
-"""What every command and script shares: exit codes, the console, signals, and how an error of the input is said.
+"""Exit codes, the console, signals and the report of input errors, shared by all commands and scripts.
 
-It imports nothing of the method, so that a command answers at once where it needs neither models nor stores.
+It imports nothing of the method, so that a command that needs neither models nor stores starts at once.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ READER_GONE = 141
 
 
 def exit_on_errors(main: Callable[[], int]) -> NoReturn:
-    """Run a script's main; errors of the user's input are one line and exit code 2, before anything is started. Where
-    the output is a pipe whose reader has enough (`| head`), it ends in silence with READER_GONE."""
+    """Run a script's main function and exit with its code. An error of the user's input is printed as one line and
+    gives exit code 2. Where the output is a pipe whose reader has closed it (`| head`), exit silently with
+    READER_GONE."""
     code: int | str | None
     try:
         try:
@@ -36,9 +37,9 @@ def exit_on_errors(main: Callable[[], int]) -> NoReturn:
         except InputError as error:
             Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
             code = USAGE_ERROR
-        except SystemExit as ended:  # of the parser, after --help
+        except SystemExit as ended:  # raised by the parser, after --help
             code = ended.code
-        sys.stdout.flush()  # here, not as Python ends, where an error would be a traceback
+        sys.stdout.flush()  # here, not when Python exits, where an error would print a traceback
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = READER_GONE
@@ -47,8 +48,8 @@ def exit_on_errors(main: Callable[[], int]) -> NoReturn:
 
 @contextmanager
 def imports_kept() -> Iterator[None]:
-    """Import without the garbage collector: what importing makes is there to stay, and to look through it for garbage,
-    again and again while there is ever more of it, takes a quarter of torch's import."""
+    """Import with the garbage collector off: imported objects stay anyway, and scanning them repeatedly for garbage
+    takes a quarter of torch's import time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -60,13 +61,13 @@ def imports_kept() -> Iterator[None]:
 
 
 def make_console() -> Console:
-    """A console; where the output is no terminal (a log, a pipe), wide enough for a table."""
+    """A console; wide enough for a table where the output is not a terminal (a log, a pipe)."""
     console = Console()
     return console if console.is_terminal else Console(width=200)
 
 
 def duration(seconds: float) -> str:
-    """`1 h 23 min`, `4 min 10 s`, `12 s`."""
+    """A duration in words: `1 h 23 min`, `4 min 10 s`, `12 s`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -89,7 +90,8 @@ def _handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.
 
 @contextmanager
 def signals_kept() -> Iterator[None]:
-    """Handlers that a library sets in the block are taken back. Does nothing in a thread, which can set none."""
+    """Restore the signal handlers at the end of the block, whatever a library sets in it. Does nothing outside the main
+    thread, which cannot set any."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -102,13 +104,13 @@ def signals_kept() -> Iterator[None]:
 
 
 def leave_signals_to_driver() -> None:
-    """Ignore what a terminal or Slurm sends to the whole group of processes: the driver says when to stop."""
+    """Ignore the signals that a terminal or Slurm sends to the whole process group: the driver decides when to stop."""
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, once: nothing interrupts the clean-up that follows."""
+    """Raise KeyboardInterrupt once; later signals do not interrupt the clean-up that follows."""
     for each in (*SIGNALS, signal.SIGALRM):
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt(signal.Signals(number).name)
@@ -116,7 +118,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """SIGTERM and SIGINT both raise KeyboardInterrupt in the block, once; further ones are ignored until its end."""
+    """Raise KeyboardInterrupt at the first SIGTERM or SIGINT in the block; ignore further ones until its end."""
     with _handled(_interrupt, *SIGNALS):
         yield
 
@@ -126,16 +128,17 @@ class StopRequest:
     """Whether somebody has asked this process to stop."""
 
     by: str | None = None
-    """Name of the signal."""
+    """Name of the signal that asked; None while none has."""
 
 
 @contextmanager
 def stop_gently(seconds: float, worth: Callable[[], bool]) -> Iterator[StopRequest]:
-    """The first SIGTERM or SIGINT in the block is noted only, so that work can end well; a second one, or so many
-    seconds later the clock, raises KeyboardInterrupt. To be used within `stop_on_signals`.
+    """Only note the first SIGTERM or SIGINT in the block, so that work can end well. A second one, or a timer that
+    expires after the first, raises KeyboardInterrupt. Use it within `stop_on_signals`.
 
     Args:
-        worth: whether there is anything to be saved: else the first one raises, too.
+        seconds: seconds from the first signal until the timer expires.
+        worth: whether there is anything to save; if not, the first signal raises, too.
     """
     request = StopRequest()
 

@@ -1,8 +1,8 @@
-"""The one way a configuration value is refused.
+"""Errors of user input, and the one way in which a configuration value is refused.
 
-The core's configurations are plain frozen dataclasses that check themselves when they are made, so a
-wrong value is refused wherever it comes from: a Python call, the command line, or a stored record.
-`pforce.config` adds types, the path of the field, and hashing on top.
+The core's configurations are plain frozen dataclasses that check themselves when they are made, so a wrong value is
+refused wherever it comes from: a Python call, the command line, or a stored record. `pforce.config` adds types, the
+path of the field, and hashing on top.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 
 class InputError(Exception):
-    """What a user gave is wrong; the message names it, what is wrong with it, and the cure."""
+    """An error in the user's input. The message names the input, the error and the remedy."""
 
 
 class ConfigError(InputError, ValueError):
@@ -24,8 +24,8 @@ class FieldError(InputError, ValueError):
 
     Attributes:
         field: name of the field, dotted from the value that was checked (`timesteps.sigma`).
-        value: what it held.
-        allowed: what it may hold, as a phrase that follows "must be".
+        value: the value that it held.
+        allowed: the values that it may hold, as a phrase that follows "must be".
     """
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
@@ -43,10 +43,10 @@ def require(condition: bool, field: str, value: object, allowed: str) -> None:
 
 
 def not_a_setting(field: str, value: object, chosen: str, settings: Mapping[str, Sequence[str]]) -> FieldError:
-    """The refusal of a setting that what was chosen by name does not have; it says which others have it.
+    """The error for a setting that the chosen object does not have; it says which other choices have it.
 
     Args:
-        settings: name → settings, of all that could have been chosen.
+        settings: name → its settings, for all possible choices.
     """
     name = field.rsplit(".", 1)[-1]
     others = [other for other, own in settings.items() if name in own]
@@ -57,11 +57,11 @@ def not_a_setting(field: str, value: object, chosen: str, settings: Mapping[str,
 
 
 def did_you_mean(name: str, known: Iterable[str], listed: str = "there are", *, cutoff: float = 0.6) -> str:
-    """The cure of an unknown name: "did you mean X?" for the nearest, else all that there are.
+    """The hint for an unknown name: "did you mean X?" for the nearest known name, else the list of known names.
 
     Args:
-        listed: what the list begins with.
-        cutoff: how near a name must be, from 0 to 1 (difflib's ratio).
+        listed: beginning of the list.
+        cutoff: least similarity of a name, from 0 to 1 (difflib's ratio).
     """
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)

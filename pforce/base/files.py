@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, hashes of files and of data, and where files lie that can be made again."""
+"""Atomic file writes, hashes of files and of data, and the folder of files that can be made again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def cache_folder() -> Path:
-    """`$PFORCE_CACHE`, else `$XDG_CACHE_HOME/pforce`, else `~/.cache/pforce`."""
+    """The cache folder: `$PFORCE_CACHE`, else `$XDG_CACHE_HOME/pforce`, else `~/.cache/pforce`."""
     if os.environ.get("PFORCE_CACHE"):
         return Path(os.environ["PFORCE_CACHE"])
     if os.environ.get("XDG_CACHE_HOME"):
@@ -24,7 +24,7 @@ def cache_folder() -> Path:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on disk."""
+    """Flush a file's content, or a folder's list of names, to disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         os.fsync(descriptor)
@@ -33,8 +33,8 @@ def sync(path: Path) -> None:
 
 
 def umask() -> int:
-    """Permissions that this process takes from new files. Read from the system: setting it, to look, would show other
-    threads another one for a moment."""
+    """The umask: permissions that this process withholds from new files. It is read from /proc, because the only other
+    way, setting it, would change it for other threads for a moment."""
     for line in Path("/proc/self/status").read_text().splitlines() if Path("/proc/self/status").exists() else ():
         if line.startswith("Umask:"):
             return int(line.split()[1], 8)
@@ -42,18 +42,18 @@ def umask() -> int:
 
 
 def write_whole(path: Path, write: Callable[[Path], None], *, lasting: bool = True) -> None:
-    """`write` a file in a scratch folder beside `path`, flush it, rename it, flush the folder: it appears whole or not
-    at all, and stays after a power cut.
+    """Write a file atomically: `write` it in a scratch folder beside `path`, flush it, rename it, flush the folder. It
+    appears whole or not at all, and survives a power cut.
 
-    Missing folders are made. A link in the file's place is replaced, not followed; a folder, a pipe or a device there
-    is left alone.
+    Missing folders are made. A symbolic link at `path` is replaced, not followed; a folder, a pipe or a device there is
+    left alone.
 
     Args:
-        lasting: flush. Without, a power cut may leave less of it: for what is checked when it is read, and can be made
-            again.
+        lasting: flush. Without it, a power cut may truncate the file: only for files that are checked when they are
+            read and that can be made again.
 
     Raises:
-        FileExistsError: what is there is neither a file nor a link.
+        FileExistsError: `path` is neither a file nor a link.
         OSError: as the file system raises it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def write_whole(path: Path, write: Callable[[Path], None], *, lasting: bool = Tr
 
 
 def check_replaceable(path: Path) -> None:
-    """FileExistsError where something other than a file or a link is in the place of a file that is to be written."""
+    """Raise FileExistsError where something other than a file or a link is at the path of a file to be written."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -80,7 +80,7 @@ def check_replaceable(path: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes, *, lasting: bool = True) -> None:
-    """`write_whole` of bytes."""
+    """Write bytes with `write_whole`."""
 
     def write(scratch: Path) -> None:
         scratch.write_bytes(content)
@@ -89,12 +89,12 @@ def write_bytes(path: Path, content: bytes, *, lasting: bool = True) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_whole` of plain data as JSON for people, with null for what is not a finite number."""
+    """Write plain data with `write_whole` as indented JSON, with null for a number that is not finite."""
     write_bytes(path, (json.dumps(strict(value), indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_small(path: Path, most: int) -> bytes:
-    """The bytes of a file of ours. It does not block on a pipe, and does not read what is too large to be ours.
+    """The bytes of a small file. It does not block on a pipe, and does not read a file that is too large to be ours.
 
     Raises:
         ValueError: not a regular file, or more than `most` bytes.
@@ -111,7 +111,8 @@ def read_small(path: Path, most: int) -> bytes:
 
 
 def folder_hash(folder: Path) -> str:
-    """Hash of the names and contents of all files below a folder. OSError where one cannot be read."""
+    """SHA-256, in hexadecimal, of the names and contents of all files below a folder. OSError where one cannot be
+    read."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(f"{path.relative_to(folder)}\x1f{sha256_of(path)}\n".encode())
@@ -119,7 +120,7 @@ def folder_hash(folder: Path) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """Hash of a file's content. OSError where it cannot be read."""
+    """SHA-256, in hexadecimal, of a file's content. OSError where it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -130,16 +131,17 @@ def content_digest(content: bytes) -> str:
 
 
 def digest(kind: str, identity: Any) -> str:
-    """32 hexadecimal digits that name plain data of a kind, whatever the order of its keys. The only such function.
+    """32 hexadecimal digits that name plain data of a kind, whatever the order of its keys: the identity of all
+    records.
 
-    ValueError for a number that is not finite: it has no JSON, and nothing is named by it.
+    ValueError for a number that is not finite: JSON has none.
     """
     text = json.dumps({"kind": kind, "identity": identity}, sort_keys=True, allow_nan=False, separators=(",", ":"))
     return content_digest(text.encode())
 
 
 def strict(value: Any) -> Any:
-    """Plain data as JSON takes them: what is not a finite number is null, as JSON has no other word for it."""
+    """Plain data that JSON can hold: tuples become lists, and numbers that are not finite become null."""
     if isinstance(value, dict):
         return {key: strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

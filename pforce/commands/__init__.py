@@ -1,1 +1,1 @@
-"""The longer subcommands of `pforce`."""
+"""The subcommands of `pforce`; `pforce.cli` lists them."""

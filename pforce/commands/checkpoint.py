@@ -1,4 +1,4 @@
-"""`pforce checkpoint`: published checkpoints in and out, and what a file holds."""
+"""`pforce checkpoint`: import, export and verify checkpoints and model files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _refuse_overwriting(destination: Path, suffixes: tuple[str, ...]) -> None:
 
 
 def _check_same(source: Source, destination: Path) -> None:
-    """What was written holds the weights that were read, bit for bit."""
+    """Raise SourceError where the written file does not hold the weights that were read, bit for bit."""
     # Label dropout is not part of the published format: it is left out of the comparison on both sides.
     written = load_source(destination).model.state_dict()
     for name, tensor in source.model.state_dict().items():
@@ -43,9 +43,9 @@ def import_checkpoint(source: File, destination: File, heads: int | None = None)
     """Read a published checkpoint (PFT, SiT, or the original SiT) and write it as a pforce model file.
 
     Args:
-        source: a .ckpt or .pt file; it is read safely, without running anything that it carries.
+        source: a .ckpt or .pt file; it is read safely, without running any code in it.
         destination: a .safetensors file.
-        heads: attention heads of an original SiT of unusual size.
+        heads: number of attention heads, for an original SiT of unusual size.
     """
     _refuse_overwriting(destination, (".safetensors",))
     if source.suffix not in PUBLISHED_SUFFIXES:
@@ -64,12 +64,12 @@ def export_checkpoint(
     weights: Literal["ema", "raw"] = "ema",
     store: Store,
 ) -> int:
-    """Write a model as the published code reads it (.ckpt), or as one pforce file (.safetensors).
+    """Write a model in the format of the published code (.ckpt), or as one pforce file (.safetensors).
 
     Args:
         source: a trial's folder, a checkpoint or model file, an MLflow run id, an experiment, or best:SWEEP.
         destination: a .ckpt or .safetensors file.
-        weights: averaged or raw, of a checkpoint of pforce.
+        weights: averaged (ema) or raw weights, for a checkpoint of pforce.
     """
     _refuse_overwriting(destination, (".ckpt", ".safetensors"))
     found = find_model(source, storage=store.storage, tracking_uri=store.tracking_uri, weights=weights)
@@ -104,12 +104,12 @@ def verify_checkpoint(
     heads: int | None = None,
     store: Store,
 ) -> int:
-    """Read a checkpoint or model file as far as sampling would: weights, shapes, and one forward pass of each kind.
+    """Check that a checkpoint or model file can be sampled: weights, shapes, and one forward pass of each kind.
 
     Args:
         source: a file, a folder, an MLflow run id, an experiment, or best:SWEEP.
-        weights: averaged or raw, of a checkpoint of pforce.
-        heads: attention heads of an original SiT of unusual size.
+        weights: averaged (ema) or raw weights, for a checkpoint of pforce.
+        heads: number of attention heads, for an original SiT of unusual size.
     """
     found = find_model(source, storage=store.storage, tracking_uri=store.tracking_uri, weights=weights, heads=heads)
     model, config = found.model, found.model.config
@@ -129,7 +129,7 @@ def verify_checkpoint(
         rows.append(("σ at t = 0.5", f"mean {(one.log_variance / 2).exp().mean():.4f}"))
     for output in outputs:
         if not output.isfinite().all():
-            raise SourceError(f"{found.path}: its prediction is not finite: the weights are of no use")
+            raise SourceError(f"{found.path}: its prediction is not finite: the weights are unusable")
     table = Table(title=str(found.path), title_justify="left", show_header=False)
     for name, value in rows:
         table.add_row(name, value)

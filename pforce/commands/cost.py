@@ -1,4 +1,4 @@
-"""`pforce cost`: device-hours of what is in a store, by sweep, user, device or day."""
+"""`pforce cost`: device-hours of the runs in a store, by sweep, user, device or day."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ UNITS = {"gpu": "GPU", "cpu": "core", "unknown": "device"}
 def cost(*, by: By = "sweep", csv: Path | None = None, store: Store) -> int:
     """Show what the runs of a store cost: device-hours of finished, failed and killed trials, images, seconds, share.
 
-    Hours of GPUs and of CPU cores stand apart. A training that several trials share counts once. Failed and killed
-    trials gave no result, and are a cost all the same.
+    Hours of GPUs and of CPU cores are listed separately. A training that several trials share counts once. Failed and
+    killed trials gave no result, but their hours count too.
 
     Args:
-        by: what is summed up: sweep, user, device (the GPU's name, or cpu), or day (when a trial started).
+        by: property by which runs are grouped: sweep, user, device (the GPU's name, or cpu), or day (of a trial's
+            start).
         csv: also write the table to this file, unrounded.
     """
     console = make_console()
@@ -50,11 +51,11 @@ def cost(*, by: By = "sweep", csv: Path | None = None, store: Store) -> int:
 
 
 def notes(of_runs: pd.DataFrame) -> list[str]:
-    """What the numbers do not say, of `pforce.results.costs.run_costs`."""
+    """Notes on the limits of the numbers of `pforce.results.costs.run_costs`."""
     found = []
     unrecorded, shared = int((~of_runs["recorded"]).sum()), of_runs["shared_hours"].sum()
     if unrecorded:
-        found.append(f"{unrecorded} run(s) wrote no cost down (ended before the first point of their curve, or made "
+        found.append(f"{unrecorded} run(s) recorded no cost (ended before the first point of their curve, or made "
                      "by an earlier version): they count as 0")  # fmt: skip
     if shared >= 5e-4:
         found.append(f"{shared:,.3f} device-hours of trainings that several trials share are counted once")
@@ -64,9 +65,13 @@ def notes(of_runs: pd.DataFrame) -> list[str]:
 
 
 def cost_table(table: pd.DataFrame, by: By, width: int) -> Table:
-    """Table of `pforce.results.costs.costs`, with a total for each kind of device; no time on a narrow terminal."""
+    """Table of `pforce.results.costs.costs`, with a total per kind of device; without the time on a narrow terminal."""
     wide = width >= WIDE
-    caption = "hours: of the unit; time: that trials took." if wide else "hours: of the unit."
+    caption = (
+        "hours: device-hours, of the unit; time: duration of the trials."
+        if wide
+        else "hours: device-hours, of the unit."
+    )
     shown = Table(title=f"Cost by {by}", title_justify="left", caption=caption, caption_justify="left")
     shown.add_column(by, overflow="fold", no_wrap=table[by].str.len().max() <= SHORT)
     shown.add_column("unit")

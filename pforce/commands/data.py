@@ -1,4 +1,4 @@
-"""`pforce data build` and `pforce experiments`: what can be trained on, and what can be trained."""
+"""`pforce data build` and `pforce experiments`: build data sets, and list the experiments."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def build_data(
     destination: Path | None = None,
     source: Path | None = None,
 ) -> int:
-    """Write a data set as webdataset shards with a manifest. Does nothing where it is already there.
+    """Write a data set as webdataset shards with a manifest. Does nothing if they exist already.
 
     Args:
-        name: the data set; openmoji is drawn from the installed package, fashion-mnist made from its IDX files.
+        name: the data set; openmoji is drawn from the installed package, fashion-mnist is made from its IDX files.
             Nothing is downloaded.
         resolution: height and width of the images, in pixels; fashion-mnist has 32 only.
         destination: folder to write; by default the cache folder ($PFORCE_CACHE or ~/.cache/pforce).
-        source: fashion-mnist only: folder of its four IDX files; by default $PFORCE_FASHION_MNIST, else where
-            Debian's package dataset-fashion-mnist puts them.
+        source: fashion-mnist only: folder of its four IDX files; by default $PFORCE_FASHION_MNIST, else where Debian's
+            package dataset-fashion-mnist puts them.
     """
     config = DataConfig(name=name, resolution=resolution, path=str(destination) if destination else None)
     folder = ensure(config, source=source)

@@ -1,4 +1,4 @@
-"""`pforce doctor`: what is wrong with a machine, its stores or a cluster, and the cure."""
+"""`pforce doctor`: find problems of a machine, its stores or a cluster, and suggest cures."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ def doctor(
     workers: int | None = None,
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> int:
-    """Check this machine, its stores and a cluster, and say what is wrong and how it is cured.
+    """Check this machine, its stores and a cluster, and report what is wrong and how to fix it.
 
-    Exit code 0 where nothing would stop a run (warnings are allowed), else 2. Ray is not started: without
-    --ray-address or RAY_ADDRESS only this machine is looked at.
+    The exit code is 0 where nothing would stop a run (warnings are allowed), else 2. Ray is not started: without
+    --ray-address or RAY_ADDRESS, only this machine is checked.
 
     Args:
-        ray_address: a running cluster, HOST:PORT or auto; by default RAY_ADDRESS. Every node is looked at.
-        workers: also check that so many workers fit at once.
+        ray_address: a running cluster, HOST:PORT or auto; by default RAY_ADDRESS. Every node is checked.
+        workers: also check that this many workers fit at once.
         json: print JSON instead of a table.
     """
     require(workers is None or workers >= 1, "workers", workers, "≥ 1")
     console = make_console()
     place = store.place
-    with Console(stderr=True).status("looking …") as status:
+    with Console(stderr=True).status("checking …") as status:
         checks = diagnose(
             place,
             store.tracking_uri,
             ray_address=address_of(ray_address),
             workers=workers,
-            told=lambda what: status.update(f"looking at {what} …"),
+            told=lambda what: status.update(f"checking {what} …"),
         )
     wrong = sum(check.state == "problem" for check in checks)
     warned = sum(check.state == "warning" for check in checks)
@@ -55,13 +55,13 @@ def doctor(
         )
     else:
         console.print(checks_table(checks))
-        told = "nothing would stop a run" if not wrong else f"{wrong} problem(s) would stop a run or spoil it"
+        told = "nothing would stop a run" if not wrong else f"{wrong} problem(s) would stop or spoil a run"
         console.print(Text(f"{told}; {warned} warning(s)", style="bold red" if wrong else "bold green"))
     return USAGE_ERROR if wrong else DONE
 
 
 def checks_table(checks: list[Check]) -> Table:
-    """A row a check: its sign, what was found, and the cure below it."""
+    """One row per check: its sign, what was found, and the cure below it."""
     table = Table(title="pforce doctor", title_justify="left", show_header=False)
     table.add_column("state", no_wrap=True)
     table.add_column("check", no_wrap=True)

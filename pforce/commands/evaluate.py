@@ -1,4 +1,4 @@
-"""`pforce evaluate`: distances of images or of a model's images, and what a model's difficulty head is worth."""
+"""`pforce evaluate`: distances of images or of a model's images, and the value of a model's difficulty head."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHOWN_TIMESTEPS = (0.2, 0.6)
 
 
 def _is_shown(name: MetricName) -> bool:
-    """Whether a metric has a line of its own."""
+    """Whether a metric has its own row in the table."""
     if name.beside is not None or name.kind in COSTS or name.decile is not None:
         return False
     if name.kind == VALIDATION_LOSS:
@@ -37,7 +37,7 @@ def _is_shown(name: MetricName) -> bool:
 
 
 def results_table(metrics: Mapping[str, float]) -> pd.DataFrame:
-    """Distances, loss, and the two timesteps of R(t) that tables show, with their intervals over images."""
+    """Table of distances, loss, and R(t) at the two timesteps of `SHOWN_TIMESTEPS`, with intervals over images."""
     names = read_names(metrics)
     beside = {(name.value, name.beside): metrics[text] for text, name in names.items()}
     rows = []
@@ -52,7 +52,7 @@ def results_table(metrics: Mapping[str, float]) -> pd.DataFrame:
 
 
 def report_of(a: Arguments, e: Evaluation, outcome: Outcome) -> Report:
-    """The table of an evaluation."""
+    """Report of an evaluation: its table and notes."""
     notes = [*outcome.notes, *few_images(outcome.metrics)]
     if e.detector.name != "inception" and metric_name("fd", e.detector.name) in outcome.metrics:
         notes.append(f"distances in features of {e.detector.name} are not FID")
@@ -60,7 +60,7 @@ def report_of(a: Arguments, e: Evaluation, outcome: Outcome) -> Report:
 
 
 def _about(a: Arguments, e: Evaluation) -> str:
-    """What is measured, in a line."""
+    """One line that describes what is measured, and with what."""
     parts = [f"{a.target}: {len(e.images):,} images" if e.images is not None else ""]
     if e.source is not None:
         parts = [f"{e.source.path} ({e.source.weights} weights)"]
@@ -73,7 +73,7 @@ def _about(a: Arguments, e: Evaluation) -> str:
 
 
 def evaluate(a: Arguments) -> int:
-    """Measure a model, a folder of images, or an npz, and record it."""
+    """Measure a model, a folder of images or an npz file, and record the results."""
     console = make_console()
     a.check()
     storage = a.place
@@ -84,7 +84,7 @@ def evaluate(a: Arguments) -> int:
         with stop_on_signals():
             return _evaluate(a, storage, console)
     except (KeyboardInterrupt, SystemExit) as stopped:
-        kept = "; the same command goes on with the images that are missing" if is_model(a.target) else ""
+        kept = "; the same command resumes with the missing images" if is_model(a.target) else ""
         console.print(f"Stopped by {stopped}{kept}.", markup=False)
         return STOPPED
     except WorkFailed as error:

@@ -1,4 +1,4 @@
-"""What `pforce evaluate` is asked for, found and checked: nothing is drawn or read through a detector in here."""
+"""Plans of `pforce evaluate`: find and check what is to be measured. Nothing is drawn or passed through a detector."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ MODEL_SUFFIXES = (*PUBLISHED_SUFFIXES, ".safetensors")
 OF_MODELS = (
     "images", "labels", "label_images", "held_out_images", "difficulty_timesteps", "context_timesteps", "seed", "batch",
 )  # fmt: skip
-"""Settings of an evaluation that given images have no use for."""
+"""Settings of an evaluation that do not apply to given images."""
 DEFAULTS = EvaluationConfig(difficulty_timesteps=TIMESTEPS, context_timesteps=CONTEXT_TIMESTEPS, batch=BATCH)
-"""What a model is measured with, where nothing else is asked for."""
+"""Default settings of a model's evaluation."""
 
 
 def _evaluation_settings() -> type:
@@ -56,66 +56,68 @@ class Arguments(SamplerOptions, WorkerOptions, StoreOptions):
     """Measure a trained model, a folder of images, or an npz of images.
 
     Images are compared with a reference in the features of a detector: Fréchet distance (FID with the detector
-    inception), kernel distance, precision and recall, each with its 95 % interval over images. A model is also asked
-    what its difficulty head is worth: R(t), calibration, and what context does. Results go to MLflow, to a table, and
-    with figures to a folder. What was measured before is shown again; a stopped call goes on where it was.
+    inception), kernel distance, precision and recall, each with its 95 % interval over images. The difficulty head of a
+    model is evaluated too: R(t), calibration, and the effect of context. Results go to MLflow, to a table, and with
+    figures to a folder. What was measured before is shown again; the same command resumes a stopped evaluation.
     """
 
     target: Annotated[str, tyro.conf.Positional]
-    """A model (a trial's folder or checkpoint, a .safetensors or published .ckpt file, an MLflow run id, an experiment
-    that was trained, best:SWEEP such as best:ltg_grid), a folder of images, or an .npz of images (uint8 NHWC arr_0)."""
+    """A model, a folder of images, or an .npz of images (uint8 NHWC arr_0). A model is a trial's folder or checkpoint,
+    a .safetensors or published .ckpt file, an MLflow run id, a trained experiment, or best:SWEEP such as
+    best:ltg_grid."""
     measure: tuple[Measured, ...] = ()
-    """What is measured of a model: images, loss (validation loss), difficulty (R(t), calibration), context (the two
-    context ablations). Default: images, loss and, of a model with a difficulty head, difficulty."""
+    """Measurements of a model: images, loss (validation loss), difficulty (R(t), calibration), context (the two context
+    ablations). Default: images, loss and, for a model with a difficulty head, difficulty."""
     evaluation: Annotated[Any, tyro.conf.arg(name="evaluation", constructor_factory=_evaluation_settings)] = None
     data: str | None = None
-    """Experiment whose data set gives held-out images, classes and reference. Default: the model's own."""
+    """Experiment whose data set provides held-out images, classes and reference. Default: the model's own."""
     detector_sha256: str | None = None
-    """Hash of the detector's file of weights, or its first digits. Default for inception: that of the official ones."""
+    """SHA-256 of the detector's weight file, or its first digits. Default for inception: that of the official
+    weights."""
     weights: Literal["ema", "raw"] = "ema"
-    """Averaged or raw weights, of a checkpoint of pforce."""
+    """Averaged (ema) or raw weights, for a checkpoint of pforce."""
     heads: int | None = None
-    """Attention heads of an original SiT of unusual size."""
+    """Number of attention heads, for an original SiT of unusual size."""
     decoder: Path | None = None
-    """For models of latents: folder of the autoencoder, in diffusers' format (extra `latents`)."""
+    """Folder of the autoencoder, in diffusers' format, for models of latents (extra `latents`)."""
     out: Path | None = None
-    """Folder of figures and evaluation.json. Default: evaluations/FINGERPRINT below the storage."""
+    """Output folder for figures and evaluation.json. Default: evaluations/FINGERPRINT below the storage."""
     save_reference: Path | None = None
-    """Also write the reference's statistics to this .npz (mu, sigma, mu_s, sigma_s, named as in ADM's files), which
-    --evaluation.reference reads."""
+    """Also write the reference's statistics to this .npz (mu, sigma, mu_s, sigma_s, named as in ADM's files), for use
+    as --evaluation.reference."""
     again: bool = False
-    """Measure again what is recorded already; images are drawn anew, too."""
+    """Measure again what is already recorded, on newly drawn images."""
 
     @property
     def reference(self) -> str:
-        """What images are compared with."""
+        """Reference with which images are compared."""
         return str(given(self.evaluation).get("reference", DEFAULTS.reference))
 
     @property
     def extrapolate(self) -> bool:
-        """Whether FID∞ is asked for."""
+        """Whether FID∞ is requested."""
         return bool(given(self.evaluation).get("extrapolate", DEFAULTS.extrapolate))
 
 
 def evaluation_of(a: Arguments, detector: Detector, name: str) -> EvaluationConfig:
-    """What is asked for, as an experiment states it. FieldError where it cannot be.
+    """Requested settings, as an experiment states them. FieldError where they are invalid.
 
     Args:
-        name: by which the detector is found.
+        name: name by which the detector is found.
     """
     asked = {"metrics": _metrics(a, detector), **given(a.evaluation), "detector": name}
     own = ("validation", "train")
     if asked.get("reference", own[0]) not in own:  # a file or folder, read by `_reference`
         asked.pop("reference")
-    asked.pop("detector_weights", None)  # of which the hash counts
+    asked.pop("detector_weights", None)  # its hash counts instead
     return replace(DEFAULTS, **asked)
 
 
 def is_model(target: str) -> bool:
-    """Whether a target is a model, and not a folder or a file of images."""
+    """Whether a target is a model, rather than a folder or a file of images."""
     path = Path(target)
     if not path.exists():
-        return True  # a run, a sweep, or nothing: find_source says so
+        return True  # a run, a sweep, or nothing: `find_model` tells them apart
     if path.is_dir():
         if path.absolute().parent.name == EVALUATIONS and (path / EXPERIMENT).exists():
             return True
@@ -132,7 +134,7 @@ def _experiment(a: Arguments, source: Source | None) -> Experiment | None:
 
 @dataclass(frozen=True)
 class _Data:
-    """The data set that an evaluation reads of."""
+    """The data set that an evaluation reads."""
 
     folder: Path
     manifest: Manifest
@@ -146,13 +148,13 @@ def _data(experiment: Experiment | None, console: Console) -> _Data | None:
 
 
 def _detector(a: Arguments, experiment: Experiment | None) -> tuple[Detector, str, str | None]:
-    """The detector, what it was asked for by, and its file of weights."""
+    """The detector, the name by which it was requested, and the path of its weight file."""
     asked = given(a.evaluation)
     chosen = asked.get("detector")
     name = chosen or (experiment.evaluation.detector if experiment else None)
     if chosen is None and a.data is None and name is not None and ":" in name:
         raise ConfigError(
-            f"detector = {name}: comes from the model's file, and naming a function runs it; give "
+            f"detector = {name}: comes from the model's file, and loading it would run its code; give "
             f"--evaluation.detector {name} if you trust it"
         )
     if name is None:
@@ -167,7 +169,7 @@ def _detector(a: Arguments, experiment: Experiment | None) -> tuple[Detector, st
 
 
 def _reference(a: Arguments, data: _Data | None, detector: Detector) -> ReferenceImages:
-    """What is compared with; errors of a file before anything is drawn."""
+    """The reference of the comparison. Errors of its file are raised before anything is drawn."""
     count = given(a.evaluation).get("reference_images")
     if a.reference in ("validation", "train"):
         if data is None:
@@ -198,11 +200,11 @@ def _metrics(a: Arguments, detector: Detector) -> tuple[ImageMetric, ...]:
 
 
 def _check_sizes(reference: ReferenceImages, size: tuple[int, int] | None, detector: Detector) -> None:
-    """Images of two sizes are not compared: resizing one of them is part of what would be measured."""
+    """Raise ConfigError where image sizes differ (resizing would change what is measured) or are below the smallest."""
     if size is not None and reference.size is not None and size != reference.size:
         raise ConfigError(
             f"images of {size[1]}×{size[0]} pixels, the reference has {reference.size[1]}×{reference.size[0]}: "
-            "distances need one size; resize the images, or give a reference of theirs"
+            "distances need one size; resize the images, or give a reference of their size"
         )
     smallest = min(size or reference.size or (detector.minimum_size,))
     if smallest < detector.minimum_size:
@@ -219,7 +221,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _about(a: Arguments, detector: Detector, reference: ReferenceImages) -> dict[str, Any]:
-    """Parameters of the run, of images and models alike."""
+    """Parameters of the run that images and models share."""
     return {
         "detector": detector.name,
         "detector_sha256": detector.sha256,
@@ -232,7 +234,7 @@ def _about(a: Arguments, detector: Detector, reference: ReferenceImages) -> dict
 
 
 def plan_images(a: Arguments, console: Console) -> Evaluation:
-    """The evaluation of a folder or an npz of images, checked."""
+    """The checked evaluation of a folder or an npz of images."""
     experiment = _experiment(a, None)
     images = open_images(a.target)
     alone = ("sampler", "decoder", "heads", "executor", "ray_address")
@@ -283,7 +285,7 @@ def _measured(a: Arguments, source: Source, data: _Data | None) -> tuple[Measure
 
 
 def plan_model(a: Arguments, console: Console) -> Evaluation:
-    """The evaluation of a model, checked."""
+    """The checked evaluation of a model."""
     source = find_model(a.target, storage=a.storage, tracking_uri=a.tracking_uri, weights=a.weights, heads=a.heads)
     experiment = _experiment(a, source)
     data = _data(experiment, console)
@@ -333,7 +335,7 @@ def plan_model(a: Arguments, console: Console) -> Evaluation:
 def _request(
     evaluation: EvaluationConfig, inputs: Inputs | None, measured: tuple[Measured, ...], classes: int
 ) -> Request:
-    """What is asked of the model, by content, but for sampler, detector and reference. Without a data set classes are
+    """The request to the model, by content, without sampler, detector and reference. Without a data set, classes are
     taken in turn."""
     labels: Mapping[str, Any] = label_cycle(range(classes))
     held_out: Mapping[str, Any] = {}

@@ -1,4 +1,4 @@
-"""`pforce logs`: what attempts at a cell said."""
+"""`pforce logs`: print the logs of attempts at a cell."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from pforce.trial.folder import TRAININGS, training_folder
 LOOK_SECONDS = 0.5
 MOST_LISTED = 12
 OBEYED = {code: None for code in (*range(32), 127) if chr(code) not in "\n\t"}
-"""What a terminal would obey: left out."""
+"""Control characters that a terminal would obey, and that are left out."""
 ENDS = (" done", " stopped")
-"""Last words of an attempt after which there is nothing to follow."""
+"""Endings of a log after which there is nothing to follow."""
 
 
 def logs(
@@ -33,13 +33,13 @@ def logs(
     follow: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     store: Place,
 ) -> int:
-    """Print what an attempt at a cell said: its points, warnings, output and traceback. By default the newest one.
+    """Print the log of an attempt at a cell: points, warnings, output and traceback. Default: the newest attempt.
 
     Args:
-        cell: what the sweep's table calls it, such as "m=0.7 sigma=0.2 seed=0"; or the beginning of its fingerprint, or
-            of its training's.
-        attempt: number of the attempt, from 1.
-        follow: go on printing while the attempt says more, and at those that follow it, until it is done or Ctrl-C.
+        cell: its name in the sweep's table, such as "m=0.7 sigma=0.2 seed=0", or the beginning of its fingerprint or of
+            its training's.
+        attempt: number of the attempt, counted from 1.
+        follow: keep printing as the log grows, and later attempts too, until one of them is done, or Ctrl-C.
     """
     console = make_console()
     place = store.place
@@ -54,7 +54,7 @@ def logs(
         names = wanted
     newest = names[-1].split(".")[0] if names else ""
     shown = [name for name in names if name.split(".")[0] == newest]
-    for name in shown if not follow else shown[1:]:  # of a group its first worker's last, as it may be followed
+    for name in shown if not follow else shown[1:]:  # the first worker's log is last if it is followed
         _print(place, folder, name, console)
     if follow:
         try:
@@ -65,7 +65,7 @@ def logs(
 
 
 def find_training(storage: Storage, text: str, console: Console) -> str:
-    """The training of a cell, by what people call it. ConfigError where it is none, or several."""
+    """Digest of the training of the cell that a user names. ConfigError where there is none, or several."""
 
     def say(line: str) -> None:
         console.print(f"warning: {line}", markup=False, soft_wrap=True, highlight=False)
@@ -89,8 +89,8 @@ def find_training(storage: Storage, text: str, console: Console) -> str:
         return next(iter(found))
     if found:
         listed = "; ".join(list(found.values())[:MOST_LISTED])
-        raise ConfigError(f"{text}: is the name of {len(found)} trainings; give one's fingerprint: {listed}")
-    where = f"no cell of a sweep in {storage} is called so; "
+        raise ConfigError(f"{text}: is the name of {len(found)} trainings; give the fingerprint of one: {listed}")
+    where = f"no cell of a sweep in {storage} has this name; "
     raise ConfigError(f"{text}: {where}{did_you_mean(text, dict.fromkeys(labels[-MOST_LISTED:]), 'cells are')}")
 
 
@@ -114,7 +114,7 @@ def _print(storage: Storage, folder: str, name: str, console: Console) -> None:
 
 
 def _out(text: str, console: Console) -> None:
-    """As it stands, but for what a terminal would obey: what an attempt printed is data."""
+    """Write a text without control characters that a terminal would obey: an attempt's output is only data."""
     console.out(text.translate(OBEYED), end="", highlight=False)
 
 
@@ -125,7 +125,7 @@ def _pieces(path: Path) -> Iterator[str]:
 
 
 def _follow(storage: Storage, folder: str, name: str | None, console: Console) -> None:
-    """Print a log as it grows, and those of later attempts, until one is done."""
+    """Print a log as it grows, then the logs of later attempts, until one is done."""
     while name is None:
         time.sleep(LOOK_SECONDS)
         name = next(iter(logs_of(storage, folder)), None)

@@ -1,4 +1,4 @@
-"""`pforce mirror`: MLflow shows what a storage holds, whatever became of what it showed before."""
+"""`pforce mirror`: show in MLflow what a storage holds, even after MLflow's store was changed or lost."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def mirror(
 ) -> int:
     """Show in MLflow what the storage holds: sweeps, searches and evaluations, their numbers, curves and pictures.
 
-    For a store that was away, emptied or lost, or another one. Runs that are there are brought up to date, and none is
+    Use it for a store that was unreachable, emptied or lost, or for a new one. Existing runs are updated, and none is
     made twice. A run that somebody has deleted in MLflow stays deleted, unless --restore is given.
 
     Args:
-        sweeps: names of sweeps; none of them means all.
-        restore: show again what was deleted in MLflow, too.
+        sweeps: names of sweeps; without any, all are shown.
+        restore: also show again what was deleted in MLflow.
     """
     console = make_console()
     store.check()
@@ -56,8 +56,8 @@ def mirror(
         raise
     except Exception as error:  # every kind of store raises its own
         raise TrackingError(
-            f"tracking store {tracker.shown} cannot be written: {why(error)}. What it shows already stays; the same "
-            "command goes on"
+            f"tracking store {tracker.shown} cannot be written: {why(error)}. What it already shows stays there; the "
+            "same command resumes"
         ) from error
 
 
@@ -65,7 +65,7 @@ def mirror_storage(
     place: Storage, tracker: Tracker, ledger: Ledger, console: Console, entries: list[SweepEntry] | None = None, *,
     restore: bool = False,
 ) -> int:  # fmt: skip
-    """Have MLflow show sweeps of a storage, all by default, with a bar and a line for each. An exit code."""
+    """Show sweeps of a storage in MLflow (default: all), with a progress bar and a summary; return an exit code."""
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -86,10 +86,10 @@ def mirror_storage(
                 progress=partial(_advance, progress, task, before),
             )  # fmt: skip
             before += len(entry.cells)
-    deleted = f", {total.deleted} deleted by somebody stay so (--restore shows them)" if total.deleted else ""
+    deleted = f", {total.deleted} deleted in MLflow stay deleted (--restore shows them)" if total.deleted else ""
     refused = f", {total.refused} refused" if total.refused else ""
     say(
-        f"{tracker.shown}: {total.made} run(s) made, {total.updated} brought up to date, {total.there} showed all"
+        f"{tracker.shown}: {total.made} run(s) made, {total.updated} updated, {total.there} already up to date"
         f"{deleted}{refused}"
     )
     return SOME_FAILED if total.refused else DONE
@@ -100,6 +100,6 @@ def _advance(progress: Progress, task: TaskID, before: int, done: int) -> None:
 
 
 def _known(entries: list[SweepEntry], name: str) -> set[str]:
-    """Digests of the sweeps and cells of a name."""
+    """Digests of the sweeps with a name, and of their cells."""
     same = [entry for entry in entries if entry.name == name]
     return {entry.identity for entry in same} | {cell.cell for entry in same for cell in entry.cells}

@@ -1,7 +1,7 @@
-"""Options of the settings that commands share: a sampler's and an evaluation's, made from the classes that hold them.
+"""Options for the settings that commands share, of samplers and evaluations, made from the classes that hold them.
 
-A setting is called the same by every command: `--sampler NAME`, `--sampler.SETTING`, `--evaluation.SETTING`. What a
-sampler or an evaluation gains as a field is an option of all commands.
+A setting has the same name in every command: `--sampler NAME`, `--sampler.SETTING`, `--evaluation.SETTING`. A new field
+of a sampler or an evaluation becomes an option of all commands.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from pforce.sampling.samplers import own_settings, require_settings
 from pforce.trial.source import Source
 
 NFE = "--nfe"
-"""Short for --sampler.num-function-evaluations."""
+"""Short form of --sampler.num-function-evaluations."""
 T = TypeVar("T")
 _OPTIONAL = (Union, types.UnionType)
 
 
 def texts(cls: type) -> dict[str, str]:
-    """Field → the text that stands below it in its class, base classes included; none where there is no source."""
+    """Field → the text below it in its class, base classes included; empty where a class has no source."""
     found: dict[str, str] = {}
     for each in reversed(cls.__mro__):
         try:
             body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0].body  # type: ignore[attr-defined]
-        except (OSError, TypeError):  # made in a console, or of Python itself
+        except (OSError, TypeError):  # made in a console, or built into Python
             continue
         for field, text in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
@@ -48,7 +48,7 @@ def texts(cls: type) -> dict[str, str]:
 
 
 def _metavar(hint: Any) -> str:
-    """How help shows what an option takes: `INT`, `{ema,raw}`, `FLOAT FLOAT`, `[FLOAT …]`."""
+    """Placeholder for an option's value in help: `INT`, `{ema,raw}`, `FLOAT FLOAT`, `[FLOAT …]`."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in _OPTIONAL:
         return "|".join(dict.fromkeys(_metavar(each) for each in inner if each is not type(None)))
@@ -60,18 +60,18 @@ def _metavar(hint: Any) -> str:
 
 
 READABLE = tyro.constructors.ConstructorRegistry()
-"""How command lines show the fields of dataclasses."""
+"""Rules by which command lines show the fields of dataclasses."""
 _asking: list[type] = []
 
 
 @READABLE.struct_rule
 def _readable(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
-    """A dataclass's fields as tyro has them, but texts as paragraphs (it keeps the source's line breaks), and `PATH`
-    where it shows `{None}|PATH`."""
+    """Fields of a dataclass as tyro has them, but with texts as paragraphs (tyro keeps the source's line breaks), and
+    `PATH` where tyro shows `{None}|PATH`."""
     cls = info.type
     if _asking or not (dataclasses.is_dataclass(cls) and isinstance(cls, type)):
         return None
-    _asking.append(cls)  # else tyro's own rule is never come to
+    _asking.append(cls)  # else this rule would call itself instead of tyro's own
     try:
         spec = tyro.constructors.ConstructorRegistry.get_struct_spec(info)
     finally:
@@ -89,18 +89,18 @@ def _readable(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.Struc
 
 
 def parse(target: Callable[..., T], name: str | None = None, words: Sequence[str] | None = None, **options: Any) -> T:
-    """What the command line says, as an instance of a dataclass or as a function's result.
+    """Parse a command line into an instance of a dataclass, or into the result of a function.
 
     Args:
-        name: what help calls the command; by default the script's.
-        words: the command line without that name; by default this process's own.
-        options: more of `tyro.cli`.
+        name: name of the command in help; default: the script's.
+        words: the command line without that name; default: this process's own.
+        options: further options of `tyro.cli`.
     """
     return tyro.cli(target, prog=name, args=words, registry=READABLE, **options)
 
 
 def _option(hint: Any, text: str, default: str, *, name: str | None = None, short: str | None = None) -> Any:
-    """An option that may be left out."""
+    """Type of an option that may be left out."""
     hint = reduce(or_, get_args(hint)) if get_origin(hint) in _OPTIONAL else hint
     return Annotated[
         hint | None,
@@ -110,18 +110,18 @@ def _option(hint: Any, text: str, default: str, *, name: str | None = None, shor
 
 
 def _made(name: str, about: str, options: Mapping[str, Any]) -> type:
-    """A dataclass of options, None where one is not given."""
+    """A dataclass of options that are None where they are not given."""
     fields: list[tuple[str, Any, Any]] = [(field, hint, None) for field, hint in options.items()]
     return dataclasses.make_dataclass(name, fields, frozen=True, kw_only=True, namespace={"__doc__": about})
 
 
 def given(options: Any) -> dict[str, Any]:
-    """Setting → value, of the options of a group that a user gave."""
+    """Setting → value, for the options of a group that a user gave."""
     return {} if options is None else {k: v for k, v in vars(options).items() if v is not None}
 
 
 def _settings() -> Iterator[tuple[str, dict[str, type[Sampler]]]]:
-    """Each setting that some sampler has of its own, with the samplers that have it."""
+    """Yield each setting that only some samplers have, with the samplers that have it."""
     modules()
     names = dict.fromkeys(name for cls in SAMPLERS.values() for name in own_settings(cls))
     for setting in names:
@@ -129,13 +129,13 @@ def _settings() -> Iterator[tuple[str, dict[str, type[Sampler]]]]:
 
 
 def _help(setting: str, samplers: Mapping[str, type[Sampler]]) -> str:
-    """`dual_loop, random_order: evaluations per step.`"""
+    """Help of a setting that only some samplers have, such as `dual_loop, random_order: evaluations per step.`"""
     text = next((text for cls in samplers.values() if (text := texts(cls).get(setting))), "its own setting")
     return f"{', '.join(samplers)}: {text[0].lower()}{text[1:]}"
 
 
 def sampler_settings() -> type:
-    """A dataclass of the settings that all samplers share, and of those that some have of their own."""
+    """A dataclass of the settings that all samplers share, and of those that only some have."""
     common, guidance = texts(Sampler), texts(Guidance)
     hints = get_type_hints(Sampler)
     options: dict[str, Any] = {
@@ -152,12 +152,12 @@ def sampler_settings() -> type:
             str(f.default) for cls in samplers.values() for f in dataclasses.fields(cls) if f.name == setting
         )
         options[setting] = _option(reduce(or_, kinds), _help(setting, samplers), " or ".join(defaults))
-    about = "Settings of the sampler; what is left out is as the model's experiment has it."
+    about = "Settings of the sampler. Defaults are those of the model's experiment."
     return _made("SamplerSettings", about, options)
 
 
 def range_options() -> type:
-    """A dataclass of the ranges that a search tries of the samplers' own settings."""
+    """A dataclass of the ranges in which a search varies the samplers' own settings."""
     options: dict[str, Any] = {}
     for setting, samplers in _settings():
         searching = {name: cls for name, cls in samplers.items() if setting in cls.searched}
@@ -171,17 +171,17 @@ def range_options() -> type:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerOptions:
-    """A sampler and its settings; what is left out is as the model's experiment has it."""
+    """A sampler and its settings. Defaults are those of the model's experiment."""
 
     sampler: str | None = None
-    """Solver: euler, dual_loop, look_ahead, random_order, or one of your own. Default: the one that the model's
-    experiment is evaluated with, or euler."""
+    """Solver: euler, dual_loop, look_ahead, random_order, or one of your own. Default: the sampler that evaluates the
+    model's experiment, or euler."""
     settings: Annotated[Any, tyro.conf.arg(name="sampler", constructor_factory=sampler_settings)] = None
 
 
 def sampler_of(options: SamplerOptions, source: Source) -> Sampler:
-    """The sampler asked for; a setting that is not given is as the model's experiment has it, own ones if the solver is
-    the same."""
+    """The requested sampler. Settings that are not given are those of the model's experiment; a solver's own ones only
+    where the experiment has the same solver."""
     base = source.experiment.sampler if source.experiment else Euler()
     cls: type[Sampler] = type(base) if options.sampler is None else named(Sampler, options.sampler, "sampler")
     own = given(options.settings)
@@ -214,12 +214,12 @@ EVALUATION_DEFAULTS: Mapping[str, str] = {
     "metrics": "frechet, kernel and precision_recall; with inception all",
     "reference_images": "all of train, up to 1000 of validation",
 }
-"""Setting → the words for a default of `pforce evaluate` that is no plain value."""
+"""Setting → text for a default of `pforce evaluate` that is not a plain value."""
 EVALUATION_TEXTS: Mapping[str, str] = {
-    "reference": "validation or train images of the data set, a folder or .npz of images, or an .npz of stored "
-    "statistics (mu, sigma, mu_s, sigma_s) as ADM publishes them.",
+    "reference": "validation or train images of the data set, a folder or .npz of images, or an .npz of statistics "
+    "(mu, sigma, mu_s, sigma_s) as ADM publishes them.",
 }
-"""Setting → its text where `pforce evaluate` takes more than an experiment does."""
+"""Setting → its help where `pforce evaluate` accepts more than an experiment does."""
 
 
 @cache
@@ -227,7 +227,7 @@ def evaluation_settings(defaults: EvaluationConfig) -> type:
     """A dataclass of an evaluation's settings.
 
     Args:
-        defaults: what is shown for those that are left out.
+        defaults: evaluation whose values are shown as defaults.
     """
     hints, about = get_type_hints(EvaluationConfig), texts(EvaluationConfig)
     options = {}
@@ -235,4 +235,8 @@ def evaluation_settings(defaults: EvaluationConfig) -> type:
         value = getattr(defaults, name)
         plain = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         options[name] = _option(hint, EVALUATION_TEXTS.get(name, about[name]), EVALUATION_DEFAULTS.get(name, plain))
-    return _made("EvaluationSettings", "What is measured, on how many images.", options)
+    return _made(
+        "EvaluationSettings",
+        "Settings of the evaluation: metrics, reference, detector, and numbers of images.",
+        options,
+    )

@@ -1,4 +1,4 @@
-"""`pforce records`: what a storage knows, as a list, as files, and out of other storages."""
+"""`pforce records`: list, show, forget, export, import and migrate the records of a storage."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def _open(store: StorageOptions, console: Console) -> tuple[Storage, Ledger]:
 
 
 def list_records(*, kind: Kind | None = None, every: bool = False, store: Place) -> int:
-    """List the finished parts that a storage knows: trainings, weights, drawings, image metrics, held-out measurements.
+    """List the finished parts in a storage: trainings, weights, drawings, image metrics, held-out measurements.
 
     Args:
-        kind: only records of this kind.
-        every: list all, not the newest 40.
+        kind: list only records of this kind.
+        every: list all records, not only the newest 40.
     """
     console = make_console()
     place, ledger = _open(store, console)
@@ -73,21 +73,24 @@ def list_records(*, kind: Kind | None = None, every: bool = False, store: Place)
 
 
 def _whole_name(text: str, ledger: Ledger) -> str:
-    """The digest that begins so. ConfigError where there is none, or several."""
+    """The only digest that begins with a text. ConfigError where there is none, or several."""
     found = [name for name in ledger.names() if name.startswith(text)] if len(text) >= 4 else []
     if len(found) != 1:
-        what = "too short" if len(text) < 4 else "no record" if not found else f"{len(found)} records"
-        raise ConfigError(f"{text}: {what} of {ledger.storage} begins so; `pforce records list --every` lists them")
+        what = "too short for any" if len(text) < 4 else "begins none" if not found else f"begins {len(found)}"
+        raise ConfigError(
+            f"{text}: {what} of the digests in {ledger.storage}; `pforce records list --every` lists them"
+        )
     return found[0]
 
 
 def show_record(digest: Annotated[str, tyro.conf.Positional], *, store: Place) -> int:
-    """Print a record whole, as JSON: values, what it was made from, where and with what, and what it cost.
+    """Print a whole record as JSON: values, inputs, machine and software, and cost.
 
-    Where a part was measured twice with different numbers, all of its records are printed, the one that counts first.
+    Where a part was measured twice with different numbers, all of its records are printed; the first is the one that
+    counts.
 
     Args:
-        digest: of the part, or its first digits (4 at least).
+        digest: digest of the part, or its first digits (at least 4).
     """
     console = make_console()
     _, ledger = _open(store, console)
@@ -97,31 +100,31 @@ def show_record(digest: Annotated[str, tyro.conf.Positional], *, store: Place) -
 
 
 def forget_records(digests: Names, *, reason: str, store: Place) -> int:
-    """Write a tombstone for records: they count no more, and what needs them is measured again.
+    """Write a tombstone for records: they no longer count, and what needs them is measured again.
 
-    Nothing is deleted. What a part of it was made from stays: to measure a model anew, forget its parts.
+    Nothing is deleted, and records of a part's inputs still count: to measure a model anew, forget all of its parts.
 
     Args:
-        digests: of the parts, or their first digits.
-        reason: why, for whoever finds the tombstone.
+        digests: digests of the parts, or their first digits.
+        reason: reason that the tombstone gives.
     """
     if not digests:
         raise ConfigError("digests: must be at least one; `pforce records list` lists them")
     console = make_console()
     place, ledger = _open(store, console)
     place.check()
-    for name in [_whole_name(text, ledger) for text in digests]:  # what is wrong with any is said before any is gone
+    for name in [_whole_name(text, ledger) for text in digests]:  # a wrong name is reported before any is forgotten
         count = ledger.forget(name, reason, who=provenance())
         console.print(f"{name}: {count} record(s) forgotten", highlight=False)
     return DONE
 
 
 def export_records(sweeps: Names, *, out: Path, store: Place) -> int:
-    """Write sweeps and their records as lines of JSON, for another storage or a repository.
+    """Write sweeps and their records as JSON lines, for another storage or a repository.
 
     Args:
-        sweeps: names of sweeps; none of them means all.
-        out: the file, ending in .jsonl.
+        sweeps: names of sweeps; without any, all are written.
+        out: the file to write; its name ends in .jsonl.
     """
     console = make_console()
     place, _ = _open(store, console)
@@ -141,10 +144,10 @@ def import_records(
     *,
     store: Store,
 ) -> int:
-    """Take records into a storage: from files of `pforce records export`, or from another storage's folder.
+    """Import records into a storage: from files of `pforce records export`, or from another storage's folder.
 
-    What is imported counts as done: a sweep that has such a part does not measure it. Its numbers cannot be verified,
-    so tables name where they come from. Files of commit 0641df2 are carried over as by `pforce records migrate`.
+    Imported parts count as done: sweeps do not measure them again. Their numbers cannot be verified, so tables name
+    their origin. Files of commit 0641df2 are carried over as by `pforce records migrate`.
 
     Args:
         sources: .jsonl files, or folders that are storages.
@@ -164,7 +167,7 @@ def import_records(
             if path.is_dir()
             else exchange.import_lines(place, path, say)
         )
-        console.print(f"{path}: {taken.made} records taken, {taken.there} were there, {taken.sweeps} sweep(s)",
+        console.print(f"{path}: {taken.made} records imported, {taken.there} already there, {taken.sweeps} sweep(s)",
                       highlight=False, markup=False)  # fmt: skip
     _show(store, console)
     return DONE
@@ -175,13 +178,13 @@ def migrate_records(
     *,
     store: Store,
 ) -> int:
-    """Carry results of commit 0641df2 over: files of its records, and what it left in the storage's folder.
+    """Carry over results of commit 0641df2: files of its records, and its trainings in the storage's folder.
 
     Each old fingerprint is computed again; a result that does not match is refused, and measured again. Finished cells
-    and checkpoints are found again afterwards, under their new names; nothing old is removed.
+    and checkpoints are then found under their new names; nothing old is removed.
 
     Args:
-        files: .jsonl files of its records; without any only the storage's own trainings are carried over.
+        files: .jsonl files of its records; without any, only the storage's own trainings are carried over.
     """
     console = make_console()
     place = store.place
@@ -224,14 +227,14 @@ def _told(carried: Carried, what: str, console: Console) -> None:
 
 
 def _tracked(store: StoreOptions, console: Console) -> dict[str, dict[str, str]]:
-    """Old fingerprint → what the MLflow store of then says of it; empty where there is none."""
+    """Old fingerprint → fields of its run in that commit's MLflow store; empty where there is no store."""
     uri = store.uri
     database = sqlite_path(uri)
     if database is not None and not database.exists():
         return {}
     frame = runs_frame(store.tracker)
     found = {}
-    # One whose driver was killed is finished in the storage only; a finished one says most.
+    # Runs whose driver was killed are finished in the storage only; finished runs say most, and come last.
     rows = sorted(frame.to_dict("records"), key=lambda row: row["status"] == FINISHED)
     for row in rows:
         found[str(row["fingerprint"])] = {
@@ -241,12 +244,13 @@ def _tracked(store: StoreOptions, console: Console) -> dict[str, dict[str, str]]
     searched = frame["sampler.json"].notna().sum() if "sampler.json" in frame else 0
     if searched:
         console.print(
-            f"{searched} measurement(s) of sampler searches do not say enough to be named: they are measured again",
+            f"{searched} measurement(s) of sampler searches recorded too little to be identified: they are measured "
+            "again",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
     return found
 
 
 def _show(store: StoreOptions, console: Console) -> None:
-    """All of a storage's cells as runs, for the page."""
+    """Show all cells of a storage as MLflow runs."""
     mirror_storage(store.place, store.tracker, Ledger(store.place, _say(console)), console)

@@ -1,4 +1,4 @@
-"""`pforce report`: sweeps as one page of HTML."""
+"""`pforce report`: write one HTML page about sweeps."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def report(
     title: str = "Patch Forcing: what was measured",
     store: Place,
 ) -> int:
-    """Write one self-contained page of HTML about sweeps: tables, findings, figures, samples, cost, commands.
+    """Write one self-contained HTML page about sweeps: tables, findings, figures, samples, cost, commands.
 
     Args:
-        sweeps: names, such as ltg_grid or timestep_schedules-cpu (TABLE-SCALE of `pforce reproduce`).
-        out: the file; by default report.html in the storage folder.
-        title: of the page.
+        sweeps: names of sweeps, such as ltg_grid or timestep_schedules-cpu (TABLE-SCALE of `pforce reproduce`).
+        out: the file to write; default: report.html in the storage folder.
+        title: title of the page.
     """
     if not sweeps:
         raise ConfigError("sweeps: must be at least one name; `pforce runs` lists them")

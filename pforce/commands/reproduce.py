@@ -1,4 +1,4 @@
-"""`pforce reproduce`: the paper's tables at a scale that fits the machine at hand."""
+"""`pforce reproduce`: run tables of the paper at a scale that fits this machine."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Arguments:
-    """Run a table of the paper: what is missing is trained and measured, then the paper's numbers stand beside the
-    measured ones, and each of its findings is reproduced, not reproduced, or undecided. Without a TABLE: the tables.
+    """Run tables of the paper: train and measure what is missing, show the paper's numbers beside the measured ones,
+    and report each finding as reproduced, not reproduced or undecided. Without a TABLE: list the tables.
 
-    A table that was interrupted goes on with the same command; tables share their trainings.
+    The same command resumes an interrupted table; tables share their trainings.
     """
 
     tables: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[TABLE …]")] = ()
-    """Names of tables, FILE.py:NAME for one of your own, or all."""
+    """Names of tables, FILE.py:NAME for a table of your own, or all."""
     scale: ScaleName = "smoke"
-    """smoke: about a minute a table, decides nothing. cpu: hours on 2 cores. gpu: about an hour a table on one GPU.
-    paper: ImageNet 256² on 8 or more GPUs; look at its --dry-run first."""
+    """smoke: about a minute per table, decides nothing. cpu: hours on 2 cores. gpu: about an hour per table on one GPU.
+    paper: ImageNet 256² on 8 or more GPUs; try --dry-run first."""
     seeds: tuple[int, ...] | None = None
-    """Training seeds, others than the scale's."""
+    """Training seeds, instead of the scale's."""
     dry_run: bool = False
     """Print cells, steps, images, storage, device-hours and how they were estimated; run nothing."""
     show: bool = False
-    """Print the table and its verdicts as far as the storage has them; run nothing."""
+    """Print the table and its verdicts from the results in the storage; run nothing."""
     tflops: float = SUSTAINED_TFLOPS
-    """TFLOP/s that a GPU sustains, for the dry run's hours."""
+    """TFLOP/s that a GPU sustains, for the hours that the dry run estimates."""
     gpus: int = 8
-    """GPUs that the dry run shares the hours among."""
+    """Number of GPUs among which the dry run divides the hours."""
     options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
 
     def __post_init__(self) -> None:
@@ -52,14 +52,14 @@ class Arguments:
 
 
 def tables_named(names: tuple[str, ...]) -> list[Table]:
-    """The tables; ConfigError with the nearest name for one that there is not."""
+    """The tables with these names. ConfigError, with the nearest name, for an unknown one."""
     if ALL in names:
         return list(catalog.tables().values())
     return [catalog.table(name) for name in names]
 
 
 def list_tables(console: Console) -> int:
-    """Names, questions, and rows of all tables."""
+    """Print names, questions and numbers of rows of all tables; return an exit code."""
     shown = Shown(title="pforce reproduce TABLE --scale smoke|cpu|gpu|paper", title_justify="left", show_lines=False)
     for name in ("table", "question", "rows", "findings", "the paper's rows"):
         shown.add_column(name)
@@ -73,7 +73,7 @@ def list_tables(console: Console) -> int:
 
 
 def reproduce_tables(a: Arguments) -> int:
-    """Run tables of the paper at a scale that fits this machine, and say which of the paper's findings hold."""
+    """Run tables of the paper at a scale that fits this machine, and report which of the paper's findings hold."""
     console = make_console()
     if not a.tables:
         return list_tables(console)

@@ -1,4 +1,4 @@
-"""`pforce runs`: how far the sweeps of a store are, and the trials of one."""
+"""`pforce runs`: show the progress of the sweeps in a store, and the trials of one."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from pforce.tracking import Tracker, sweep_names
 
 COLOURS = {"done": "green", "running": "cyan", "silent": "yellow", "stopped": "yellow", "failed": "red"}
 NEWEST = 20
-"""Sweeps that are shown without --all."""
+"""Number of sweeps shown without --all."""
 BAR = 8
-"""Characters of a bar."""
+"""Width of a progress bar, in characters."""
 
 
 def runs(
@@ -35,16 +35,17 @@ def runs(
     watch: float | None = None,
     store: Store,
 ) -> int:
-    """Show how far sweeps are: trials done and open, progress, cost, time left, best distance. SWEEP: its trials.
+    """Show the progress of sweeps: trials done and open, cost, time left, best distance. SWEEP: its trials.
 
-    A run under way that was not heard of for 10 minutes is shown as silent: the process that drove it may be dead,
-    and the same command goes on from its last checkpoint.
+    A run that has not ended, but has reported nothing for 10 minutes, is shown as silent: its process may be dead, and
+    the same command then resumes from its last checkpoint.
 
     Args:
-        sweep: name of a sweep, such as ltg_grid: shows its trials. Where axes or seeds were changed, the newest ones.
-        trials: show the trials of all sweeps that are shown.
-        every: show all sweeps, not the newest 20; with SWEEP, its trials with earlier axes or seeds, too.
-        watch: show it anew every so many seconds, until Ctrl-C.
+        sweep: name of a sweep whose trials are shown, such as ltg_grid; where its axes or seeds were changed, the
+            newest one.
+        trials: show the trials of all sweeps in the table.
+        every: show all sweeps, not only the newest 20; with SWEEP, also its trials with earlier axes or seeds.
+        watch: seconds between refreshes, until Ctrl-C; without it, the command shows the state once.
     """
     require(watch is None or watch >= 1, "watch", watch, "≥ 1 second")
     console = make_console()
@@ -76,7 +77,7 @@ def _watch(console: Console, tracker: Tracker, seconds: float, sweep: str | None
 def view(
     tracker: Tracker, width: int, sweep: str | None = None, *, trials: bool = False, every: bool = False
 ) -> RenderableType:
-    """What the command shows now, for so many columns. ConfigError for a sweep that the store does not have."""
+    """Tables that the command shows now, in `width` columns. ConfigError for a sweep that the store does not have."""
     found, now = progress.read(tracker, sweep), progress.now_utc()
     if found.sweeps.empty:
         if sweep is not None:
@@ -99,7 +100,7 @@ def view(
         parts.append(Text(f"{more} more {what}: --all", style="dim"))
     if (table["state"] == "silent").any():
         parts.append(
-            Text("silent: its process may be dead; if so, the same command goes on from the last checkpoints.")
+            Text("silent: its process may be dead; if so, the same command resumes from the last checkpoints.")
         )
     return Group(*parts)
 
@@ -119,7 +120,7 @@ def _state(row: pd.Series, now: pd.Timestamp, *, since: bool) -> Text:
 
 
 def bar(share: float, style: str, size: int = BAR) -> Text:
-    """`━━━━╌╌╌╌  50 %`; a dash for NaN."""
+    """Progress bar such as `━━━━╌╌╌╌  50 %`; a dash for NaN."""
     if math.isnan(share):
         return Text(NONE)
     full = math.floor(share * size + 1e-9)
@@ -128,13 +129,13 @@ def bar(share: float, style: str, size: int = BAR) -> Text:
 
 
 def _counts(row: pd.Series) -> Text:
-    """`4/6, 1 running, 1 failed`."""
+    """Text such as `4/6, 1 running, 1 failed`."""
     others = [Text(f"{row[s]} {s}", style=COLOURS[s]) for s in ("running", "failed", "stopped") if row[s]]
     return Text(", ").join([Text(f"{row['done']}/{row['planned']}"), *others])
 
 
 def sweeps_table(table: pd.DataFrame, now: pd.Timestamp, width: int) -> Table:
-    """The sweeps, of `pforce.results.progress.sweeps`; on fewer than 120 columns more tersely."""
+    """Table of `pforce.results.progress.sweeps`; shorter on fewer than 120 columns."""
     wide = width >= WIDE
     shown = Table(title="Sweeps", title_justify="left")
     shown.add_column("sweep", overflow="fold", no_wrap=table["sweep"].str.len().max() <= SHORT)
@@ -161,7 +162,7 @@ def sweeps_table(table: pd.DataFrame, now: pd.Timestamp, width: int) -> Table:
 
 
 def trials_table(table: pd.DataFrame, now: pd.Timestamp, width: int, title: str) -> Table:
-    """The trials of a sweep, of `pforce.results.progress.trials`; on fewer than 120 columns more tersely."""
+    """Table of `pforce.results.progress.trials` of a sweep; shorter on fewer than 120 columns."""
     wide = width >= WIDE
     trained, reasons = table["images"].notna().any(), table["reason"].notna().any()
     retried, short = table["attempts"].gt(1).any(), table["label"].str.len().max() <= SHORT

@@ -1,4 +1,4 @@
-"""`pforce sample`: images, maps and animations of a trained model."""
+"""`pforce sample`: draw images, maps and animations of a trained model."""
 
 from __future__ import annotations
 
@@ -39,48 +39,51 @@ from pforce.trial.task import Spent
 
 DEFAULT_BATCH = 64
 SAMPLES = "samples"
-"""Default folder, below the storage."""
+"""Default output folder, below the storage."""
 Output = Literal["grid", "images", "npz"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(SamplerOptions, WorkerOptions, StoreOptions):
-    """Draw images of a trained model. A stopped call goes on where it was; the same seed gives the same images."""
+    """Draw images of a trained model. The same command resumes a stopped call; the same seed gives the same images."""
 
     model: Annotated[str, tyro.conf.Positional]
-    """A trial's folder or checkpoint, a .safetensors or published .ckpt file, an MLflow run id, an experiment that was
-    trained, or best:SWEEP (the run of a sweep with the smallest distance) such as best:ltg_grid."""
+    """A trial's folder or checkpoint, a .safetensors or published .ckpt file, an MLflow run id, a trained experiment,
+    or best:SWEEP such as best:ltg_grid (the run of a sweep with the smallest distance)."""
     out: Path | None = None
-    """Folder of what is written; one folder holds one request. Default: samples below the storage."""
+    """Output folder; a folder holds the images of one request. Default: samples below the storage."""
     count: int = 64
-    """Images."""
+    """Number of images."""
     classes: tuple[str, ...] = ()
-    """Classes in turn: numbers, or names where the model's data set is known. Default: all of them."""
+    """Classes, taken in turn: numbers, or names where the model's data set is known. Default: all."""
     captions: tuple[str, ...] = ()
     """Captions, for text-conditioned models."""
     seed: int = 0
-    """Image i starts from the noise of (seed, i), whatever the batch and the number of workers."""
+    """Seed of the noise. Image i starts from the noise of (seed, i), whatever the batch and the number of workers."""
     save: tuple[Output, ...] = ("grid",)
-    """grid: the first 64 as one PNG. images: each as a PNG. npz: all, as ADM's evaluator reads them (uint8 NHWC)."""
+    """grid: the first 64 images as one PNG. images: one PNG per image. npz: all images, as ADM's evaluator reads them
+    (uint8 NHWC)."""
     save_maps: bool = False
-    """Keep each patch's timestep and uncertainty at every evaluation (maps.npz), and show those of the first images."""
+    """Write each patch's timestep and uncertainty at every evaluation (maps.npz), and a picture of those of the first
+    images."""
     animate: bool = False
-    """A GIF of the first images with their timestep maps and their uncertainty side by side."""
+    """Write a GIF of the first images, with their timestep and uncertainty maps side by side."""
     show: int = 4
-    """Images in the picture of maps and in the animation."""
+    """Number of images in the picture of maps and in the animation."""
     decoder: Path | None = None
-    """For models of latents: folder of the autoencoder, in diffusers' format (extra `latents`). Without it the latents
-    themselves are written."""
+    """Folder of the autoencoder, in diffusers' format, for models of latents (extra `latents`). Without it, the latents
+    are written."""
     weights: Literal["ema", "raw"] = "ema"
-    """Averaged or raw weights, of a checkpoint of pforce."""
+    """Averaged (ema) or raw weights, for a checkpoint of pforce."""
     heads: int | None = None
-    """Attention heads of an original SiT of unusual size."""
+    """Number of attention heads, for an original SiT of unusual size."""
     batch: int | None = None
-    """Images a forward pass; rounding apart, it does not change the images. Default: the folder's own, or 64."""
+    """Images per forward pass; changes the images by rounding only. Default: the batch of the folder's earlier images,
+    or 64."""
 
 
 def class_numbers(names: tuple[str, ...], source: Source) -> tuple[int, ...]:
-    """Classes as numbers. ConfigError naming the first that the model does not have."""
+    """Numbers of classes. ConfigError naming the first that the model does not have."""
     classes = source.model.config.classes
     if not names:
         return tuple(range(classes))
@@ -99,7 +102,7 @@ def class_numbers(names: tuple[str, ...], source: Source) -> tuple[int, ...]:
 
 
 def _show_first(a: Arguments, job: Job, source: Source, folder: Path, console: Console) -> None:
-    """Pictures of the first images' maps: they are drawn again, which gives the same images, with every state kept."""
+    """Write pictures of the first images' maps. The images are drawn again, now with every state kept."""
     config = source.model.config
     images = min(a.show, job.count)
     y = torch.tensor([job.classes[i % len(job.classes)] for i in range(images)])
@@ -119,14 +122,14 @@ def _show_first(a: Arguments, job: Job, source: Source, folder: Path, console: C
 
 @contextmanager
 def _exporting(console: Console, job: Job, what: str) -> Iterator[drawn.Told]:
-    """A bar on a terminal."""
+    """Progress bar, shown on a terminal only."""
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=job.count)
         yield lambda done: progress.update(task, completed=done)
 
 
 def _write(a: Arguments, job: Job, folder: Path, console: Console, *, pixels: bool) -> None:
-    """The outputs asked for. Latents have no pictures: they are written as npz."""
+    """Write the requested outputs. Latents have no pictures: they are written as npz."""
     if "npz" in a.save or not pixels:
         with _exporting(console, job, "writing samples.npz") as told:
             drawn.write_npz(job, folder / "samples.npz", told)
@@ -145,7 +148,7 @@ def _write(a: Arguments, job: Job, folder: Path, console: Console, *, pixels: bo
 
 
 def _tell(job: Job, source: Source, spent: Spent, folder: Path, console: Console, *, seconds: float) -> None:
-    """What the images cost, on the terminal and as a record beside them."""
+    """Print the cost of the images, and write it to a file beside them."""
     flops = count_flops(source.model.config, job.sampler)
     record: dict[str, object] = {
         **source.about(), "sampler": job.sampler.canonical(), "seed": job.seed, "images": job.count,
@@ -161,7 +164,7 @@ def _tell(job: Job, source: Source, spent: Spent, folder: Path, console: Console
         console.print(
             f"{spent.images:,} images in {duration(seconds)}: {spent.num_function_evaluations} NFE, "
             f"{spent.forward_passes} forward passes, {flops / 1e9:.2f} GFLOPs and {per_image:.4f} s of a "
-            "worker an image",
+            "worker per image",
             highlight=False,
             soft_wrap=True,
         )
@@ -171,7 +174,7 @@ def _tell(job: Job, source: Source, spent: Spent, folder: Path, console: Console
 
 
 def _check(a: Arguments, source: Source) -> bool:
-    """FieldError or ConfigError where this model gives no such outputs. Returns whether what is drawn is pixels."""
+    """Raise FieldError or ConfigError where this model cannot give these outputs; return whether images are pixels."""
     maps = a.save_maps or a.animate
     require(
         not maps or source.model.config.difficulty_head,
@@ -187,7 +190,7 @@ def _check(a: Arguments, source: Source) -> bool:
 
 
 def _record(job: Job, source: Source, spent: Spent, storage: Storage, *, started: float, workers: int) -> None:
-    """Record what the drawing has cost, where an evaluation finds it."""
+    """Record the cost of the drawing where an evaluation finds it."""
     devices = float(torch.get_num_threads() if spent.device == "cpu" else workers)  # workers share the cores
     subject = Subject(
         source.model, source.sha256, torch.device("cpu"), sampler=job.sampler, devices=devices,
@@ -235,7 +238,7 @@ def sample(a: Arguments) -> int:
     try:
         spent = run_job(job, console, a.workforce)
     except (KeyboardInterrupt, SystemExit) as stopped:  # Ray's own SIGTERM handler, while it starts, exits
-        console.print(f"Stopped by {stopped}; the same command goes on from here.", markup=False)
+        console.print(f"Stopped by {stopped}; the same command resumes from here.", markup=False)
         return STOPPED
     except WorkFailed as error:
         console.print(f"FAILED: {error}", markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What the commands that only read a tracking store share."""
+"""Options and texts that several commands share, and access to a tracking store that is only read."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from pforce.orchestration.options import StorageOptions, StoreOptions
 from pforce.tracking import Tracker
 
 Place = Annotated[StorageOptions, tyro.conf.arg(name="")]
-"""The option of a command that reads or writes a storage only."""
+"""Option of a command that reads or writes a storage only."""
 Store = Annotated[StoreOptions, tyro.conf.arg(name="")]
-"""The options of a command that needs MLflow's store, too."""
+"""Options of a command that also needs MLflow's store."""
 FIRST_RUN = "pforce train openmoji32_micro, or a script of sweeps/, makes the first"
 SHORT = 28
-"""Characters of a name that is never broken into lines."""
+"""Most characters of a name that is never broken into lines."""
 WIDE = 120
-"""Columns of a terminal that has room for everything."""
+"""Columns of a terminal on which tables are shown in full."""
 NONE = "–"
-"""What is not known."""
+"""Sign for an unknown value."""
 
 
 def open_store(store: StoreOptions, console: Console) -> Tracker | None:
-    """The store; None, having said so, where there is none yet. TrackingError where it cannot be read, StorageError
-    and ConfigError where the storage is none or holds no database.
+    """The store; None, after a message, where there is none yet. TrackingError where it cannot be read, StorageError
+    where the storage does not exist, ConfigError where it cannot hold a database.
 
-    Reading must not make a database: the default one is made by the first run.
+    Reading must not create a database: the first run creates the default one.
     """
     place = store.place
     if store.tracking_uri is None and not place.remote and not (place.root / "mlflow.db").exists():
@@ -46,7 +46,7 @@ def open_store(store: StoreOptions, console: Console) -> Tracker | None:
 
 
 def clock(time: pd.Timestamp, now: pd.Timestamp) -> str:
-    """A UTC time of the store as this machine's clock shows it: `14:03` today, else `23 Nov 14:03`."""
+    """A UTC time of the store in this machine's time zone: `14:03` today, else `23 Nov 14:03`."""
     if pd.isna(time):
         return NONE
     local, today = (datetime.fromtimestamp(each.tz_localize("UTC").timestamp()) for each in (time, now))
@@ -54,7 +54,7 @@ def clock(time: pd.Timestamp, now: pd.Timestamp) -> str:
 
 
 def about(seconds: float) -> str:
-    """`4 min 10 s`; from ten minutes on without seconds; a dash for NaN."""
+    """Duration such as `4 min 10 s`; without seconds from ten minutes on; a dash for NaN."""
     return (
         NONE
         if math.isnan(seconds)

@@ -1,4 +1,4 @@
-"""`pforce submit`: a sweep as a job of a Ray cluster."""
+"""`pforce submit`: run a command as a job of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ USAGE = "pforce submit [--address http://HEAD:8265] [--no-wait] -- python sweeps
 class Arguments:
     """Run a command as a job of a Ray cluster, in a copy of this directory, and print its output.
 
-    `pforce submit [OPTIONS] -- COMMAND`. The job's id is made from the command: submitted twice it runs once, the
-    second call shows the first one's output; submitted again after its end it goes on. The exit code is the command's
-    own: 0 done, 2 wrong input, 3 some trials failed, 4 stopped. Ctrl-C ends the watching, not the job.
+    `pforce submit [OPTIONS] -- COMMAND`. The job's id is made from the command: submitted twice, it runs once, and the
+    second call shows the output of the first; submitted again after its end, it resumes. The exit code is the command's
+    own: 0 done, 2 wrong input, 3 some trials failed, 4 stopped. Ctrl-C ends only the watching, not the job.
 
     Outputs must lie outside the copy: give the command an absolute --storage, or set PFORCE_STORAGE on the cluster.
     """
@@ -30,15 +30,15 @@ class Arguments:
     address: str | None = None
     """Job server of the cluster, http://HEAD:8265. Default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, else this machine."""
     working_dir: Path = Path()
-    """Folder that is copied to the cluster (.gitignore and .rayignore are honoured)."""
+    """Folder to copy to the cluster (.gitignore and .rayignore are honoured)."""
     wait: bool = True
     """Print the job's output and end with its exit code; --no-wait returns at once."""
     id: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print the command's submission id and do nothing else, for `ray job submit --submission-id`."""
+    """Only print the command's submission id, for `ray job submit --submission-id`."""
 
 
 def submit(words: list[str]) -> int:
-    """Run a command as a job of a Ray cluster, once, and end with its exit code."""
+    """Run a command once as a job of a Ray cluster, and return its exit code."""
     end = words.index("--") if "--" in words else len(words)
     own, command = words[:end], words[end + 1 :]
     if not command and not {"-h", "--help"} & set(own):
@@ -50,7 +50,7 @@ def submit(words: list[str]) -> int:
         print(jobs.submission_id(command))
         return DONE
     if not arguments.working_dir.is_dir():
-        raise ConfigError(f"--working-dir {arguments.working_dir}: is no folder")
+        raise ConfigError(f"--working-dir {arguments.working_dir}: is not a folder")
     console = make_console()
     client = jobs.connect(arguments.address)
     name = jobs.submit(client, command, arguments.working_dir.absolute(), console)
@@ -59,5 +59,5 @@ def submit(words: list[str]) -> int:
     try:
         return jobs.follow(client, name, Console(soft_wrap=True))
     except KeyboardInterrupt:
-        console.print(f"{name} goes on; the same command watches it again, `ray job stop {name}` stops it.")
+        console.print(f"{name} keeps running; the same command watches it again, `ray job stop {name}` stops it.")
         return DONE

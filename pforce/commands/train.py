@@ -1,4 +1,4 @@
-"""`pforce train`: one experiment, alone or on several workers."""
+"""`pforce train`: train and measure one experiment, in this process or on several workers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def train(arguments: list[str]) -> int:
     `pforce train NAME [--timesteps SAMPLER] [--sampler SOLVER] [--FIELD VALUE …]`: the experiment's fields are typed
     options.
     """
-    catalog.experiments()  # imports what registers samplers of a user's own
+    catalog.experiments()  # imports the modules that register a user's own samplers
     first = argparse.ArgumentParser(prog="pforce train", add_help=False, allow_abbrev=False)
     first.add_argument("name", nargs="?")
     first.add_argument("--timesteps", choices=sorted(TIMESTEP_SAMPLERS))
@@ -66,7 +66,7 @@ def train(arguments: list[str]) -> int:
         rest,
         description=f"{summary(function)} Every field of the experiment is an option. --timesteps "
         f"({', '.join(TIMESTEP_SAMPLERS)}) and --sampler ({', '.join(SAMPLERS)}) switch the samplers of training and "
-        "evaluation: then the options are those of the one that is named.",
+        "evaluation; the options are then those of the selected one.",
         default=_Train(experiment),
     )
     sweep = Sweep("train", parsed.experiment, axes=(), seeds=(parsed.experiment.seed,))

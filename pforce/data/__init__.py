@@ -1,4 +1,5 @@
-"""Datasets: what they are (`config`, `manifest`), how they are made (`openmoji`, `writer`) and read (`reader`)."""
+"""Datasets: their description (`config`, `manifest`), building (`openmoji`, `fashion_mnist`, `writer`) and reading
+(`reader`)."""
 
 from pforce.data.cache import ensure
 from pforce.data.config import DataConfig

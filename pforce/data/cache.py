@@ -1,4 +1,4 @@
-"""Where the data of a configuration lies; named datasets are built there on first use."""
+"""The folder of a configuration's dataset; named datasets are built there on first use."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def ensure(config: DataConfig, *, source: Path | None = None, progress: bool = T
         source: folder of the IDX files of fashion-mnist, needed on first use only; by default they are searched for.
 
     Raises:
-        FieldError: a resolution that is not allowed, or not the dataset's; a source for another dataset.
-        DataError: the cache cannot be written, the folder is no complete dataset, or there are no IDX files.
+        FieldError: a resolution that is not allowed or not the dataset's, or a source for a dataset that takes none.
+        DataError: the cache cannot be written, the folder is not a complete dataset, or there are no IDX files.
     """
     allowed = f'left out: name is "{config.name}", and only fashion-mnist is made from files'
     require(source is None or config.name == "fashion-mnist", "source", source, allowed)

@@ -1,4 +1,4 @@
-"""Which images an experiment sees."""
+"""Settings of an experiment's data."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ class DataConfig:
     """The images of an experiment, and the order in which training sees them."""
 
     name: Literal["openmoji", "fashion-mnist", "shards"] = "openmoji"
-    """openmoji: drawn from the installed package on first use. fashion-mnist: made from its IDX files on first use
-    ($PFORCE_FASHION_MNIST, or Debian's package dataset-fashion-mnist). shards: a folder with a manifest.json."""
+    """Dataset. openmoji: drawn from the installed package on first use. fashion-mnist: made from its IDX files on first
+    use ($PFORCE_FASHION_MNIST, or Debian's package dataset-fashion-mnist). shards: a folder with a manifest.json."""
     resolution: int = 32
     """Height and width of an image, in pixels (of a latent, in latent pixels)."""
     path: str | None = None
-    """Folder of the shards. Not part of the fingerprint: the manifest's hash is."""
+    """Folder of the shards. It does not enter the names of results; the manifest's hash does."""
     streams: int = 16
-    """Virtual streams: each owns its shards, and a global batch takes an equal share from each, so that the
-    order of the data does not depend on the number of workers."""
+    """Number of virtual streams. Each has its own shards, and a global batch takes an equal share from each, so that
+    the order of the data does not depend on the number of workers."""
     flip: bool = False
     """Mirror half of the training images, chosen by (seed, step)."""
 

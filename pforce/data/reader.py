@@ -1,9 +1,9 @@
-"""Reading a dataset: training batches in an order that does not know the number of workers, and whole splits.
+"""Reading of a dataset: training batches, in an order that does not depend on the number of workers, and whole splits.
 
-The order is that of V virtual streams. Shard i belongs to stream i mod V. In each of its epochs a stream
-permutes its shards and the samples within each, keyed by (seed, stream, epoch). A global batch takes
-batch / V samples of every stream, streams in order. Rank r of W serves the streams v with v mod W = r, so
-W workers together see what one would see, and a position (epoch, index) per stream is all a resume needs.
+The order is that of V virtual streams. Shard i belongs to stream i mod V. In each of its epochs a stream permutes its
+shards and the samples within each, keyed by (seed, stream, epoch). A global batch takes batch / V samples of every
+stream, streams in order. Rank r of W serves the streams v with v mod W = r, so W workers together read the same samples
+as one, and a position (epoch, index) per stream is all that a resume needs.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ GIBIBYTE = 2**30
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples."""
+    """A batch of samples."""
 
     images: Tensor
-    """(B, C, H, W) uint8."""
+    """Images (B, C, H, W) uint8."""
     labels: Tensor
-    """(B,) int64."""
+    """Labels (B,) int64."""
     captions: list[str]
-    """Empty strings where the shards hold none."""
+    """Captions; empty strings where the shards hold none."""
     damaged: int
-    """Damaged samples that were skipped to get these."""
+    """Damaged samples that were skipped while reading these."""
 
 
 def _decoding_threads() -> ThreadPoolExecutor:
@@ -47,24 +47,24 @@ def _decoding_threads() -> ThreadPoolExecutor:
 
 
 class _Stream:
-    """One virtual stream: its shards, and its position."""
+    """One virtual stream: its shards and its position."""
 
     def __init__(self, number: int, shards: dict[int, Shard], seed: int, load: Callable[[Shard], DecodedShard]) -> None:
         self.epoch = 0
         self.index = 0
-        """Place in the epoch of the next sample. Counts damaged samples, so it says where the stream is without
-        reading what lies before."""
+        """Index in the epoch of the next sample. It counts damaged samples, so that the position is known without
+        reading the samples before."""
         self.samples = sum(shard.samples for shard in shards.values())
         self._number, self._shards, self._seed, self._load = number, shards, seed, load
         self._visits: list[tuple[int, int]] = []  # (index in the epoch of its first sample, shard) in visiting order
         self._visits_epoch = -1
-        # The current shard stays here, whatever the cache drops: else streams would evict each other's.
+        # The current shard stays here, whatever the cache drops; otherwise streams would evict each other's.
         self._current: tuple[int, int] | None = None  # (epoch, shard)
         self._decoded: DecodedShard
         self._order: list[int]
 
     def take(self) -> tuple[DecodedShard, int, int]:
-        """The next intact sample as (shard, place in it), and the number of damaged ones skipped before it."""
+        """The next intact sample as (shard, index in it), and the number of damaged samples skipped before it."""
         skipped = 0
         while True:
             if self.index == self.samples:
@@ -79,7 +79,7 @@ class _Stream:
                 raise DataError(f"stream {self._number}: all of its {self.samples} samples are damaged")
 
     def _open(self) -> int:
-        """Make the shard at the position current; returns the index in the epoch of its first sample."""
+        """Make the shard at the current position current; returns the index in the epoch of its first sample."""
         if self._visits_epoch != self.epoch:
             self._visits, self._visits_epoch = self._plan(), self.epoch
         first, number = next(visit for visit in reversed(self._visits) if visit[0] <= self.index)
@@ -105,21 +105,21 @@ class TrainingStream:
     """This rank's share of an endless sequence of global batches.
 
     Args:
-        folder: the dataset, with its manifest.json.
+        folder: folder of the dataset, with its manifest.json.
         config: `resolution` must be the dataset's; `streams` is V.
         batch: the global batch size, a multiple of V.
         seed: the experiment's seed.
-        rank, world_size: which share. V must be a multiple of world_size.
-        cache_bytes: decoded shards kept beyond the one each stream is reading.
+        rank, world_size: this process's rank among world_size; V must be a multiple of world_size.
+        cache_bytes: bytes of decoded shards kept in addition to each stream's current one.
 
     Attributes:
-        manifest: the dataset's.
-        rows: (batch / world_size,) int64, the places of this rank's samples in the global batch: slice globally
-            drawn noise with it.
+        manifest: manifest of the dataset.
+        rows: indices of this rank's samples in the global batch, (batch / world_size,) int64: use them to slice
+            globally drawn noise.
 
     Raises:
-        FieldError: sizes that do not divide, or another resolution than the dataset's.
-        DataError: no manifest, missing shards, or fewer shards than streams.
+        FieldError: sizes that do not divide, or a resolution that is not the dataset's.
+        DataError: the manifest or shards are missing, or there are fewer shards than streams.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class TrainingStream:
 
     @property
     def damaged(self) -> dict[str, int]:
-        """Damaged samples by shard name, of the shards this rank has read."""
+        """Damaged samples by shard name, for the shards that this rank has read."""
         return dict(self._damage.counts)
 
     def next_batch(self) -> Batch:
@@ -170,7 +170,7 @@ class TrainingStream:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The position of every stream this rank serves, as JSON. `merge_states` joins those of all ranks."""
+        """The position of every stream of this rank, as JSON. `merge_states` joins the states of all ranks."""
         return {
             "format": STATE_FORMAT,
             "manifest": self.manifest.hash,
@@ -181,7 +181,7 @@ class TrainingStream:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken, on any number of workers. Nothing is read before the next batch.
+        """Continue where `state` was taken, on any number of workers. Nothing is read before the next batch.
 
         Raises:
             DataError: the state belongs to other data, another seed or number of streams, or lacks a stream.
@@ -205,7 +205,7 @@ class TrainingStream:
         self._damage.counts = {name: int(n) for name, n in state["damaged"].items() if name in own_shards}
 
     def merge(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """`merge_states`."""
+        """Join the states of all ranks; see `merge_states`."""
         return merge_states(states)
 
     def _load(self, shard: Shard) -> DecodedShard:
@@ -218,7 +218,7 @@ class TrainingStream:
 
 
 def check_streams(folder: Path, manifest: Manifest, config: DataConfig, *, batch: int) -> None:
-    """FieldError for a batch or a resolution that does not fit, DataError for fewer shards than streams.
+    """Raise FieldError for a batch or a resolution that does not fit, DataError for fewer shards than streams.
 
     Nothing is read.
     """
@@ -234,7 +234,7 @@ def check_streams(folder: Path, manifest: Manifest, config: DataConfig, *, batch
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One state with the streams of all ranks, from the `state_dict` of each."""
+    """The state with the streams of all ranks, joined from the `state_dict` of each."""
     merged = dict(states[0])
     merged["positions"] = {number: place for state in states for number, place in state["positions"].items()}
     merged["damaged"] = {name: count for state in states for name, count in state["damaged"].items()}
@@ -242,14 +242,14 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def read_split(folder: Path, split: SplitName, *, limit: int | None = None) -> Batch:
-    """All images of a split in the order of the shards, or `limit` of them spread evenly over it (the same ones
-    each time; shards without any are not read).
+    """All images of a split in the order of the shards, or `limit` images spread evenly over it (always the same;
+    shards without any are not read).
 
-    Damaged samples are left out and counted, so fewer than `limit` may come back.
+    Damaged samples are left out and counted, so fewer than `limit` may be returned.
 
     Raises:
-        FieldError: a limit that is not in [1, samples of the split].
-        DataError: no manifest, missing shards, or more than 1 % of the samples are damaged.
+        FieldError: the limit is not in [1, samples of the split].
+        DataError: the manifest or shards are missing, or more than 1 % of the samples are damaged.
     """
     manifest = _open_manifest(folder)
     shards = manifest.split(split)
@@ -275,8 +275,8 @@ def read_split(folder: Path, split: SplitName, *, limit: int | None = None) -> B
 
 
 def read_batches(folder: Path, split: SplitName, size: int) -> Iterator[Tensor]:
-    """All images of a split in the order of the shards, uint8 (size, 3, H, W), the last batch smaller. One shard in
-    memory at a time. DataError as `read_split`."""
+    """All images of a split in the order of the shards, in batches (size, 3, H, W) uint8, the last one smaller. It
+    holds one shard in memory at a time. DataError as in `read_split`."""
     manifest = _open_manifest(folder)
     shards = manifest.split(split)
     damage = DamageCount(folder, shards)

@@ -1,4 +1,4 @@
-"""Decoding one webdataset shard into arrays, and what counts as a damaged sample."""
+"""Decoding of webdataset shards into arrays, and handling of damaged samples."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ IMAGE_EXTENSIONS = ("png", "jpg", "jpeg")
 MAXIMUM_DAMAGED_SHARE = 0.01
 
 _DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error)
-"""What Pillow raises on broken files (a bad PNG chunk is a SyntaxError)."""
+"""Errors that Pillow raises for broken files (a bad PNG chunk is a SyntaxError)."""
 
 
 class DamagedSample(Exception):
-    """One sample cannot be used; the message says why. Counted by the caller, never fatal alone."""
+    """A sample cannot be used; the message says why. The caller counts it; a single one is never fatal."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class DecodedShard:
     """The samples of a shard in the order of the tar file. Damaged ones keep their place, with `intact` False."""
 
     images: Tensor
-    """(n, 3, H, W) uint8."""
+    """Images (n, 3, H, W) uint8."""
     labels: Tensor
-    """(n,) int64."""
+    """Labels (n,) int64."""
     captions: list[str]
     intact: Tensor
-    """(n,) bool."""
+    """Mask (n,) bool of the intact samples."""
     reason: str
-    """Why the first damaged sample is damaged; empty if none is."""
+    """Reason why the first damaged sample is damaged; empty if none is."""
 
     @property
     def damaged(self) -> int:
@@ -61,12 +61,12 @@ class DecodedShard:
 def decode_shard(folder: Path, shard: Shard, manifest: Manifest, executor: Executor) -> DecodedShard:
     """Read and decode a whole shard, images in parallel on the executor's threads (Pillow drops the GIL).
 
-    A sample is damaged if its image cannot be decoded or has another size than the manifest's, if its label is
-    missing or no class, or if the manifest counts it and the tar file ends before it: it was written so.
+    A sample is damaged if its image cannot be decoded or does not have the manifest's size, if its label is missing or
+    not a class, or if the manifest counts it but the tar file, as it was written, ends before it.
 
     Raises:
-        DataError: the shard cannot be opened, is not the one that the manifest names (its hash is another: it was
-            damaged or changed since), or holds more samples than the manifest says.
+        DataError: the shard cannot be opened, was damaged or changed since (its hash is not the manifest's), or holds
+            more samples than the manifest says.
     """
     path = folder / shard.name
     try:
@@ -75,7 +75,7 @@ def decode_shard(folder: Path, shard: Shard, manifest: Manifest, executor: Execu
         raise DataError(f"shard {path} cannot be read: {error}. Copy it there again") from error
     found = hashlib.sha256(content).hexdigest()
     if found != shard.sha256:
-        # Results are named by the manifest: of other bytes they would be other numbers under the same name.
+        # Results are named by the manifest: other bytes would give other numbers under the same name.
         raise DataError(
             f"shard {path} is damaged or was changed: its sha256 is {found[:12]}…, its manifest says "
             f"{shard.sha256[:12]}…. Copy it there again, or build the data set again"
@@ -111,7 +111,8 @@ def decode_shard(folder: Path, shard: Shard, manifest: Manifest, executor: Execu
 
 
 def _read_tar(file: BinaryIO, path: Path) -> tuple[list[dict[str, Any]], str]:
-    """The intact samples at the head of a tar file, undecoded, and the error that ended it early ("" if none)."""
+    """The intact samples at the beginning of a tar file, not decoded, and the error that ended it early ("" if
+    none)."""
     errors: list[Exception] = []
 
     def stop(error: Exception) -> bool:
@@ -121,7 +122,7 @@ def _read_tar(file: BinaryIO, path: Path) -> tuple[list[dict[str, Any]], str]:
     members = tar_file_expander([{"url": str(path), "stream": file}], handler=stop)
     samples: list[dict[str, Any]] = list(group_by_keys(members, handler=stop))
     if errors and samples:
-        samples.pop()  # cut in its middle, or just after it: its last member may be missing
+        samples.pop()  # truncated in this sample or just after it: its last member may be missing
     return samples, f"({errors[0]})" if errors else ""
 
 
@@ -138,7 +139,7 @@ def _label(sample: Mapping[str, Any], classes: int) -> int:
 
 
 def _image(sample: Mapping[str, Any], size: int) -> Tensor:
-    """(3, H, W) uint8."""
+    """The image of a sample, (3, H, W) uint8. DamagedSample where it cannot be used."""
     encoded = next((sample[extension] for extension in IMAGE_EXTENSIONS if extension in sample), None)
     if encoded is None:
         raise DamagedSample(f"it has no image ({', '.join('.' + extension for extension in IMAGE_EXTENSIONS)})")
@@ -153,7 +154,8 @@ def _image(sample: Mapping[str, Any], size: int) -> Tensor:
 
 
 class DamageCount:
-    """Damaged samples by shard: each shard is counted and warned about once, and too many end the run."""
+    """Counts damaged samples by shard. Each shard is counted and warned about once; too many damaged samples raise
+    DataError."""
 
     def __init__(self, folder: Path, split: Split) -> None:
         self.counts: dict[str, int] = {}
@@ -187,7 +189,7 @@ class DamageCount:
 
 
 class ShardCache:
-    """Decoded shards, the least recently used dropped first once they exceed the budget."""
+    """A cache of decoded shards; beyond its budget, the least recently used are dropped."""
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget_bytes = budget_bytes

@@ -1,8 +1,8 @@
-"""Writing a dataset folder: deterministic webdataset shards, and a folder that appears whole or not at all.
+"""Writing of a dataset's folder: deterministic webdataset shards, and a folder that appears whole or not at all.
 
-Samples go to a temporary folder beside the destination, which is renamed when everything is on disk. So an
-interrupted build leaves nothing at the destination, and of two builders at once the second finds the
-first one's folder in its place and uses it.
+Samples go to a temporary folder beside the destination, which is renamed when everything is on disk. So an interrupted
+build leaves nothing at the destination, and of two simultaneous builders the second finds and uses the first one's
+folder.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from pforce.base.files import sha256_of, sync
 from pforce.data.manifest import Shard
 
 STALE_AFTER_SECONDS = 24 * 3600
-"""A temporary folder of another host is taken for dead after this long; one of this host when its process is."""
+"""Seconds after which a temporary folder of another host counts as abandoned; one of this host does when its process
+has ended."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image as it lies in a shard: `<key>.<extension>`, `<key>.cls`, `<key>.txt`."""
+    """One image as a shard holds it: `<key>.<extension>`, `<key>.cls`, `<key>.txt`."""
 
     key: str
-    """Unique in the shard, without dots or slashes."""
+    """Key, unique in the shard, without dots or slashes."""
     image: bytes
     """The encoded image file."""
     label: int
@@ -41,8 +42,8 @@ class Sample:
 
 
 def write_shard(path: Path, samples: Iterable[Sample]) -> Shard:
-    """Write one tar file and wait until it is on disk. The same samples give the same bytes: time, user, group
-    and mode are fixed."""
+    """Write one tar file and flush it to disk. The same samples give the same bytes: time, user, group and mode are
+    fixed."""
     count = 0
     with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0, user="root", group="root") as tar:
         for sample in samples:
@@ -63,8 +64,8 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> Shard:
 def appearing_whole(destination: Path) -> Iterator[Path]:
     """A temporary folder to write into, renamed to `destination` when the block ends without an error.
 
-    If the destination exists by then, another builder was faster: the temporary folder is dropped, and the
-    caller reads the destination. Left-over folders of dead builders are removed first.
+    If the destination exists by then, another builder was faster: the temporary folder is removed, and the caller reads
+    the destination. Folders left by dead builders are removed first.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{destination.name}.partial-"
@@ -101,7 +102,7 @@ def _remove_stale(parent: Path, prefix: str) -> None:
 
 def _is_alive(process_id: int) -> bool:
     try:
-        os.kill(process_id, 0)  # signal 0 only asks
+        os.kill(process_id, 0)  # signal 0 only checks
     except ProcessLookupError:
         return False
     except PermissionError:  # somebody else's process: alive

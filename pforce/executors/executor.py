@@ -1,7 +1,7 @@
-"""What an executor is, and which there are.
+"""The protocol of executors, and their choice by name.
 
-To add one: write a file beside this one with a class `Executor` that is made of a `Setup` and has `__enter__`,
-`__exit__`, `placement` and `run`, as the protocol here says. Its name is the file's. Nothing else changes.
+To add one: write a file beside this one with a class `Executor` that takes a `Setup` and has `__enter__`, `__exit__`,
+`placement` and `run`, as in the protocol here. Its name is the file's. Nothing else changes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from pforce.executors.support.setup import Hand, Listen, Setup, Tick
 
 
 class Executor(Protocol):
-    """Where tasks run. As a context manager it holds what it needs for that."""
+    """Runs tasks. As a context manager it holds the resources for that."""
 
     on_cluster: ClassVar[bool]
     """Whether it needs a Ray cluster."""
     placement: Placement
-    """Tasks at once, and what each has; known inside the block. ConfigError on entering where not one fits."""
+    """Simultaneous tasks and the resources of each; known inside the block. Entering raises ConfigError where not even
+    one task fits."""
 
     def __init__(self, setup: Setup) -> None: ...
 
@@ -37,13 +38,13 @@ class Executor(Protocol):
     ) -> None: ...
 
     def run(self, hand: Hand, listen: Listen, tick: Tick) -> None:
-        """Run tasks until there are none. Of each attempt `listen` gets what its worker says, Done or Failed last;
-        where a worker is lost without a word, Failed comes from here."""
+        """Run tasks until there are none. `listen` gets each attempt's events, the last of which is Done or Failed;
+        where a worker is lost without either, the executor reports Failed."""
         ...
 
 
 def names() -> list[str]:
-    """Names of the executors."""
+    """Names of the executors, sorted."""
     found = (info.name for info in pkgutil.iter_modules(executors.__path__) if not info.ispkg)
     return sorted(name for name in found if name != "executor")
 
@@ -62,18 +63,18 @@ def _class_of(name: str) -> type[Executor]:
 
 
 def make(name: str, setup: Setup) -> Executor:
-    """The executor of that name. ConfigError where there is none, it cannot run such tasks, or lacks a library."""
+    """The executor of that name. ConfigError where there is none, it cannot run such tasks, or a library is missing."""
     return _class_of(name)(setup)
 
 
 @dataclass(frozen=True)
 class Workforce:
-    """What a command's options say of where tasks of one process run."""
+    """The executor and workers that a command's options choose for tasks of one process."""
 
     executor: str | None = None
-    """By default this process for one worker, else workers on Ray."""
+    """Name of the executor; by default, this process for one worker, else workers on Ray."""
     workers: int | None = 1
-    """None: as many as fit, one per GPU or one per core."""
+    """Number of workers; None for as many as fit, one per GPU or per core."""
     address: str | None = None
 
     @property
@@ -84,10 +85,13 @@ class Workforce:
     def make(
         self, name: str, scratch: Path, *, most: int | None = None, say: Callable[[str], None] = lambda line: None
     ) -> Executor:
-        """The executor. ConfigError as `make`.
+        """Make the executor. ConfigError as in `make`.
 
         Args:
-            most: tasks that there are to share.
+            name: name of the work.
+            scratch: folder for state that libraries keep.
+            most: number of tasks that there are.
+            say: called with lines for the user.
         """
         tasks = self.workers
         if tasks is not None and most is not None:

@@ -1,8 +1,8 @@
 """The executor on Ray Train: tasks of several workers (DDP), on one or more nodes.
 
-A group of workers is one `TorchTrainer`. It serves task after task from the rendezvous, so that processes, imports and
-the meeting of the workers are paid for once. Where a worker or its node is lost the group ends, and another one takes
-its place.
+A group of workers is one `TorchTrainer`. It runs task after task from the rendezvous, so that processes, imports and
+the forming of the group are paid for once. Where a worker or its node is lost, the group ends and another one replaces
+it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pforce.trial.perform import AttemptFailed
 
 
 class _Trainer(TorchTrainer):
-    """Without Ray's process that hands out data sets: it would have none, and it starts just when the workers import
+    """A trainer without Ray's process for data sets, which is not needed and would start just when the workers import
     torch. (Where a release of Ray chooses its callbacks elsewhere, this does nothing.)"""
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -34,7 +34,7 @@ class _Trainer(TorchTrainer):
 
 
 class _Group(threading.Thread):
-    """One TorchTrainer, in a thread of the driver: where it is called from another one Ray sets no signal handler."""
+    """One TorchTrainer in a thread of the driver, because Ray sets no signal handlers outside the main thread."""
 
     def __init__(self, executor: Executor, seat: int, number: int) -> None:
         super().__init__(daemon=True, name=f"group-{number}")
@@ -54,10 +54,10 @@ class _Group(threading.Thread):
                 placement_strategy="STRICT_SPREAD" if setup.spread else "PACK",
             ),
             run_config=RunConfig(
-                # Ray would resume what had this name; our checkpoints are our own.
+                # A new name, because Ray would resume an old one; our checkpoints are our own.
                 name=f"{setup.name}-{os.getpid()}-{number}",
                 storage_path=str(setup.scratch),
-                # Ray's own default tries for ever to start a group whose workers die as they begin.
+                # Ray's default retries for ever to start a group whose workers die at their start.
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=STARTS - 1),  # type: ignore[call-arg]
             ),
         )
@@ -65,7 +65,7 @@ class _Group(threading.Thread):
     def run(self) -> None:
         try:
             self.trainer.fit()
-        except Exception as error:  # looked at by the driver's loop
+        except Exception as error:  # the driver's loop looks at it
             self.error = error
 
 
@@ -75,16 +75,18 @@ def found_no_room(error: BaseException) -> bool:
 
 
 def cause_of(error: BaseException) -> Failure:
-    """Why a group ended, as far as Ray knows."""
+    """The failure that ended a group, as far as Ray knows."""
     found = []
     error = getattr(error, "controller_failure", error)
     for failure in getattr(error, "worker_failures", {0: error}).values():
         cause = failure.cause if isinstance(failure, RayTaskError) else failure
-        cause = getattr(cause, "health_check_failure", cause)  # Ray Train's wrapping of what its poll of a worker met
+        cause = getattr(
+            cause, "health_check_failure", cause
+        )  # Ray Train's wrapper around the error of its health check
         if isinstance(cause, AttemptFailed):
             found.append(cause.failed.failure)
         elif isinstance(cause, OutOfMemoryError) or "memory pressure" in str(cause):
-            found.append(Failure(OUT_OF_MEMORY, "Ray ended the worker for want of the node's memory"))
+            found.append(Failure(OUT_OF_MEMORY, "Ray ended the worker because the node's memory was exhausted"))
         elif isinstance(cause, RayActorError):
             found.append(Failure(WORKER_DIED, "a worker's process or its node was lost"))
         else:

@@ -1,5 +1,5 @@
-"""The executor of this process: one task after the other, on all cores or the first GPU. For debugging, and where
-there is one task only."""
+"""The executor in this process: one task after the other, on all cores or the first GPU. For debugging, and for a
+single task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pforce.trial.task import Answer, Event, Handed
 
 
 class Executor:
-    """Runs tasks in this process. Its tick is as often as a task reports."""
+    """Runs tasks in this process. `tick` is called whenever a task reports."""
 
     on_cluster: ClassVar[bool] = False
 
@@ -49,7 +49,7 @@ class Executor:
                 tick()
                 try:
                     perform(handed, report)
-                except AttemptFailed as error:  # there is no other process that could go on
+                except AttemptFailed as error:  # there is no other process that could continue
                     listen(error.failed)
         finally:
             torch.set_num_threads(threads)

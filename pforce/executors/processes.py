@@ -1,5 +1,5 @@
-"""The executor of processes of this machine, without Ray: on its cores, or on its GPUs, which several small trainings
-may share (`--gpus-per-trial 0.25`). Neither Ray, MLflow nor pydantic need be installed."""
+"""The executor with processes of this machine, without Ray: on its cores, or on its GPUs, which several small trainings
+may share (`--gpus-per-trial 0.25`). Neither Ray, MLflow nor pydantic needs to be installed."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ STARTS = multiprocessing.get_context("forkserver")
 """Where processes come from: a server that has imported all that they need, and has touched no GPU, which they may."""
 STARTS.set_forkserver_preload(["pforce.executors.support.preload"])
 FREE = Idle.WAIT
-"""What a process says that takes another task."""
+"""Message of a process that is ready for another task."""
 TICK_SECONDS = 1.0
 ENDING_SECONDS = 5.0
-"""How long a process that has no more tasks may take to end."""
+"""Seconds that a process without further tasks may take to end."""
 
 
 class _Process:
-    """A process and what it is at."""
+    """A worker process and its task."""
 
     def __init__(self, seat: int, placement: Placement) -> None:
         self.seat = seat
         self.pipe, theirs = STARTS.Pipe()
         self.at: Handed | None = None
         self.free = True
-        """Whether it takes a task: one that has failed may be about to end."""
+        """Whether it is ready for a task; after a failure it may be about to end."""
         self.answer = Answer.GO_ON
-        """The last one that was sent for its task."""
+        """The last answer that was sent for its task."""
         shares = max(1, int(1 / placement.gpus + 1e-9)) if 0 < placement.gpus < 1 else 1
         first = seat // shares if placement.gpus < 1 else seat * int(placement.gpus)
         devices = range(first, first + max(1, int(placement.gpus))) if placement.gpus else ()
@@ -51,12 +51,12 @@ class _Process:
         theirs.close()
 
     def give(self, handed: Handed) -> None:
-        """Hand it a task."""
+        """Send it a task."""
         self.at, self.answer, self.free = handed, Answer.GO_ON, False
         self._send(handed)
 
     def tell(self, answer: Answer) -> None:
-        """Answer its reports from now on."""
+        """Set the answer to its reports from now on."""
         if self.at is not None and answer is not self.answer:
             self.answer = answer
             self._send((self.at.task.id, self.at.attempt, answer))
@@ -64,11 +64,11 @@ class _Process:
     def _send(self, message: object) -> None:
         try:
             self.pipe.send(message)
-        except OSError:  # it has died, which the loop sees
+        except OSError:  # it has died, which the loop notices
             return
 
     def events(self) -> list[Event]:
-        """What it has said since the last call."""
+        """Its events since the last call."""
         found: list[Event] = []
         try:
             while self.pipe.poll():
@@ -82,7 +82,7 @@ class _Process:
         return found
 
     def death(self) -> Failure:
-        """Why it ended, as far as that is known."""
+        """The failure for its end, as far as that is known."""
         self.process.join()
         code = self.process.exitcode or 0
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
@@ -90,7 +90,7 @@ class _Process:
 
 
 class Executor:
-    """Runs tasks in processes that serve one after the other."""
+    """Runs tasks in processes, each of which runs one task after the other."""
 
     on_cluster: ClassVar[bool] = False
 
@@ -104,7 +104,7 @@ class Executor:
         s = self.setup
         here = this_machine()
         self.placement = place(s.tasks or here.cpus, nodes=[here], cpus=s.cpus, gpus=s.gpus, exactly=s.exactly)
-        for seat in range(self.placement.concurrent):  # they start while the driver opens its page
+        for seat in range(self.placement.concurrent):  # they start while the driver opens its page in MLflow
             self.processes[seat] = _Process(seat, self.placement)
         return self
 
@@ -112,7 +112,7 @@ class Executor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for each in self.processes.values():
-            each.pipe.close()  # which is how it learns that there are no more tasks
+            each.pipe.close()  # so that it learns that there are no more tasks
         for each in self.processes.values():
             if kind is None:
                 each.process.join(ENDING_SECONDS)
@@ -129,7 +129,7 @@ class Executor:
             waiting: list[Any] = [each.pipe for each in self.processes.values()]
             wait([*waiting, *(each.process.sentinel for each in self.processes.values())], TICK_SECONDS)
             for each in list(self.processes.values()):
-                alive = each.process.is_alive()  # before its last words are read
+                alive = each.process.is_alive()  # checked before its last events are read
                 self._listen(each, listen)
                 if not alive:
                     self._listen(each, listen)
@@ -162,7 +162,7 @@ class Executor:
 
 
 class _Driver:
-    """The other end of the pipe. Reports wait for nobody: an answer is what was last heard."""
+    """A worker process's end of the pipe. Reports do not wait: the answer is the last one received."""
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe = pipe
@@ -180,7 +180,7 @@ class _Driver:
                 self.gone = True
 
     def next(self) -> Handed | None:
-        """The next task; None where the driver has no more, or is gone."""
+        """The next task; None where the driver has no more or is gone."""
         while True:
             try:
                 message = self.pipe.recv()
@@ -191,7 +191,7 @@ class _Driver:
             self._note(message)
 
     def free(self) -> None:
-        """Say that this process takes another task."""
+        """Report that this process is ready for another task."""
         self.events.put(FREE)
 
     def _note(self, message: tuple[str, int, Answer]) -> None:
@@ -199,7 +199,8 @@ class _Driver:
         self.answers[task, attempt] = answer
 
     def report(self, event: Event) -> Answer:
-        """Tell the driver. Where that is gone, the work stops at a checkpoint: another driver may want it."""
+        """Report an event to the driver. Where the driver is gone, the work stops at a checkpoint, as another driver
+        may want it."""
         self.events.put(event)
         try:
             while self.pipe.poll():
@@ -209,13 +210,13 @@ class _Driver:
         return Answer.CHECKPOINT_AND_STOP if self.gone else self.answers.get((event.task, event.attempt), Answer.GO_ON)
 
     def end(self) -> None:
-        """All that was said is sent."""
+        """Wait until all reports are sent."""
         self.events.put(None)
         self.thread.join()
 
 
 def _work(pipe: Connection, threads: int, devices: float, gpus: list[int]) -> None:
-    """A process: task after task."""
+    """Main function of a worker process: runs task after task."""
     leave_signals_to_driver()
     if gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")

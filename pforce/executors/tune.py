@@ -1,8 +1,8 @@
-"""The executor on Ray Tune: tasks of one process each, on a cluster, or on one that is started here.
+"""The executor on Ray Tune: tasks of one process each, on an existing cluster or one that is started here.
 
-A trial of Tune's is a worker, not a task: it serves one task after the other from the rendezvous, so that its process
-and its imports are paid for once, and tasks may be added while it runs. Tune starts the workers, places them, and
-starts lost ones again; what becomes of a lost task is decided by whoever listens.
+A Tune trial is a worker, not a task: it runs one task after the other from the rendezvous, so that its process and its
+imports are paid for once, and tasks may be added while it runs. Tune starts the workers, places them, and restarts lost
+ones; the loop in `pforce.orchestration.drive` decides about lost tasks.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pforce.trial.failures import OUT_OF_MEMORY, WORKER_DIED, Failure, failure_o
 
 
 class _Losses(TrialProgressCallback):
-    """Notes workers that are lost, before Tune starts them again. It takes the place of the callback that prints a line
-    for every worker that ends, whatever the verbosity."""
+    """Notes lost workers before Tune restarts them. It replaces the callback that prints a line for every worker that
+    ends, whatever the verbosity."""
 
     def __init__(self, losses: SimpleQueue[Gone]) -> None:
         super().__init__()
@@ -40,19 +40,19 @@ class _Losses(TrialProgressCallback):
         """Print nothing."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Ray pickles its run configuration for Tuner.restore, which nothing here needs
+        return {}  # Ray pickles its run configuration for Tuner.restore, which is not used here
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         error = str(trial.get_error() or "")
         if "memory pressure" in error or "OutOfMemoryError" in error:
-            failure = Failure(OUT_OF_MEMORY, "Ray ended the worker for want of the node's memory")
+            failure = Failure(OUT_OF_MEMORY, "Ray ended the worker because the node's memory was exhausted")
         else:
             failure = Failure(WORKER_DIED, "the worker's process ended before its task did")
         self.losses.put(Gone(trial.config["seat"], failure, replaced=True, at=time.monotonic()))
 
 
 class _NoMore(tune.Stopper):
-    """Ends workers that still wait for room when there are no more tasks."""
+    """Stops workers that still wait for room when there are no more tasks."""
 
     def __init__(self, over: threading.Event) -> None:
         self.over = over
@@ -68,7 +68,7 @@ class _NoMore(tune.Stopper):
 
 
 class _Workers(threading.Thread):
-    """One Tuner, in a thread of the driver: where it is called from another one Ray sets no signal handler."""
+    """One Tuner in a thread of the driver, because Ray sets no signal handlers outside the main thread."""
 
     def __init__(self, executor: Executor, seats: list[int]) -> None:
         super().__init__(daemon=True, name=f"tune-{seats[0]}")
@@ -92,7 +92,7 @@ class _Workers(threading.Thread):
     def run(self) -> None:
         try:
             self.tuner.fit()
-        except Exception as error:  # looked at by the driver's loop
+        except Exception as error:  # the driver's loop looks at it
             self.error = error
 
 

@@ -1,4 +1,4 @@
-"""Metrics: Fréchet distance, difficulty correlation, calibration, context ablations. Draws no image."""
+"""Metrics: Fréchet distance, difficulty correlation, calibration, context ablations. No image is drawn here."""
 
 from pforce.metrics.calibration import Calibration, calibration, calibration_of
 from pforce.metrics.config import EvaluationConfig

@@ -1,7 +1,7 @@
-"""Is the predicted variance the error that is made? Calibration of the difficulty head, by deciles.
+"""Calibration of the difficulty head, by deciles: whether the predicted variance equals the observed squared error.
 
-R(t) asks whether harder patches get a larger σ; it does not change if every σ is doubled. This asks whether the
-numbers are right: of the patches from which the model expects a squared error of 0.1, is the mean error 0.1?
+R(t) measures whether harder patches get a larger σ; it does not change if every σ is doubled. Calibration measures
+whether the numbers are right: whether the patches with a predicted squared error of 0.1 have a mean error of 0.1.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from pforce import flow
 from pforce.metrics.difficulty import PatchErrors, patch_errors
 
 DECILES = 10
-# The smallest variance the loss tells from zero. An error below it counts as this, so that no ratio is 0 or infinite.
+# The smallest variance that the loss distinguishes. A smaller error counts as this, so that no ratio is 0 or infinite.
 SMALLEST = math.exp(flow.LOG_VARIANCE_RANGE[0])
 
 
 class Calibration(NamedTuple):
-    """Expected and observed squared velocity error at one timestep, by deciles of the expected one."""
+    """Expected and observed squared velocity errors at one timestep, by deciles of the expected error."""
 
     t: float
     expected: NDArray[np.float64]
-    """(10,) means of the patches' exp(ℓ), rising."""
+    """Means of the patches' exp(ℓ) in each decile, (10,), rising."""
     observed: NDArray[np.float64]
-    """(10,) means of the same patches' squared error."""
+    """Means of the same patches' squared error, (10,)."""
     error: float
     """Root mean square over deciles of ln(observed / expected); 0 is perfect, ln 2 is wrong by a factor of 2.
 
-    A log ratio, because the variances span orders of magnitude: a difference would tell of the hardest patches
-    only, and depend on the scale of the latents. Twice too sure and twice too unsure count the same.
+    It is a log ratio because the variances span orders of magnitude: a difference would reflect the hardest patches
+    only and depend on the scale of the latents. Errors by a factor of 2 upwards and downwards count the same.
     """
     images: int
     patches: int
 
 
 def calibration_of(errors: PatchErrors) -> Calibration:
-    """Patches of all images sorted by expected error and cut in ten of equal count (within one).
+    """Calibration from patch errors: patches of all images, sorted by expected error and cut into ten groups of equal
+    size (within one).
 
-    Patches of exactly the same expected error (all of them, from a head that was never trained) are not told apart:
-    each counts with their mean error, so that the order of the images does not enter.
-    ValueError for fewer than ten patches.
+    Patches with exactly the same expected error (all patches, for an untrained head) each count with their mean error,
+    so that the order of the images does not matter. ValueError for fewer than ten patches.
     """
     patches = errors.patches
     if patches < DECILES:
@@ -64,10 +64,10 @@ def calibration_of(errors: PatchErrors) -> Calibration:
 def calibration(
     model: flow.VelocityModel, x1: Tensor, y: Tensor, x0: Tensor, *, timesteps: Sequence[float], batch: int = 64
 ) -> list[Calibration]:
-    """Calibration of the predicted variance at each timestep, one for all patches.
+    """Calibration of the predicted variance at each timestep; all patches share it.
 
-    Held-out images x1 (M, C, H, W) with labels y (M,), noise x0 like x1. A patch's expected squared error is the
-    mean of exp(ℓ) over its pixels, the observed one the mean of (v* − v)² over its pixels and channels.
-    ValueError for a model without a difficulty head, and for fewer than ten patches.
+    x1 are held-out images (M, C, H, W) with labels y (M,), x0 is noise like x1. A patch's expected squared error is the
+    mean of exp(ℓ) over its pixels, its observed one the mean of (v* − v)² over its pixels and channels. ValueError for
+    a model without a difficulty head, and for fewer than ten patches.
     """
     return [calibration_of(patch_errors(model, x1, y, x0, t=t, batch=batch)) for t in timesteps]

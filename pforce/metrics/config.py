@@ -1,4 +1,4 @@
-"""What is measured on a trained model, and on how many images."""
+"""Settings of the evaluation of a trained model."""
 
 from __future__ import annotations
 
@@ -11,44 +11,47 @@ from pforce.metrics.distances import IMAGE_METRICS, ImageMetric
 
 LabelRule = Literal["validation", "classes"]
 MOST_VALIDATION = 1000
-"""Held-out images of a reference that is not given a number."""
+"""Most validation images of a reference where their number is not given."""
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured, on how many images."""
+    """Settings of the evaluation: metrics, images, reference and detector."""
 
     images: int = 1000
-    """Generated images for the distances: the n that is stated beside them."""
+    """Number of generated images for the distances, stated beside them as n."""
     labels: LabelRule = "validation"
-    """Classes of the generated images: those of the data set's held-out images in turn, or all classes in turn."""
+    """Classes of the generated images. validation: those of the data set's held-out images in turn; classes: all
+    classes in turn."""
     label_images: int = 1000
-    """Held-out images, spread evenly, whose classes are taken where labels = validation; all where there are fewer."""
+    """Number of held-out images, spread evenly, whose classes are taken where labels = validation; all where there are
+    fewer."""
     held_out_images: int = 1000
-    """Held-out images for loss, difficulty and context, spread evenly; all where there are fewer."""
+    """Number of held-out images, spread evenly, for loss, difficulty and context; all where there are fewer."""
     detector: str = "openmoji"
     """Feature detector of the distances: openmoji, fashion-mnist, inception, dinov2, or package.module:function."""
     detector_weights: str | None = None
-    """File with the weights of inception or dinov2. Results are named by its hash, not by its place."""
+    """File with the weights of inception or dinov2. Results depend on its hash, not on its path."""
     metrics: tuple[ImageMetric, ...] = ("frechet",)
-    """What is measured on generated images: frechet (with sFID where the detector has spatial features), kernel,
+    """Metrics of generated images: frechet (with sFID where the detector has spatial features), kernel,
     precision_recall, inception_score."""
     reference: str = "validation"
-    """What generated images are compared with: the data set's validation or train images, or a file of stored
-    statistics (npz as ADM's evaluator uses). A file is known by its hash."""
+    """Reference images that generated images are compared with: the data set's validation or train images, or a file of
+    stored statistics (npz in the format of ADM's evaluator). Results depend on a file's hash."""
     reference_images: int | None = None
-    """Images of the reference, spread evenly. None: all of train, and up to 1,000 of validation."""
+    """Number of reference images, spread evenly. None: all of train, up to 1,000 of validation."""
     extrapolate: bool = False
-    """Also report the Fréchet distance extrapolated to endless images (FID∞)."""
+    """Also report the Fréchet distance extrapolated to infinitely many images (FID∞)."""
     difficulty_timesteps: tuple[float, ...] = (0.2, 0.6)
-    """Timesteps of the difficulty correlation R(t) and of the calibration of σ, in (0, 1), of at most two decimals."""
+    """Timesteps of the difficulty correlation R(t) and of the calibration of σ, in (0, 1), with at most two
+    decimals."""
     context_timesteps: tuple[float, ...] = ()
     """Timesteps of the context ablations, in (0, 1); the paper's are 0.1, 0.2, 0.3. None by default: each costs 16
     forward passes of every held-out image."""
     seed: int = 0
-    """Seed of the evaluation's noise: the same for all cells and training seeds, so that they share it."""
+    """Seed of the evaluation's noise, which all cells and training seeds share."""
     batch: int = 64
-    """Images per forward pass. Rounding apart, it changes no number."""
+    """Images per forward pass. It changes no result except by rounding."""
 
     def __post_init__(self) -> None:
         require(self.images >= 2, "images", self.images, "≥ 2")
@@ -77,14 +80,14 @@ class EvaluationConfig:
 
     @property
     def detector_name(self) -> str:
-        """What metrics are called by: the detector's name; of package.module:function that of the function."""
+        """The detector's name in metrics; for package.module:function, the function's name."""
         return self.detector.rsplit(":", 1)[-1]
 
     def reference_count(self, samples: int) -> int:
-        """Images of the reference, of a split of so many samples."""
+        """Number of reference images, for a split of `samples` images."""
         most = self.reference_images or (samples if self.reference == "train" else MOST_VALIDATION)
         return min(most, samples)
 
     def load_detector(self) -> Detector:
-        """The detector, as `load_detector`."""
+        """The detector, loaded as by `load_detector`."""
         return load_detector(self.detector, self.detector_weights)

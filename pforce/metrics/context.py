@@ -1,9 +1,10 @@
-"""Does context help? The paper's two context ablations, on held-out images.
+"""The paper's two context ablations, on held-out images: whether context helps, and whether it lowers uncertainty.
 
-At timestep t the patches of an image are split by the uncertainty that the model predicts there, as samplers do it.
-The confident ones are then shown further denoised, at a context time t' ≥ t on the line from the same noise, and the
-uncertain ones, still at t, are predicted again: is the error smaller (`context_helps`), is the model surer
-(`context_uncertainty`)? The split is made once, at t, so that the same patches are compared at every t'.
+At timestep t the patches of an image are split by the uncertainty that the model predicts there, as samplers split
+them. The confident patches are then shown further denoised, at a context time t' ≥ t on the line from the same noise,
+and the uncertain ones, still at t, are predicted again. `context_helps` measures whether their error is smaller,
+`context_uncertainty` whether their predicted uncertainty is lower. The split is made once, at t, so that the same
+patches are compared at every t'.
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ from pforce.models.transformer import TimestepLevels
 from pforce.sampling.confidence import confident_patches, uncertainty
 
 CONTEXT_TIMESTEPS = (0.1, 0.2, 0.3)
-"""The paper's."""
+"""Timesteps of the paper's context ablations."""
 CONFIDENT_SHARE = 0.4
-"""The paper's."""
+"""Share of confident patches in the paper."""
 CONTEXT_TIMES = 13
-"""From t to 1, evenly spaced."""
+"""Number of context times, evenly spaced from t to 1."""
 SAME_TIME = 1e-9
-"""Times that differ by less are one."""
+"""Times that differ by less count as equal."""
 QUANTILES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-"""Quantiles of predicted log-σ, by which a record keeps its distribution."""
+"""Quantiles of predicted log-σ that a record keeps of its distribution."""
 
 Floats = NDArray[np.float64]
 Progress = Callable[[float], None]
-"""Told the share of the forward passes that is done."""
+"""Callback that gets the share of the forward passes that is done, in [0, 1]."""
 
 
 class ContextModel(Protocol):
-    """What the context ablations need of a model."""
+    """The interface of a model for the context ablations."""
 
     @property
     def patch(self) -> int: ...
@@ -51,20 +52,21 @@ class ContextModel(Protocol):
 
 
 class ContextHelps(NamedTuple):
-    """Loss on the uncertain patches at t against the time at which they see the confident ones. (K,) float64 each.
+    """Loss on the uncertain patches at t, by the context time of the confident ones; arrays (K,) float64.
 
     A loss is the mean squared velocity error over an image's uncertain patches, then over images; intervals are 95 %
-    bootstraps over images, with the same resamples at every context time.
+    bootstrap intervals over images, with the same resamples at every context time.
     """
 
     t: float
     context_times: Floats
-    """Rising; the first is t itself, no context."""
+    """Context times, rising; the first is t itself, which is no context."""
     loss: Floats
     low: Floats
     high: Floats
     change: Floats
-    """loss − loss at t; its interval is paired, over the same images, and so narrower than those of the losses."""
+    """Loss minus the loss at t. Its interval is paired over the same images, and so narrower than those of the
+    losses."""
     change_low: Floats
     change_high: Floats
     images: int
@@ -73,15 +75,16 @@ class ContextHelps(NamedTuple):
 
 
 class ContextUncertainty(NamedTuple):
-    """Predicted log-σ = ℓ/2 on the uncertain patches (patch means, (M·U,) float64) without and with context."""
+    """Predicted log-σ = ℓ/2 on the uncertain patches, without and with context: patch means, (M·U,) float64."""
 
     t: float
     context_time: float
     alone: Floats
     with_context: Floats
-    """Log-σ on these patches, in the same order."""
+    """Log-σ on the same patches, in the same order."""
     difference: Estimate
-    """Mean of with − alone over an image's uncertain patches, then over images; 95 % bootstrap over images."""
+    """Mean of with_context − alone over an image's uncertain patches, then over images; 95 % bootstrap interval over
+    images."""
     images: int
 
 
@@ -95,7 +98,7 @@ class _Split(NamedTuple):
     patch: int
     alone: Prediction
     confident: Tensor
-    """(B, N) bool."""
+    """Mask of the confident patches, (B, N) bool."""
 
     def with_context(self, model: ContextModel, context_time: float) -> Prediction:
         """The prediction when the confident patches are at the context time, along the same noise."""
@@ -104,21 +107,22 @@ class _Split(NamedTuple):
         both = torch.tensor([self.t, context_time], dtype=torch.float32, device=self.x1.device)
         index = self.confident.long()
         shown = flow.interpolate(self.x0, self.x1, both[index], self.patch)
-        # Two timesteps an image: modulations are computed twice, not N times.
+        # Two timesteps per image: modulations are computed twice, not N times.
         return model(shown, TimestepLevels(both.expand(len(index), 2), index), self.y)
 
     def squared_error(self, prediction: Prediction) -> Tensor:
-        """Mean of (v* − v)² over each patch: (B, N) float64."""
+        """Mean of (v* − v)² over each patch, (B, N) float64."""
         error = flow.velocity_target(self.x0, self.x1) - prediction.velocity.float()
         return grid.pool(error.square(), self.patch).double()
 
     def log_sigma(self, prediction: Prediction) -> Tensor:
-        """Mean of ℓ/2 over each patch: (B, N) float64."""
+        """Mean of ℓ/2 over each patch, (B, N) float64."""
         assert prediction.log_variance is not None  # the first prediction had one
         return grid.pool(prediction.log_variance.float() / 2, self.patch).double()
 
     def image_means(self, values: Tensor) -> Tensor:
-        """Mean of (B, N) over each image's uncertain patches: (B,). At least one is: the test for confidence is <."""
+        """Mean of values (B, N) over each image's uncertain patches, (B,). There is at least one, because confident
+        patches lie strictly below the quantile."""
         uncertain = ~self.confident
         return (values * uncertain).sum(dim=1) / uncertain.sum(dim=1)
 
@@ -150,7 +154,7 @@ def _require(x1: Tensor, t: float, share: float, batch: int) -> None:
 
 
 def _context_times(t: float, given: Sequence[float] | None) -> list[float]:
-    """t, then the later ones in rising order, each once."""
+    """Context times: t, then the later ones in rising order, each once."""
     if given is None:
         given = [*np.linspace(t, 1, CONTEXT_TIMES).tolist(), *([2 * t] if 2 * t <= 1 else [])]
     for time in given:
@@ -175,17 +179,17 @@ def context_helps(
     batch: int = 64,
     progress: Progress = lambda share: None,
 ) -> ContextHelps:
-    """The paper's "context helps": the loss on uncertain patches against the context time of the confident ones.
+    """The paper's "context helps": the loss on uncertain patches by the context time of the confident ones.
 
-    Costs one forward pass of every image a context time.
+    It takes one forward pass of every image per context time.
 
     Args:
         x1: held-out images (M, C, H, W), with labels y (M,) and noise x0 like x1.
-        t: of the uncertain patches, in (0, 1).
-        context_times: of the confident patches, in [t, 1]; t itself is put first where it is missing. Default: 13
-            evenly spaced from t to 1, and 2t, near which the paper has its minimum.
+        t: timestep of the uncertain patches, in (0, 1).
+        context_times: times of the confident patches, in [t, 1]; t itself is put first where it is missing. Default: 13
+            evenly spaced from t to 1, and 2t, near which the paper finds the minimum.
         confident_share: patches whose uncertainty lies strictly below this quantile of their image are confident.
-        batch: images a forward pass.
+        batch: images per forward pass.
 
     Raises:
         FieldError: fewer than 2 images; t, a context time or the share out of range.
@@ -193,7 +197,7 @@ def context_helps(
     """
     _require(x1, t, confident_share, batch)
     times = _context_times(t, context_times)
-    losses: list[Tensor] = []  # (B, K) a batch
+    losses: list[Tensor] = []  # (B, K) per batch
     uncertain, done, passes = 0, 0, len(times) * -(-len(x1) // batch)
     for split in _splits(model, x1, y, x0, t=t, share=confident_share, batch=batch):
         uncertain += int((~split.confident).sum())
@@ -229,7 +233,7 @@ def context_uncertainty(
 
     Args:
         x1, y, x0, t, confident_share, batch: as in `context_helps`.
-        context_time: of the confident patches, in [t, 1]; min(1, 2t) by default.
+        context_time: time of the confident patches, in [t, 1]; min(1, 2t) by default.
 
     Raises:
         FieldError, ValueError: as `context_helps`.
@@ -254,7 +258,7 @@ def context_uncertainty(
 
 
 def context_metrics(helps: ContextHelps, uncertainty: ContextUncertainty) -> dict[str, float]:
-    """Both ablations at one t, under their fixed names.
+    """Metrics of both ablations at one t, under their fixed names.
 
     `context/loss_t0.10` (no context) and `context/change_at_2t_t0.10`, with intervals; `context/loss_t0.10_at0.400`,
     the curve; `context/log_sigma_change_t0.10` with its interval; `context/log_sigma_t0.10_alone_q50` and
@@ -268,14 +272,14 @@ def context_metrics(helps: ContextHelps, uncertainty: ContextUncertainty) -> dic
         metrics.update(zip(map(str, (name, *name.bounds)), map(float, (value, low, high)), strict=True))
 
     put("context/loss", helps.loss[0], helps.low[0], helps.high[0])
-    # The change at a time that is named before: that at the minimum is never positive, whatever the model.
+    # The change at a time that is fixed in advance: the change at the minimum is never positive, whatever the model.
     twice = int(np.abs(helps.context_times - 2 * t).argmin())
     put("context/change_at_2t", helps.change[twice], helps.change_low[twice], helps.change_high[twice])
     best = int(helps.loss.argmin())
     metrics[str(MetricName("context/minimum", t=t))] = float(helps.context_times[best])
     metrics[str(MetricName("context/change_at_minimum", t=t))] = float(helps.change[best])
     for time, loss in zip(helps.context_times.tolist(), helps.loss, strict=True):
-        # Evenly spaced times may have endless decimals: what names them is the nearest that has three.
+        # Evenly spaced times may have many decimals; names round them to three.
         name = MetricName("context/loss", t=t, context_time=round(time, CONTEXT_DECIMALS))
         metrics[str(name)] = float(loss)
     put("context/log_sigma_change", *uncertainty.difference[:3])

@@ -1,4 +1,4 @@
-"""Does predicted uncertainty mean difficulty? What a model says of its error at each patch, and the paper's R(t)."""
+"""Correlation of predicted uncertainty with the actual error: both per patch, and the paper's R(t)."""
 
 from __future__ import annotations
 
@@ -15,45 +15,47 @@ from pforce import flow, grid
 from pforce.metrics.intervals import bootstrap
 
 TIMESTEPS = tuple(k / 20 for k in range(1, 20))
-"""0.05, 0.1, …, 0.95: where R(t) is reported."""
+"""Timesteps at which R(t) is reported: 0.05, 0.1, …, 0.95."""
 CONSTANT = 1e-12
-"""Variance below which values that were standardised over the pool do not differ in a resample (but by rounding)."""
+"""Variance below which a resample of values that were standardised over the pool counts as constant (rounding
+aside)."""
 
 Floats = NDArray[np.float64]
 
 
 class PatchErrors(NamedTuple):
-    """All patches of M images at one timestep: what the model says of its error, and the error. (M, N) float64."""
+    """Predicted and actual errors of all patches of M images at one timestep, (M, N) float64."""
 
     t: float
     sigma: Floats
     """Patch mean of σ = exp(ℓ/2), ℓ unclamped as samplers use it."""
     expected: Floats
-    """Patch mean of exp(ℓ), the squared error that the model expects; ℓ clamped as in the loss."""
+    """Patch mean of exp(ℓ), the squared error that the model predicts; ℓ clamped as in the loss."""
     observed: Floats
     """Mean of (v* − v)² over the patch's pixels and channels."""
     labels: NDArray[np.int64]
-    """(M,) classes."""
+    """Classes of the images, (M,)."""
 
     @property
     def images(self) -> int:
-        """M."""
+        """Number M of images."""
         return len(self.sigma)
 
     @property
     def patches(self) -> int:
-        """M·N: of all images together."""
+        """Number M·N of patches of all images."""
         return self.sigma.size
 
 
 class DifficultyCorrelation(NamedTuple):
-    """R at one timestep, pooled over all patches of all images, with 95 % bootstrap intervals over images."""
+    """R at one timestep, pooled over all patches of all images, with 95 % bootstrap intervals over images; NaN where
+    undefined."""
 
     t: float
     pearson: float
     spearman: float
     pearson_interval: tuple[float, float]
-    """(low, high); NaN for one image, and where R is."""
+    """(low, high); NaN for a single image, and where R is NaN."""
     spearman_interval: tuple[float, float]
     images: int
     patches: int
@@ -63,9 +65,10 @@ class DifficultyCorrelation(NamedTuple):
 def patch_errors(
     model: flow.VelocityModel, x1: Tensor, y: Tensor, x0: Tensor, *, t: float, batch: int = 64
 ) -> PatchErrors:
-    """Run the model once on every image, all patches at timestep t: what correlation and calibration read.
+    """Run the model once on every image with all patches at timestep t, for correlation and calibration.
 
-    Images x1 (M, C, H, W) with labels y (M,), noise x0 like x1. ValueError for a model without a difficulty head.
+    x1 are images (M, C, H, W) with labels y (M,), x0 is noise like x1. ValueError for a model without a difficulty
+    head.
     """
     sigma, expected, observed = [], [], []
     for first in range(0, len(x1), batch):
@@ -84,16 +87,16 @@ def patch_errors(
 
 
 def _products(a: Floats, b: Floats) -> Floats:
-    """Means over each image's patches of a, b, a², b² and a·b, (M, N) → (M, 5): all that a correlation needs.
+    """Means over each image's patches of a, b, a², b² and a·b, all that a correlation needs: (M, N) → (M, 5).
 
-    a and b are standardised over the pool first, so that the variances taken from these sums do not cancel.
+    a and b are standardised over the pool first, so that computing variances from these means loses no digits.
     """
     a, b = ((values - values.mean()) / values.std() for values in (a, b))
     return np.stack([part.mean(axis=1) for part in (a, b, a * a, b * b, a * b)], axis=1)
 
 
 def _pearson(means: Floats) -> Floats:
-    """Pearson's correlation from the means (R, 5) of `_products` over a pool: (R,); NaN where a or b is constant."""
+    """Pearson's correlation (R,) from the means (R, 5) of `_products` over a pool; NaN where a or b is constant."""
     a, b, aa, bb, ab = means.T
     variances = np.stack([aa - a * a, bb - b * b])
     variances[variances < CONSTANT] = np.nan
@@ -110,14 +113,14 @@ def _ranks(values: Floats) -> Floats:
 
 
 def correlation_of(errors: PatchErrors) -> DifficultyCorrelation:
-    """Pearson and Spearman correlation of σ with the squared error; NaN where σ (or the error) is the same everywhere.
+    """Pearson's and Spearman's correlation of σ with the squared error; NaN where σ (or the error) is constant.
 
-    The intervals resample images, not patches: patches of one image are alike, so an interval over patches would be
-    too narrow. Spearman's ranks are those over the whole pool, kept in every resample.
+    The intervals resample images, not patches: patches of one image are alike, so an interval over patches would be too
+    narrow. Spearman's ranks are taken over the whole pool and kept in every resample.
     """
     m = errors.images
     if not (np.ptp(errors.sigma) and np.ptp(errors.observed)):
-        # A head trained with λ = 0 says nothing: no number, and no warning either.
+        # A head trained with λ = 0 predicts a constant: no number, and no warning either.
         nowhere = (math.nan, math.nan)
         return DifficultyCorrelation(errors.t, math.nan, math.nan, nowhere, nowhere, m, errors.patches)
     ranks = (_ranks(errors.sigma), _ranks(errors.observed))
@@ -133,9 +136,10 @@ def correlation_of(errors: PatchErrors) -> DifficultyCorrelation:
 
 
 def correlation_by_class(errors: PatchErrors) -> dict[int, DifficultyCorrelation]:
-    """`correlation_of` the images of each class, by class in rising order; classes with fewer than 2 are left out.
+    """`correlation_of` for the images of each class, by class in rising order; classes with fewer than 2 images are
+    left out.
 
-    An interval from a handful of images is too narrow, as any bootstrap's is.
+    As with any bootstrap, an interval from a handful of images is too narrow.
     """
     by_class = {}
     classes, counts = np.unique(errors.labels, return_counts=True)
@@ -159,7 +163,7 @@ def difficulty_correlation(
 ) -> list[DifficultyCorrelation]:
     """R(t): correlation of the patch mean of σ = exp(ℓ/2) with the patch mean of the squared velocity error.
 
-    Held-out images x1 (M, C, H, W) with labels y (M,), noise x0 like x1, one timestep for all patches.
+    x1 are held-out images (M, C, H, W) with labels y (M,), x0 is noise like x1; all patches share one timestep.
     ValueError for a model without a difficulty head.
     """
     return [correlation_of(patch_errors(model, x1, y, x0, t=t, batch=batch)) for t in timesteps]

@@ -1,4 +1,4 @@
-"""All that is measured on a set of generated images, under its fixed names, with intervals and counts."""
+"""Metrics of a set of generated images under their fixed names, with intervals and counts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LEAST = {
     "inception_score": SCORE_SPLITS,
     "frechet_infinity": 4 * max(EXTRAPOLATED_SHARES),
 }
-"""Images that a metric needs; with fewer it is left out, with a note."""
+"""Least number of images for each metric; with fewer it is left out, with a note."""
 
 
 class Distances(NamedTuple):
@@ -36,23 +36,24 @@ class Distances(NamedTuple):
 
     metrics: dict[str, float]
     notes: tuple[str, ...]
-    """What a reader of the numbers should know."""
+    """Notes for readers of the numbers."""
 
 
 def metric_name(short: str, detector: str) -> str:
-    """`fid` for the Fréchet distance (fd) of Inception, `fd/openmoji` for that of another detector."""
+    """Name of a metric by its short name: `fid` for the Fréchet distance (fd) of Inception, `fd/openmoji` for another
+    detector's."""
     return str(MetricName(short, detector))
 
 
 class _Record:
-    """Metrics as they are found, under their names."""
+    """Collects metrics under their names as they are measured."""
 
     def __init__(self, detector: str, n: int) -> None:
         self.detector, self.n = detector, n
         self.metrics: dict[str, float] = {}
 
     def put(self, short: str, estimate: Estimate, references: int | None) -> None:
-        """A value, its interval where it has one, and the numbers of images."""
+        """Add a value, its interval where it has one, and the numbers of images."""
         name = MetricName(short, self.detector)
         self.metrics[str(name)] = estimate.value
         if not math.isnan(estimate.low):
@@ -72,7 +73,7 @@ def _frechet(record: _Record, generated: FeatureSet, reference: ReferenceStatist
 
 
 EXTRAPOLATED = "frechet_infinity"
-"""The Fréchet distance with endless images, beside the metrics that are chosen by name."""
+"""Name of the Fréchet distance extrapolated to infinitely many images, an addition to `IMAGE_METRICS`."""
 
 
 def distances(
@@ -80,7 +81,8 @@ def distances(
 ) -> Distances:
     """Measure generated images against a reference.
 
-    What cannot be measured (precision without reference images, a score without classes) is left out, with a note.
+    Metrics that cannot be measured (precision without reference images, a score without classes) are left out, with a
+    note.
 
     Args:
         metrics: some of `IMAGE_METRICS`, and `EXTRAPOLATED`.
@@ -127,7 +129,7 @@ def distances(
 
 
 def few_images(metrics: Mapping[str, float]) -> list[str]:
-    """A sentence for each side of a Fréchet distance that is of too few images."""
+    """One sentence for each side of a Fréchet distance that has too few images."""
     notes = []
     for key, features in metrics.items():
         size = MetricName.parse(key)
@@ -136,8 +138,8 @@ def few_images(metrics: Mapping[str, float]) -> list[str]:
         name, n = size.value, metrics.get(str(size.with_beside("images")))
         if n is not None and n < ENOUGH_PER_FEATURE * features:
             notes.append(
-                f"{name}: {n:,.0f} images are fewer than {ENOUGH_PER_FEATURE} × {features:,.0f} features, so it says "
-                "as much of their number as of the images; compare it only at the same number"
+                f"{name}: {n:,.0f} images are fewer than {ENOUGH_PER_FEATURE} × {features:,.0f} features, so it "
+                "depends on their number as much as on the images; compare it only at the same number"
             )
         references = metrics.get(str(size.with_beside("reference_images")))
         if references is not None and references < ENOUGH_PER_FEATURE * features:

@@ -1,8 +1,8 @@
 """Features of many images: streamed through a detector in batches of one size.
 
-Batches are fixed by image index and the last one is padded to the size of the others, because a convolution of another
-batch size may round differently. So the features of an image do not depend on how many others there are, on the
-number of workers, or on an interruption.
+Batches are fixed by image index, and the last one is padded to the size of the others, because a convolution of another
+batch size may round differently. So the features of an image do not depend on the number of other images, on the number
+of workers, or on an interruption.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from pforce.metrics.detectors.base import Detector, Reading
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """What a detector sees in N images, in the order of their indices; float32 on the CPU."""
+    """A detector's features of N images, in the order of their indices; float32 on the CPU."""
 
     detector: str
     sha256: str
     """SHA-256 of the detector's weights."""
     features: Tensor
-    """(N, D)."""
+    """Features that distances compare, (N, D)."""
     logits: Tensor | None = None
-    """(N, classes)."""
+    """Logits, (N, classes); None for detectors without ImageNet's classes."""
     spatial: Tensor | None = None
-    """(N, S)."""
+    """Spatial features for sFID, (N, S); None for detectors without them."""
 
     def __len__(self) -> int:
         return len(self.features)
 
     def cut(self, count: int) -> FeatureSet:
-        """The first `count` images."""
+        """The features of the first `count` images."""
         return FeatureSet(
             self.detector,
             self.sha256,
@@ -45,7 +45,7 @@ class FeatureSet:
 
 
 def read_padded(detector: Detector, images: Tensor, size: int) -> Reading:
-    """Features of up to `size` uint8 images (B, 3, H, W), through a forward pass of exactly `size`."""
+    """Features of up to `size` uint8 images (B, 3, H, W), from a forward pass of exactly `size` images."""
     count = len(images)
     if count < size:
         images = torch.cat([images, images[-1:].expand(size - count, -1, -1, -1)])
@@ -55,7 +55,7 @@ def read_padded(detector: Detector, images: Tensor, size: int) -> Reading:
 
 
 def collect(detector: Detector, readings: Iterable[Reading]) -> FeatureSet:
-    """Batches in order, as one set. ValueError where there are none."""
+    """Join batches in order to one set. ValueError where there are none."""
     parts = list(readings)
     if not parts:
         raise ValueError("no images: features need at least one")
@@ -80,8 +80,8 @@ def read_features(
     """Features of uint8 images (B, 3, H, W) that come in batches, B = `size` for all but the last.
 
     Args:
-        device: where the detector is; by default the images' own.
-        progress: told the number of images that are done.
+        device: device of the detector; by default, the images' device.
+        progress: callback that gets the number of images that are done.
     """
 
     def readings() -> Iterator[Reading]:

@@ -1,4 +1,4 @@
-"""Kernel distance, precision and recall, and Inception Score: torch-fidelity's numbers, with error bars of ours."""
+"""Kernel distance, precision and recall, and Inception Score: torch-fidelity's numbers with our error bars."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ KERNEL_SUBSET_SIZE = 1000
 NEIGHBOURS = 3
 SCORE_SPLITS = 10
 SEED = 2020
-"""torch-fidelity's own, so that its numbers and ours are the same."""
+"""torch-fidelity's seed, so that its numbers and ours are equal."""
 
 Array = NDArray[np.float64]
 
 
 def _two(generated: ArrayLike | torch.Tensor, reference: ArrayLike | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both feature sets, float32 as detectors give them, checked against each other."""
+    """Both feature sets as float32, checked against each other. FeatureError where they cannot be compared."""
     a, b = as_features(generated), as_features(reference)
     if a.shape[1] != b.shape[1]:
         raise FeatureError(
@@ -34,20 +34,20 @@ def _two(generated: ArrayLike | torch.Tensor, reference: ArrayLike | torch.Tenso
 
 
 class _KernelSums(NamedTuple):
-    """What the unbiased squared kernel distance is made of, by groups of the generated images."""
+    """Terms of the unbiased squared kernel distance, by groups of the generated images."""
 
     sizes: Array
-    """(G,) images a group."""
+    """Images per group, (G,)."""
     within: Array
-    """(G, G) sums of the kernel over pairs of different generated images."""
+    """Sums of the kernel over pairs of different generated images, (G, G)."""
     across: Array
-    """(G,) sums over pairs of a generated and a reference image."""
+    """Sums over pairs of a generated and a reference image, (G,)."""
     reference: float
     """Mean over pairs of different reference images."""
     references: int
 
     def distance(self, kept: NDArray[np.bool_]) -> float:
-        """Distance of the groups that are kept."""
+        """Distance of the kept groups, chosen by a mask (G,)."""
         n = self.sizes[kept].sum()
         same = self.within[np.ix_(kept, kept)].sum() / (n * (n - 1))
         return float(same + self.reference - 2 * self.across[kept].sum() / (n * self.references))
@@ -86,8 +86,8 @@ def kernel_distance(
 ) -> Estimate:
     """Squared maximum mean discrepancy under a cubic kernel (KID, Bińkowski et al. 2018), as torch-fidelity reports it.
 
-    The mean over 100 random subsets of at most `subset_size` images of each side. The interval is over the generated
-    images: a jackknife of the unbiased distance of all of them, around that mean; n² kernel values.
+    The value is the mean over 100 random subsets of at most `subset_size` images of each side. The interval is over the
+    generated images: a jackknife of the unbiased distance of all of them, around that mean; it takes n² kernel values.
 
     Args:
         generated, reference: features (N, D) and (M, D).
@@ -100,7 +100,7 @@ def kernel_distance(
     )
     value = float(found[KEY_METRIC_KID_MEAN])
     groups = min(GROUPS, len(a))
-    if not interval or len(a) - -(-len(a) // groups) < 2:  # what is left must still be two images
+    if not interval or len(a) - -(-len(a) // groups) < 2:  # at least two images must be left
         return Estimate(value, float("nan"), float("nan"), len(a))
     sums = _kernel_sums(a.double().numpy(), b.double().numpy(), groups)
     around = jackknife(value, lambda mask: sums.distance(mask[:groups]), len(a), groups=groups)
@@ -111,10 +111,11 @@ class PrecisionRecall(NamedTuple):
     """Shares of images within the other side's manifold."""
 
     precision: Estimate
-    """Generated images near a reference image: how real. Interval over the generated images, the reference fixed."""
+    """Share of generated images near a reference image (realism). Interval over the generated images, the reference
+    fixed."""
     recall: Estimate
-    """Reference images near a generated one: how much is covered. Interval over the reference images, the generated
-    ones fixed."""
+    """Share of reference images near a generated one (coverage). Interval over the reference images, the generated ones
+    fixed."""
 
 
 def precision_recall(
@@ -122,7 +123,7 @@ def precision_recall(
 ) -> PrecisionRecall:
     """Improved precision and recall (Kynkäänniemi et al. 2019), k = 3, as torch-fidelity computes them.
 
-    Intervals are Wilson's. ValueError where a side has no k neighbours.
+    Intervals are Wilson's. FeatureError where a side has no more than k images.
     """
     from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
@@ -140,10 +141,11 @@ def precision_recall(
 
 
 def inception_score(logits: ArrayLike | torch.Tensor, *, splits: int = SCORE_SPLITS) -> Estimate:
-    """exp of the mean divergence of an image's classes from the mean over images (Salimans et al. 2016).
+    """Inception Score: exp of the mean divergence of an image's class distribution from the mean over images (Salimans
+    et al. 2016).
 
-    Of logits (N, classes); the mean over `splits` parts of shuffled images, as torch-fidelity reports it. The
-    interval is over images: a jackknife of the parts' mean, each part scored without a group of its images.
+    Takes logits (N, classes). The value is the mean over `splits` parts of shuffled images, as torch-fidelity reports
+    it. The interval is over images: a jackknife of the parts' mean, each part scored without a group of its images.
     FeatureError for fewer images than splits.
     """
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
@@ -154,7 +156,7 @@ def inception_score(logits: ArrayLike | torch.Tensor, *, splits: int = SCORE_SPL
     if not bool(torch.isfinite(values).all()):
         raise FeatureError("logits hold NaN or infinity: the images or the detector are broken; look at the images")
 
-    # Shuffled once, as torch-fidelity does, and not again for each part: another order is another score.
+    # Shuffled once, as torch-fidelity does, and not again per part: another order gives another score.
     values = values[torch.from_numpy(np.random.RandomState(SEED).permutation(len(values)))]
 
     def score(of: torch.Tensor) -> float:

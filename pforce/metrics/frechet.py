@@ -1,4 +1,4 @@
-"""Fréchet distance between two sets of features, its error bar, and what it would be with endless images."""
+"""Fréchet distance between two sets of features, its error bar, and its extrapolation to infinitely many images."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from pforce.base.errors import InputError
 from pforce.metrics.intervals import GROUPS, Estimate, jackknife
 
 CHUNK = 1024
-"""Rows that are turned into float64 at a time: 16 MB at 2,048 features, where all of 50,000 would be 800 MB."""
+"""Rows converted to float64 at a time: 16 MB at 2,048 features, where all 50,000 rows would take 800 MB."""
 ENOUGH_PER_FEATURE = 10
-"""Below this many images a feature the covariance is poor and a Fréchet distance says more of n than of the images."""
+"""Images per feature below which the covariance is poor and a Fréchet distance depends more on n than on the images."""
 EXTRAPOLATED_SHARES = (1, 2, 3, 4)
-"""Extrapolation fits distances of all images, halves, thirds and quarters of them."""
+"""Parts into which images are divided for the extrapolation: all images, halves, thirds and quarters."""
 
 
 class FeatureError(InputError, ValueError):
-    """Features cannot be measured: too few, not finite, or of different detectors. The message says which."""
+    """Features cannot be measured: they are too few, not finite, or from different detectors. The message says
+    which."""
 
 
 class Moments(NamedTuple):
@@ -32,14 +33,13 @@ class Moments(NamedTuple):
     mean: NDArray[np.float64]
     covariance: NDArray[np.float64]
     n: int | None
-    """Feature vectors; None where a file does not say."""
+    """Number of feature vectors; None where a file does not state it."""
 
 
 class MomentSums:
-    """Features streamed into float64 sums: n, Σx and Σxxᵀ. What several workers add up, 8·D² bytes of it.
+    """Features summed as a stream in float64: n, Σx and Σxxᵀ, 8·D² bytes, which several workers can add up.
 
-    Sums of float64 do not care in which order or on how many workers they were made, beyond a few units in the
-    sixteenth digit.
+    The order of the sums and the number of workers change them only by a few units in the sixteenth digit.
     """
 
     def __init__(self, size: int) -> None:
@@ -63,21 +63,21 @@ class MomentSums:
         return self
 
     def merge(self, other: MomentSums) -> Self:
-        """Add another worker's sums."""
+        """Add another worker's sums in place."""
         self.n += other.n
         self.total += other.total
         self.products += other.products
         return self
 
     def without(self, other: MomentSums) -> MomentSums:
-        """These sums less those of some of their features."""
+        """These sums minus the sums of some of their features."""
         rest = MomentSums(len(self.total))
         rest.n = self.n - other.n
         rest.total, rest.products = self.total - other.total, self.products - other.products
         return rest
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> Self:
-        """Add the sums of all ranks of a torch.distributed group (gloo; NCCL keeps its tensors on GPUs)."""
+        """Add the sums of all ranks of a torch.distributed group in place (gloo; NCCL needs tensors on GPUs)."""
         packed = torch.cat([torch.tensor([self.n], dtype=torch.float64), self.total, self.products.flatten()])
         dist.all_reduce(packed, group=group)
         size = len(self.total)
@@ -86,7 +86,7 @@ class MomentSums:
         return self
 
     def moments(self) -> Moments:
-        """Their mean and covariance. FeatureError for fewer than two feature vectors."""
+        """Mean and covariance of the features. FeatureError for fewer than two feature vectors."""
         if self.n < 2:
             raise FeatureError(f"{self.n} feature vector(s): a covariance needs at least 2 images")
         mean = self.total / self.n
@@ -113,13 +113,13 @@ def moments(features: ArrayLike | torch.Tensor) -> Moments:
 
 
 def _square_root(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The symmetric square root of a positive semi-definite matrix; rounding below zero is cut off."""
+    """The symmetric square root of a positive semi-definite matrix; eigenvalues rounded below zero become zero."""
     values, vectors = np.linalg.eigh(matrix)
     return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
 
 
 class Reference:
-    """One side of many distances, with the square root of its covariance made once."""
+    """The fixed side of many distances; the square root of its covariance is computed once."""
 
     def __init__(self, of: Moments) -> None:
         self.moments = of
@@ -130,10 +130,10 @@ class Reference:
         return _square_root(self.moments.covariance)
 
     def distance(self, other: Moments) -> float:
-        """|μa − μb|² + tr(Σa + Σb − 2·(Σa^½ Σb Σa^½)^½) (Dowson & Landau 1982).
+        """Fréchet distance |μa − μb|² + tr(Σa + Σb − 2·(Σa^½ Σb Σa^½)^½) (Dowson & Landau 1982).
 
-        The symmetric form has real, non-negative eigenvalues, so singular covariances (fewer images than features)
-        need no offset and no discarded imaginary part. FeatureError for features of another size.
+        The symmetric form has real, non-negative eigenvalues, so singular covariances (fewer images than features) need
+        no offset and no discarded imaginary part. FeatureError for features of another size.
         """
         a, b = self.moments, other
         if a.mean.shape != b.mean.shape:
@@ -145,7 +145,7 @@ class Reference:
 
 
 def distance_of_moments(a: Moments, b: Moments) -> float:
-    """Fréchet distance of two Gaussians, see `Reference.distance`."""
+    """Fréchet distance of two Gaussians; see `Reference.distance`."""
     return Reference(a).distance(b)
 
 
@@ -155,11 +155,12 @@ def frechet_distance(features_a: ArrayLike | torch.Tensor, features_b: ArrayLike
 
 
 Part = Callable[[NDArray[np.bool_]], float]
-"""Distance of those features of a set whose place in a mask is True."""
+"""Function from a mask (N,) to the distance of the features where it is True."""
 
 
 def _by_sums(features: torch.Tensor, reference: Reference) -> Part:
-    """By taking the few others out of the sums of all: an eigenvalue problem of D × D a part."""
+    """Distances of parts by subtracting the few other features from the sums of all: one D × D eigenvalue problem per
+    part."""
     total = sums_of(features)
 
     def part(mask: NDArray[np.bool_]) -> float:
@@ -169,14 +170,15 @@ def _by_sums(features: torch.Tensor, reference: Reference) -> Part:
 
 
 def _by_images(features: torch.Tensor, reference: Reference) -> Part:
-    """For fewer images than features: an eigenvalue problem of n × n a part, of their Gram matrix under Σa.
+    """Distances of parts where there are fewer images than features: one n × n eigenvalue problem per part, of the
+    images' Gram matrix under Σa.
 
-    Σb = XᵀX/(n − 1) of centred X, so that the eigenvalues of Σa^½ Σb Σa^½ that are not zero are those of
-    XΣaXᵀ/(n − 1). It is made once for all images; a part is some of its rows and columns, centred again.
+    Σb = XᵀX/(n − 1) for centred X, so the non-zero eigenvalues of Σa^½ Σb Σa^½ are those of XΣaXᵀ/(n − 1). That matrix
+    is made once for all images; a part is some of its rows and columns, centred again.
     """
     values = features.double().numpy()
     if not np.isfinite(values).all():
-        sums_of(features)  # says how many
+        sums_of(features)  # raises FeatureError with their number
     a = reference.moments
     if values.shape[1:] != a.mean.shape:
         raise FeatureError(_different(a.mean.shape[0], values.shape[1]))
@@ -207,8 +209,8 @@ def _different(a: int, b: int) -> str:
 def frechet_estimate(features: ArrayLike | torch.Tensor, reference: Reference, *, groups: int = GROUPS) -> Estimate:
     """Fréchet distance of generated features (N, D) to a reference, with its interval over the generated images.
 
-    The reference is taken as it is: its own error is the same for everything that is compared with it. At few images
-    a Fréchet distance is larger than it would be at many; the interval is that of the distance at this n.
+    The reference counts as exact: its own error is the same for everything that is compared with it. A Fréchet distance
+    is larger with few images than with many; the interval is for the distance at this n.
     """
     values = as_features(features)
     part = _parts(values, reference)
@@ -221,10 +223,10 @@ def frechet_estimate(features: ArrayLike | torch.Tensor, reference: Reference, *
 def _extrapolated(
     features: torch.Tensor, reference: Reference, shares: Sequence[int], kept: NDArray[np.bool_]
 ) -> float:
-    """Intercept of the distance against 1/n, over disjoint parts of each size.
+    """Intercept of a line through the mean distances of disjoint parts of each size, over 1/n.
 
-    Which part an image belongs to does not depend on which images are kept: dealing them anew would add the scatter of
-    the dealing to that of the images.
+    An image's part does not depend on the kept images: assigning parts anew would add its own scatter to that of the
+    images.
     """
     inverse, distances = [], []
     place = np.arange(len(features))
@@ -239,16 +241,16 @@ def _extrapolated(
 def frechet_infinity(
     features: ArrayLike | torch.Tensor, reference: Reference, *, groups: int = GROUPS, interval: bool = True
 ) -> Estimate:
-    """The distance with endless generated images: the intercept of a line in 1/n (Chong & Forsyth 2020, FID∞).
+    """The distance for infinitely many generated images (FID∞): the intercept of a line in 1/n (Chong & Forsyth 2020).
 
-    Fitted to the distances of all images and the mean distances of their halves, thirds and quarters. The reference
-    stays as it is. It may be slightly negative where the two sets are alike. An interval takes `groups` times the time.
-    FeatureError for fewer than 16 images.
+    The line is fitted to the distance of all images and the mean distances of their halves, thirds and quarters. The
+    reference is not divided. The value may be slightly negative where the two sets are alike. The interval takes
+    `groups` times as long. FeatureError for fewer than 16 images.
     """
     values = as_features(features)
     if len(values) < 4 * max(EXTRAPOLATED_SHARES):
         raise FeatureError(f"{len(values)} images: an extrapolation needs at least {4 * max(EXTRAPOLATED_SHARES)}")
-    # Any order will do that does not sort the classes into the parts of one size.
+    # Any order will do that does not sort classes into parts.
     order = torch.randperm(len(values), generator=torch.Generator().manual_seed(0))
     values = values[order]
     all_images = _extrapolated(values, reference, EXTRAPOLATED_SHARES, np.ones(len(values), dtype=np.bool_))

@@ -1,6 +1,6 @@
-"""What is measured on held-out images: loss, difficulty and calibration at a timestep, context at a timestep.
+"""Measurements on held-out images: loss, difficulty and calibration at a timestep, context at a timestep.
 
-Each is a part of its own: numbers under their fixed names, and the arrays that figures are drawn from.
+Each is a part of its own, with numbers under their fixed names and arrays for figures.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pforce.metrics.names import DIFFICULTY, VALIDATION_LOSS, MetricName
 from pforce.models import PatchForcingTransformer
 
 MAP_IMAGES = 8
-"""Images of the picture of uncertainty."""
+"""Number of images in the picture of predicted uncertainty."""
 SHOWN_TIMESTEPS = (0.2, 0.4, 0.6, 0.8)
 """Timesteps at which all patches are kept for figures."""
 
@@ -39,38 +39,38 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class NotFinite(ArithmeticError):
-    """A model predicts values that are not finite: nothing of it can be measured, and it is no result."""
+    """A model predicts values that are not finite: it cannot be measured, and there is no result."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a measurement gives."""
+    """Result of a measurement."""
 
     values: Mapping[str, float]
-    """Under their fixed names; NaN where a value is undefined."""
+    """Values by their fixed names; NaN where a value is undefined."""
     undefined: Mapping[str, str] = field(default_factory=dict)
-    """Why, of each value that is not a finite number."""
+    """Name of each value that is not a finite number → the reason."""
     arrays: Arrays = field(default_factory=dict)
-    """For figures."""
+    """Arrays for figures, by name."""
     notes: tuple[str, ...] = ()
-    """What a reader of the numbers should know."""
+    """Notes for readers of the numbers."""
 
 
 class HeldOutData(NamedTuple):
     """Held-out images on a device, and their noise."""
 
     x1: Tensor
-    """(M, C, H, W) float32 in [−1, 1]."""
+    """Images (M, C, H, W) float32 in [−1, 1]."""
     y: Tensor
-    """(M,)."""
+    """Classes (M,)."""
     x0: Tensor
-    """(M, C, H, W) noise of (seed, i)."""
+    """Noise (M, C, H, W); image i's belongs to (seed, i)."""
     batch: int
     """Images per forward pass."""
 
 
 def held_out_data(images: Tensor, labels: Tensor, *, seed: int, batch: int, device: torch.device) -> HeldOutData:
-    """Images (M, C, H, W) uint8 with labels (M,), and their noise."""
+    """Held-out data from images (M, C, H, W) uint8 with labels (M,), with their noise."""
     x1, y = from_uint8(images.to(device)), labels.to(device)
     x0 = seeding.noise_for_images(seed, 0, len(x1), tuple(x1.shape[1:]), device)
     return HeldOutData(x1, y, x0, batch)
@@ -83,7 +83,7 @@ def _found(values: dict[str, float], reason: str, arrays: Arrays | None = None) 
 
 @torch.no_grad()
 def measure_loss(model: PatchForcingTransformer, data: HeldOutData) -> Found:
-    """`val/loss` and its segments over all images. NotFinite where one is not a finite number."""
+    """Measure `val/loss` and its segments over all images. NotFinite where one is not a finite number."""
     x1, y, x0, batch = data
     total = torch.zeros(flow.VALIDATION_SEGMENTS, dtype=torch.float64, device=x1.device)
     for first in range(0, len(x1), batch):
@@ -98,20 +98,21 @@ def measure_loss(model: PatchForcingTransformer, data: HeldOutData) -> Found:
 
 
 def measure_difficulty(model: PatchForcingTransformer, data: HeldOutData, t: float) -> Found:
-    """R, Spearman's correlation and the calibration of σ at a timestep, with σ of the first images as arrays.
+    """Measure R (Pearson and Spearman) and the calibration of σ at a timestep, with maps of σ of the first images as
+    arrays.
 
-    At `SHOWN_TIMESTEPS` all patches are arrays, too (`errors_of` reads them). ValueError for a model without a
+    At `SHOWN_TIMESTEPS` the arrays also hold all patches (`errors_of` reads them). ValueError for a model without a
     difficulty head.
     """
     x1, y, x0, batch = data
     errors = patch_errors(model, x1, y, x0, t=t, batch=batch)
     height, width = (size // model.patch for size in x1.shape[-2:])
     values = correlation_metrics(correlation_of(errors))
-    if errors.patches >= DECILES:  # fewer have none, and a finished training must not fail on that
+    if errors.patches >= DECILES:  # fewer patches have no deciles, and a finished training must not fail on that
         values |= calibration_metrics(calibration_of(errors))
     arrays: Arrays = {"maps": errors.sigma[:MAP_IMAGES].reshape(-1, height, width).astype(np.float32)}
     if t in SHOWN_TIMESTEPS:
-        # Exact: they were float32 before they were float64.
+        # Exact: the float64 values were converted from float32.
         arrays |= {
             name: getattr(errors, name).astype(np.float32) for name in ("sigma", "expected", "observed")
         } | {"labels": errors.labels}  # fmt: skip
@@ -121,7 +122,7 @@ def measure_difficulty(model: PatchForcingTransformer, data: HeldOutData, t: flo
 def measure_context(
     model: PatchForcingTransformer, data: HeldOutData, t: float, progress: Callable[[float], None] = lambda share: None
 ) -> Found:
-    """Both context ablations at a timestep. ValueError for a model without a difficulty head."""
+    """Measure both context ablations at a timestep. ValueError for a model without a difficulty head."""
     x1, y, x0, batch = data
     helps = context_helps(model, x1, y, x0, t=t, batch=batch, progress=progress)
     uncertainty = context_uncertainty(model, x1, y, x0, t=t, batch=batch)
@@ -135,13 +136,13 @@ def measure_context(
 
 
 def shown_timesteps(timesteps: Sequence[float]) -> tuple[float, ...]:
-    """The timesteps with calibration and maps: all of a few, of many only SHOWN_TIMESTEPS (those among them)."""
+    """The timesteps whose calibration and maps are shown: all where they are few, else those in SHOWN_TIMESTEPS."""
     chosen = tuple(t for t in timesteps if t in SHOWN_TIMESTEPS)
     return chosen if len(timesteps) > len(SHOWN_TIMESTEPS) and chosen else tuple(timesteps)
 
 
 def correlation_metrics(r: DifficultyCorrelation) -> dict[str, float]:
-    """R at one timestep with its intervals, under their fixed names; no intervals where σ is constant."""
+    """Metrics of R at one timestep with its intervals, under their fixed names; no intervals where σ is constant."""
     metrics = {}
     found = ((r.pearson, r.pearson_interval), (r.spearman, r.spearman_interval))
     for kind, (value, interval) in zip(DIFFICULTY, found, strict=True):
@@ -153,7 +154,7 @@ def correlation_metrics(r: DifficultyCorrelation) -> dict[str, float]:
 
 
 def calibration_metrics(c: Calibration) -> dict[str, float]:
-    """Calibration at one timestep by decile, under its fixed names."""
+    """Metrics of the calibration at one timestep by decile, under their fixed names."""
     metrics = {str(MetricName("calibration/error", t=c.t)): c.error}
     for decile, (expected, observed) in enumerate(zip(c.expected, c.observed, strict=True), start=1):
         metrics[str(MetricName("calibration/expected", t=c.t, decile=decile))] = float(expected)
@@ -162,7 +163,7 @@ def calibration_metrics(c: Calibration) -> dict[str, float]:
 
 
 def correlation_from(values: Mapping[str, Any], t: float, *, images: int, patches: int) -> DifficultyCorrelation:
-    """R at a timestep from a measurement's values."""
+    """R at a timestep, read from a measurement's values."""
 
     def number(name: MetricName) -> float:
         value = values.get(str(name))
@@ -178,7 +179,7 @@ def correlation_from(values: Mapping[str, Any], t: float, *, images: int, patche
 
 
 def errors_of(arrays: Arrays, t: float) -> PatchErrors | None:
-    """All patches of a difficulty measurement; None where they were not kept."""
+    """All patches of a difficulty measurement, read from its arrays; None where they were not kept."""
     if "sigma" not in arrays:
         return None
     sigma, expected, observed = (arrays[name].astype(np.float64) for name in ("sigma", "expected", "observed"))
@@ -186,7 +187,7 @@ def errors_of(arrays: Arrays, t: float) -> PatchErrors | None:
 
 
 def context_of(arrays: Arrays, t: float) -> tuple[ContextHelps, ContextUncertainty]:
-    """Both ablations of a context measurement."""
+    """Both context ablations, read from a measurement's arrays."""
     images, patches = (int(count) for count in arrays["counts"])
     value, low, high, n = arrays["difference"].tolist()
     alone, shown = (arrays[name].astype(np.float64) for name in ("alone", "with_context"))

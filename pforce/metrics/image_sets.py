@@ -1,6 +1,6 @@
-"""Images from where evaluators find them: a folder of files, an npz as ADM writes it, a tensor.
+"""Sets of images to evaluate: a folder of files, an npz in ADM's format, or a tensor.
 
-All give uint8 batches (B, 3, H, W) of one size, in a fixed order, without holding all images.
+All give uint8 batches (B, 3, H, W) of one image size, in a fixed order, without holding all images in memory.
 """
 
 from __future__ import annotations
@@ -28,38 +28,38 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LOSSY = (".jpg", ".jpeg", ".webp")
 CHANNELS = 3
 WORTH_THREADS = 128
-"""Height or width from which on threads decode: below, they spend their time handing Python's lock to each other
-(10,000 images of 64² took 1.2 s on one thread and 2.2 s on two)."""
+"""Height or width from which images are decoded on threads. Below it, threads spend their time on Python's lock (10,000
+images of 64² took 1.2 s on one thread and 2.2 s on two)."""
 
 
 class ImageSetError(InputError, ValueError):
-    """Images cannot be read. The message names the file, what was found, and the cure."""
+    """Images cannot be read. The message gives the file, the reason and the remedy."""
 
 
 class ImageSet(Protocol):
     """Images in a fixed order."""
 
     size: tuple[int, int]
-    """Height and width, of every image."""
+    """Height and width of every image, in pixels."""
     notes: tuple[str, ...]
-    """What a reader of the numbers should know."""
+    """Notes for readers of the numbers."""
 
     def __len__(self) -> int: ...
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """uint8 (B, 3, H, W); B = size but for the last."""
+        """Batches uint8 (B, 3, H, W) with B = size, except the last."""
         ...
 
     def content_hash(self) -> str:
-        """Hash of the images."""
+        """Hash that identifies the images."""
         ...
 
 
 class ImageFolder:
     """The image files below a folder, sorted by path; decoded on threads while the detector works.
 
-    Grey and palette images become RGB, transparency is dropped, as torch-fidelity does.
-    ImageSetError where there are fewer than two, one is broken, or sizes differ.
+    Grey and palette images become RGB and transparency is dropped, as in torch-fidelity. ImageSetError where there are
+    fewer than two images, one is broken, or sizes differ.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -98,7 +98,8 @@ class ImageFolder:
             pixels[row] = image
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """uint8 (B, 3, H, W). Large images are decoded on threads; with many cores the next batches meanwhile."""
+        """Batches uint8 (B, 3, H, W). Large images are decoded on threads; with many cores, the next batches are
+        decoded ahead."""
         parts = [self.paths[first : first + size] for first in range(0, len(self.paths), size)]
         if max(self.size) < WORTH_THREADS:
             for part in parts:
@@ -134,7 +135,8 @@ class ImageFolder:
 
 
 def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of an .npy file, which is then at its data. ValueError for one that is not plain."""
+    """Read the shape and type of an .npy file, up to the start of its data. ValueError for one that is not a plain
+    array."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(file)
@@ -144,10 +146,10 @@ def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 
 class ImageArray:
-    """An npz as ADM's evaluator reads it: `arr_0`, uint8 (N, H, W, 3). Read batch by batch: 50,000 images of 256² are
-    10 GB.
+    """The images of an npz in the format of ADM's evaluator: `arr_0`, uint8 (N, H, W, 3). It is read batch by batch:
+    50,000 images of 256² are 10 GB.
 
-    (N, H, W) and (N, H, W, 1) are grey images. ImageSetError for another order (N, 3, H, W), type or shape.
+    (N, H, W) and (N, H, W, 1) are grey images. ImageSetError for another order of axes (N, 3, H, W), type or shape.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -203,12 +205,12 @@ class ImageArray:
                 yield pixels.permute(0, 3, 1, 2).expand(-1, CHANNELS, -1, -1)
 
     def content_hash(self) -> str:
-        """Hash of the file."""
+        """SHA-256 of the file."""
         return sha256_of(self.path)
 
 
 class ImageTensor:
-    """uint8 images (N, 3, H, W) that are in memory."""
+    """Images uint8 (N, 3, H, W) in memory. ImageSetError for another type or shape."""
 
     notes: tuple[str, ...] = ()
 
@@ -236,7 +238,7 @@ class ImageTensor:
 
 
 def open_images(path: str | Path) -> ImageFolder | ImageArray:
-    """Images of a folder or an npz. ImageSetError as they raise it, and where there is neither."""
+    """Open the images of a folder or an npz. ImageSetError as the two classes raise it, and where there is neither."""
     path = Path(path)
     if path.is_dir():
         return ImageFolder(path)

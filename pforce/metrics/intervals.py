@@ -1,6 +1,6 @@
-"""Error bars over images: what a metric would have been on other images of the same kind.
+"""Error bars over images: how much a metric would vary on other images of the same kind.
 
-They say nothing about other training seeds; those intervals are in `pforce.results.statistics`.
+They do not cover other training seeds; those intervals are in `pforce.results.statistics`.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from scipy import special  # not scipy.stats: its import takes a second
 
 LEVEL = 0.05
 GROUPS = 23
-"""Groups of a grouped jackknife. A prime: image i is of class i mod the number of classes, so a group gets a mix."""
+"""Groups of the grouped jackknife. A prime number, so that each group mixes classes: image i has class i mod the number
+of classes."""
 RESAMPLES = 2000
 COUNTS_AT_ONCE = 2**23
-"""Resample counts in memory at a time (64 MiB): 50,000 images × 2,000 resamples would be 800."""
+"""Resample counts in memory at a time (64 MiB); 50,000 images × 2,000 resamples would take 800 MB."""
 
 Floats = NDArray[np.float64]
 
 
 class Estimate(NamedTuple):
-    """A number, its 95 % interval over images, and how many images it comes from."""
+    """A number, its 95 % interval over images, and the number of images."""
 
     value: float
     low: float
@@ -34,14 +35,14 @@ class Estimate(NamedTuple):
 def jackknife(
     value: float, without: Callable[[NDArray[np.bool_]], float], n: int, *, groups: int = GROUPS, level: float = LEVEL
 ) -> Estimate:
-    """Interval of a statistic of n images by the delete-a-group jackknife (Student's t over the groups).
+    """A statistic of n images with its interval by the delete-a-group jackknife (Student's t over the groups).
 
-    Image i belongs to group i mod the number of groups; fewer images than groups are groups of one. A jackknife and
-    not a bootstrap, because images that are drawn twice make a Fréchet distance larger.
+    Image i belongs to group i mod the number of groups; with fewer images than groups, each image is a group. It is a
+    jackknife, not a bootstrap, because images drawn twice make a Fréchet distance larger.
 
     Args:
         value: the statistic of all images.
-        without: the statistic of the images whose place in the (n,) mask is True.
+        without: function from a mask (n,) to the statistic of the images where it is True.
     """
     groups = min(groups, n)
     group = np.arange(n) % groups
@@ -62,12 +63,13 @@ def bootstrap(
 ) -> list[Estimate]:
     """Percentile intervals over n images of K statistics, from one set of resamples.
 
-    For statistics that are functions of sums over images. The counts are drawn once for all: that takes longer than
-    what is made of them.
+    For statistics that are functions of sums over images. The counts are drawn once for all statistics, because drawing
+    them takes longer than computing the statistics.
 
     Args:
-        values: (K,) the statistics of all images.
-        resampled: (R, n) counts of each image in R resamples → (R, K) statistics; NaN where one is undefined.
+        values: statistics of all images, (K,).
+        resampled: function from the counts (R, n) of each image in R resamples to their statistics (R, K); NaN where
+            one is undefined.
     """
     generator, parts, done = np.random.default_rng(seed), [], 0
     while done < resamples:

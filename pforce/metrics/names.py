@@ -1,8 +1,8 @@
-"""Names of metrics as values: printed when something is measured, read back by tables and figures.
+"""Names of metrics as values: written by measurements, read back by tables and figures.
 
 `fd/openmoji_low` is the lower bound of the Fréchet distance in features of openmoji; `context/loss_t0.10_at0.400` is a
-loss at timestep 0.1 where context stands at time 0.4. Names are keys of records, so they hold for years: a new kind is
-a line in `KINDS`, and an old name never changes. A name never rounds its key: a timestep of more decimals than its kind
+loss at timestep 0.1 with context at time 0.4. Names are keys of records, so they must stay valid for years: a new kind
+is a line in `KINDS`, and an old name never changes. A name never rounds: a timestep with more decimals than its kind
 shows is refused.
 """
 
@@ -17,27 +17,28 @@ from typing import Any, Literal, NamedTuple, get_args
 from pforce.base.errors import FieldError, did_you_mean, require
 
 Beside = Literal["low", "high", "images", "reference_images", "features"]
-"""What stands beside a value, and ends its name: bounds of its interval over images, and what it was measured on."""
+"""Endings of names of numbers that stand beside a value: bounds of its interval over images, and counts of what it was
+measured on."""
 BESIDE: tuple[Beside, ...] = get_args(Beside)
 BOUNDS: tuple[Beside, Beside] = ("low", "high")
 COUNTS: tuple[Beside, Beside] = ("images", "reference_images")
 
 
 class Kind(NamedTuple):
-    """What the names of one kind are made of."""
+    """The fields of the names of one kind."""
 
     keys: tuple[str, ...] = ()
-    """Fields of `MetricName` that each of them has."""
+    """Fields of `MetricName` that all of them have."""
     optional: tuple[str, ...] = ()
     """Fields that some of them have."""
     beside: tuple[Beside, ...] = ()
     decimals: int = 2
-    """How many the name shows of its timestep."""
+    """Decimals of the timestep in the name."""
     larger_is_better: bool = False
 
 
 class CostName:
-    """Names of the metrics that say what a cell cost."""
+    """Names of the metrics of a cell's cost."""
 
     NFE = "cost/nfe"
     FORWARD_PASSES = "cost/forward_passes"
@@ -49,10 +50,10 @@ class CostName:
     TRAINING_SECONDS = "cost/training_seconds"
     EVALUATION_SECONDS = "cost/evaluation_seconds"
     SECONDS = "cost/seconds"
-    """Training and evaluation together."""
+    """Seconds of training and evaluation together."""
     DEVICE_HOURS = "cost/device_hours"
     TRUNK_SECONDS = "cost/trunk_seconds"
-    """Training seconds that a branch has of its trunk; counted once where both are added up."""
+    """Training seconds of the trunk that a branch starts from; counted once where both are added up."""
     TRUNK_IMAGES = "cost/trunk_images"
     TRUNK_DEVICE_HOURS = "cost/trunk_device_hours"
 
@@ -64,10 +65,10 @@ HELD_OUT_IMAGES = "data/held_out_images"
 VALIDATION_LOSS = "val/loss"
 
 DISTANCES = ("fd", "fd_infinity", "sfd", "kd", "precision", "recall", "is")
-"""Kinds that are measured on generated images, in the order of tables."""
+"""Kinds of metrics of generated images, in the order of tables."""
 OF_INCEPTION = {"fd": "fid", "fd_infinity": "fid_infinity", "sfd": "sfid", "kd": "kid"}
-"""Names of the distances in Inception's features. In those of other detectors the numbers are not FID, sFID, KID, and
-are not called so: `fd/openmoji`."""
+"""Names of the distances in Inception's features. With other detectors the numbers are not FID, sFID or KID, and have
+other names: `fd/openmoji`."""
 DIFFICULTY = ("difficulty/pearson", "difficulty/spearman")
 CALIBRATION = ("calibration/error", "calibration/expected", "calibration/observed")
 CONTEXT = (
@@ -77,7 +78,7 @@ CONTEXT = (
 CURVE_POINT = (
     "train/loss", "train/mse", "train/nll", "train/gradient_norm", "train/learning_rate", "train/images_seen",
 )  # fmt: skip
-"""What the points of a training's curve show."""
+"""Metrics at the points of a training's curve."""
 
 KINDS: dict[str, Kind] = {
     **{
@@ -108,7 +109,7 @@ FIELDS = ("detector", "t", "context_time", "decile", "shown", "statistic")
 
 
 def _time_text(field: str, time: float, decimals: int) -> str:
-    """A time as names show it: `0.20`. FieldError for one that needs more decimals, which a name would round."""
+    """A time as text in names: `0.20`. FieldError for a time with more decimals, which a name would round."""
     text = f"{time:.{decimals}f}"
     exact = 0 <= time <= 1 and abs(float(text) - time) < 1e-9
     require(exact, field, time, f"in [0, 1], of at most {decimals} decimals, as metrics are named by it")
@@ -117,23 +118,23 @@ def _time_text(field: str, time: float, decimals: int) -> str:
 
 @dataclass(frozen=True)
 class MetricName:
-    """A metric's name. FieldError for one that no metric of its kind has."""
+    """A metric's name. FieldError for fields that do not fit its kind."""
 
     kind: str
     """A key of `KINDS`."""
     detector: str | None = None
-    """Feature detector of a distance; without blanks, which would make it a table's column."""
+    """Feature detector of a distance, a name without blanks."""
     t: float | None = None
     context_time: float | None = None
-    """Time of the patches that are shown as context; of at most three decimals."""
+    """Time of the patches that are shown as context, with at most three decimals."""
     decile: int | None = None
-    """1 to 10: patches by the error that is expected of them."""
+    """Decile of the patches by expected error, 1 to 10."""
     shown: Literal["alone", "context"] | None = None
     """Whether uncertain patches are predicted alone or with context."""
     statistic: int | Literal["mean"] | None = None
-    """`mean`, or a quantile in percent."""
+    """Statistic of a distribution: `mean`, or a quantile in percent."""
     beside: Beside | None = None
-    """What it is beside a value; None of a value itself."""
+    """Relation to the value it stands beside; None for a value itself."""
 
     def __post_init__(self) -> None:
         kind = KINDS.get(self.kind)
@@ -172,44 +173,44 @@ class MetricName:
 
     @property
     def short(self) -> str:
-        """What a distance is called where its detector is understood: `fid` with Inception's, else `fd`."""
+        """Short name of a distance where its detector is known: `fid` with Inception, else `fd`."""
         return OF_INCEPTION.get(self.kind, self.kind) if self.detector == INCEPTION else self.kind
 
     @property
     def value(self) -> MetricName:
-        """The name of the value that this stands beside."""
+        """The name of the value that this number stands beside."""
         return self.with_beside(None)
 
     @property
     def bounds(self) -> tuple[MetricName, MetricName]:
-        """Names of the bounds of its interval over images."""
+        """Names of the bounds of the value's interval over images."""
         low, high = BOUNDS
         return self.with_beside(low), self.with_beside(high)
 
     @property
     def larger_is_better(self) -> bool:
-        """True of correlations, precision, recall, scores and throughput."""
+        """Whether larger values are better: true of correlations, precision, recall, scores and throughput."""
         return KINDS[self.kind].larger_is_better
 
     def with_beside(self, beside: Beside | None) -> MetricName:
-        """The name of what stands beside its value."""
+        """The name of a number beside the same value; None gives the value itself."""
         return dataclasses.replace(self, beside=beside)
 
     @classmethod
     def parse(cls, text: str) -> MetricName | None:
-        """The name that prints as this text; None for what is no metric of ours.
+        """The name that prints as this text; None for a text that is no metric's name.
 
-        A distance's ending is read as what stands beside it. Where a detector may be called `mine_low`, only the names
-        around it tell which is meant: see `read_names`.
+        An ending such as `_low` is read as `beside`. Where a detector may be called `mine_low`, only the other names
+        tell which is meant: see `read_names`.
         """
         return next(iter(_readings(text)), None)
 
 
 def read_names(texts: Iterable[str]) -> dict[str, MetricName]:
-    """The names among texts that stand together, as a row's metrics do.
+    """The metric names among texts that belong together, such as the keys of one row.
 
-    `fd/mine_low` is a bound where `fd/mine` is there, and the distance of a detector `mine_low` where that is not, or
-    where it has a number of images of its own (`fd/mine_low_images`).
+    `fd/mine_low` is a bound where `fd/mine` is there. Where it is not, or where `fd/mine_low_images` is there too, it
+    is the distance of a detector `mine_low`.
     """
     there = dict.fromkeys(map(str, texts))
     found = {}
@@ -225,14 +226,14 @@ def read_names(texts: Iterable[str]) -> dict[str, MetricName]:
 
 
 def interval_names(metric: str) -> tuple[str, str]:
-    """Names of the bounds of a metric's interval over images, of any metric that a table has."""
+    """Names of the bounds of the interval over images, for any metric of a table."""
     low, high = BOUNDS
     return f"{metric}_{low}", f"{metric}_{high}"
 
 
 @lru_cache(maxsize=1 << 14)
 def _readings(text: str) -> tuple[MetricName, ...]:
-    """All names that print as this text: those with the longest ending first, the one without any last."""
+    """All names that print as this text: those with the longest ending first, the one without an ending last."""
     found = []
     for ending in (*sorted(BESIDE, key=len, reverse=True), None):
         head = text if ending is None else text.removesuffix(f"_{ending}")
@@ -253,7 +254,7 @@ def _checked(fields: dict[str, Any]) -> MetricName | None:
 
 
 def _fields(head: str) -> dict[str, Any] | None:
-    """What a name without its ending is made of; None for what no name begins with."""
+    """The fields of a name without its ending; None where the text begins no name."""
     for kind in DISTANCES:
         if head == OF_INCEPTION.get(kind, kind):
             return {"kind": kind, "detector": INCEPTION}
@@ -270,7 +271,8 @@ def _fields(head: str) -> dict[str, Any] | None:
 
 
 def _keys(words: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Field and value of each word of a name, such as t0.20, at0.400, d3, alone, mean, q50. ValueError for another."""
+    """Field and value of each word of a name, such as t0.20, at0.400, d3, alone, mean, q50. ValueError for other
+    words."""
     for word in words:
         if word in ("alone", "context"):
             yield "shown", word

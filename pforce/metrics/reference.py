@@ -1,7 +1,7 @@
-"""Reference statistics: what generated images are compared with, made once, in files as ADM's evaluator uses them.
+"""Statistics of reference images, made once and kept in files, also in the format of ADM's evaluator.
 
 An ADM file is an npz with `mu`, `sigma` (of Inception's pooled features), `mu_s`, `sigma_s` (of the spatial ones), and
-`arr_0`, images from which precision and recall take their features. Ours also say of which detector they are.
+`arr_0`, the images whose features precision and recall use. Our files also name the detector.
 """
 
 from __future__ import annotations
@@ -28,38 +28,39 @@ from pforce.metrics.frechet import Moments, moments
 from pforce.metrics.image_sets import ImageArray, ImageSet
 
 VERSION = 1
-"""Raised when a change of the code changes reference features."""
+"""Version of reference features; increase it when a change of the code changes them."""
 BATCH = 64
 ADM_DETECTOR = "inception"
 BROKEN = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
-"""What numpy raises on files that are damaged, cut off, or something else."""
+"""Errors that numpy raises for files that are damaged, truncated, or of another kind."""
 
 
 class StatisticsError(InputError, ValueError):
-    """Reference statistics cannot be used. The message says why."""
+    """Reference statistics cannot be used. The message gives the reason."""
 
 
 @dataclass(frozen=True)
 class ReferenceStatistics:
-    """What is known of the reference images in a detector's features."""
+    """Statistics of reference images in a detector's features."""
 
     detector: str
     sha256: str | None
-    """SHA-256 of the detector's weights; None for files that do not say."""
+    """SHA-256 of the detector's weights; None for files that do not state it."""
     moments: Moments
     """Moments of the features (D,)."""
     spatial: Moments | None
-    """Moments of the spatial features."""
+    """Moments of the spatial features (S,); None where there are none."""
     features: Tensor | None
-    """(M, D) of reference images, for kernel distance, precision and recall; maybe fewer than the moments are of."""
+    """Features (M, D) of reference images, for kernel distance, precision and recall; possibly of fewer images than the
+    moments."""
     source: str
-    """Where they come from, in words."""
+    """Source of the images, in words."""
     identity: str
-    """Hash of what they were made of."""
+    """Hash of the images, the detector and its preprocessing, or of the file."""
 
 
 def of_features(found: FeatureSet, source: str, identity: str) -> ReferenceStatistics:
-    """Statistics of features."""
+    """Reference statistics of features."""
     spatial = None if found.spatial is None else moments(found.spatial)
     return ReferenceStatistics(
         found.detector, found.sha256, moments(found.features), spatial, found.features, source, identity
@@ -67,7 +68,7 @@ def of_features(found: FeatureSet, source: str, identity: str) -> ReferenceStati
 
 
 def reference_key(content: str, detector: Detector) -> str:
-    """What determines reference features: the images, the detector's weights, the preprocessing."""
+    """Hash of everything that determines reference features: the images, the detector's weights, the preprocessing."""
     record = [VERSION, content, detector.name, detector.sha256, detector.preprocessing]
     return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
@@ -82,11 +83,11 @@ def cached_reference(
     device: torch.device | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> ReferenceStatistics:
-    """Statistics of reference images, from the cache where they were made before.
+    """Statistics of reference images, read from the cache where they were made before.
 
     Args:
-        cache: folder; None makes them anew. A file there that cannot be read is made again.
-        content: hash of the images, where it is known without reading them.
+        cache: folder of the cache; None always computes them. A cached file that cannot be read is made again.
+        content: hash of the images, where it is already known.
     """
     key = reference_key(content or images.content_hash(), detector)
     path = None if cache is None else cache / f"{detector.name.replace(':', '_')}-{key[:32]}.npz"
@@ -120,10 +121,10 @@ def _load_features(path: Path, detector: Detector) -> FeatureSet:
 
 
 def save_statistics(path: Path, of: ReferenceStatistics, images: NDArray[np.uint8] | None = None) -> None:
-    """Write an ADM file, readable by ADM's evaluator where the detector is Inception; it appears whole.
+    """Write an ADM file, which ADM's evaluator can read where the detector is Inception; it appears whole.
 
     Args:
-        images: (M, H, W, 3) uint8 reference images, ADM's `arr_0`.
+        images: reference images (M, H, W, 3) uint8, ADM's `arr_0`.
     """
     arrays: dict[str, Any] = {
         "mu": of.moments.mean,
@@ -153,7 +154,7 @@ def _double(values: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def is_statistics(path: Path) -> bool:
-    """Whether an npz holds statistics, not images only."""
+    """Whether an npz holds statistics, not just images."""
     try:
         with np.load(path) as arrays:
             return "mu" in arrays.files
@@ -169,13 +170,13 @@ def load_statistics(
     device: torch.device | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> ReferenceStatistics:
-    """Read an ADM file: moments as they are stored, features of its images (`arr_0`) through the detector.
+    """Read an ADM file: its stored moments, and features of its images (`arr_0`) from the detector.
 
     Args:
-        images: read the file's images through the detector, where it holds images and no features.
+        images: compute features of the file's images where it holds no features.
 
     Raises:
-        StatisticsError: not such a file, or of another detector.
+        StatisticsError: it is not an ADM file, is damaged, or is of another detector.
     """
     try:
         with np.load(path) as arrays:

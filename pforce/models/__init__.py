@@ -1,4 +1,4 @@
-"""PFT and SiT: configurations, sizes, the transformer, and its files: ours and the published ones."""
+"""PFT and SiT: configurations, sizes, the transformer, and its files, ours and published ones."""
 
 from pforce.flow import Prediction
 from pforce.models.config import SIZES, ModelConfig, sized

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(q, k, v), each (B, heads, N, D/heads) → the same shape."""
+"""Function of q, k and v, each (B, heads, N, D/heads), that returns a tensor of their shape."""
 
-# bf16 rounds to 8 bits; two correct backends differ by the order of their sums.
+# bf16 has 8 bits of precision; two correct backends differ by the order of their sums.
 FLASH_TOLERANCE = 2e-2
 
 
@@ -21,7 +21,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def flash_attention() -> AttentionFunction:
-    """flash-attn's forward behind the same signature, after comparing it with SDPA on this device.
+    """flash-attn's forward with the signature of `sdpa`, compared with it on this device first.
 
     RuntimeError where the package or a CUDA device is missing, or where its output is wrong.
     """
@@ -39,7 +39,7 @@ def flash_attention() -> AttentionFunction:
         )
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        # flash-attn wants (B, N, heads, d) in a half precision.
+        # flash-attn takes (B, N, heads, d) in half precision.
         half = [tensor.transpose(1, 2).to(torch.bfloat16) for tensor in (q, k, v)]
         return flash_attn_func(*half).transpose(1, 2).to(q.dtype)
 
@@ -57,5 +57,5 @@ def flash_attention() -> AttentionFunction:
 
 
 def attention_function(name: str) -> AttentionFunction:
-    """The backend of a `ModelConfig.attention`."""
+    """The attention backend named by `ModelConfig.attention`. RuntimeError as in `flash_attention`."""
     return flash_attention() if name == "flash" else sdpa

@@ -1,4 +1,4 @@
-"""Decoders of latent diffusion: from the latents that published models sample to pixels."""
+"""Decoders of latent diffusion: pixels from the latents that published models sample."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from torch import Tensor
 from pforce.base.errors import InputError
 
 Decoder = Callable[[Tensor], Tensor]
-"""Latents (B, C, h, w), scaled as in training → pixels (B, 3, H, W) in [−1, 1]."""
+"""Function from latents (B, C, h, w), scaled as in training, to pixels (B, 3, H, W) in [−1, 1]."""
 
 
 class AutoencoderError(InputError, ValueError):
-    """An autoencoder cannot be read. The message says why, and the cure."""
+    """An autoencoder cannot be read. The message gives the reason and the remedy."""
 
 
 def load_decoder(path: str | Path, device: torch.device, *, channels: int) -> Decoder:
-    """The decoder of an autoencoder in diffusers' format: a folder with its config.json, such as of the SD-VAE.
+    """The decoder of an autoencoder in diffusers' format: a folder with a config.json, such as the SD-VAE's.
 
-    Latents are divided by the configuration's `scaling_factor` (0.18215 of the SD-VAE), and its `shift_factor` is
-    added where it has one. Only local files are read.
+    Latents are divided by the configuration's `scaling_factor` (0.18215 for the SD-VAE), and its `shift_factor`, if
+    any, is added. Only local files are read.
 
-    AutoencoderError where the package or the files are missing, or the latents have another number of channels.
+    AutoencoderError where the package or the files are missing, or the decoder's latents do not have `channels`
+    channels.
     """
     try:
         from diffusers import AutoencoderKL

@@ -13,7 +13,7 @@ ATTENTIONS: tuple[Attention, ...] = ("sdpa", "flash")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A PFT, or with `difficulty_head = False` the plain SiT."""
+    """Configuration of a PFT, or with `difficulty_head = False` of a plain SiT."""
 
     depth: int = 12
     """Number of transformer blocks."""
@@ -30,11 +30,11 @@ class ModelConfig:
     classes: int = 1000
     """Number of classes; one null class is added (its index is `classes`)."""
     difficulty_head: bool = True
-    """Predict the velocity's log-variance at each pixel (PFT). False is SiT: one timestep a sample."""
+    """Predict the velocity's log-variance at each pixel (PFT). False is SiT: one timestep per sample."""
     class_dropout: float = 0.1
-    """Share of training labels that become the null class; guidance needs it above 0."""
+    """Share of training labels replaced by the null class, in [0, 1); guidance needs a share above 0."""
     mlp_ratio: float = 4.0
-    """Hidden width of the MLP over the width."""
+    """Hidden width of the MLP divided by the width."""
     attention: Attention = "sdpa"
     """sdpa: torch's scaled_dot_product_attention. flash: the flash-attn package (extra `cuda`), checked at start."""
 
@@ -59,7 +59,7 @@ class ModelConfig:
 
     @property
     def patches(self) -> int:
-        """Number N of patches of an image."""
+        """Number N of patches per image."""
         return (self.image_size[0] // self.patch) * (self.image_size[1] // self.patch)
 
     @property
@@ -87,5 +87,5 @@ SIZES = {
 
 
 def sized(size: str, **fields: Any) -> ModelConfig:
-    """The `ModelConfig` of a named size; the other fields as given. KeyError for an unknown name."""
+    """The `ModelConfig` of a named size with the other fields as given. KeyError for an unknown name."""
     return ModelConfig(**SIZES[size]._asdict(), **fields)

@@ -7,12 +7,13 @@ from pforce.models.layers import TIME_FEATURES
 
 
 def forward_flops(config: ModelConfig, timesteps: int) -> int:
-    """FLOPs of one forward pass of one image: matrix products and convolutions, 2 a multiply-add.
+    """FLOPs of one forward pass of one image: matrix products and convolutions, 2 per multiply-add.
 
-    What is not a product (norms, activations, modulation, softmax) is not counted, as is usual.
+    Other operations (norms, activations, modulation, softmax) are not counted, as is usual.
 
     Args:
-        timesteps: distinct ones for which modulations are computed: 1 a sample, the number of levels, or of patches.
+        timesteps: distinct timesteps per image for which modulations are computed: 1, the number of levels, or the
+            number of patches.
     """
     n, d, area = config.patches, config.width, config.patch**2
     outputs = area * (config.channels + (1 if config.difficulty_head else 0))

@@ -1,8 +1,8 @@
-"""The parts of a DiT block whose modulations are computed once for each distinct timestep.
+"""Layers of a DiT whose modulations are computed once per distinct timestep.
 
-Modulations come in three shapes, told apart by `rows`: (B, N, D), one a token, and (B, 1, D), one a sample, need
-no rows and broadcast; (B, K, D), one a *level*, is spread over the tokens by the row of each. After that the
-arithmetic is the same.
+Modulations come in three shapes. (B, N, D), one per token, and (B, 1, D), one per sample, broadcast without `rows`; (B,
+K, D), one per *level*, is spread over the tokens by `rows`, the row of each token. After that the arithmetic is the
+same.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_PERIOD = 10_000.0
 
 
 def sinusoidal_features(t: Tensor) -> Tensor:
-    """(…) times → (…, 256) float32: cos then sin of the raw t, periods up to 10000."""
+    """Sinusoidal features of times: (…) → (…, 256) float32, cos then sin of the raw t, periods up to 10000."""
     half = TIME_FEATURES // 2
     frequencies = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t.float()[..., None] * frequencies
@@ -28,10 +28,11 @@ def sinusoidal_features(t: Tensor) -> Tensor:
 
 
 def at_tokens(per_level: Tensor, rows: Tensor | None) -> Tensor:
-    """(B, K, D) and the flat row of each token (B·N,), b·K + level → (B, N, D). Without rows: unchanged.
+    """Spread (B, K, D) over the tokens, (B, N, D), by the flat row b·K + level of each token (B·N,); unchanged without
+    rows.
 
-    Whole rows are copied, for one part of the modulation at a time just before its use, so that on a CPU they are
-    still in the cache: gathering all six parts element by element costs a tenth of a forward pass.
+    Whole rows are copied, for one part of the modulation at a time and just before its use, so that on a CPU they are
+    still in the cache: gathering all six parts element by element takes a tenth of a forward pass.
     """
     if rows is None:
         return per_level
@@ -40,12 +41,12 @@ def at_tokens(per_level: Tensor, rows: Tensor | None) -> Tensor:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, rows: Tensor | None) -> Tensor:
-    """x·(1 + scale) + shift; x (B, N, D), shift and scale a token, a sample or a level."""
+    """x·(1 + scale) + shift: x is (B, N, D); shift and scale are one per token, sample or level."""
     return torch.addcmul(at_tokens(shift, rows), x, at_tokens(1 + scale, rows))
 
 
 class TimestepEmbedder(nn.Module):
-    """256 sinusoidal features → Linear → SiLU → Linear: (…) → (…, D)."""
+    """Embedding of timesteps: 256 sinusoidal features → Linear → SiLU → Linear, (…) → (…, D)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ class TimestepEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
-    """A table of classes + 1 rows, the last one for "no class": (B,) → (B, D)."""
+    """Embedding of classes: a table of classes + 1 rows, the last one for "no class", (B,) → (B, D)."""
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
@@ -67,7 +68,7 @@ class LabelEmbedder(nn.Module):
 
 
 class PatchEmbedder(nn.Module):
-    """p×p convolution with stride p: (B, C, H, W) → (B, N, D)."""
+    """Embedding of patches: a p×p convolution with stride p, (B, C, H, W) → (B, N, D)."""
 
     def __init__(self, patch: int, channels: int, width: int) -> None:
         super().__init__()
@@ -106,8 +107,8 @@ class MLP(nn.Module):
 
 
 def modulation_layers(width: int, parts: int) -> nn.Sequential:
-    """SiLU → Linear, the published `adaLN_modulation`. The model applies the SiLU once for all blocks, so only the
-    Linear runs in them; the SiLU stays for the parameters' names."""
+    """SiLU → Linear, the published `adaLN_modulation`. The model applies the SiLU once for all blocks, which run only
+    the Linear; the SiLU is kept for the names of the parameters."""
     return nn.Sequential(nn.SiLU(), nn.Linear(width, parts * width))
 
 
@@ -123,7 +124,8 @@ class Block(nn.Module):
         self.adaLN_modulation = modulation_layers(width, 6)
 
     def forward(self, x: Tensor, activated: Tensor, rows: Tensor | None) -> Tensor:
-        """x (B, N, D); activated SiLU(c), a token, a sample or a level; rows as in `at_tokens`."""
+        """Apply the block to x (B, N, D). `activated` is SiLU(c), one per token, sample or level; rows as in
+        `at_tokens`."""
         # Order of the six: shift, scale, gate of the attention, then of the MLP.
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation[1](activated).chunk(6, dim=-1)
         attended = self.attn(modulate(self.norm1(x), shift_a, scale_a, rows))
@@ -133,7 +135,7 @@ class Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """LayerNorm, shift and scale, Linear to the p²·outputs values of a patch, channel fastest."""
+    """The last layer: LayerNorm, shift and scale, Linear to the p²·outputs values of a patch, channel fastest."""
 
     def __init__(self, width: int, patch: int, outputs: int) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Checkpoints of the published implementation and of the original SiT, read safely, and the former written.
+"""Checkpoints of the published implementation, read safely and written, and of the original SiT, read safely.
 
-A published file is `{state_dict, config: {target, params}}`; the original SiT is a bare state dict. Both are
-pickles, which can carry code. Here nothing of a file is ever run: torch's weights-only reader makes tensors and
-plain containers, OmegaConf's objects become inert stand-ins that only keep their state, and all else is refused.
+A published file is `{state_dict, config: {target, params}}`; the original SiT is a bare state dict. Both are pickles,
+which can carry code. No code of a file is ever run: torch's weights-only reader makes tensors and plain containers,
+OmegaConf's objects become inert stand-ins that only keep their state, and everything else is refused.
 """
 
 from __future__ import annotations
@@ -40,15 +40,16 @@ SIT_SHAPES = {
     "blocks.0.mlp.fc1.weight": 2,
     HEAD: 2,
 }
-"""The tensors a SiT's configuration is inferred from, and their dimensions."""
+"""Tensors from which a SiT's configuration is inferred → their numbers of dimensions."""
 
 
 class PublishedError(InputError, ValueError):
-    """A checkpoint cannot be read as a published model, or a model not written as one: the file, why, the cure."""
+    """A checkpoint cannot be read as a published model, or a model cannot be written as one. The message gives the
+    file, the reason and the remedy."""
 
 
 class _StandIn:
-    """Takes the place of a foreign class: accepts anything, does nothing, keeps its state."""
+    """A stand-in for a foreign class: accepts any arguments, does nothing, keeps its state."""
 
     state: dict[str, Any]
 
@@ -62,15 +63,15 @@ class _StandIn:
 
 
 class _Container(_StandIn):
-    """OmegaConf's containers, and the node of a union: what they hold is `_content`."""
+    """OmegaConf's containers, and the node of a union: the content is `_content`."""
 
 
 class _Node(_StandIn):
-    """OmegaConf's leaves: what they hold is `_val`."""
+    """OmegaConf's leaves: the value is `_val`."""
 
 
 def _empty_dict(*_arguments: object) -> dict[Any, Any]:
-    """For `collections.defaultdict`, which the weights-only reader cannot fill."""
+    """An empty dict in place of a `collections.defaultdict`, which the weights-only reader cannot fill."""
     return {}
 
 
@@ -95,12 +96,13 @@ _REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+) (?:was not an allowed|whose module)"
 
 
 def _read(path: Path) -> object:
-    """What a file holds, by torch's weights-only reader. PublishedError where it cannot be read or is refused."""
+    """The content of a file, read by torch's weights-only reader. PublishedError where it cannot be read or is
+    refused."""
     if path.suffix == ".safetensors":
         raise PublishedError(f"{path}: a safetensors file, not a published checkpoint: load_model reads pforce's own")
     try:
         with path.open("rb"):
-            pass  # errors of the file system, apart from those that a damaged file brings torch to
+            pass  # file-system errors, reported apart from torch's errors on a damaged file
     except OSError as error:
         raise PublishedError(f"{path}: cannot be opened ({error.strerror}): check the path") from error
     try:
@@ -116,14 +118,14 @@ def _read(path: Path) -> object:
         raise PublishedError(
             f"{path}: not a checkpoint of tensors and plain values, or damaged: get it again"
         ) from None
-    except Exception as error:  # a damaged pickle fails in whatever way its bytes happen to ask for
+    except Exception as error:  # a damaged pickle can raise anything
         raise PublishedError(
             f"{path}: truncated, damaged or not a checkpoint ({type(error).__name__}): get it again"
         ) from error
 
 
 def _plain(key: str, value: object) -> Any:
-    """A configuration's value, out of its OmegaConf stand-in. WeightsError naming the key of an interpolation."""
+    """A configuration's value, taken out of its OmegaConf stand-in. WeightsError names the key of an interpolation."""
     if isinstance(value, _Container):
         value = value.state.get("_content")
     if isinstance(value, _Node):
@@ -134,7 +136,7 @@ def _plain(key: str, value: object) -> Any:
 
 
 def _params(target: str, params: Mapping[str, object]) -> dict[str, Any]:
-    """The parameters, checked. WeightsError naming those unknown, missing or of a wrong type."""
+    """The checked parameters. WeightsError names those that are unknown, missing or of a wrong type."""
     required = SIZE_PARAMS if target == SIT else (*SIZE_PARAMS, "predict_uncertainty")
     known = (*required, "compile", *(REPA_PARAMS if target == REPA else ()))
     unknown, missing = [str(key) for key in params if key not in known], [key for key in required if key not in params]
@@ -155,7 +157,7 @@ def _params(target: str, params: Mapping[str, object]) -> dict[str, Any]:
 def _from_published(
     state: object, config: object, heads: int | None
 ) -> tuple[ModelConfig, dict[str, Tensor], list[str]]:
-    """Configuration, weights, and the names of those that were dropped, of a published file."""
+    """The configuration of a published file, its weights, and the names of the dropped weights."""
     config = _plain("config", config)
     if not isinstance(config, dict) or not {"target", "params"} <= config.keys():
         raise WeightsError("config is not {target, params}: without it the architecture of state_dict is unknown")
@@ -209,7 +211,7 @@ def _sit_config(tensors: Mapping[str, Tensor], heads: int | None) -> ModelConfig
             f"{HEAD} has {head[0]} rows, where a SiT of {channels} channels and patch {patch} has {outputs} or "
             f"{2 * outputs}; a PFT needs its config beside its state_dict"
         )
-    # Numbers are counted, not read: the file cannot ask for more blocks than it has.
+    # Distinct block numbers are counted, so the file cannot claim more blocks than it has.
     depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
     if heads is None:
         heads = next((size.heads for size in SIZES.values() if (size.depth, size.width) == (depth, width)), None)
@@ -232,10 +234,10 @@ def _sit_config(tensors: Mapping[str, Tensor], heads: int | None) -> ModelConfig
 
 
 def _without_variance(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Drop, of 2C outputs a pixel, those from C on: the original SiT has them and does not use them.
+    """Drop the second half of the 2C outputs per pixel, which the original SiT has and does not use.
 
-    The rows of the final layer are ordered (row in patch, column in patch, channel), channel fastest. A layer of
-    C outputs stays as it is.
+    The rows of the final layer are ordered (row in patch, column in patch, channel), channel fastest. A layer of C
+    outputs stays as it is.
     """
     pixels, channels = config.patch**2, config.channels
     kept = dict(tensors)
@@ -249,18 +251,19 @@ def _without_variance(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[s
 def load_published(path: str | Path, *, heads: int | None = None) -> PatchForcingTransformer:
     """The model of a published checkpoint: a PFT or SiT, float32 on the CPU in eval mode.
 
-    Read are the published `{state_dict, config: {target, params}}`, the configuration plain or OmegaConf's, of a
-    PFT, a SiT, or a PFT trained with REPA (whose projector serves training only and is dropped with a warning);
-    and the original SiT (Ma et al. 2024), a flat state dict or a training checkpoint that has one as `ema`, whose
-    second C outputs a pixel are dropped. `pos_embed` is the file's. `class_dropout` is in none of the files and
-    gets its default, 0.1; `compile` is ignored.
+    Read are the published `{state_dict, config: {target, params}}`, the configuration plain or OmegaConf's, of a PFT, a
+    SiT, or a PFT trained with REPA (whose projector is used in training only and is dropped with a warning); and the
+    original SiT (Ma et al. 2024), a flat state dict or a training checkpoint that has one as `ema`, whose second C
+    outputs per pixel are dropped. `pos_embed` is the file's. `class_dropout` is in none of the files and gets its
+    default, 0.1; `compile` is ignored.
 
     Args:
-        heads: attention heads of an original SiT that is none of the named sizes: no shape tells it.
+        heads: attention heads of an original SiT that is none of the named sizes; no shape in the file reveals their
+            number.
 
     Raises:
-        PublishedError: the file is missing or damaged, needs code to be read, is of another architecture, or
-            holds weights that do not fit or are not finite. It says which.
+        PublishedError: the file is missing or damaged, needs code to be read, is of another architecture, or holds
+            weights that do not fit or are not finite. The message says which.
     """
     path = Path(path)
     checkpoint = _read(path)
@@ -287,15 +290,15 @@ def load_published(path: str | Path, *, heads: int | None = None) -> PatchForcin
 
 
 def save_published(model: PatchForcingTransformer, path: str | Path) -> None:
-    """Write a model as the published implementation reads it, float32, whole or not at all.
+    """Write a model in the format that the published implementation reads, float32, whole or not at all.
 
-    `class_dropout` and `attention` are not part of the format: a model loaded from the file has their defaults. A
-    model that was trained without label dropout is written with a warning: the file cannot say that it must not be
+    `class_dropout` and `attention` are not part of the format: a model loaded from the file has their defaults. For a
+    model that was trained without label dropout there is a warning: the file cannot say that the model must not be
     guided.
 
     Raises:
         FieldError: the format cannot express the model: a non-square `image_size`, or an `mlp_ratio` other than 4.
-        PublishedError: weights that are not finite.
+        PublishedError: the weights are not finite.
     """
     config = model.config
     side = config.image_size[0]

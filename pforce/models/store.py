@@ -1,7 +1,7 @@
-"""Our own model file: one safetensors file that holds the weights, the configuration, and where they came from.
+"""pforce's model file: one safetensors file with the weights, the configuration, and their source.
 
-Its metadata are three strings: `format`, `config` (JSON of the `ModelConfig`'s fields) and `about` (JSON of a
-flat dict). Nothing in it is code, so a file from anywhere can be opened.
+Its metadata are three strings: `format`, `config` (JSON of the `ModelConfig`'s fields) and `about` (JSON of a flat
+dict). It holds no code, so a file from any source can be opened.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def save_model(model: PatchForcingTransformer, path: str | Path, *, about: Mappi
     """Write a model to one file, float32, whole or not at all.
 
     Args:
-        about: what a reader should know of the weights (source, images seen); kept as it is.
+        about: facts about the weights (source, images seen), stored as they are.
 
     Raises:
-        FieldError: a value of `about` is not a string, a finite number, a truth value or None.
-        ModelFileError: weights that are not finite.
+        FieldError: a value of `about` is not a string, a finite number, a boolean or None.
+        ModelFileError: the weights are not finite.
     """
     for key, value in about.items():
         require(isinstance(key, str), "about", key, "a dict with strings for keys")
@@ -64,7 +64,8 @@ def _fields(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
 
 
 def _config(record: dict[str, Any]) -> ModelConfig:
-    """The configuration of a record. WeightsError naming fields unknown, missing or of a wrong type."""
+    """The configuration in a file's metadata. WeightsError names fields that are unknown, missing or of a wrong
+    type."""
     defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
     unknown, missing = sorted(record.keys() - defaults.keys()), sorted(defaults.keys() - record.keys())
     if unknown:
@@ -87,10 +88,10 @@ def _config(record: dict[str, Any]) -> ModelConfig:
 def load_model(
     path: str | Path, *, attention: Attention | None = None
 ) -> tuple[PatchForcingTransformer, dict[str, object]]:
-    """The model of a file, float32 on the CPU in eval mode, and what `save_model` was told about it.
+    """The model of a file, float32 on the CPU in eval mode, and the `about` that was saved with it.
 
     Args:
-        attention: replaces the backend the file names, as where flash-attn is not installed.
+        attention: backend instead of the file's, for example where flash-attn is not installed.
 
     Raises:
         ModelFileError: the file is missing, damaged or foreign, or its weights do not fit its configuration.

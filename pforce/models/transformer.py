@@ -1,4 +1,4 @@
-"""The Patch Forcing Transformer; SiT is the same class with one timestep a sample and no difficulty head."""
+"""The Patch Forcing Transformer; SiT is the same class with one timestep per sample and no difficulty head."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from pforce.models.layers import Block, FinalLayer, LabelEmbedder, PatchEmbedder
 
 
 class TimestepLevels(NamedTuple):
-    """Timesteps of which an image has only a few distinct ones.
+    """Patch timesteps of which an image has only a few distinct ones.
 
-    Per-token modulation costs 6D² multiply-adds a token on top of the 12D² of everything else. A sampler knows
-    its K distinct timesteps an image, so modulations are computed K times and gathered: the same numbers for
-    nearly the plain SiT's cost. Shapes depend on K alone, never on the data.
+    Per-token modulation costs 6D² multiply-adds per token on top of the 12D² of everything else. A sampler knows the K
+    distinct timesteps of an image, so modulations are computed K times and gathered: the same numbers for nearly the
+    plain SiT's cost. Shapes depend on K alone, never on the data.
     """
 
     values: Tensor
-    """(B, K) the distinct timesteps."""
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs of it
-    """(B, N) int64, which of them each patch has."""
+    """The distinct timesteps, (B, K)."""
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which is not used
+    """Index into `values` of each patch, (B, N) int64."""
 
 
 def flat_rows(index: Tensor, rows: int) -> Tensor:
-    """(B, N) positions among `rows` of each image → (B·N,) positions among all B·rows."""
+    """Flatten positions (B, N) among the `rows` of each image to positions (B·N,) among all B·rows."""
     return (index + rows * torch.arange(len(index), device=index.device)[:, None]).flatten()
 
 
 class PatchForcingTransformer(nn.Module):
-    """DiT/SiT backbone with a timestep a patch and a difficulty head. Made by `build`."""
+    """DiT/SiT backbone with one timestep per patch and a difficulty head. `build` makes it."""
 
     pos_embed: Tensor
 
@@ -70,21 +70,23 @@ class PatchForcingTransformer(nn.Module):
             if t.values.shape[1] == 1:
                 return t.values, None  # one level broadcasts over the tokens: nothing to gather
             if not self.config.difficulty_head:
-                raise ValueError(f"{t.values.shape[1]} timestep levels: a SiT takes one timestep a sample, (B,)")
+                raise ValueError(f"{t.values.shape[1]} timestep levels: a SiT takes one timestep per sample, (B,)")
             return t.values, t.index
         if t.ndim == 1:
             return t[:, None], None
         if not self.config.difficulty_head:
-            raise ValueError(f"t has shape {tuple(t.shape)}: a SiT takes one timestep a sample, (B,)")
+            raise ValueError(f"t has shape {tuple(t.shape)}: a SiT takes one timestep per sample, (B,)")
         if t.shape[1] != self.config.patches:
             raise ValueError(f"t has shape {tuple(t.shape)}: must be (B,) or (B, {self.config.patches})")
         return t, None
 
     def forward(self, x: Tensor, t: Tensor | TimestepLevels, y: Tensor) -> Prediction:
-        """The velocity at x_t and its log-variance.
+        """The velocity at x_t and its log-variance. ValueError for timesteps of another shape.
 
         Args:
-            x: (B, C, H, W). t: (B,), (B, N), or `TimestepLevels`. y: (B,) int64 classes; `null_class` for none.
+            x: x_t, (B, C, H, W).
+            t: timesteps (B,), (B, N), or `TimestepLevels`.
+            y: classes (B,) int64; `null_class` for none.
         """
         values, index = self._levels(t)
         rows = None if index is None else flat_rows(index, values.shape[1])
@@ -100,7 +102,7 @@ class PatchForcingTransformer(nn.Module):
 
 
 def _initialise(model: PatchForcingTransformer, generator: torch.Generator | None) -> None:
-    """Xavier-uniform linears, zero biases, zero adaLN and final layers, N(0, 0.02) embeddings."""
+    """Initialise in place: Xavier-uniform linears, zero biases, zero adaLN and final layers, N(0, 0.02²) embeddings."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight, generator=generator)

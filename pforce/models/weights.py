@@ -1,4 +1,4 @@
-"""What our model file and the published one share: a state dict checked against a configuration."""
+"""State dicts checked against a configuration, for our model files and for published ones."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pforce.models.config import ModelConfig
 from pforce.models.transformer import PatchForcingTransformer
 
 WRAPPERS = ("module.", "_orig_mod.")
-"""Prefixes that DistributedDataParallel and torch.compile put before parameter names."""
+"""Prefixes that DistributedDataParallel and torch.compile add to the names of parameters."""
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 NAMES_SHOWN = 10
 
 
 class WeightsError(ValueError):
-    """Weights, or the configuration beside them, do not make a model of ours. The caller adds the file's name."""
+    """Weights, or the configuration beside them, do not make a model. The caller adds the file's name."""
 
 
 def listed(names: list[str]) -> str:
-    """At most ten names, then how many more there are."""
+    """Up to ten names, then the number of further ones."""
     more = len(names) - NAMES_SHOWN
     return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def named_tensors(state: Mapping[Any, object]) -> dict[str, Tensor]:
-    """A state dict under its bare names: wrappers' prefixes removed, in any order and number.
+    """The tensors of a state dict under their bare names: wrappers' prefixes are removed, in any order and number.
 
     WeightsError for an entry that is not a dense floating-point tensor, and for two of the same bare name.
     """
@@ -56,19 +56,20 @@ def _as_float32(name: str, tensor: Tensor) -> Tensor:
 
 
 def float_weights(model: PatchForcingTransformer) -> dict[str, Tensor]:
-    """Copies of parameters and positions, float32 on the CPU, in the order of the model's state dict.
+    """Copies of the parameters and positions, float32 on the CPU, in the order of the model's state dict.
 
-    WeightsError naming the first that holds a value that is not finite.
+    WeightsError names the first tensor with a value that is not finite.
     """
     return {name: _as_float32(name, tensor) for name, tensor in named_tensors(model.state_dict()).items()}
 
 
 def filled(config: ModelConfig, tensors: Mapping[str, Tensor]) -> PatchForcingTransformer:
-    """The model of a configuration with these weights: float32, on the CPU, in eval mode. Copies them.
+    """The model of a configuration with copies of these weights: float32, on the CPU, in eval mode.
 
-    WeightsError listing unknown and missing names, or naming a wrong shape or the first values not finite.
+    WeightsError lists unknown and missing names, or names the first tensor with a wrong shape or values that are not
+    finite.
     """
-    with torch.device("meta"):  # neither time nor random numbers go into weights that are replaced at once
+    with torch.device("meta"):  # spends neither time nor random numbers on weights that are replaced at once
         model = PatchForcingTransformer(config)
     expected = model.state_dict()
     missing = [name for name in expected if name not in tensors]

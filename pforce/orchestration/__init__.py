@@ -1,1 +1,1 @@
-"""Sweeps under Ray: the only package that imports it."""
+"""Orchestration of sweeps, searches, tables, evaluations and drawings: plans, the loop, and reports. Without Ray."""

@@ -1,8 +1,8 @@
-"""Measurements of a sweep apart from its trainings: on workers of their own, after the trainings have ended.
+"""Separate measurements of a sweep: on workers of their own, after the trainings have ended.
 
-For many images. A trial that waited for others while it held its own processors could wait for ever on a full cluster;
-here nothing is held while anything is waited for. All cells share the workers, block by block, so the last cell is as
-quick as the first. What is drawn is kept in the storage: an evaluation that was stopped goes on.
+For many images. A training that waited for other workers while it held its own could wait for ever on a full cluster;
+here nothing is held while waiting. All cells share the workers, block by block, so the last cell is as fast as the
+first. Drawn images are kept in the storage, so that an evaluation that was stopped can be resumed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pforce.trial.where import Paths
 
 
 def measurable(plan: Plan, item: Work) -> Measurable:
-    """A trained cell's model, as workers find it."""
+    """A trained cell's model, as workers load it."""
     experiment, folder = item.experiment, trial_folder(plan.options, item)
     mirror = Paths(plan.data, plan.options.place).mirror(item.parts)
     if mirror is not None:
@@ -62,10 +62,10 @@ def measurable(plan: Plan, item: Work) -> Measurable:
 
 
 class Measurements(Source):
-    """Draws and measures cells that are trained.
+    """The source of tasks that draw and measure trained cells.
 
     Args:
-        trained: digest of a cell → what its training said.
+        trained: digest of a cell → result of its training.
     """
 
     def __init__(self, plan: Plan, recorder: Recorder, trained: dict[str, Done]) -> None:
@@ -77,7 +77,7 @@ class Measurements(Source):
                 try:
                     wanted.append(Wanted(item.fingerprint, item.label, measurable(plan, item)))
                     self.items.append(item)
-                except Exception as error:  # this cell's files; the others are measured
+                except Exception as error:  # an error of this cell's files; the others are measured
                     self._fail(item, failure_of(error))
         self.failures: set[int] = set()
         self.finished: set[int] = set()
@@ -87,7 +87,7 @@ class Measurements(Source):
         self.waiting = iter(self.tasks)
         self.all = {number: len(left) + 1 for number, left in self.shared.left.items()}
         for number in range(len(self.items)):
-            if not self.shared.left[number]:  # a killed driver's: only its distances were missing
+            if not self.shared.left[number]:  # from a killed driver: only its distances are missing
                 self._finish(number)
 
     @property
@@ -123,10 +123,11 @@ class Measurements(Source):
         self.recorder.display.end(item.label, f"FAILED ({failure.reason}): {failure.message}")
 
     def _finish(self, number: int) -> None:
-        """All of a cell's images and held-out measurements are there: its distances, its pictures, and its row."""
+        """Finish a cell whose images and held-out measurements are all there: its distances, its pictures, and its
+        row."""
         item, model, plan = self.items[number], self.shared.wanted[number].model, self.plan
         self.finished.add(number)
-        # Features beyond what is kept of a drawing go, unless somebody else waits for them.
+        # Features beyond those kept per drawing are removed, unless another cell waits for them.
         trim = self.shared.last(number, self.finished)
         try:
             subject = model.subject(torch.device("cpu"))
@@ -135,7 +136,7 @@ class Measurements(Source):
             measure(item.parts.request, subject, plan.ledger, trim=trim)
             paths = Paths(plan.data, plan.options.place)
             row = finish_trial(item.experiment, paths, item.parts, plan.ledger, HeldOut(plan.data), said=False)
-        except Exception as error:  # what cannot be measured fails this cell, not the sweep
+        except Exception as error:  # an error fails this cell, not the sweep
             self.failures.add(number)
             self._fail(item, failure_of(error))
             return
@@ -146,7 +147,7 @@ class Measurements(Source):
 
 
 def workforce_of(plan: Plan) -> Workforce:
-    """Where measurements apart run: each in one process, so not in groups of workers."""
+    """The workforce of separate measurements: each runs in one process, so not in groups of workers."""
     options = plan.options
     executor = None if options.executor == "groups" else options.executor
     cluster = os.environ.get("RAY_ADDRESS") if executor is None else None
@@ -156,19 +157,19 @@ def workforce_of(plan: Plan) -> Workforce:
 def evaluate(
     plan: Plan, recorder: Recorder, trained: dict[str, Done], say: Callable[[str], None], deadline: float | None
 ) -> Exit:
-    """Measure every cell that is trained, and record each as finished or failed."""
+    """Measure all trained cells, and record each as finished or failed."""
     source = Measurements(plan, recorder, trained)
     if not source.tasks:
         return Exit()
     say(
-        f"{len(source.items)} cells to evaluate apart, on {plan.options.evaluation_workers} worker(s): "
+        f"{len(source.items)} cells to evaluate separately, on {plan.options.evaluation_workers} worker(s): "
         f"{source.images:,} images"
     )
     workforce, name, scratch = workforce_of(plan), f"{plan.sweep.name}-apart", plan.options.root / SCRATCH
     with ExitStack() as stack:
         try:
             executor = stack.enter_context(workforce.make(name, scratch, say=say))
-        except ConfigError as error:  # hours of training are not thrown away for fewer
-            say(f"warning: {error}; evaluating on all that there is")
+        except ConfigError as error:  # hours of training are not thrown away for a lack of workers
+            say(f"warning: {error}; evaluating on as many workers as fit")
             executor = stack.enter_context(replace(workforce, workers=None).make(name, scratch, say=say))
         return drive(executor, source, recorder, retry=RetryPolicy(plan.options.retries), deadline=deadline)

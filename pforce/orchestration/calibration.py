@@ -1,4 +1,4 @@
-"""How long a trial will take, from a few real steps."""
+"""Estimate of a sweep's time, from a few real steps."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pforce.trial.where import choose_device
 WARMUP_STEPS, TIMED_STEPS = 1, 4
 TIMED_EVALUATIONS = 3
 FIXED_SECONDS = 2.0
-"""A trial's time outside training and evaluation, as tests/benchmarks/fixed_cost.py measures it in a sweep."""
+"""Seconds per trial outside training and evaluation, as tests/benchmarks/fixed_cost.py measures them in a sweep."""
 
 
 class Estimate(NamedTuple):
-    """Time of a sweep on this machine."""
+    """Estimated time of a sweep on this machine."""
 
     training_seconds: float
     """Seconds to train one trial."""
@@ -38,10 +38,11 @@ class Estimate(NamedTuple):
 def estimate(
     experiment: Experiment, data: Path, trials: int, *, cpus: int | None, gpus: float | None, workers: int = 1
 ) -> Estimate:
-    """Time a few training steps and model evaluations in this process, on a trial's share of the cores.
+    """Estimate a sweep's time from a few training steps and model evaluations in this process, on a trial's share of
+    the cores.
 
-    The steps are real ones on the real data; trials that run side by side share memory bandwidth, which an
-    estimate from one of them does not see.
+    The steps are real ones on the real data. Simultaneous trials share memory bandwidth, which an estimate from a
+    single one does not include.
     """
     placement = place(
         trials,
@@ -53,7 +54,7 @@ def estimate(
     threads = torch.get_num_threads()
     torch.set_num_threads(placement.cpus)
     try:
-        # Workers share the work evenly; what they say to each other an estimate in one process does not see.
+        # Workers share the work evenly; an estimate in one process does not include their communication.
         training = _training_seconds(experiment, data) * experiment.training.steps / workers
         evaluation = _evaluation_seconds(experiment) / workers
     finally:
@@ -63,7 +64,7 @@ def estimate(
 
 
 def _training_seconds(experiment: Experiment, data: Path) -> float:
-    """Seconds of one optimiser step."""
+    """Seconds per optimiser step."""
     config = experiment.training
 
     def budget(steps: int) -> Experiment:
@@ -80,7 +81,7 @@ def _training_seconds(experiment: Experiment, data: Path) -> float:
 
 @torch.no_grad()
 def _evaluation_seconds(experiment: Experiment) -> float:
-    """Seconds of a trial's evaluation: its forward passes times the seconds of one."""
+    """Seconds of a trial's evaluation: its forward passes times the seconds per pass."""
     device, evaluation = choose_device(), experiment.evaluation
     model = build(experiment.model).to(device).eval()
     batch = min(evaluation.batch, 16)

@@ -1,4 +1,4 @@
-"""Progress of work under way, whatever it is: bars on a terminal, lines elsewhere."""
+"""Progress of running work of any kind: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ LINE_EVERY_SECONDS = 20.0
 
 
 class Display:
-    """One bar for the whole with time left, one for each running task. Without a terminal: a line now and then.
+    """One bar for the whole with the time left, and one per running task; without a terminal, lines now and then.
 
     Args:
-        what: what the whole is called: sweep, sampling.
-        total, done: in units, of which a task may be several.
-        unit: trials, images.
+        what: name of the whole: sweep, sampling.
+        total, done: total and finished units; a task may count as several.
+        unit: name of the units: trials, images.
     """
 
     def __init__(self, console: Console, what: str, total: int, done: int = 0, unit: str = "trials") -> None:
@@ -37,7 +37,7 @@ class Display:
         self.finished = float(done)
         self.tasks: dict[str, TaskID] = {}
         self.shares: dict[str, float] = {}
-        """Label → units of a running task that are done."""
+        """Label of a running task → units of it that are done."""
         self.last_line = time.monotonic()
         self.started = time.monotonic()
         self.at_start = self.finished
@@ -54,11 +54,11 @@ class Display:
             self.progress.stop()
 
     def update(self, label: str, share: float, note: str, *, units: int = 1) -> None:
-        """A running task, of so many units, is `share` done."""
+        """Show that a running task of `units` units is `share` done."""
         if label not in self.tasks:
             self.tasks[label] = self.progress.add_task(f"  {label}", total=1.0, note=note)
         if share > 0 and not self.shares.get(label) and units == 1:
-            # Where a resumed trial starts is not work of this run: counting it would promise too early an end.
+            # A resumed trial's earlier work is not of this run: counting it would make the time left too short.
             self.at_start += share
         self.shares[label] = share * units
         self.progress.update(self.tasks[label], completed=share, note=note)
@@ -68,10 +68,10 @@ class Display:
             self.console.print(self._line(f"{label}: {note}"), highlight=False, markup=False)
 
     def end(self, label: str, note: str | None, *, units: int = 1) -> None:
-        """A task has ended, in whatever way.
+        """Show that a task has ended, however it ended.
 
         Args:
-            note: what it ended with; None of one among hundreds.
+            note: result to show; None shows nothing, for one task among hundreds.
         """
         self.shares.pop(label, None)
         if label in self.tasks:
@@ -82,12 +82,12 @@ class Display:
             self.console.print(self._line(f"{label}: {note}"), highlight=False, markup=False)
 
     def extend(self, units: int) -> None:
-        """There is more to do than was known."""
+        """Add units to the total."""
         self.total += units
         self.progress.update(self.all, total=float(self.total))
 
     def line(self, text: str) -> None:
-        """Something to be read now."""
+        """Print a line at once."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _advance(self) -> None:

@@ -1,6 +1,5 @@
-"""The one loop that runs everything: it hands out tasks, hears what their workers say, tries again what failed, and
-stops at a limit or a signal. Where tasks come from a source says, where they run an executor, what is shown of them
-the recorder."""
+"""The loop that runs everything: it hands out tasks, receives events, retries failed tasks, and stops at a limit or a
+signal. A source provides the tasks, an executor runs them, and the recorder shows them."""
 
 from __future__ import annotations
 
@@ -35,20 +34,20 @@ from pforce.trial.task import (
 )
 
 GRACE_SECONDS = 20.0
-"""How long trainings may take to leave a checkpoint after a signal."""
+"""Seconds that trainings may take to write a checkpoint after a signal."""
 LIMIT_GRACE_SECONDS = 60.0
-"""And at the time limit."""
+"""Seconds that trainings may take to write a checkpoint at the time limit."""
 SILENCE_SECONDS = 600.0
-"""A task that has said nothing for so long is named, once."""
+"""Seconds without an event after which a task is reported, once."""
 TIME_LIMIT = "time limit"
 
 
 class DiskFull(RuntimeError):
-    """A task could not write its files for want of space."""
+    """A task could not write its files because the disk is full."""
 
 
 class WorkFailed(RuntimeError):
-    """A task of which all else depends has failed for good."""
+    """A task on which everything else depends has failed for good."""
 
     def __init__(self, event: Failed) -> None:
         self.failure = event.failure
@@ -57,47 +56,48 @@ class WorkFailed(RuntimeError):
 
 
 def error_of(event: Failed) -> Exception:
-    """What a failure on which all else depends is raised as: a mistake of the user's is one wherever it is found."""
+    """The exception for a failure on which everything else depends: InputError for wrong input, else WorkFailed."""
     return InputError(event.failure.message) if event.failure.reason == WRONG_INPUT else WorkFailed(event)
 
 
 class _Over(BaseException):
-    """What is under way is waited for no longer. No Exception: a trial in this process must not take it for its own."""
+    """The loop no longer waits for running tasks. Not an Exception, so that a training in this process does not catch
+    it as its own."""
 
 
 class Source(ABC):
-    """Where tasks come from, and what becomes of their results."""
+    """The source of tasks, which also takes their results."""
 
     @abstractmethod
     def next(self) -> Task | Idle:
-        """The next task, or why there is none. Asked again after a Wait."""
+        """The next task, or the reason why there is none; after WAIT it is called again."""
 
     @abstractmethod
     def done(self, task: Task, event: Done) -> None:
-        """A task is done. Called before the next one is asked for."""
+        """Take the result of a task. Called before the next task is asked for."""
 
     @abstractmethod
     def failed(self, task: Task, event: Failed) -> None:
-        """A task has failed, and is not tried again."""
+        """Take the failure of a task that is not retried."""
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Which failures are worth another attempt."""
+    """The policy on which failures are retried."""
 
     retries: int = 2
-    """Further attempts."""
+    """Number of retries."""
 
     def again(self, failure: Failure, attempt: int) -> bool:
-        """Whether to try again after attempt number `attempt`, from 1."""
+        """Whether to retry after attempt number `attempt`, counted from 1."""
         return not failure.final and attempt <= self.retries
 
 
 class Exit(NamedTuple):
-    """How a run has ended."""
+    """The end of a run."""
 
     stopped: str | None = None
-    """What stopped it; None where all has been tried."""
+    """Reason why it was stopped; None where all tasks were tried."""
 
 
 class _Drive:
@@ -106,10 +106,10 @@ class _Drive:
         self.attempts: Counter[str] = Counter()
         self.under_way: dict[str, Handed] = {}
         self.heard: dict[str, float] = {}
-        """Task → when its worker last said something; none where it has not yet."""
+        """Task → time of its last event; no entry before the first."""
         self.silent: set[str] = set()
         self.training: set[str] = set()
-        """Tasks that are training: what else is under way keeps what it has, whenever it is stopped."""
+        """Tasks that are training. All other running tasks can be stopped at any time without loss."""
         self.again: deque[Task] = deque()
         self.stopping: str | None = None
         self.until = float("inf")
@@ -130,7 +130,7 @@ class _Drive:
     def listen(self, event: Event) -> Answer:
         handed = self.under_way.get(event.task)
         if handed is None or handed.attempt != event.attempt:
-            return Answer.CHECKPOINT_AND_STOP  # its task was given to another, or has ended
+            return Answer.CHECKPOINT_AND_STOP  # its task was given to another worker, or has ended
         task = handed.task
         self.heard[task.id] = time.monotonic()
         match event:
@@ -166,7 +166,9 @@ class _Drive:
 
     def _failed(self, handed: Handed, event: Failed) -> None:
         task, failure = handed.task, event.failure
-        if failure.reason == DISK_FULL:  # every other task would meet the same: all stop, and go on when there is room
+        if (
+            failure.reason == DISK_FULL
+        ):  # all other tasks would fail in the same way: stop, to be resumed when there is room
             self.under_way[task.id] = handed
             raise DiskFull(f"{task.label}: {failure.message}")
         if failure.reason == STOPPED or self.stopping is not None:
@@ -179,7 +181,7 @@ class _Drive:
             self.source.failed(task, event)
 
     def stop(self, why: str, seconds: float) -> None:
-        """No more tasks; those under way stop at their next report."""
+        """Hand out no more tasks; running ones stop at their next report."""
         self.stopping, self.until = why, time.monotonic() + seconds
 
     def tick(self) -> None:
@@ -187,14 +189,14 @@ class _Drive:
         if self.deadline is not None and now > self.deadline and self.stopping is None:
             self.stop(TIME_LIMIT, LIMIT_GRACE_SECONDS)
         if self.stopping is not None and (now > self.until or not self.training):
-            raise _Over  # what else is under way has nothing to lose
+            raise _Over  # all other running tasks lose nothing
         for task_id, handed in self.under_way.items():
             since = self.heard.get(task_id, self.handed_at[task_id])
             if now - since > SILENCE_SECONDS and task_id not in self.silent:
                 self.silent.add(task_id)
                 self.recorder.display.line(
-                    f"{handed.task.label}: no word from its worker for {SILENCE_SECONDS / 60:.0f} minutes; it is "
-                    "waited for. Ctrl-C stops, and the same command goes on at the last checkpoint"
+                    f"{handed.task.label}: no report from its worker for {SILENCE_SECONDS / 60:.0f} minutes; still "
+                    "waiting. Ctrl-C stops, and the same command resumes from the last checkpoint"
                 )
 
 
@@ -206,10 +208,11 @@ def drive(
     retry: RetryPolicy = RetryPolicy(),  # a frozen value
     deadline: float | None = None,
 ) -> Exit:
-    """Run all tasks of a source. KeyboardInterrupt after a signal, once trainings have left a checkpoint; DiskFull.
+    """Run all tasks of a source. Raises KeyboardInterrupt after a signal, once trainings have written a checkpoint, and
+    DiskFull.
 
     Args:
-        deadline: on the clock of `time.monotonic`, after which trainings leave a checkpoint and stop.
+        deadline: time, on the clock of `time.monotonic`, after which trainings write a checkpoint and stop.
     """
     loop = _Drive(source, recorder, retry, deadline)
     with stop_gently(GRACE_SECONDS, lambda: bool(loop.training)) as request:
@@ -218,7 +221,7 @@ def drive(
             if request.by is not None and loop.stopping is None:
                 loop.stop(STOPPED, GRACE_SECONDS)
                 recorder.display.line(
-                    "Stopping: trainings leave a checkpoint first. Once more Ctrl-C ends at once, without one."
+                    "Stopping: trainings write a checkpoint first. A second Ctrl-C ends at once, without one."
                 )
             loop.tick()
 

@@ -1,4 +1,5 @@
-"""Carries out `pforce evaluate`: what is missing of a model's or of given images' parts, their figures, their run."""
+"""The work of `pforce evaluate`: measures the missing parts of a model or of given images, draws figures, and shows a
+run."""
 
 from __future__ import annotations
 
@@ -55,52 +56,53 @@ CLASS_TIMESTEP = 0.6
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is measured, found and checked: nothing is looked up any more."""
+    """An evaluation with all its inputs found and checked."""
 
     name: str
-    """What the run is called."""
+    """Name of the run."""
     detector: Detector
     reference: ReferenceImages
     about: Mapping[str, Any]
-    """What people see of it, flat: parameters of its run."""
+    """Description as flat parameters of its run."""
     model: Measurable | None = None
-    """A model, by names and paths,"""
+    """The model by names and paths; None for given images."""
     source: Model | None = None
-    """and in memory; or given images:"""
+    """The model in memory; None for given images."""
     images: ImageSet | None = None
     image_parts: Mapping[str, Part] = field(default_factory=dict)
-    """Metric → part, of given images."""
+    """Metric → part, for given images."""
     classes: tuple[str, ...] = ()
 
     @cached_property
     def parts(self) -> list[Part]:
-        """All that is measured."""
+        """All parts that are measured."""
         if self.model is not None:
             return list(self.model.request.parts(self.model.sha256))
         return list(self.image_parts.values())
 
     @cached_property
     def identity(self) -> str:
-        """Digest of what is measured: names the folder of its figures, and its run."""
+        """Digest of all parts, which names the folder of the figures and the run."""
         return digest("evaluation", sorted(part.digest for part in self.parts))
 
 
 @dataclass
 class Outcome:
-    """What was found."""
+    """The result of an evaluation."""
 
     metrics: dict[str, float]
     measured: bool
-    """Whether anything was missing."""
+    """Whether anything was missing and has been measured."""
     notes: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
 
 
 class Measuring(Source):
-    """What is missing of an evaluation: on several workers first the images, in ranges, then all that follows of them.
+    """The source of an evaluation's missing tasks: with several workers, first the images in ranges, then everything
+    that depends on them.
 
     Args:
-        ranges: Images that are drawn apart; None where one worker does all.
+        ranges: images that several workers draw; None where one worker does everything.
     """
 
     def __init__(self, e: Evaluation, ledger: Ledger, recorder: Recorder, ranges: Shared | None) -> None:
@@ -144,9 +146,9 @@ class Measuring(Source):
 
 
 def run(e: Evaluation, ledger: Ledger, folder: Path, console: Console, workforce: Workforce) -> Outcome:
-    """Measure what is missing, and leave pictures, figures and `evaluation.json` in the folder.
+    """Measure the missing parts, and write pictures, figures and `evaluation.json` into the folder.
 
-    KeyboardInterrupt on SIGINT and SIGTERM, WorkFailed; what was drawn and measured until then is kept.
+    Raises KeyboardInterrupt on SIGINT and SIGTERM, and WorkFailed; images and records until then are kept.
     """
     started = time.perf_counter()
     absent = len(e.parts) - len(ledger.find(e.parts))
@@ -172,12 +174,12 @@ def run(e: Evaluation, ledger: Ledger, folder: Path, console: Console, workforce
 
 
 def _measure(e: Evaluation, ledger: Ledger, console: Console, workforce: Workforce) -> None:
-    if e.model is None:  # images that are given lie here
+    if e.model is None:  # given images are on this machine
         workforce = Workforce("local")
     ranges: Shared | None = None
     images = 0
     if e.model is not None and workforce.name != "local" and missing(e.model.request, e.model.sha256, ledger).metrics:
-        device = choose_device()  # a broken reference is found before any worker draws
+        device = choose_device()  # so that a broken reference is found before any worker draws
         e.reference.statistics(e.detector.to(device), ledger.storage.root / REFERENCES, device=device)
         ranges = Shared([Wanted("", e.name, e.model)], ledger)
         images = e.model.request.images
@@ -197,7 +199,7 @@ def _measure(e: Evaluation, ledger: Ledger, console: Console, workforce: Workfor
 
 @dataclass
 class Analyses:
-    """What figures show of a model's difficulty head, from records and what is kept beside them."""
+    """Analyses of a model's difficulty head for figures, from records and their arrays."""
 
     correlations: list[DifficultyCorrelation] = field(default_factory=list)
     by_class: dict[int, DifficultyCorrelation] = field(default_factory=dict)
@@ -243,7 +245,7 @@ class Analyses:
             self.by_class = correlation_by_class(errors)
 
     def curves(self) -> dict[str, Any]:
-        """Everything that figures show, as plain data."""
+        """All curves of the figures, as plain data."""
         return {
             "difficulty": [r._asdict() for r in self.correlations],
             "difficulty_by_class": {str(label): r._asdict() for label, r in self.by_class.items()},
@@ -261,7 +263,7 @@ def _plain(value: Any) -> Any:
 
 
 def _pictures(e: Evaluation, ledger: Ledger, a: Analyses, folder: Path) -> list[Path]:
-    """Samples and figures of what was measured."""
+    """Draw samples and figures of the measurements; returns the files."""
     made: list[Path] = []
 
     def path(name: str) -> Path:
@@ -293,7 +295,7 @@ def _pictures(e: Evaluation, ledger: Ledger, a: Analyses, folder: Path) -> list[
 
 
 def forget(e: Evaluation, ledger: Ledger, reason: str) -> None:
-    """What is known of an evaluation counts no more; images are drawn anew, too."""
+    """Forget all records of an evaluation, and its images, so that everything is measured again."""
     for part in e.parts:
         ledger.forget(part.digest, reason)
     if e.model is not None and e.model.request.images:
@@ -305,7 +307,7 @@ def forget(e: Evaluation, ledger: Ledger, reason: str) -> None:
 
 
 def entry_of(e: Evaluation) -> SweepEntry:
-    """An evaluation as the storage keeps it: a sweep of one cell."""
+    """An evaluation as a file in the storage: a sweep of one cell."""
     if e.model is not None:
         of_model = e.model.request.plain(), e.model.request.seed
         cell = CellEntry(e.name, e.identity, dict(e.about), *of_model, weights=e.model.sha256)
@@ -315,7 +317,8 @@ def entry_of(e: Evaluation) -> SweepEntry:
 
 
 def show(tracker: Tracker, e: Evaluation, outcome: Outcome, ledger: Ledger, say: Say) -> None:
-    """Keep an evaluation in the storage, and show it as a run of MLflow. A store that does not take it is warned of."""
+    """Write an evaluation's file into the storage, and show it as an MLflow run, with a warning where the store
+    refuses."""
     entry = entry_of(e)
     entry.write(ledger.storage)
     ledger.refresh()

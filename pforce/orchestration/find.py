@@ -1,4 +1,4 @@
-"""Finds a trained model by what a user calls it: a path, a run, an experiment, the best run of a sweep."""
+"""Search for a trained model by the user's name for it: a path, a run, an experiment, or the best run of a sweep."""
 
 from __future__ import annotations
 
@@ -38,22 +38,23 @@ FORMS = (
 
 
 class _Cell(NamedTuple):
-    """A cell that a user has named."""
+    """A cell that the user has named."""
 
     entry: CellEntry
     tensors: str | None
-    """The recorded hash of its weights; None where it is not of the tensors."""
+    """Recorded hash of its weights; None where the record does not hold the tensors' hash."""
 
 
 def find_model(
     text: str, *, storage: str | Path, tracking_uri: str | None = None, weights: Weights = "ema",
     heads: int | None = None,
 ) -> Source:  # fmt: skip
-    """A model, read. SourceError as `find_source`, and where a recorded cell's files hold other weights than it was
-    measured with.
+    """Find and read a model. SourceError as in `find_source`, and where a recorded cell's files hold other weights than
+    were measured.
 
     Args:
-        text, storage, tracking_uri: as of `find_source`. weights, heads: as of `load_source`.
+        text, storage, tracking_uri: as in `find_source`.
+        weights, heads: as in `load_source`.
     """
     path, cell = _find(text, storage, tracking_uri)
     source = load_source(path, weights=weights, heads=heads)
@@ -63,26 +64,26 @@ def find_model(
     if weights == "ema" and tensors is not None and source.sha256 != tensors:
         raise SourceError(
             f"{text}: {source.path} holds other weights ({source.sha256[:12]}, {source.images_seen or 0:,} images "
-            f"seen) than its numbers are of ({tensors[:12]}): its snapshot is damaged. The command that trained it "
-            "makes it again; for what is there give the snapshot's own folder"
+            f"seen) than were measured ({tensors[:12]}): its snapshot is damaged. The command that trained it "
+            "makes it again; to use the present one, give the snapshot's own folder"
         )
-    # A training's folder names the experiment of whoever trained it, which may have had another sampler.
+    # A training's folder holds the experiment that trained it first, which may have another sampler.
     return replace(source, experiment=from_flat(cell.entry.params))
 
 
 def find_source(text: str, *, storage: str | Path, tracking_uri: str | None = None) -> Path:
-    """The path of a model, for `load_source`. SourceError says what was looked for, and where.
+    """The path of a model, for `load_source`. SourceError says what was searched for, and where.
 
     Args:
         text: one of `FORMS`.
-        storage: where sweeps leave their files, as `Storage.open` reads it; out of a bucket the model is pulled into
-            its mirror. tracking_uri: by default the storage's database.
+        storage: storage of sweeps, as `Storage.open` reads it; from a bucket, the model is pulled into its mirror.
+        tracking_uri: MLflow store; by default, the storage's database.
     """
     return _find(text, storage, tracking_uri)[0]
 
 
 def _find(text: str, storage: str | Path, tracking_uri: str | None) -> tuple[Path, _Cell | None]:
-    """The path, and the cell, where it is one that is named."""
+    """The path of a model, and its cell, where the user has named one."""
     if Path(text).exists():
         return Path(text), None
     if not text.startswith(BEST) and ("/" in text or Path(text).suffix):
@@ -114,7 +115,7 @@ def _find(text: str, storage: str | Path, tracking_uri: str | None) -> tuple[Pat
 
 
 class _Problems(list[str]):
-    """Lines about damage, for the end of an error's message."""
+    """Lines about damage, appended to an error's message."""
 
     def __call__(self, line: str) -> None:
         self.append(line)
@@ -124,14 +125,14 @@ class _Problems(list[str]):
 
 
 def _entry(cells: dict[str, CellEntry], wanted: str, text: str) -> CellEntry:
-    """A cell that was trained, by its digest."""
+    """The trained cell with a digest."""
     if wanted not in cells or cells[wanted].training is None:
         raise SourceError(f"{text}: its run trained nothing, or is of an earlier version: give its folder's path")
     return cells[wanted]
 
 
 def _of_run(place: Storage, tracking_uri: str | None, run_id: str) -> str:
-    """The digest of the cell that an MLflow run is of."""
+    """The digest of an MLflow run's cell."""
     uri = tracking_uri_of(place, tracking_uri)
     database = sqlite_path(uri)
     if database is not None and not database.exists():
@@ -145,7 +146,7 @@ def _of_run(place: Storage, tracking_uri: str | None, run_id: str) -> str:
 
 
 def _best(place: Storage, ledger: Ledger, sweep: str) -> str:
-    """The digest of the sweep's finished cell with the smallest distance."""
+    """The digest of a sweep's finished cell with the smallest distance."""
     found = storage_frame(place, sweep, ledger=ledger)
     finished: pd.DataFrame = found[found["status"] == "FINISHED"] if len(found) else found
     if finished.empty:
@@ -171,9 +172,9 @@ def _best(place: Storage, ledger: Ledger, sweep: str) -> str:
 
 
 def _of_cell(storage: Storage, ledger: Ledger, entry: CellEntry, text: str) -> tuple[Path, _Cell]:
-    """The cell's own folder where it has one, else the snapshot that it is of."""
+    """The folder of a cell's evaluation, where it has one, else its snapshot; with the cell."""
     parts = entry.parts()
-    assert parts is not None  # `_entry` and the catalog give such only
+    assert parts is not None  # `_entry` and the catalog return trained cells only
     relative = training_folder(parts.training.digest)
     folder = storage.root / relative
     if storage.remote:
@@ -186,6 +187,6 @@ def _of_cell(storage: Storage, ledger: Ledger, entry: CellEntry, text: str) -> t
         )
     own = folder / EVALUATIONS / parts.digest
     known = tensors_of(parts, ledger)
-    # Of results that were carried over without their tensors the name is another one.
+    # Results that were migrated without their tensors have another name here.
     tensors = known[0] if known and len(known[0]) == SHA256_DIGITS else None
     return own if (own / EXPERIMENT).exists() else snapshot, _Cell(entry, tensors)

@@ -1,4 +1,4 @@
-"""The frame around a sweep's run: its page opened and closed, its disk space, its exit code."""
+"""The run of a planned sweep: opens and closes its page, reserves disk space, and returns the exit code."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ from pforce.training import Callback
 from pforce.trial.failures import DISK_FULL, is_disk_full
 
 STOP_SECONDS = 5.0
-"""The longest wait for the tracking store after a signal."""
+"""Most seconds to wait for the tracking store after a signal."""
 RESERVE_BYTES = 2**20
-STOPPED_BY = "Stopped by {}; the same command goes on from here."
+STOPPED_BY = "Stopped by {}; the same command resumes from here."
 
 
 def _size(plan: Plan) -> dict[str, str]:
-    """Tags that tell how large a sweep is, for whoever watches it: cells, and those that others had finished."""
-    # Shortened: a tag holds 4,000 characters.
+    """Tags of a sweep's size: its number of cells, and the cells that were finished before."""
+    # Shortened, as a tag holds at most 4,000 characters.
     return {Tags.CELLS: str(len(plan.work)), Tags.REUSED: " ".join(sorted(done[:12] for done in plan.done)[:300])}
 
 
 def nothing_ran(plan: Plan) -> int:
-    """The exit code of a sweep of which nothing is left to run."""
+    """The exit code of a sweep with nothing left to run."""
     return SOME_FAILED if plan.diverged else DONE
 
 
 def show_finished(plan: Plan, say: Callable[[str], None]) -> None:
-    """A sweep of which nothing is left to run, in MLflow. A store that does not take it is warned of: the results are
-    in the storage."""
-    if plan.tracker is None:  # the plan has said so
+    """Show a sweep with nothing left to run in MLflow. Where the store refuses, there is only a warning: the results
+    are in the storage."""
+    if plan.tracker is None:  # the plan has reported that
         return
     try:
         mirror = Mirror(plan.tracker, plan.options.place, say)
@@ -66,14 +66,14 @@ def show_finished(plan: Plan, say: Callable[[str], None]) -> None:
 
 
 def execute(plan: Plan, console: Console, executor: str, *, callbacks: Sequence[Callback] = ()) -> int:
-    """Run what is missing. Returns DONE, SOME_FAILED or STOPPED; everything that ended is in the storage.
+    """Run the missing cells of a plan. Returns DONE, SOME_FAILED or STOPPED; all finished work is in the storage.
 
-    A killed sweep needs no state of its executor's to go on: finished parts are records, and a running training has
+    A killed sweep needs no state of its executor to be resumed: finished parts are records, and a running training has
     checkpoints in a folder named by its digest. Several drivers of one sweep share its work.
 
     Args:
-        executor: its name.
-        callbacks: see the trainings of an executor that runs them in this process.
+        executor: name of the executor.
+        callbacks: callbacks of trainings that run in this process.
     """
 
     def say(text: str) -> None:
@@ -90,7 +90,7 @@ def execute(plan: Plan, console: Console, executor: str, *, callbacks: Sequence[
     except (KeyboardInterrupt, SystemExit) as stopped:  # Ray's own SIGTERM handler, while it starts, exits
         say(STOPPED_BY.format(stopped))
         return STOPPED
-    except (OSError, RuntimeError) as error:  # where the driver's own files lie there is no room
+    except (OSError, RuntimeError) as error:  # the disk of the driver's own files may be full
         if not is_disk_full(error):
             raise
         say(disk_full_message(plan.options.root, str(error)))
@@ -99,13 +99,13 @@ def execute(plan: Plan, console: Console, executor: str, *, callbacks: Sequence[
 
 @contextmanager
 def _page(plan: Plan, identity: str, say: Callable[[str], None]) -> Iterator[Live | None]:
-    """The sweep's page; None where there is no store."""
+    """The live page of a sweep; None where there is no store."""
     if plan.tracker is None:
         yield None
         return
     mirror = Mirror(plan.tracker, plan.options.place, say)
     done = {*plan.done, *plan.diverged}
-    ledger = Ledger(plan.options.place, plan.ledger.say)  # of its own, for another thread
+    ledger = Ledger(plan.options.place, plan.ledger.say)  # its own ledger, for another thread
 
     def before(page: Page, parent: str, between: Progress) -> None:
         cells = [entry_of(item) for item in plan.work if item.fingerprint in done]
@@ -116,7 +116,7 @@ def _page(plan: Plan, identity: str, say: Callable[[str], None]) -> Iterator[Liv
 
 
 def describe(plan: Plan, executor: Executor) -> str:
-    """How many trials run at once, and on what."""
+    """A sentence on the number of simultaneous trials and their resources."""
     placement, options = executor.placement, plan.options
     gpus = f" and {placement.gpus:g} GPU(s)" if placement.gpus else ""
     text = f"{len(plan.missing)} trials, {placement.concurrent} at a time, each on "
@@ -152,13 +152,13 @@ def _execute(
                 limit = STOP_SECONDS if isinstance(error, TrackingError) else float("inf")
                 _stop(recorder, live, f"driver: {type(error).__name__}", status="FAILED", limit=limit)
                 raise
-            reserve.unlink(missing_ok=True)  # room for what is still to be shown
+            reserve.unlink(missing_ok=True)  # frees room for what is still to be written
             say(disk_full_message(options.root, str(error)))
             with suppress(OSError, TrackingError):
                 _stop(recorder, live, DISK_FULL, limit=STOP_SECONDS)
             return STOPPED
         if stopped:
-            say("Stopped by the wall-clock limit; the same command goes on from here.")
+            say("Stopped by the wall-clock limit; the same command resumes from here.")
             _stop(recorder, live, TIME_LIMIT)
             return STOPPED
         plan.failed |= recorder.failed
@@ -170,7 +170,7 @@ def _execute(
 def _run(
     plan: Plan, name: str, callbacks: Sequence[Callback], recorder: Recorder, say: Callable[[str], None]
 ) -> bool:  # fmt: skip
-    """Train, and measure what is to be measured apart. Whether the time limit has stopped it."""
+    """Train, then make separate measurements. Returns whether the time limit has stopped it."""
     limit = plan.options.max_hours
     deadline = None if limit is None else time.monotonic() + limit * 3600
     source = Trials(plan, recorder)
@@ -191,7 +191,7 @@ def _run(
 def _stop(
     recorder: Recorder, live: Live | None, reason: str, *, status: Status = "KILLED", limit: float = float("inf")
 ) -> None:
-    """Close the runs of the trials under way as KILLED, and the sweep's own."""
+    """Close the runs of running trials as KILLED, and the sweep's own run."""
     recorder.kill_all(reason)
     recorder.close(status)
     if live is not None:
@@ -200,8 +200,8 @@ def _stop(
 
 @contextmanager
 def _reserve(folder: Path, identity: str) -> Iterator[Path]:
-    """A file that holds some room on the disk, to be removed when there is none left. Those of killed drivers of this
-    machine go."""
+    """A file that reserves room on the disk, to be removed when the disk is full. Reserves of this machine's killed
+    drivers are removed."""
     host = socket.gethostname()
     path = folder / f".reserve-{identity[:12]}-{host}-{os.getpid()}"
     for left in folder.glob(f".reserve-{identity[:12]}-{host}-*"):
@@ -216,9 +216,9 @@ def _reserve(folder: Path, identity: str) -> Iterator[Path]:
 
 
 def disk_full_message(folder: Path, error: str) -> str:
-    """What is said where a file could not be written for want of space."""
+    """The message where a file could not be written because the disk is full."""
     free = shutil.disk_usage(folder).free / 2**20
     return (
         f"Stopped, the disk is full: {folder.absolute()} has {free:,.0f} MiB free ({error}). The last good checkpoints "
-        "are kept. Make room, or a larger quota; the same command then goes on from here."
+        "are kept. Make room, or get a larger quota; the same command then resumes from here."
     )

@@ -1,6 +1,6 @@
-"""The options that every command shares, each declared once: storage, MLflow's store, executor, workers.
+"""Options that commands share, each declared once: storage, MLflow's store, executor, workers.
 
-A class for each concern; a command's own options inherit from those that it needs, or hold one of them.
+There is one class per concern; a command's own options inherit from the classes that they need, or hold one of them.
 """
 
 from __future__ import annotations
@@ -19,64 +19,65 @@ from pforce.tracking import Tracker, default_uri, is_server, mask, sqlite_path
 from pforce.training import Callback, Sharding
 
 SCRATCH = "ray"
-"""Folder, below a storage's root, for state that libraries keep."""
+"""Folder below a storage's root that holds the state of libraries, such as Ray."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StorageOptions:
-    """Where results are."""
+    """Options that say where results are."""
 
     storage: str = field(default_factory=default_storage)
-    """Where records, checkpoints, pictures and tables are: a folder, which all machines of a cluster share, or a bucket
-    (s3://BUCKET/PREFIX, gs://BUCKET/PREFIX; docs/guide.md tells of servers and credentials), which needs a
+    """Folder or bucket of records, checkpoints, pictures and tables. All machines of a cluster must share the folder. A
+    bucket (s3://BUCKET/PREFIX, gs://BUCKET/PREFIX; docs/guide.md describes servers and credentials) needs
     --tracking-uri. Default: $PFORCE_STORAGE, else runs."""
 
     @property
     def place(self) -> Storage:
-        """The storage. StorageError where there is no such one."""
+        """The storage. StorageError where it does not exist."""
         return Storage.open(self.storage)
 
     @property
     def root(self) -> Path:
-        """Folder of this machine that holds the storage, or its mirror."""
+        """Folder of this machine that holds the storage, or a mirror of the bucket."""
         return self.place.root
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreOptions(StorageOptions):
-    """Where results are, and the MLflow store that shows them."""
+    """Options that say where results are, and which MLflow store shows them."""
 
     tracking_uri: str | None = None
-    """MLflow server or database. By default a sqlite database in the storage folder; a bucket can hold none, so with
-    one it must be given. Artifacts of a sqlite database are kept beside it."""
+    """MLflow server or database. Default: a sqlite database in the storage folder. Required with a bucket, which cannot
+    hold a database. Artifacts that no server keeps are in the storage folder; with a bucket, beside the sqlite
+    database."""
 
     @property
     def uri(self) -> str:
-        """URI of the MLflow store. ConfigError as `tracking_uri_of`."""
+        """URI of the MLflow store. ConfigError as in `tracking_uri_of`."""
         return tracking_uri_of(self.place, self.tracking_uri)
 
     def check(self) -> None:
-        """ConfigError where there can be no MLflow store, StorageError where the storage cannot be written to."""
+        """Raise ConfigError where a bucket has no MLflow store, StorageError where the storage is not writable."""
         tracking_uri_of(self.place, self.tracking_uri)
         self.place.check()
 
     @property
     def tracker(self) -> Tracker:
-        """A connection to the MLflow store. ConfigError as `tracker_of`."""
+        """A connection to the MLflow store. ConfigError as in `tracker_of`."""
         return tracker_of(self.place, self.tracking_uri)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutorOptions:
-    """Where work runs."""
+    """Options that say where work runs."""
 
     executor: str | None = None
-    """local: this process, one piece of work after the other. processes: processes of this machine, without Ray. tune:
-    Ray Tune, workers of this machine or of a cluster. groups: Ray Train, several workers per training. Default: local
-    for one training, drawing or evaluation by one worker; groups where workers share a training; else tune."""
+    """local: in this process, one task after the other. processes: in processes of this machine, without Ray. tune: Ray
+    Tune, on this machine or a cluster. groups: Ray Train, several workers per training. Default: local for a single
+    training, drawing or evaluation with one worker; groups where several workers share a training; else tune."""
     ray_address: str | None = None
-    """Ray cluster to connect to, HOST:PORT or auto. Default: $RAY_ADDRESS; without it, what needs Ray starts it on this
-    machine."""
+    """Ray cluster to connect to, HOST:PORT or auto. Default: $RAY_ADDRESS; without it, Ray is started on this machine
+    if it is needed."""
 
     def __post_init__(self) -> None:
         if self.executor is not None:
@@ -85,10 +86,11 @@ class ExecutorOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions(ExecutorOptions):
-    """Where images are drawn and measured, and by how many workers."""
+    """Options that say where images are drawn and measured, and by how many workers."""
 
     workers: int = 1
-    """Workers that share the images, and the cores or a GPU each. They change no number beyond rounding."""
+    """Number of workers among which the images are divided. They share the CPU cores, or have one GPU each. The number
+    changes results by rounding only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,32 +104,33 @@ class WorkerOptions(ExecutorOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Options(ExecutorOptions, StoreOptions):
-    """Where and on what a sweep runs. Nothing here changes results."""
+    """Options that say where and on what a sweep runs. None of them changes results."""
 
     workers: int = 1
-    """Workers that share each training (Ray Train, DDP); they change no result beyond rounding. Must divide
-    data.streams. Each has the cores and GPUs of --cpus-per-trial and --gpus-per-trial."""
+    """Workers per training (Ray Train, DDP), each with the cores and GPUs of --cpus-per-trial and --gpus-per-trial.
+    Must divide data.streams. The number changes results by rounding only."""
     sharding: Sharding = "none"
-    """fsdp splits weights, averages and moments over the workers (FSDP2): for models too large for one GPU."""
+    """fsdp: split weights, averages and moments over the workers (FSDP2), for models too large for one GPU."""
     spread: bool = False
-    """Every worker of a trial on a node of its own."""
+    """Place every worker of a trial on a different node."""
     collective_timeout: float = 600.0
-    """Seconds after which workers that wait for another one in a training step give up; the trial then goes on at its
-    last checkpoint, as an attempt. The writing of checkpoints does not count."""
+    """Seconds that workers wait for each other in a training step. Then the attempt fails, and the trial is retried
+    from its last checkpoint. Time spent writing checkpoints does not count."""
     retries: int = 2
-    """Further attempts at a trial whose process, node or network failed, from its last checkpoint. A divergence or
-    damaged data is not tried again."""
+    """Further attempts at a trial whose process, node or network failed; each resumes from the last checkpoint.
+    Diverged trainings and damaged data are not retried."""
     again: tuple[Literal["diverged"], ...] = ()
-    """diverged: try trainings again that are recorded as diverged. Without it they are shown, and not run."""
+    """diverged: retry trainings that are recorded as diverged. By default they are shown but not run."""
     gpus_per_trial: float | None = None
-    """GPUs of a trial's worker; below 1 trials share one: with 0.25 four do. By default 1 where the cluster has any."""
+    """GPUs per worker of a trial. Below 1, trials share a GPU: 0.25 lets four share one. Default: 1 where the cluster
+    has GPUs, else 0."""
     cpus_per_trial: int | None = None
-    """CPU cores of a trial's worker. By default the cores are shared among the trials."""
+    """CPU cores per worker of a trial. Default: the cores are divided among the trials."""
     evaluation_workers: int | None = None
-    """Evaluate the cells apart, on this many workers after the trainings have ended; for many images. By default a
-    trial evaluates in its own process, on its own device."""
+    """Evaluate the cells separately, on this many workers, after all trainings have ended: for many images. Default:
+    each trial evaluates in its own process, on its own device."""
     max_hours: float | None = None
-    """Wall-clock limit; what is unfinished then goes on with the next call."""
+    """Wall-clock limit in hours. The same command resumes what is unfinished by then."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -144,7 +147,7 @@ class Options(ExecutorOptions, StoreOptions):
 
 
 def tracking_uri_of(storage: Storage, given: str | None) -> str:
-    """The MLflow store. ConfigError where none is given and the storage can hold none."""
+    """URI of the MLflow store. ConfigError where none is given and the storage is a bucket, which can hold none."""
     if given is not None:
         return given
     if storage.remote:
@@ -156,7 +159,8 @@ def tracking_uri_of(storage: Storage, given: str | None) -> str:
 
 
 def tracker_of(storage: Storage, given: str | None) -> Tracker:
-    """A connection to the MLflow store. Artifacts of a database lie beside it: in the storage, or where it was put."""
+    """A connection to the MLflow store. Artifacts that no server keeps are in the storage folder; with a bucket, beside
+    the sqlite database. ConfigError for another database with a bucket."""
     uri = tracking_uri_of(storage, given)
     database = sqlite_path(uri)
     if storage.remote and database is None and not is_server(uri):
@@ -170,7 +174,7 @@ def tracker_of(storage: Storage, given: str | None) -> Tracker:
 
 
 def check_folder(folder: Path, option: str) -> Path:
-    """An output folder, absolute, made and written to. ConfigError naming it where that fails."""
+    """Create an output folder, check that it is writable, and return its absolute path. ConfigError if it is not."""
     if in_ray_job() and not folder.is_absolute():
         raise ConfigError(
             f"{option} {folder}: is relative, and this is a Ray job, whose working directory is a copy that vanishes "
@@ -190,10 +194,10 @@ def setup_of(
     o: Options, name: str, *, tasks: int, say: Callable[[str], None] = lambda line: None,
     callbacks: Sequence[Callback] = (),
 ) -> Setup:  # fmt: skip
-    """What a sweep's options ask of an executor.
+    """Settings of an executor as a sweep's options request them.
 
     Args:
-        tasks: that could run at once.
+        tasks: number of tasks that could run at once.
     """
     return Setup(
         name, tasks, cpus=o.cpus_per_trial, gpus=o.gpus_per_trial, workers=o.workers,

@@ -1,4 +1,4 @@
-"""What a table will take, counted before anything runs: cells, steps, images, storage, GPU hours."""
+"""The cost of a table, counted before anything runs: cells, steps, images, storage, GPU-hours."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from pforce.sampling import count_flops
 from pforce.training.checkpoint import KEPT
 
 SUSTAINED_TFLOPS = 300.0
-"""Rate of one GPU in training and sampling, an assumption: 38 % of the 798 TFLOP/s that an H100 reached in a bfloat16
-matrix product of 8192³. What our own code reaches there at these sizes has not been measured."""
+"""Assumed TFLOP/s per GPU in training and sampling: 38 % of the 798 TFLOP/s that an H100 reached in a bfloat16 matrix
+product of 8192³. The rate of our own code at these sizes has not been measured."""
 SNAPSHOT_COPIES = 2
-"""In a snapshot that is measured only: weights, averages."""
+"""Sets of numbers as large as the weights in a snapshot that is only measured: weights, averages."""
 COPIES = 4
-"""Sets of numbers as large as the weights in a checkpoint: weights, averages, two moments; float32."""
+"""Sets of numbers as large as the weights in a resumable checkpoint, in float32: weights, averages, two moments."""
 
 
 @cache
 def training_flops(config: ModelConfig) -> int:
-    """FLOPs of forward and backward for one image, counted on tensors without data, a timestep a patch."""
-    from torch.utils.flop_counter import FlopCounterMode  # imports Triton: paid by a dry run, not by every command
+    """FLOPs of forward and backward per image, with one timestep per patch, counted on tensors without data."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton: only dry runs pay for it, not every command
 
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         model = PatchForcingTransformer(replace(config, attention="sdpa"))
@@ -43,14 +43,14 @@ def training_flops(config: ModelConfig) -> int:
 
 @cache
 def parameter_count(config: ModelConfig) -> int:
-    """Parameters of a model."""
+    """Number of parameters of a model."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in PatchForcingTransformer(config).parameters())
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a sweep will take as a whole, none of its cells being done."""
+    """The total cost of a sweep with no finished cells."""
 
     cells: int
     trainings: int
@@ -62,7 +62,7 @@ class Outlook:
     evaluation_flops: float
 
     def gpu_hours(self, tflops: float) -> float:
-        """At so many sustained TFLOP/s a GPU."""
+        """GPU-hours at a number of sustained TFLOP/s per GPU."""
         return (self.training_flops + self.evaluation_flops) / (tflops * 1e12) / 3600
 
 
@@ -73,7 +73,7 @@ def _evaluation_flops(e: Experiment) -> float:
 
 
 def outlook(cells: list[Cell]) -> Outlook:
-    """The outlook of cells; those that share a training train it once."""
+    """The total cost of cells; a training that several cells share counts once."""
     nothing = Inputs("", 0, 0, "", "", "")  # the data are the same for all
     budgets: dict[str, dict[int, Experiment]] = {}
     for cell in cells:
@@ -104,10 +104,10 @@ def outlook(cells: list[Cell]) -> Outlook:
 
 
 def print_outlook(sweep: Sweep, console: Console, *, tflops: float, gpus: int) -> None:
-    """The rows of a table, and what all of it takes, with how that was estimated."""
+    """Print the rows of a table, and the total cost with its basis."""
     cells = sweep.cells()
     table = Table(title=f"{sweep.name}: {len(cells)} cells ({len(sweep.seeds)} seeds)", title_justify="left")
-    for name in ("row", "parameters", "steps", "images", "NFE", "images drawn", "GPU-hours a seed, alone"):
+    for name in ("row", "parameters", "steps", "images", "NFE", "images drawn", "GPU-hours per seed, alone"):
         table.add_column(name, justify="left" if name == "row" else "right")
     for cell in (cell for cell in cells if cell.experiment.seed == sweep.seeds[0]):
         e, alone = cell.experiment, outlook([cell])
@@ -126,15 +126,15 @@ def print_outlook(sweep: Sweep, console: Console, *, tflops: float, gpus: int) -
         "averages, two moments)",
         f"device-hours: {hours:,.1f} GPU-hours, {hours / gpus:,.1f} hours on {gpus} GPU(s)",
         f"estimated from counted products: {o.training_flops:.3g} FLOP of training, {o.evaluation_flops:.3g} of "
-        f"sampling and measuring, at {tflops:g} TFLOP/s a GPU: an assumption (--tflops), 38 % of what an H100 reached "
-        "in bfloat16 matrix products by default",
+        f"sampling and measuring, at {tflops:g} TFLOP/s per GPU: an assumption (--tflops), 38 % of what an H100 "
+        "reached in bfloat16 matrix products by default",
     ]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def missing_data(sweep: Sweep) -> str | None:
-    """Why the data of a sweep cannot be read here; None where they can."""
+    """The reason why the data of a sweep cannot be read here; None where they can."""
     try:
         ensure(sweep.base.data, progress=False)
     except DataError as error:

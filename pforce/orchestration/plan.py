@@ -1,4 +1,4 @@
-"""The plan of a sweep: compared with what is already finished, before anything starts. No Ray in here."""
+"""The plan of a sweep: its cells compared with what is already finished, before anything starts. Without Ray."""
 
 from __future__ import annotations
 
@@ -42,31 +42,31 @@ class Plan:
     options: Options
     data: Path
     tracker: Tracker | None
-    """None where MLflow is not installed, or the store is away and nothing is missing: the storage tells all."""
+    """Tracking store; None where MLflow is not installed, or where the store is unreachable and no cell is missing."""
     inputs: Inputs
-    """What the experiments read, by content."""
+    """Inputs of the experiments, by content."""
     work: list[Work]
     ledger: Ledger
     done: set[str]
     """Fingerprints of finished cells."""
     diverged: dict[str, Record] = field(default_factory=dict)
-    """fingerprint → what is recorded of it, of cells whose training diverged; --again diverged runs them."""
+    """Fingerprint → record of the divergence, for cells whose training diverged; --again diverged runs them."""
     failed: dict[str, str] = field(default_factory=dict)
-    """fingerprint → reason, of cells that failed when the plan was carried out."""
+    """Fingerprint → reason, for cells that failed when the plan was carried out."""
     notes: list[str] = field(default_factory=list)
     elsewhere: set[str] = field(default_factory=set)
-    """Trainings that other drivers are at: those come last."""
+    """Trainings that other drivers are running; their cells come last."""
     order: int | None = None
-    """Where another driver is at this sweep, the seed of an order of its own."""
+    """Seed of a random order of cells, where another driver runs this sweep; else None."""
 
     @contextmanager
     def in_order(self) -> Iterator[None]:
-        """One of several drivers of a sweep takes its cells in order; the others each in an order of their own, so that
-        they meet late, and what others are training last."""
+        """Choose the order of cells during the block: of several drivers of a sweep, one takes the cells in order, the
+        others each in a random order so that they meet late, with cells that others are training last."""
         key = f"order/{self.sweep.identity(self.work)}"
         try:
             lease = Contender(self.options.place, key, "running the sweep in its order").try_acquire()
-        except LeaseError:  # said where work is leased
+        except LeaseError:  # reported where work is leased
             lease = None
         self.order = None if lease is not None else int.from_bytes(os.urandom(4))
         trainings = {item.training for item in self.missing}
@@ -78,22 +78,22 @@ class Plan:
                 lease.release()
 
     def look(self) -> None:
-        """Look up which of the other cells are finished by now, and which diverged and are not to be tried again."""
+        """Look up which of the other cells are finished by now, and which have diverged and are not to be retried."""
         self.ledger.refresh()
         self.done |= finished_of([item for item in self.work if item.fingerprint not in self.done], self.ledger)
         others = [item for item in self.work if item.fingerprint not in self.done]
         self.diverged = {} if "diverged" in self.options.again else divergences_of(others, self.ledger)
 
     def forget_divergences(self) -> None:
-        """Where it was asked for, divergences count no more from here on: what comes of the new attempts does."""
+        """Forget the divergences of missing cells where --again diverged was given, so that new attempts count."""
         if "diverged" in self.options.again:
             for record in divergences_of(self.missing, self.ledger).values():
                 self.ledger.forget(record.digest, "tried again: --again diverged", who=made.provenance())
 
     @property
     def missing(self) -> list[Work]:
-        """What still has to run. Cells of one training follow one another late: the first of each training comes
-        first, so that no trial waits for a training that another one is at while a third could be trained."""
+        """Cells that still have to run. The first cell of each training comes first, so that no trial waits for a
+        training that another one runs while a third could be trained."""
         there: Counter[str] = Counter()
         turns = []
         work = list(self.work)
@@ -107,13 +107,13 @@ class Plan:
 
 
 def _reads(experiment: Experiment) -> tuple[object, ...]:
-    """What a sweep reads once for all of its cells."""
+    """The settings that a sweep reads once for all its cells."""
     e = experiment.evaluation
     return experiment.data, e.detector, e.detector_weights, e.reference
 
 
 def check_workers(experiment: Experiment, workers: int) -> None:
-    """ConfigError where so many workers cannot share the experiment's batches."""
+    """Raise ConfigError where that many workers cannot share the experiment's batches."""
     streams, training = experiment.data.streams, experiment.training
     if streams % workers:
         fitting = ", ".join(str(n) for n in range(1, streams + 1) if streams % n == 0)
@@ -127,15 +127,16 @@ def check_workers(experiment: Experiment, workers: int) -> None:
 
 
 def auto_precision(options: Options) -> str:
-    """What `training.precision = auto` is: bfloat16 where the workers have GPUs that compute in it, as far as this
-    process can know before any worker starts."""
+    """The precision that `training.precision = auto` stands for: bfloat16 where the workers have GPUs that support it,
+    as far as this process can know before any worker starts."""
     if options.gpus_per_trial is not None:
         return BFLOAT16 if options.gpus_per_trial > 0 else FLOAT32
     return auto_precision_on(choose_device())
 
 
 def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
-    """Check storage, every cell against the data, and tracking, and look up which cells are done. Starts no worker."""
+    """Check the storage, all cells against the data, and the tracking store, and look up which cells are done. Starts
+    no worker."""
 
     def say(line: str) -> None:
         console.print(f"warning: {line}", markup=False, soft_wrap=True, highlight=False)
@@ -156,7 +157,7 @@ def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
                 "values"
             )
         what = (experiment.model, experiment.data, experiment.training)
-        if what not in checked:  # cells that differ in neither need no second look
+        if what not in checked:  # cells that do not differ in these need no second check
             check_workers(experiment, options.workers)
             check_data(experiment, folder, manifest, detector)
             checked.add(what)
@@ -180,7 +181,7 @@ def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
         planned.tracker = tracker_of(options.place, options.tracking_uri)
         planned.tracker.check()
     except TrackingError as error:
-        if planned.missing:  # what it would train is not begun: the address may be wrong
+        if planned.missing:  # nothing is trained, as the address may be wrong
             raise
         planned.tracker = None
         notes.append(f"{error}. {CATCH_UP[0].upper()}{CATCH_UP[1:]}")
@@ -188,12 +189,12 @@ def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
 
 
 def finished_of(work: list[Work], ledger: Ledger) -> set[str]:
-    """Fingerprints of the cells of which every part has a record."""
+    """Fingerprints of the cells whose parts all have a record."""
     return {item.fingerprint for item in work if missing_of(item.parts, ledger) == []}
 
 
 def divergences_of(work: list[Work], ledger: Ledger) -> dict[str, Record]:
-    """Fingerprint → what is recorded of it, of the cells whose training diverged."""
+    """Fingerprint → record of the divergence, for the cells whose training diverged."""
     found = ((item.fingerprint, divergence_of(item.parts, ledger)) for item in work)
     return {fingerprint: record for fingerprint, record in found if record is not None}
 
@@ -204,27 +205,27 @@ def provenance() -> dict[str, str]:
     code = made.code()
     if code:
         tags["mlflow.source.git.commit"] = code["commit"]
-        # A name cannot see edited code; at least the record does.
+        # Identities do not reflect edited code; the record does.
         tags["git.uncommitted_changes"] = str("changes" in code)
     return tags
 
 
 def this_command() -> str:
-    """What was called, as a shell takes it, passwords masked."""
+    """This process's command in shell syntax, with passwords masked."""
     return mask(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
 
 
 def entry_of(item: Work) -> CellEntry:
-    """A cell as the sweep's file tells it."""
+    """A cell's entry in the sweep's file."""
     return CellEntry.of(item.label, item.parts, flat_params(item.experiment), item.experiment.seed)
 
 
 def sweep_entry(planned: Plan) -> SweepEntry:
-    """Which cells a sweep is of, as its file tells it."""
+    """The file of a sweep, which lists its cells."""
     cells, sweep = [entry_of(item) for item in planned.work], planned.sweep
     return SweepEntry(sweep.name, sweep.identity(planned.work), cells, command=this_command(), user=made.user())
 
 
 def trial_folder(options: Options, item: Work) -> Path:
-    """Folder of a training."""
+    """Folder of a cell's training."""
     return options.root / training_folder(item.training)

@@ -1,4 +1,4 @@
-"""What becomes of events: they go onto the page of the work and onto the display. Runs in the driver, the same for
+"""The recorder of events: it shows them on the page of the work and on the display. Runs in the driver, the same for
 sweeps, searches, tables, evaluations and drawings."""
 
 from __future__ import annotations
@@ -19,32 +19,33 @@ FIGURES = "pforce.results.difficulty_figures"
 TRAINING_SHARE = 0.8
 """Share of a trial's bar that is training; the rest is evaluation."""
 MOST_ERROR = 2_000
-"""Characters of a failure's message on the display."""
+"""Most characters of a failure's message on the display."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What is shown of a cell."""
+    """The content of a cell's run."""
 
     cell: str
-    """Its digest."""
+    """Digest of the cell."""
     label: str
     params: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     past: Callable[[], Sequence[Point]] | None = None
-    """Its curve as far as it was trained before."""
+    """Function that returns the curve of earlier training."""
     whole: Callable[[], View | None] = lambda: None
-    """What its run shows once it has ended."""
+    """Function that returns the view of an ended cell from its records."""
 
 
 class Recorder:
-    """Keeps the runs of the cells under way and closes each as FINISHED, FAILED or KILLED.
+    """Keeps the runs of running cells and closes each as FINISHED, FAILED or KILLED.
 
     Args:
-        live: the page; None where nothing is shown of the work.
-        entries: what is shown of a cell, by its digest.
-        units: of a task, as the display counts them.
-        folder: the storage's, where logs of attempts lie.
+        live: page of the work; None where it is not shown.
+        entries: function from a cell's digest to the content of its run.
+        tags: tags of the page's own run.
+        units: function from a task to its units on the display.
+        folder: folder of the storage, which has the logs of attempts.
     """
 
     def __init__(
@@ -62,53 +63,53 @@ class Recorder:
         """Tags of the page's own run."""
         self.begun = False
         self.open: dict[str, Entry] = {}
-        """Digest → the cells under way."""
+        """Digest → entry of the running cells."""
         self.shown: set[str] = set()
         """Digests of the cells whose runs this driver has begun."""
         self.pending: dict[str, dict[str, str]] = {}
-        """Digest → tags that its run gets when it is begun."""
+        """Digest → tags for its run once it is begun."""
         self.waiting: set[str] = set()
-        """Cells that wait for another process. The run of one that has not begun is another's."""
+        """Tasks and cells that wait for another process, which may own their runs."""
         self.retried: dict[str, list[str]] = {}
-        """Task → reasons for which it was begun again."""
+        """Task → reasons of its retries."""
         self.finished: set[str] = set()
-        """Digests of the cells that ended well."""
+        """Digests of the finished cells."""
         self.failed: dict[str, str] = {}
-        """Digest of a cell → reason."""
+        """Digest of a failed cell → reason."""
 
     # --- the page's own run --------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """The page's own run is made, or taken up again: called once it is sure that there is room for the tasks.
-        TrackingError where the store does not take it."""
+        """Begin or resume the page's own run, once it is certain that there is room for the tasks. TrackingError where
+        the store refuses."""
         if self.live is not None:
             self.live.open(self.tags)
         self.begun = True
-        # The driver has nothing to do until the first worker is up: time to import what its first end will need.
+        # The driver is idle until the first worker is up, which is time to import what the first finished cell needs.
         threading.Thread(target=import_module, args=(FIGURES,), daemon=True).start()
 
     def close(self, status: Status, tags: Mapping[str, str] | None = None) -> None:
-        """The work has ended."""
+        """End the page's own run."""
         if self.begun and self.live is not None:
             self.live.end(status, tags)
 
     # --- events --------------------------------------------------------------------------------------------------
 
     def hand(self, task: Task) -> None:
-        """A task is handed out. Runs of its cells are begun once it is at work itself: until then another driver may
-        be."""
+        """Note that a task is handed out. Runs of its cells are begun once it does its own work; until then another
+        driver may be running them."""
         for cell in task.cells:
             if cell not in self.open:
                 self.open[cell] = self.entry_of(cell)
         self._show(task, 0.0, "starting")
 
     def start(self, task: Task) -> None:
-        """A task is at work itself."""
+        """Note that a task has begun its own work."""
         self._work(task)
         self._show(task, 0.0, "starting")
 
     def wait(self, task: Task, event: Waiting) -> None:
-        """A task waits for another process."""
+        """Show that a task waits for another process."""
         text = f"waiting for {event.holder}"
         if task.id not in self.waiting:
             self.display.line(f"{task.label}: {text}")
@@ -116,7 +117,7 @@ class Recorder:
         self._show(task, TRAINING_SHARE if {*task.cells} & self.shown else 0.0, text)
 
     def progress(self, task: Task, event: Progress) -> None:
-        """A task is at some share of a phase."""
+        """Show the progress of a task."""
         self._work(task)
         if isinstance(task, Train):
             share = event.share * TRAINING_SHARE
@@ -127,7 +128,7 @@ class Recorder:
             self._show(task, event.share, event.phase)
 
     def curve_point(self, task: Task, event: CurvePoint) -> None:
-        """A training has a new point of its curve."""
+        """Show a new point of a training's curve."""
         point = event.record
         self._work(task)
         if self.live is not None:
@@ -138,27 +139,28 @@ class Recorder:
         self._show(task, TRAINING_SHARE * point.images_seen / images, note)
 
     def warn(self, task: Task, event: Warned) -> None:
-        """A task has something to say that a person should know."""
+        """Show a task's warning."""
         self.display.line(f"{task.label}: warning: {event.message}")
         for cell in task.cells:
             self._tag(cell, {Tags.WARNING: event.message})
 
     def warn_of(self, cell: str, label: str, message: str) -> None:
-        """Something that a person should know of a cell."""
+        """Show a warning about a cell."""
         self.display.line(f"{label}: warning: {message}")
         self._tag(cell, {Tags.WARNING: message})
 
     def retry(self, task: Task, event: Failed, attempt: int, attempts: int) -> None:
-        """An attempt has failed and there is another: number `attempt`, from 1, of at most `attempts`."""
+        """Show that an attempt has failed and is retried: the next is number `attempt`, from 1, of at most
+        `attempts`."""
         reasons = self.retried.setdefault(task.id, [])
         reasons.append(event.failure.reason)
-        goes_on = "goes on at its last checkpoint" if isinstance(task, Train) else "follows"
+        goes_on = "resumes from its last checkpoint" if isinstance(task, Train) else "follows"
         self.display.line(f"{task.label}: {event.failure.reason}; attempt {attempt} of {attempts} {goes_on}")
         for cell in task.cells:
             self._tag(cell, {Tags.ATTEMPTS: str(attempt), Tags.RETRIED: "; ".join(reasons)})
 
     def fail(self, task: Task, event: Failed) -> None:
-        """A task has failed for good: its cells are FAILED with its reason; the next call tries them again."""
+        """Note that a task has failed for good: its cells are FAILED with its reason; the next call retries them."""
         reason, message = event.failure
         for cell in task.cells:
             self.fail_cell(cell, reason, message, log=event.log)
@@ -168,7 +170,7 @@ class Recorder:
         self.display.end(task.label, text, units=self.units(task))
 
     def kill(self, task: Task, reason: str) -> None:
-        """A task was stopped: the same command takes it up where it was."""
+        """Note that a task was stopped; the same command resumes it."""
         for cell in task.cells:
             self.kill_cell(cell, reason)
         self.display.end(task.label, None, units=0)
@@ -176,14 +178,14 @@ class Recorder:
     # --- cells ---------------------------------------------------------------------------------------------------
 
     def finish(self, cell: str, label: str, note: str, environment: Mapping[str, str] | None = None) -> None:
-        """All parts of a cell are there."""
+        """Note that all parts of a cell are there."""
         self._works(cell)
         self._close(cell, "FINISHED", environment or {})
         self.finished.add(cell)
         self.display.end(label, note)
 
     def fail_cell(self, cell: str, reason: str, message: str, *, log: str | None = None) -> None:
-        """A cell is FAILED. The run of one that another driver is at stays that one's."""
+        """Mark a cell as FAILED, but not its run where another driver is running the cell."""
         if cell in self.open and (cell in self.shown or cell not in self.waiting):
             self._works(cell)
             tags = {Tags.REASON: reason, Tags.ERROR: message}
@@ -197,14 +199,15 @@ class Recorder:
         self.failed[cell] = reason
 
     def kill_cell(self, cell: str, reason: str) -> None:
-        """A cell was stopped from outside: KILLED. The run of one that another driver is at goes on."""
+        """Mark a cell that was stopped from outside as KILLED, but not its run where another driver is running the
+        cell."""
         self.open.pop(cell, None)
         if cell in self.shown and self.live is not None:
             self.live.tag(cell, {Tags.REASON: reason})
             self.live.close(cell, "KILLED")
 
     def kill_all(self, reason: str) -> None:
-        """`kill_cell` for every cell under way."""
+        """Call `kill_cell` for all running cells."""
         for cell in list(self.open):
             self.kill_cell(cell, reason)
 
@@ -214,7 +217,7 @@ class Recorder:
             self._works(cell)
 
     def _works(self, cell: str) -> None:
-        """A cell is being worked at by this driver: its run is begun, or taken up again."""
+        """Begin or resume the run of a cell that this driver works on."""
         if self.live is None:
             return
         if cell in self.shown:
@@ -228,7 +231,7 @@ class Recorder:
         self.waiting.discard(cell)
 
     def _tag(self, cell: str, tags: dict[str, str]) -> None:
-        """Tags of a cell's run, now or once it is made."""
+        """Set tags of a cell's run, now or once it is made."""
         if cell in self.shown and self.live is not None:
             self.live.tag(cell, tags)
         else:
@@ -241,7 +244,7 @@ class Recorder:
             self.live.close(cell, status, entry.whole)
 
     def advance(self, task: Task) -> None:
-        """A task is done that is one of many, and needs no line."""
+        """Advance the display by a task that is one of many and needs no line."""
         self.display.end(task.label, None, units=self.units(task))
 
     def _show(self, task: Task, share: float, note: str) -> None:

@@ -1,4 +1,4 @@
-"""What a report says of sweeps: tables of the paper with their findings, any other sweep with its own table."""
+"""Sections of a report on sweeps: tables of the paper with their findings, other sweeps with their own tables."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Source:
         self.frame = storage_frame(storage, ledger=self.ledger, say=say)
 
     def commands(self, name: str) -> list[str]:
-        """What was called for a sweep, each once."""
+        """Commands that ran a sweep, each once."""
         return list(dict.fromkeys(entry.command for entry in self.sweeps if entry.name == name and entry.command))
 
 
 def section_of(name: str, source: Source) -> Section:
-    """A sweep's part of the report. ConfigError where the storage has no finished cell of it."""
+    """A sweep's section of the report. ConfigError where the storage has no finished cell of it."""
     commands = source.commands(name)
     if name in known_tables():
         table, scale = known_tables()[name]
@@ -81,7 +81,8 @@ def _of_table(found: Reproduction, source: Source, commands: list[str]) -> Secti
 
 
 def rows_of(frame: pd.DataFrame) -> list[Row]:
-    """The rows of a sweep that is known by its runs only: the parameters that differ between them, seeds together."""
+    """Rows of a sweep that is known by its runs only: by the parameters that differ between them, with seeds
+    together."""
     cells = results.cells(frame)
     varying = [name for name in _parameters(cells) if cells[name].astype(str).nunique() > 1]
     short = [name.rsplit(".", 1)[-1] for name in varying]
@@ -95,7 +96,7 @@ def rows_of(frame: pd.DataFrame) -> list[Row]:
 
 
 def _parameters(frame: pd.DataFrame) -> list[str]:
-    """Columns that are parameters of an experiment, in its own order."""
+    """Columns that are parameters of an experiment, in the experiment's order."""
     some = catalog.scales()["smoke"].base()
     known = list(flat_params(some))
     own = [name for name in frame.columns if name.startswith("timesteps.") and name not in known]

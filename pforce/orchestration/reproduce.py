@@ -37,24 +37,24 @@ from pforce.tracking import is_installed
 from pforce.trial.reference import inputs_of
 
 FOLDER = "reproduction"
-"""Below the storage's root: tables, figures and verdicts."""
+"""Folder below the storage's root for tables, figures and verdicts."""
 COSTS = tuple(column for column in COST_COLUMNS if column.header in ("images seen", "NFE", "seconds", "device-hours"))
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A table as far as it is measured."""
+    """A table of the paper, as far as it is measured."""
 
     table: Table
     scale: Scale
     sweep: Sweep
     work: Sequence[Work]
     frame: pd.DataFrame
-    """The frame of `pforce.results.runs`, whole, as cells may be of other sweeps."""
+    """Frame of `pforce.results.runs` with all sweeps, as other sweeps may have measured cells."""
 
     @cached_property
     def rows(self) -> dict[str, Row]:
-        """The rows by name. Rows of one distribution have the same cells."""
+        """The rows by name. Rows with the same distribution have the same cells."""
         found: dict[str, list[str]] = {row.name: [] for row in self.sweep.rows}
         for item in self.work:
             for cell in item.cells:
@@ -68,12 +68,12 @@ class Reproduction:
 
     @property
     def metric(self) -> str:
-        """What rows are ordered by."""
+        """The metric by which rows are ordered."""
         return metric_of(self.table.metric, self.detector)
 
     @cached_property
     def measured(self) -> pd.DataFrame:
-        """A row a row: means and spread over seeds, the paper's numbers, cost."""
+        """One table row per row of the paper: means and spread over seeds, the paper's numbers, cost."""
         shown = [Column(each.metric, each.header, each.decimals, True) for each in self.table.shown]
         table = results.cell_table(self.frame, list(self.rows.values()), (*QUALITY_COLUMNS, *shown, *COSTS))
         theirs = self.paper
@@ -84,7 +84,7 @@ class Reproduction:
 
     @property
     def paper(self) -> list[float] | None:
-        """The paper's number of each row, NaN where it has none; None where it has no such table."""
+        """The paper's number for each row, NaN where it has none; None where the paper has no such table."""
         if self.table.paper is None:
             return None
         known = paper_values(self.table.paper)
@@ -92,7 +92,7 @@ class Reproduction:
 
     @cached_property
     def findings(self) -> list[Finding]:
-        """The paper's statements, decided."""
+        """The paper's statements with their decisions."""
         return findings(self.frame, self.rows, self.table.statements(self.scale), self.detector)
 
     @cached_property
@@ -105,26 +105,26 @@ class Reproduction:
 
     @property
     def lines(self) -> list[str]:
-        """What the table says, in sentences: first how many statements hold."""
+        """Conclusions from the table, in sentences; the first gives how many statements hold."""
         order = [self.agreement.sentence] if self.agreement else []
         return [summary(self.findings), *order, *(finding.sentence for finding in self.findings)]
 
     @property
     def notes(self) -> list[str]:
-        """What a reader should know of the numbers."""
+        """Notes for readers of the numbers."""
         notes = results.table_notes(self.frame, list(self.rows.values()))
-        if self.table.figure == "curves":  # its rows differ in NFE, as they are to
+        if self.table.figure == "curves":  # its rows differ in NFE on purpose
             notes = [note for note in notes if not note.startswith("cells differ in NFE")]
         return notes
 
     @property
     def report(self) -> Report:
-        """The table with what it says."""
+        """The table with notes and conclusions."""
         title = f"{self.table.title} · {self.scale.name}"
         return Report(self.measured, title, self.notes, self.lines, self.table.question)
 
     def figure(self) -> Figure | None:
-        """In the paper's layout; None where nothing is measured yet."""
+        """The figure in the paper's layout; None where nothing is measured yet."""
         if not self.measured["n"].any():
             return None
         frame, row = self.frame, next(iter(self.rows.values()))
@@ -163,7 +163,7 @@ class Reproduction:
 
 
 def inputs_for(sweep: Sweep) -> Inputs:
-    """What a table's cells read, by content; the data are built where they can be."""
+    """Inputs of a table's cells, by content; the data are built where possible."""
     evaluation = sweep.base.evaluation
     manifest = Manifest.load(ensure(sweep.base.data, progress=False))
     return inputs_of(evaluation, manifest, evaluation.load_detector())
@@ -173,10 +173,10 @@ def read(
     table: Table, scale: Scale, storage: Storage, *, seeds: Sequence[int] | None = None,
     inputs: Inputs | None = None,
 ) -> Reproduction:  # fmt: skip
-    """A table as far as a storage has it. Runs nothing.
+    """Read a table as far as a storage has it. Runs nothing.
 
     Args:
-        seeds: by default the scale's, and all others that every row is finished with.
+        seeds: training seeds; by default the scale's, and all others for which every row is finished.
         inputs: hashes of data and detector; by default those of the data here.
     """
     frame = storage_frame(storage)
@@ -196,7 +196,7 @@ def known_tables() -> dict[str, tuple[Table, Scale]]:
 
 
 def read_sweep(name: str, storage: Storage) -> Reproduction:
-    """`read`, by the sweep's name. ConfigError with the nearest name for one that there is not."""
+    """Read a table by its sweep's name. ConfigError, with the nearest name, for an unknown one."""
     known = known_tables()
     if name not in known:
         raise ConfigError(f"{name}: no table at a scale (TABLE-SCALE); {did_you_mean(name, known)}")
@@ -204,7 +204,7 @@ def read_sweep(name: str, storage: Storage) -> Reproduction:
 
 
 def whole_seeds(table: Table, scale: Scale, frame: pd.DataFrame, inputs: Inputs) -> list[int]:
-    """The scale's seeds, and all others that every row of the table is finished with."""
+    """The scale's seeds, and all others for which every row of the table is finished."""
     done = set(frame.loc[frame["status"] == "FINISHED", "fingerprint"]) if len(frame) else set()
     others = sorted(set(frame["seed"].dropna().astype(int)) - set(scale.seeds)) if "seed" in frame else []
     if not others:
@@ -219,7 +219,8 @@ def reproduce(
     table: Table, scale: Scale, options: Options, console: Console, *, seeds: Sequence[int] | None = None,
     dry_run: bool = False, tflops: float, gpus: int,
 ) -> int:  # fmt: skip
-    """Run what is missing of a table, print it beside the paper's, and write its files. Returns the exit code."""
+    """Run the missing cells of a table, print it beside the paper's numbers, and write its files. Returns the exit
+    code."""
     sweep = sweep_of(table, scale, seeds)
     console.print(f"[bold]{table.title}[/]\n{table.question}\n{scale.name}: {scale.about}", highlight=False)
     if dry_run:
@@ -240,7 +241,7 @@ def reproduce(
 
 
 def report(planned: Plan, console: Console, *, table: Table, scale: Scale) -> None:
-    """The table, its verdicts and its figure, on the console and in files."""
+    """Print the table and its verdicts, and write them and the figure to files."""
     found = Reproduction(table, scale, planned.sweep, planned.work, sweep_frame(planned))
     _tell(found, planned.options, console)
 
@@ -248,7 +249,7 @@ def report(planned: Plan, console: Console, *, table: Table, scale: Scale) -> No
 def show(
     table: Table, scale: Scale, options: Options, console: Console, *, seeds: Sequence[int] | None = None
 ) -> int:  # fmt: skip
-    """`report` of what the storage has, say of imported records. Runs nothing."""
+    """Report a table from the storage as it is, for example after an import of records. Runs nothing."""
     found = read(table, scale, options.place, seeds=seeds)
     done, wanted = int(found.measured["n"].sum()), len(found.sweep.seeds) * len(found.rows)
     console.print(f"{sweep_name(table, scale)}: {done} of {wanted} cells are measured", highlight=False)
@@ -269,7 +270,7 @@ def _tell(found: Reproduction, options: Options, console: Console) -> None:
 
 
 def write_files(found: Reproduction, folder: Path) -> list[Path]:
-    """Table, verdicts and figure of a reproduction below a folder."""
+    """Write table, verdicts and figure of a reproduction into a folder; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = sweep_name(found.table, found.scale)
     written = found.report.write(folder / stem)

@@ -14,10 +14,10 @@ def sweep_name(table: Table, scale: Scale) -> str:
 
 
 def sweep_of(table: Table, scale: Scale, seeds: Sequence[int] | None = None) -> Sweep:
-    """A table at a scale as a sweep over its rows. ConfigError and FieldError for what does not fit together.
+    """A table at a scale as a sweep over its rows. ConfigError and FieldError where they do not fit together.
 
     Args:
-        seeds: others than the scale's.
+        seeds: training seeds instead of the scale's.
     """
     table.check(scale)
     rows = tuple(NamedRow(row.name, row.changes) for row in table.rows(scale))

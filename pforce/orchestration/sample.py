@@ -1,4 +1,4 @@
-"""Runs a sampling job: the images that are missing, on one or many workers, into the storage's drawings."""
+"""The run of a sampling job: draws its missing images, on one or many workers, into the storage's drawings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HERE = Workforce()
 
 
 class Ranges(Source):
-    """A job's missing images, by groups of passes."""
+    """The source of a job's missing images, by groups of passes."""
 
     def __init__(self, job: Job, groups: list[list[Span]], recorder: Recorder) -> None:
         self.job, self.recorder = job, recorder
@@ -43,14 +43,15 @@ class Ranges(Source):
 
 
 def images_of(group: list[Span], job: Job) -> int:
-    """Images of a group of passes that the job counts: the last pass may reach beyond."""
+    """Number of images of a group of passes within the job's count, beyond which the last pass may reach."""
     return sum(max(0, min(span.end, job.count) - span.first) for span in group)
 
 
 def run_job(job: Job, console: Console, workforce: Workforce = HERE) -> Spent:
-    """Draw what is missing of a job. KeyboardInterrupt on SIGINT and SIGTERM, WorkFailed; finished blocks are kept.
+    """Draw the missing images of a job. Raises KeyboardInterrupt on SIGINT and SIGTERM, and WorkFailed; finished blocks
+    are kept.
 
-    The seconds are those of one worker: the median over groups of passes, times the images.
+    The returned seconds are for one worker: the median over groups of passes, times the images.
     """
     groups = missing(job)
     if not groups:

@@ -1,4 +1,4 @@
-"""Around a sampler sweep: its subject from what a user names, and its table, files and figure at the end."""
+"""Input and output of a sampler sweep: its model from the user's choice, and its table, files and figure at the end."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from pforce.trial.reference import check_reference, inputs_of, reference_images
 from pforce.trial.source import Source
 
 MEASURED_TO_TELL = 5
-"""Measurements a worker from which on their fixed cost is told."""
+"""Measurements per worker from which on their fixed cost is reported."""
 
 
 def make_subject(
     source: Source, storage: Storage, *, data: str | None, images: int, reference: int, seed: int
 ) -> Measurable:
-    """The model that is searched on. ConfigError where its data set is not known or does not fit.
+    """The model of a search. ConfigError where its data set is unknown or does not fit.
 
     Args:
-        storage: keeps what is drawn and measured.
-        data: an experiment whose data and evaluation are used; by default the one that trained the model.
-        images: generated per sampler.
-        reference: held-out images that they are compared with, and whose classes they take.
-        seed: of the noise that all samplers share.
+        storage: storage of drawings and records.
+        data: experiment whose data and evaluation are used; by default, the one that trained the model.
+        images: number of generated images per sampler.
+        reference: number of held-out images that they are compared with, and whose classes they take.
+        seed: seed of the noise that all samplers share.
     """
     experiment: Experiment | None = catalog.experiment(data) if data else source.experiment
     if experiment is None:
@@ -74,7 +74,8 @@ def make_subject(
 
 
 def report(sweep: SamplerSweep, source: Source, outcome: Outcome, folder: Path, console: Console) -> bool:
-    """The front as a table, all samplers as CSV, the figure, and what the numbers are worth. Whether there were any."""
+    """Print and write the front as a table, all samplers as CSV, and the figure, with a note on the accuracy of the
+    numbers. Returns whether there were any."""
     frame, distance = outcome.frame, sweep.distance
     if frame.empty:
         console.print("Nothing was measured yet.")
@@ -87,19 +88,23 @@ def report(sweep: SamplerSweep, source: Source, outcome: Outcome, folder: Path, 
     found = Report(shown, title, [_caveat(sweep, frame, distance)])
     found.print(console)
     found.write(folder / sweep.name)
-    frame.sort_values(["NFE", distance]).to_csv(folder / f"{sweep.name}.csv", index=False)  # not the front only
+    frame.sort_values(["NFE", distance]).to_csv(
+        folder / f"{sweep.name}.csv", index=False
+    )  # all samplers, not only the front
     front_figure(frame, distance, folder / f"{sweep.name}.png")
     console.print(
         f"The front, all samplers (csv) and the figure: {folder / sweep.name}.{{csv,md,tex,html,png}}",
         soft_wrap=True, highlight=False,
     )  # fmt: skip
     for name, reason in outcome.failed.items():
-        console.print(f"FAILED ({reason}): {name}; the same command tries it again", highlight=False)
-    if outcome.measured >= MEASURED_TO_TELL * outcome.workers > 0:  # of a few, the wait for the last one is most of it
+        console.print(f"FAILED ({reason}): {name}; the same command retries it", highlight=False)
+    if (
+        outcome.measured >= MEASURED_TO_TELL * outcome.workers > 0
+    ):  # for only a few, most of it would be the wait for the last one
         idle = outcome.seconds * outcome.workers - outcome.busy_seconds
         console.print(
             f"{outcome.measured} measurements in {outcome.seconds:.0f} s on {outcome.workers} worker(s); outside of "
-            f"sampling {idle / outcome.measured:.2f} s of a worker each.",
+            f"sampling {idle / outcome.measured:.2f} s of a worker per measurement.",
             highlight=False,
             soft_wrap=True,
         )

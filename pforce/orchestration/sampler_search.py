@@ -1,6 +1,6 @@
-"""The space of sampler settings, searched by Optuna for two objectives: distance and NFE.
+"""The space of sampler settings, searched with Optuna for two objectives, distance and NFE.
 
-What is tried of a setting, each sampler says itself (`pforce.sampling.Sampler.searched`).
+Each sampler declares the values of its settings that are tried (`pforce.sampling.Sampler.searched`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pforce.models import ModelConfig
 from pforce.sampling import SAMPLERS, Euler, Guidance, Range, Sampler, check_sampler
 
 ASKED_AGAIN = 10
-"""Suggestions in a row that were measured already, after which a random one is tried."""
+"""Number of consecutive suggestions that were measured already after which a random one is tried."""
 RANDOM_TRIES = 1000
-"""Random samplers in a row that were measured already, after which the space counts as used up."""
+"""Number of consecutive random samplers that were measured already after which the space counts as exhausted."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class SearchSpace:
     """The samplers that are tried, and the ranges of their settings."""
 
     samplers: tuple[str, ...] = ("euler", "dual_loop", "look_ahead")
-    """Solvers that are tried."""
+    """Names of the samplers that are tried."""
     nfe: tuple[int, int] = (6, 24)
-    """Smallest and largest number of function evaluations an image."""
+    """Smallest and largest number of function evaluations per image."""
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Setting → smallest and largest value, in place of what the samplers say."""
+    """Setting → smallest and largest value, instead of those that the samplers declare."""
 
     def __post_init__(self) -> None:
         require(len(self.samplers) > 0, "samplers", self.samplers, "at least one")
@@ -56,7 +56,7 @@ class SearchSpace:
             self._check_ends(name)
 
     def _check_ends(self, sampler: str) -> None:
-        """FieldError where the ends of the ranges, in any combination, are no settings of a sampler."""
+        """Raise FieldError where the ends of the ranges, in any combination, are not possible settings of a sampler."""
         ranges = self.ranges_of(sampler)
         for ends in itertools.product(*((each.low, each.high) for each in ranges.values())):
             settings: dict[str, Any] = dict(zip(ranges, ends, strict=True))
@@ -68,7 +68,7 @@ class SearchSpace:
                 raise
 
     def ranges_of(self, sampler: str) -> dict[str, Range]:
-        """What is tried of a sampler's settings."""
+        """Ranges of a sampler's settings that are tried."""
         found: dict[str, Range] = {}
         for setting, declared in SAMPLERS[sampler].searched.items():
             low, high = self.ranges.get(setting, (declared.low, declared.high))
@@ -77,7 +77,7 @@ class SearchSpace:
         return found
 
     def parameters(self, sampler: str) -> dict[str, str]:
-        """Setting → the search's parameter: of its name, shared by samplers that try the same values."""
+        """Setting → name of the search's parameter, which samplers share that try the same values."""
         tried = [self.ranges_of(name) for name in self.samplers]
         found = {}
         for setting, values in self.ranges_of(sampler).items():
@@ -87,12 +87,12 @@ class SearchSpace:
 
     @property
     def settings(self) -> list[str]:
-        """All settings that are searched, each once."""
+        """Names of all settings that are searched, each once."""
         return list(dict.fromkeys(setting for name in self.samplers for setting in SAMPLERS[name].searched))
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What is searched, as plain data."""
+        """The space as plain data."""
         found: dict[str, Any] = {"samplers": list(self.samplers), "nfe": list(self.nfe)}
         for name in self.samplers:
             ranges = self.ranges_of(name)
@@ -111,7 +111,7 @@ class SearchSpace:
         return found
 
     def to_sampler(self, parameters: Mapping[str, Any], guidance: Guidance) -> Sampler:
-        """Suggested parameters as a sampler; floats rounded, as steps of 0.05 leave 0.15000000000000002."""
+        """Suggested parameters as a sampler; floats are rounded, because steps of 0.05 give 0.15000000000000002."""
         own: dict[str, Any] = {}
         for setting, key in self.parameters(parameters["sampler"]).items():
             value = parameters[key]
@@ -119,7 +119,7 @@ class SearchSpace:
         return SAMPLERS[parameters["sampler"]](parameters["nfe"], guidance, **own)
 
     def to_parameters(self, sampler: Sampler) -> dict[str, Any]:
-        """The inverse, for measurements that were made before."""
+        """The inverse of `to_sampler`, for earlier measurements."""
         own = {
             key: sampler.settings[setting]
             for setting, key in self.parameters(sampler.name).items()
@@ -128,7 +128,7 @@ class SearchSpace:
         return {"sampler": sampler.name, "nfe": sampler.schedule().num_function_evaluations, **own}
 
     def default(self, sampler: str, guidance: Guidance) -> Sampler:
-        """A sampler's defaults at the largest NFE, moved into the ranges."""
+        """A sampler with its defaults, moved into the ranges, at the largest NFE."""
         own: dict[str, Any] = {}
         for setting, values in self.ranges_of(sampler).items():
             usual: Any = SAMPLERS[sampler].__dataclass_fields__[setting].default
@@ -150,7 +150,7 @@ def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> 
 
 
 class Search:
-    """Suggests samplers that were not measured yet. Measurements of earlier calls are told first."""
+    """Suggests samplers that were not measured yet. `tell` it measurements of earlier calls first."""
 
     def __init__(self, space: SearchSpace, guidance: Guidance, *, seed: int) -> None:
         self.space, self.guidance = space, guidance
@@ -168,7 +168,8 @@ class Search:
         self.first = [config for config in self.baselines() if config.name in space.samplers]
 
     def baselines(self) -> list[Sampler]:
-        """Euler at the largest, middle and smallest NFE, and every solver's defaults at the largest: asked first."""
+        """The first samplers to measure: Euler at the largest, middle and smallest NFE, and all other samplers'
+        defaults at the largest."""
         low, high = self.space.nfe
         euler = [Euler(nfe, self.guidance) for nfe in dict.fromkeys((high, (low + high) // 2, low))]
         others = [name for name in self.space.samplers if name != Euler.name]
@@ -176,11 +177,11 @@ class Search:
 
     @staticmethod
     def key(config: Sampler) -> str:
-        """Equal for samplers that draw the same images."""
+        """A key that is equal for samplers that draw the same images."""
         return repr(sorted(config.canonical().items(), key=lambda item: item[0]))
 
     def tell(self, config: Sampler, distance: float, nfe: float) -> None:
-        """A measurement, of this call or of an earlier one."""
+        """Add a measurement of this call or of an earlier one."""
         key = self.key(config)
         trial = self.under_way.pop(key, None)
         self.known[key] = (distance, nfe)
@@ -195,18 +196,18 @@ class Search:
                 state=TrialState.COMPLETE,
             )
         except ValueError:
-            return  # a baseline outside the ranges: known, but no part of the space that is modelled
+            return  # a baseline outside the ranges: known, but not part of the modelled space
         self.study.add_trial(told)
 
     def fail(self, config: Sampler) -> None:
-        """A sampler could not be measured."""
+        """Note that a sampler could not be measured."""
         trial = self.under_way.pop(self.key(config), None)
         self.failed.add(self.key(config))
         if trial is not None:
             self.study.tell(trial, state=TrialState.FAIL)
 
     def ask(self) -> Sampler | None:
-        """A sampler that was neither measured nor is being measured; None where the space seems used up."""
+        """A sampler that has not been measured and is not being measured; None where the space seems exhausted."""
         while self.first:
             config = self.first.pop(0)
             if self.key(config) not in {**self.known, **self.under_way}:
@@ -237,7 +238,7 @@ class Search:
         return None
 
     def _random(self) -> Sampler:
-        """A point of the space's grid."""
+        """A random point of the space's grid."""
         name = self.random.choice(self.space.samplers)
         parameters: dict[str, Any] = {"sampler": name}
         for parameter, distribution in self.space.distributions(name).items():
@@ -252,21 +253,21 @@ class Search:
 
 
 def check_space(space: SearchSpace, guidance: Guidance, model: ModelConfig) -> None:
-    """FieldError where the model cannot be sampled with one of the space's samplers, or not guided."""
+    """Raise FieldError where the model cannot be sampled with one of the space's samplers or with this guidance."""
     for name in space.samplers:
         check_sampler(space.default(name, guidance), model)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A sampler, and the seed of the noise that all samplers start from."""
+    """A measurement of a sampler with a noise seed."""
 
     sampler: Sampler
     seed: int
 
 
 def label(task: Measurement) -> str:
-    """`dual_loop 24 NFE quantile=0.4 inner_steps=4`."""
+    """Label of a measurement: `dual_loop 24 NFE quantile=0.4 inner_steps=4`."""
     record = task.sampler.canonical()
     own = [f"{name}={record[name]:g}" for name in task.sampler.searched if name in record]
     return " ".join([task.sampler.name, f"{record['num_function_evaluations']} NFE", *own])

@@ -1,4 +1,4 @@
-"""A sampler sweep: nothing is trained. Workers keep the model, Optuna suggests samplers, the storage keeps results."""
+"""Sampler sweeps: workers keep a trained model in memory, Optuna suggests samplers, and the storage keeps results."""
 
 from __future__ import annotations
 
@@ -46,22 +46,22 @@ from pforce.trial.task import Done, Failed, Idle, Measure, Task
 
 @dataclass(frozen=True)
 class SamplerSweep:
-    """What is searched on one model."""
+    """A search of samplers on one model."""
 
     name: str
     """Name of the MLflow experiment and of the files."""
     subject: Measurable
-    """The model, and what every sampler is measured with."""
+    """The model, with everything that samplers are measured with."""
     space: SearchSpace
     trials: int
-    """Samplers that are measured."""
+    """Number of samplers that are measured."""
     guidance: Guidance = field(default_factory=Guidance)
     seed: int = 0
     """Seed of Optuna's sampler."""
     confirm: bool = True
-    """Measure the front once more from other noise: the best of many is flattered by its noise."""
+    """Measure the front once more from other noise, because selection favours lucky noise."""
     weights: str = "ema"
-    """What the model's weights are called in the record: ema, raw, or unknown."""
+    """Kind of the model's weights in the record: ema, raw, or unknown."""
 
     def __post_init__(self) -> None:
         require(bool(re.fullmatch(r"[\w.-]+", self.name)), "name", self.name, "letters, digits, '.', '_' and '-' (it "
@@ -74,11 +74,11 @@ class SamplerSweep:
 
     @property
     def distance(self) -> str:
-        """The metric that is searched for."""
+        """The metric that the search minimises."""
         return metric_name("fd", self.subject.request.detector["name"])
 
     def request(self, task: Measurement) -> Request:
-        """What is asked of the model for a sampler."""
+        """The request for a sampler's measurement."""
         return replace(self.subject.request, sampler=canonical_sampler(task.sampler), seed=task.seed)
 
     def key(self, task: Measurement) -> str:
@@ -88,7 +88,7 @@ class SamplerSweep:
 
     @property
     def identity(self) -> str:
-        """Digest of what is searched, the number of trials left out: the same command with more of them goes on."""
+        """Digest of the search without the number of trials, so that the same command with more trials resumes it."""
         task = Measurement(Euler(guidance=self.guidance), self.noise_seed)
         own = [self.name, self.space.identity, asdict(self.guidance), self.seed, self.key(task)]
         return digest("sampler sweep", json.loads(json.dumps(own)))
@@ -96,24 +96,24 @@ class SamplerSweep:
 
 @dataclass
 class Outcome:
-    """What a call of a sweep ends with."""
+    """The result of a call."""
 
     code: int
     frame: pd.DataFrame
-    """A row a sampler: its settings, NFE, passes, GFLOPs/image, s/image, distance, n, front, and `again`."""
+    """One row per sampler: its settings, NFE, passes, GFLOPs/image, s/image, distance, n, front, and `again`."""
     seconds: float
     """Wall-clock time of this call's measurements."""
     busy_seconds: float
-    """Worker seconds in them."""
+    """Seconds of workers in these measurements."""
     measured: int
-    """Measurements of this call."""
+    """Number of measurements in this call."""
     workers: int
     failed: dict[str, str] = field(default_factory=dict)
-    """What could not be measured, and why."""
+    """Label of each failed measurement → reason."""
 
 
 class _Run:
-    """The state of a call: the ledger, the search, what is measured."""
+    """The state of a call: the ledger, the search, the measurements."""
 
     def __init__(self, sweep: SamplerSweep, storage: Storage, console: Console) -> None:
         self.sweep, self.storage, self.console = sweep, storage, console
@@ -121,13 +121,13 @@ class _Run:
         self.ledger = Ledger(storage, self._say)
         self.search = Search(sweep.space, sweep.guidance, seed=sweep.seed)
         self.metrics: dict[str, dict[str, float]] = {}
-        """Key → what is known of a measurement."""
+        """Key → metrics of a measurement."""
         self.configs: dict[str, Sampler] = {}
-        """Key → sampler, of the search's own seed, in the order they came."""
+        """Key → sampler, for measurements with the search's own seed, in order."""
         self.confirmed: dict[str, Measurement] = {}
-        """Key → measurement, of those from other noise."""
+        """Key → measurement, for those from other noise."""
         self.reused: list[str] = []
-        """The samplers among these that were measured before, by whomever."""
+        """Keys of samplers that other calls had measured before."""
         self.failed: dict[str, str] = {}
         """Label → reason."""
         self.tags = provenance()
@@ -139,7 +139,7 @@ class _Run:
         self.console.print(f"warning: {line}", markup=False, soft_wrap=True, highlight=False)
 
     def _recall(self) -> None:
-        """The samplers that earlier calls of this sweep measured."""
+        """Add the samplers that earlier calls of this sweep measured."""
         there = read_sweep(self.storage, self.sweep.name, self.sweep.identity, self._say)
         for cell in there.cells if there else ():
             if cell.seed != self.sweep.noise_seed:
@@ -150,7 +150,7 @@ class _Run:
                 self.accept(config, self.sweep.key(task), reused=False)
 
     def known(self, task: Measurement) -> bool:
-        """Whether a measurement is there, whoever made it: none is made twice."""
+        """Whether a measurement is there, whoever made it, so that none is made twice."""
         key = self.sweep.key(task)
         if key not in self.metrics:
             request, weights = self.sweep.request(task), self.sweep.subject.sha256
@@ -163,7 +163,7 @@ class _Run:
         return True
 
     def accept(self, config: Sampler, key: str, *, reused: bool) -> None:
-        """A sampler whose metrics are known becomes part of this sweep."""
+        """Add a sampler with known metrics to this sweep."""
         self.configs[key] = config
         if reused:
             self.reused.append(key)
@@ -171,24 +171,26 @@ class _Run:
         self.keep()
 
     def keep(self) -> None:
-        """Write down which samplers this sweep is of."""
+        """Write the sweep's file with its samplers."""
         tasks = [*(Measurement(config, self.sweep.noise_seed) for config in self.configs.values()),
                  *self.confirmed.values()]  # fmt: skip
         cells = {(entry := self.entry(task)).cell: entry for task in tasks}
         sweep = self.sweep
-        with leased(self.storage, f"sweep/{sweep.identity}", "writing down a sweep"):  # others may be at it, too
+        with leased(
+            self.storage, f"sweep/{sweep.identity}", "writing down a sweep"
+        ):  # other processes may write it, too
             there = read_sweep(self.storage, sweep.name, sweep.identity, self._say)
             others = {cell.cell: cell for cell in there.cells} if there else {}
             several = list({**others, **cells}.values())
             SweepEntry(sweep.name, sweep.identity, several, command=this_command(), user=user()).write(self.storage)
 
     def entry(self, task: Measurement) -> CellEntry:
-        """A measurement as the sweep's file tells it."""
+        """A measurement's entry in the sweep's file."""
         request, weights = self.sweep.request(task).plain(), self.sweep.subject.sha256
         return CellEntry(label(task), self.sweep.key(task), self.params(task), request, task.seed, weights=weights)
 
     def params(self, task: Measurement) -> dict[str, object]:
-        """A measurement's parameters, as its run shows them."""
+        """A measurement's parameters for its run."""
         record = task.sampler.canonical()
         guidance = record.pop("guidance")
         return {
@@ -200,7 +202,7 @@ class _Run:
         }
 
     def shown(self, task: Measurement) -> Entry:
-        """What the page shows of a measurement."""
+        """The content of a measurement's run."""
         subject, entry = self.sweep.subject, self.entry(task)
         tags = {**self.tags, "model": subject.source, "model.sha256": subject.sha256, "weights": self.sweep.weights}
         params = {name: str(value) for name, value in self.params(task).items()}
@@ -209,7 +211,7 @@ class _Run:
         )  # fmt: skip
 
     def frame(self, again: int | None = None) -> pd.DataFrame:
-        """A row a sampler; `again` is the seed of the confirmation."""
+        """One row per sampler; `again` is the noise seed of the confirmation."""
         rows = []
         for key, config in self.configs.items():
             metrics = self.metrics[key]
@@ -231,7 +233,7 @@ class _Run:
         return frame
 
     def unconfirmed(self, again: int | None) -> list[Sampler]:
-        """The front's samplers that were not measured from the other noise yet."""
+        """The front's samplers that have not been measured from the other noise yet."""
         if again is None or not self.configs:
             return []
         configs = list(self.configs.values())
@@ -242,7 +244,7 @@ class _Run:
         return [config for config, front, value in shown if front and pd.isna(value)]
 
     def take(self, task: Measurement, metrics: Mapping[str, float]) -> None:
-        """A measurement is done: the search and the table know it from here on."""
+        """Add a finished measurement to the search and the table."""
         key = self.sweep.key(task)
         self.metrics[key] = dict(metrics)
         if task.seed == self.sweep.noise_seed:
@@ -252,41 +254,41 @@ class _Run:
             self.keep()
 
     def fail(self, task: Measurement, reason: str) -> None:
-        """A sampler could not be measured."""
+        """Note that a sampler could not be measured."""
         self.failed[label(task)] = reason
         if task.seed == self.sweep.noise_seed:
             self.search.fail(task.sampler)
 
 
 class Searching(Source):
-    """Samplers that the search suggests, then those of the front from other noise."""
+    """The source of measurements: samplers that the search suggests, then those of the front from other noise."""
 
     recorder: Recorder
-    """Who is told of what is found; set before the first task is asked for."""
+    """Recorder of the results; set before the first task is asked for."""
 
     def __init__(self, state: _Run, display: Display, again: int | None) -> None:
         self.state, self.display, self.again = state, display, again
         self.tasks: dict[str, Measurement] = {}
-        """Digest → what was handed out."""
+        """Digest → measurement that was handed out."""
         self.under_way: set[str] = set()
         self.used_up = False
-        """Whether the space has no other sampler: a search that found none is not made again at every tick."""
+        """Whether the space is exhausted, so that the search is not repeated at every tick."""
         self.confirming: list[Measurement] | None = None
-        self.first = self._suggested()  # whether there is anything to do is known before workers are started
+        self.first = self._suggested()  # so that it is known before workers start whether there is anything to do
 
     def entry(self, cell: str) -> Entry:
-        """What the page shows of a measurement, by its digest."""
+        """The content of a measurement's run, by its digest."""
         return self.state.shown(self.tasks[cell])
 
     @property
     def empty(self) -> bool:
-        """Whether nothing has to be measured."""
+        """Whether there is nothing to measure."""
         return self.first is None and not self.state.unconfirmed(self.again)
 
     def next(self) -> Task | Idle:
         wanted, self.first = self.first or self._suggested(), None
         if wanted is None and self.under_way and self.confirming is None:
-            return Idle.WAIT  # one may fail, and the front is not known before the last has ended
+            return Idle.WAIT  # a running one may fail, and the front is not known before the last has ended
         wanted = wanted or self._confirmation()
         if wanted is None:
             return Idle.END
@@ -298,9 +300,9 @@ class Searching(Source):
         return Measure(key, label(wanted), model, cells=(key,))
 
     def _suggested(self) -> Measurement | None:
-        """A sampler that was not measured yet, by whomever, while there are trials left."""
+        """A sampler that nobody has measured yet, while there are trials left."""
         state, sweep = self.state, self.state.sweep
-        # What failed counts as tried in this call; the next one tries it again.
+        # A failed sampler counts as tried in this call; the next call retries it.
         while len(state.configs) + len(state.failed) + len(self.under_way) < sweep.trials and not self.used_up:
             config = state.search.ask()
             if config is None:
@@ -317,7 +319,7 @@ class Searching(Source):
         if self.confirming is None:
             tried = len(state.configs) + len(state.failed)
             if tried < state.sweep.trials:
-                self.display.line(f"The space is used up: it has {len(state.configs)} different samplers.")
+                self.display.line(f"The space is exhausted: it has {len(state.configs)} different samplers.")
             front = state.unconfirmed(self.again)
             assert self.again is not None or not front
             self.confirming = [Measurement(config, self.again or 0) for config in front]
@@ -341,8 +343,8 @@ class Searching(Source):
 def run(
     sweep: SamplerSweep, tracker: Tracker, storage: Storage, console: Console, workforce: Workforce
 ) -> Outcome:  # fmt: skip
-    """Measure what is missing of the trials, then the front again. Stopped calls go on where they were; several at
-    once share the work."""
+    """Measure the missing trials, then the front again. Stopped calls can be resumed; several simultaneous calls share
+    the work."""
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -354,7 +356,7 @@ def run(
         if there is not None:
             show_cells(page, there.cells, ledger, parent, progress=between)
 
-    # What is wrong with it is said before anything is shown.
+    # Errors in the options are reported before anything is shown.
     at = workforce.make(sweep.name, storage.root / SCRATCH, say=say)
     with Live(Mirror(tracker, storage, say), sweep.name, sweep.identity, say, before) as live:
         return _run(sweep, live, storage, console, at)
@@ -380,10 +382,10 @@ def _run(sweep: SamplerSweep, live: Live, storage: Storage, console: Console, ex
                     state.seconds, used = time.perf_counter() - started, at.placement.concurrent
             code = SOME_FAILED if state.failed else DONE
         except (KeyboardInterrupt, SystemExit) as stopped:  # Ray's own SIGTERM handler, while it starts, exits
-            console.print(f"Stopped by {stopped}; the same command goes on from here.", markup=False)
+            console.print(f"Stopped by {stopped}; the same command resumes from here.", markup=False)
         finally:
             recorder.kill_all("stopped")
-            live.catch_up()  # samplers that were measured before, by whomever
+            live.catch_up()  # shows samplers that other calls had measured before
             ended: dict[int, Status] = {DONE: "FINISHED", SOME_FAILED: "FAILED", STOPPED: "KILLED"}
             recorder.close(ended[code], {"trials": str(len(state.configs)), Tags.REUSED: " ".join(state.reused)})
             live.finish(limit=STOP_SECONDS if code == STOPPED else float("inf"))

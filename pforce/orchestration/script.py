@@ -1,4 +1,4 @@
-"""What every sweep script does: dry run or run, then the table, its files, and how to open MLflow."""
+"""Functions for sweep scripts: dry run or run, then the table, its files, and how to open MLflow."""
 
 from __future__ import annotations
 
@@ -43,22 +43,23 @@ QUICK = {
     "training.images": 6_400, "evaluation.images": 256, "evaluation.held_out_images": 256,
     "evaluation.label_images": 256, "evaluation.reference_images": 256,
 }  # fmt: skip
-"""Settings of a training sweep's quick preset: minutes, ranks nothing."""
+"""Settings of a training sweep's quick preset: it takes minutes and is too short to rank anything."""
 HONEST_IMAGES = 96_000
 HONEST_SEEDS = 3
 MOST_LISTED = 12
-"""Rows that an error names."""
+"""Most rows that an error lists."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a table's claims are about."""
+    """The rows that a table's claims compare."""
 
     baseline: str | None = None
-    """Row of the table that claims hold the others against: its axes, such as m=0.7,sigma=0.6, or its number from 1.
-    Default: that of the experiment itself, else the first."""
+    """Row of the table that claims compare the others with: its axes, such as m=0.7,sigma=0.6, or its number from 1.
+    Default: the row of the experiment itself, else the first."""
     compare: tuple[str, ...] = ()
-    """Rows that are held against it, at most 6, named likewise. Default: all others, where they are not more."""
+    """Rows that are compared with the baseline, at most 6, named in the same way. Default: all others, where they are
+    at most 6."""
 
     def __post_init__(self) -> None:
         most = f"at most {MOST_CLAIMS} rows: a correction for more finds nothing at a few seeds"
@@ -78,24 +79,25 @@ def run_sweep(
     report: Callable[[Plan, Console], None] | None = None,
     comparison: Comparison = ALL_ROWS,
 ) -> int:
-    """Plan, run what is missing, print and write the table. Returns the exit code.
+    """Plan a sweep, run its missing cells, print and write the table. Returns the exit code.
 
-    ray is imported only if something has to run on it. ConfigError where the comparison names rows that the table will
+    Ray is imported only if something has to run on it. ConfigError where the comparison names rows that the table will
     not have.
 
     Args:
-        executor: where the options name none; by default Ray Tune's, for several workers Ray Train's.
-        callbacks: see trainings that run in this process.
-        report: by default `print_report`.
+        executor: executor where the options name none; by default tune, or groups for several workers.
+        callbacks: callbacks of trainings that run in this process.
+        report: function that reports the results; by default `print_report`.
+        comparison: rows that the table's claims compare.
     """
     console = make_console()
     started = time.perf_counter()
     chosen = options.executor or executor
-    if chosen is not None:  # what is wrong with it is said before anything else
+    if chosen is not None:  # errors in it are reported before anything else
         make(chosen, setup_of(options, sweep.name, tasks=1))
     name = chosen or ("groups" if options.workers > 1 else "tune")
     planned = plan(_with_absolute_paths(sweep), options, console)
-    compared_rows(planned, comparison)  # an error in it is said before anything starts
+    compared_rows(planned, comparison)  # errors in it are reported before anything starts
     for note in planned.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
     if dry_run:
@@ -107,7 +109,7 @@ def run_sweep(
         f"{sweep.name}: {len(sweep.cells())} cells, {len(planned.work)} distinct, {len(planned.done)} finished "
         f"before{diverged}"
     )
-    # Ray waits for a cluster that does not answer for minutes.
+    # Ray would wait for minutes for a cluster that does not answer.
     if planned.missing and make(name, setup_of(options, sweep.name, tasks=1)).on_cluster:
         check_cluster(options.ray_address or os.environ.get("RAY_ADDRESS"))
     code = execute(planned, console, name, callbacks=callbacks)
@@ -116,7 +118,7 @@ def run_sweep(
             print_report(planned, console, comparison=comparison)
         else:
             report(planned, console)
-    except (TrackingError, OSError) as error:  # the store is away still, or the disk full
+    except (TrackingError, OSError) as error:  # the store is still unreachable, or the disk full
         if code != STOPPED:
             raise
         console.print(f"No table: {error}", highlight=False, soft_wrap=True, markup=False)
@@ -127,7 +129,7 @@ def run_sweep(
 
 
 def failures(planned: Plan) -> list[str]:
-    """What failed in this call, with the command that shows what the attempt said."""
+    """Lines on the cells that failed in this call, with the command that shows the attempt's log."""
     labels = {item.fingerprint: item.label for item in planned.work}
     given = str(planned.options.storage)
     where = "" if given == default_storage() else f" --storage {shlex.quote(given)}"
@@ -138,12 +140,12 @@ def failures(planned: Plan) -> list[str]:
 
 
 def keep_sweep(planned: Plan) -> None:
-    """Write down which cells the sweep is of, beside its records."""
+    """Write the sweep's file, which lists its cells, into the storage."""
     sweep_entry(planned).write(planned.options.place)
 
 
 def _with_absolute_paths(sweep: Sweep) -> Sweep:
-    """Files that the evaluation reads, as workers find them: they run in another directory."""
+    """The sweep with absolute paths of the files that the evaluation reads, as workers run in another directory."""
     evaluation = sweep.base.evaluation
     paths = {"evaluation.detector_weights": evaluation.detector_weights}
     if evaluation.reference.endswith(".npz"):
@@ -153,7 +155,7 @@ def _with_absolute_paths(sweep: Sweep) -> Sweep:
 
 
 def table_rows(planned: Plan) -> list[Row]:
-    """The rows of a sweep's table: cells without their seed; values of one distribution are one row."""
+    """The rows of a sweep's table: cells without their seed; values with the same distribution share a row."""
     headers = planned.sweep.headers
     rows: dict[tuple[tuple[str, ...], ...], Row] = {}
     for item in planned.work:
@@ -166,7 +168,7 @@ def table_rows(planned: Plan) -> list[Row]:
 
 
 def _find_row(planned: Plan, rows: Sequence[Row], option: str, text: str) -> int:
-    """The number, from 0, of the one row that a user's text names."""
+    """The number, from 0, of the row that a user's text names. ConfigError where it names none or several."""
     axes = dict(zip([axis.path for axis in planned.sweep.axes], planned.sweep.axis_headers, strict=True))
 
     def matches(row: Row, part: str) -> bool:
@@ -191,7 +193,7 @@ def _find_row(planned: Plan, rows: Sequence[Row], option: str, text: str) -> int
 
 
 def _same_value(text: str, label: str) -> bool:
-    """Whether a user's value is one of those of a row; 0.70 is 0.7."""
+    """Whether a user's value is one of a row's values; 0.70 equals 0.7."""
     values = label.split(", ")
     try:
         return text in values or float(text) in [float(value) for value in values]
@@ -200,9 +202,9 @@ def _same_value(text: str, label: str) -> bool:
 
 
 def compared_rows(planned: Plan, comparison: Comparison) -> tuple[int, list[int]]:
-    """Numbers, from 0, of the baseline's row and of the rows that are held against it.
+    """Numbers, from 0, of the baseline's row and of the rows that are compared with it.
 
-    ConfigError for a row that the table will not have, naming those that it will.
+    ConfigError for a row that the table will not have; it names those that it will have.
     """
     rows, sweep = table_rows(planned), planned.sweep
     if comparison.baseline is not None:
@@ -221,7 +223,7 @@ def compared_rows(planned: Plan, comparison: Comparison) -> tuple[int, list[int]
 
 
 def _claims(planned: Plan, frame: pd.DataFrame, rows: Sequence[Row], comparison: Comparison) -> list[str]:
-    """What the table says of its rows, in sentences."""
+    """The claims of the table about its rows, in sentences."""
     baseline, others = compared_rows(planned, comparison)
     metric = results.primary_metric(frame, rows)
     if metric is None or not others:
@@ -235,7 +237,7 @@ def _claims(planned: Plan, frame: pd.DataFrame, rows: Sequence[Row], comparison:
 def print_report(
     planned: Plan, console: Console, columns: Sequence[Column] = COLUMNS, comparison: Comparison = ALL_ROWS
 ) -> None:
-    """The table on the console and in files, with notes and claims below it, its figure, and how to open MLflow."""
+    """Print the table with notes and claims, write it and its figure to files, and print how to open MLflow."""
     sweep, options = planned.sweep, planned.options
     frame, rows = sweep_frame(planned), table_rows(planned)
     notes = [_caveat(sweep), *results.table_notes(frame, rows)]
@@ -255,12 +257,12 @@ def print_report(
 
 
 def sweep_frame(planned: Plan) -> pd.DataFrame:
-    """The finished cells of the storage, and what the tracking store says of those that are not, where it is there."""
+    """The finished cells of the storage, and the tracking store's runs of unfinished cells, where it is available."""
     planned.ledger.refresh()
     name = planned.sweep.name
     try:
         stored = storage_frame(planned.options.place, ledger=planned.ledger)
-    except StorageError as error:  # a bucket that went away meanwhile: what is finished is known to the tracking store
+    except StorageError as error:  # the bucket has become unreachable; the tracking store knows the finished cells
         if planned.tracker is None:
             raise
         warnings.warn(f"the table is of the tracking store: {error}", stacklevel=2)
@@ -270,22 +272,23 @@ def sweep_frame(planned: Plan) -> pd.DataFrame:
     try:
         key = key_of(identity_of(planned.options.place), name)
         return results.with_states(stored, runs_frame(planned.tracker, name, key=key))
-    except Exception as error:  # every kind of store raises its own; the table is of records, and stands without it
+    except Exception as error:  # every kind of store raises its own; the table of records is complete without it
         warnings.warn(f"failed and running cells are not shown: {mask(str(error))[:200]}", stacklevel=2)
         return stored
 
 
 def push_files(storage: Storage, names: Sequence[str], console: Console) -> None:
-    """Files of a report into the bucket, where the storage is one. A failure is told: the sweep's end is another."""
+    """Push files of a report to the bucket, where the storage is one. A failure is only reported, as the sweep itself
+    has succeeded."""
     try:
         for name in names:
             storage.push(name)
     except StorageError as error:
-        console.print(f"warning: {error}; the next call tries again", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"warning: {error}; the next call retries", highlight=False, markup=False, soft_wrap=True)
 
 
 def print_mlflow(uri: str, console: Console) -> None:
-    """How to look at the runs."""
+    """Print how to open MLflow."""
     where = mask(uri if uri.startswith(("http://", "https://")) else f"mlflow ui --backend-store-uri {uri}")
     console.print(f"Open MLflow: {where}", soft_wrap=True, highlight=False)
 
@@ -299,13 +302,13 @@ def _caveat(sweep: Sweep) -> str:
     images, seeds = {e.training.images for e in cells}, len(sweep.seeds)
     generated, nfe = {e.evaluation.images for e in cells}, {e.sampler.num_function_evaluations for e in cells}
     text = (
-        f"{told(images)} images seen a cell, {seeds} seed(s); distances on {told(generated)} generated images, "
+        f"{told(images)} images seen per cell, {seeds} seed(s); distances on {told(generated)} generated images, "
         f"{told(nfe)} NFE, averaged weights."
     )
     if min(images) < HONEST_IMAGES or seeds < HONEST_SEEDS:
         text += (
-            f" So short a run ranks nothing: a comparison needs at least {HONEST_IMAGES:,} images a cell and "
-            f"{HONEST_SEEDS} seeds (--preset full)."
+            f" This run is too short to rank anything: a comparison needs at least {HONEST_IMAGES:,} images per cell "
+            f"and {HONEST_SEEDS} seeds (--preset full)."
         )
     return text
 
@@ -332,13 +335,13 @@ def _print_dry_run(planned: Plan, console: Console) -> None:
             gpus=options.gpus_per_trial,
             workers=options.workers,
         )
-    except ConfigError as error:  # a cluster may have the room
+    except ConfigError as error:  # a cluster may have room
         console.print(f"No estimate for this machine: {error}", highlight=False, soft_wrap=True, markup=False)
         return
     each = f" on each of {options.workers} workers" if options.workers > 1 else ""
     console.print(
         f"Estimate for this machine, from {TIMED_STEPS} training steps and {TIMED_EVALUATIONS} evaluations: "
-        f"{e.training_seconds + e.evaluation_seconds:,.0f} s a trial ({e.training_seconds:,.0f} s training), "
+        f"{e.training_seconds + e.evaluation_seconds:,.0f} s per trial ({e.training_seconds:,.0f} s training), "
         f"{e.placement.concurrent} at a time on {e.placement.cpus} core(s){each}: about {duration(e.seconds)} for "
         f"{len(planned.missing)} trials.",
         highlight=False,
@@ -347,7 +350,7 @@ def _print_dry_run(planned: Plan, console: Console) -> None:
 
 
 def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
-    """FIELD=VALUE arguments as changes of an experiment; a value with commas is a tuple."""
+    """FIELD=VALUE arguments as changes of an experiment's fields; a value with commas is a tuple."""
     axes = [parse_axis(text) for text in texts]
     if any(axis.path == "seed" for axis in axes):
         raise ConfigError("seed: the seeds of a sweep are set with --seeds")

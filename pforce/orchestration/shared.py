@@ -1,5 +1,5 @@
-"""Measurements of several models that workers share, drawings by ranges of images: what is missing, what is done, and
-what it cost. A worker that is lost costs the range that it was at."""
+"""Measurements of several models that workers share, with drawings divided into ranges of images: the missing ones, the
+finished ones, and their cost. A lost worker loses only the range that it was drawing."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from pforce.trial.task import Done, Measure, Spent
 
 
 class Wanted(NamedTuple):
-    """A model to be measured, for a cell."""
+    """A model to be measured for a cell."""
 
     cell: str
-    """Its digest; empty where there is none."""
+    """Digest of the cell; empty where there is none."""
     label: str
     model: Measurable
 
 
 class Shared:
-    """Tasks of about a block of images each, and for whom they are. Cells whose images come of one drawing share it:
-    those that ask for fewer wait for the others."""
+    """Tasks of about one block of images each, and the models that need them. Cells with the same drawing share it:
+    those that need fewer images wait for the others."""
 
     def __init__(self, wanted: Sequence[Wanted], ledger: Ledger) -> None:
         self.wanted, self.ledger = wanted, ledger
         self.started = time.time()
         self.left: dict[int, set[str]] = {number: set() for number in range(len(wanted))}
-        """Model → tasks that are not done."""
+        """Number of a model → tasks that are not done."""
         self.sharers: dict[str, list[int]] = {}
-        """Task → the models that wait for it."""
+        """Task → numbers of the models that wait for it."""
         self.drawer: dict[str, int] = {}
-        """Range → the model that is drawn."""
+        """Task of a range → number of the model that draws it."""
         self.spent: dict[int, list[tuple[Spent, float]]] = {number: [] for number in range(len(wanted))}
 
     def tasks(self, *, held_out: bool) -> list[Measure]:
-        """What is missing; with `held_out` those measurements, too."""
+        """Tasks for everything that is missing; with `held_out`, also for held-out measurements."""
         found: list[Measure] = []
         drawings: dict[str, list[int]] = {}
         for number, (_, label, model) in enumerate(self.wanted):
@@ -69,12 +69,12 @@ class Shared:
         return Measure(task.id, task.label, task.model, task.what, task.groups, cells)
 
     def folder(self, model: Measurable) -> str:
-        """Folder of the features of a model's images."""
+        """Folder of the features of a model's images, below the storage's root."""
         detector = load_detector(model.detector, model.detector_weights, model.request.detector.get("sha256"))
         return features_folder(model.request.drawing(model.sha256).digest, detector)
 
     def groups(self, model: Measurable) -> list[list[Span]]:
-        """Passes that are missing of a model's drawing, by blocks."""
+        """Missing passes of a model's drawing, grouped by blocks."""
         drawing, storage = model.request.drawing(model.sha256).digest, self.ledger.storage
         kept = Blocks(storage, self.folder(model)).load(model.request.images)
         ends = {first: first + count_of(arrays) for first, arrays in kept.items()}
@@ -86,25 +86,25 @@ class Shared:
         return spans_to_draw(model.request.images, model.evaluation.batch, ends)
 
     def take(self, task: Measure, done: Done) -> list[int]:
-        """A task is done; the models of which now all are."""
+        """Take a finished task. Returns the models whose tasks are now all done."""
         if task.id in self.drawer:
             self.spent[self.drawer[task.id]].append((done.spent, done.seconds))
         return self.drop(task)
 
     def drop(self, task: Measure) -> list[int]:
-        """Nobody waits for a task any more; the models of which now all are done."""
+        """Drop a task that nobody waits for. Returns the models whose tasks are now all done."""
         several = [number for number in self.sharers[task.id] if task.id in self.left[number]]
         for number in several:
             self.left[number].discard(task.id)
         return [number for number in several if not self.left[number]]
 
     def last(self, number: int, finished: Collection[int]) -> bool:
-        """Whether nobody else waits for a model's features."""
+        """Whether no other model waits for a model's features."""
         others = {each for several in self.sharers.values() if number in several for each in several}
         return others <= {number, *finished}
 
     def record(self, number: int, subject: Callable[[], Subject]) -> None:
-        """What a model's drawing has cost, as its record."""
+        """Record the cost of a model's drawing."""
         spent = [(each, seconds) for each, seconds in self.spent[number] if each.images]
         if spent:
             record_drawing(

@@ -1,7 +1,7 @@
-"""A sweep as data: axes over the fields of an experiment, checked when it is defined.
+"""Sweeps as data: axes over the fields of an experiment, checked when they are defined.
 
-A cell is one combination of axis values and a seed. Cells whose experiments give the same row (an LTG with sigma 0.5
-and 0.6 under the reference truncation, say) are one piece of work: reported, and run once.
+A cell is one combination of axis values and a seed. Cells whose experiments give the same row (for example LTG with
+sigma 0.5 and 0.6 under the reference truncation) are one piece of work: this is reported, and it is run once.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from pforce.timesteps import TimestepSampler
 from pforce.trial.where import with_precision
 
 IMAGES = "images_seen"
-"""Header of the images seen, where a training is measured at several."""
+"""Header of the column of images seen, where a training is measured at several."""
 ROW = "row"
-"""Header of rows that have names."""
+"""Header of the column of names, where rows have names."""
 
 
 @dataclass(frozen=True)
 class NamedRow:
-    """Fields that differ from the base, under a name: a row of a table that is no point of a grid."""
+    """Fields that differ from the base, under a name: a row of a table that is not a point of a grid."""
 
     name: str
-    """What the table calls it."""
+    """Name of the row in the table."""
     changes: Mapping[str, Any]
     """Dotted path → value, as `pforce.config.with_fields` takes them."""
 
@@ -47,11 +47,11 @@ class Axis:
 
 
 def format_value(value: Any) -> str:
-    """An axis value in a label or a table."""
+    """An axis value as text for labels and tables."""
     if isinstance(value, (TimestepSampler, Sampler)):
         return value.name
     if isinstance(value, float):
-        # Short where it is exact: two values must never look like one.
+        # Short where that is exact: two values must never look alike.
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     return str(value)
 
@@ -61,19 +61,19 @@ class Cell:
     """One combination of axis values and a seed."""
 
     values: tuple[tuple[str, Any], ...]
-    """(header, value) of each axis, the seed left out."""
+    """(header, value) of each axis, without the seed."""
     experiment: Experiment
 
     @property
     def label(self) -> str:
-        """`m=0.7 s=1 sigma=0.6 seed=0`."""
+        """Label of the cell: `m=0.7 s=1 sigma=0.6 seed=0`."""
         parts = [f"{header}={format_value(value)}" for header, value in self.values]
         return " ".join([*parts, f"seed={self.experiment.seed}"])
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is run once: the parts of a row, and the cells that they are of."""
+    """One piece of work: the parts of a row, and the cells with these parts."""
 
     parts: CellParts
     cells: tuple[Cell, ...]
@@ -85,12 +85,12 @@ class Work:
 
     @property
     def training(self) -> str:
-        """The digest of the training, which cells share that differ in sampler, evaluation or budget only."""
+        """The digest of the training, which is the same for cells that differ only in sampler, evaluation or budget."""
         return self.parts.training.digest
 
     @property
     def experiment(self) -> Experiment:
-        """The experiment of the first cell, its precision resolved; the others give the same result."""
+        """The experiment of the first cell, with resolved precision; the others give the same result."""
         return self.cells[0].experiment
 
     @property
@@ -101,14 +101,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A grid over fields of `base`, every cell with every seed. ConfigError where an axis does not fit."""
+    """A grid over fields of `base`, with every seed for every cell. ConfigError where an axis does not fit."""
 
     name: str
     base: Experiment
     axes: tuple[Axis, ...]
     seeds: tuple[int, ...] = (0,)
     rows: tuple[NamedRow, ...] = ()
-    """Further rows by name, as an axis `row` before all others. Without any the grid is of the base alone."""
+    """Named rows, which form an axis `row` before all others; without any, the grid is over the base alone."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+", self.name):
@@ -135,22 +135,23 @@ class Sweep:
 
     @property
     def axis_headers(self) -> list[str]:
-        """What tables call the axes: the last part of the path (`m`), or all of it where two end alike."""
+        """Names of the axes in tables: the last part of the path (`m`), or the whole path where two have the same last
+        part."""
         last = [axis.path.rsplit(".", 1)[-1] for axis in self.axes]
         return [name if last.count(name) == 1 else axis.path for name, axis in zip(last, self.axes, strict=True)]
 
     @property
     def headers(self) -> list[str]:
-        """What tables call the values of a cell."""
+        """Names of a cell's values in tables."""
         return [header for header, _ in self.all_cells[0].values]
 
     def cells(self) -> list[Cell]:
-        """All cells, seeds outermost: an interrupted sweep has whole tables of fewer seeds."""
+        """All cells, seeds outermost, so that an interrupted sweep has complete tables with fewer seeds."""
         return list(self.all_cells)
 
     @cached_property
     def all_cells(self) -> tuple[Cell, ...]:
-        """`cells`, made once: of thousands each is an experiment that is checked whole."""
+        """All cells, made once, because making one checks a whole experiment, and there may be thousands."""
         paths = [axis.path for axis in self.axes]
         rows = self.rows or (None,)
         headers = [*([ROW] if self.rows else []), *self.axis_headers]
@@ -171,7 +172,7 @@ class Sweep:
         return tuple(found)
 
     def work(self, inputs: Inputs) -> list[Work]:
-        """The cells by what is run once, in order; `auto` precision is resolved."""
+        """The pieces of work, in order, with their cells; `auto` precision is resolved."""
         groups: dict[str, tuple[CellParts, list[Cell]]] = {}
         for cell in self.all_cells:
             resolved = replace(cell, experiment=with_precision(cell.experiment, inputs))
@@ -180,12 +181,12 @@ class Sweep:
         return [Work(parts, tuple(cells)) for parts, cells in groups.values()]
 
     def identity(self, work: list[Work]) -> str:
-        """Digest of the name and of all cells: the same command finds its own parent run again."""
+        """Digest of the name and of all cells, by which the same command finds its own parent run again."""
         return digest("sweep", [self.name, sorted(item.fingerprint for item in work)])
 
 
 def _snapshots(cell: Cell) -> list[Cell]:
-    """A cell for each of its training's snapshots, and itself: rows of one training."""
+    """One cell per snapshot of a cell's training, and one for its end: rows of one training."""
     training, found = cell.experiment.training, []
     for images in sorted({*training.snapshots, training.images}):
         resumable = tuple(each for each in training.resumable if each <= images)
@@ -195,7 +196,7 @@ def _snapshots(cell: Cell) -> list[Cell]:
 
 
 def same_distribution_notes(work: list[Work]) -> list[str]:
-    """One sentence for every group of axis values that give the same result."""
+    """One sentence per group of axis values that give the same result."""
     notes = []
     for item in work:
         if len(item.cells) > 1:
@@ -205,7 +206,8 @@ def same_distribution_notes(work: list[Work]) -> list[str]:
 
 
 def parse_axis(text: str) -> Axis:
-    """`timesteps.m=0,0.7` → Axis. Values are numbers, true/false, or words. ConfigError where it has no `=`."""
+    """Parse `timesteps.m=0,0.7` as an Axis. Values are numbers, true/false, or words. ConfigError where there is no
+    `=`."""
     path, sign, values = text.partition("=")
     if not sign or not path or not values:
         raise ConfigError(f"{text}: an axis is FIELD=VALUE,VALUE,… such as timesteps.m=0,0.7")
@@ -213,7 +215,7 @@ def parse_axis(text: str) -> Axis:
 
 
 def parse_value(text: str) -> Any:
-    """A number where it is one, True or False, None, or the word itself."""
+    """Parse a text as a number, True, False or None; other texts are returned as they are."""
     words = {"true": True, "false": False, "none": None}
     if text.lower() in words:
         return words[text.lower()]

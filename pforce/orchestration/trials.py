@@ -1,4 +1,4 @@
-"""The tasks of a sweep: a training, with its measurements, for each cell that is missing."""
+"""The tasks of a sweep: one training with its measurements per missing cell."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pforce.trial.task import Done, Failed, Idle, Task, Train
 
 
 def train_task(plan: Plan, item: Work) -> Train:
-    """A cell as its worker gets it."""
+    """The task of a cell."""
     return Train(
         id=item.fingerprint,
         label=item.label,
@@ -35,10 +35,10 @@ def train_task(plan: Plan, item: Work) -> Train:
 
 
 def entries(plan: Plan, tags: dict[str, str]) -> Callable[[str], Entry]:
-    """What the page shows of a sweep's cells.
+    """A function from a cell's digest to the content of its run.
 
     Args:
-        tags: of every run.
+        tags: tags of every run.
     """
     work = {item.fingerprint: item for item in plan.work}
     place, say = plan.options.place, plan.ledger.say
@@ -59,13 +59,13 @@ def entries(plan: Plan, tags: dict[str, str]) -> Callable[[str], Entry]:
 
 
 def note_of(item: Work, metrics: dict[str, float]) -> str:
-    """What a finished cell is shown with."""
+    """The note on the display for a finished cell."""
     distance = metrics.get(metric_name("fd", item.experiment.evaluation.detector_name), math.nan)
     return f"validation loss {metrics['val/loss']:.4f} · distance {distance:.2f}"
 
 
 class Trials(Source):
-    """Trains what is missing of a sweep."""
+    """The source of a sweep's missing trainings."""
 
     def __init__(self, plan: Plan, recorder: Recorder) -> None:
         self.plan, self.recorder = plan, recorder
@@ -73,7 +73,7 @@ class Trials(Source):
         self.waiting: Iterator[Work] = iter(self.missing)
         self.work = {item.fingerprint: item for item in self.missing}
         self.trained: dict[str, Done] = {}
-        """Digest of a cell → what its training said, where its measurements are still to come."""
+        """Digest of a cell → result of its training, where its measurements are still to come."""
 
     def next(self) -> Task | Idle:
         item = next(self.waiting, None)
@@ -89,4 +89,4 @@ class Trials(Source):
             self.recorder.display.update(task.label, TRAINING_SHARE, "trained")
 
     def failed(self, task: Task, event: Failed) -> None:
-        """No other task waits for a training of this sweep."""
+        """Do nothing, as no other task waits for a training of this sweep."""

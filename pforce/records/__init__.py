@@ -1,1 +1,1 @@
-"""What is known: records of finished work in the storage, and how each is named. Neither Ray nor MLflow in here."""
+"""Records of finished work in the storage, and the identities that name them. Imports neither Ray nor MLflow."""

@@ -1,4 +1,4 @@
-"""A cell of a sweep as its records tell it: finished, diverged, or neither."""
+"""The result of a sweep's cell, read from its records: finished, diverged, or neither."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from pforce.records.sweeps import CellEntry
 
 @dataclass(frozen=True)
 class CellResult:
-    """What is known of a cell that ended."""
+    """The result of a cell that has ended."""
 
     status: Status
     """FINISHED or FAILED."""
     started: float
-    """Seconds since 1970, as `finished`."""
+    """Time of the start, in seconds since 1970; `finished` likewise."""
     finished: float
     metrics: dict[str, float]
-    """Under their fixed names; NaN where one is undefined."""
+    """Metrics by their fixed names; NaN where one is undefined."""
     made: Record
-    """The record that says on what and with which versions: of a training the weights', else the first part's."""
+    """The record that gives device and versions: the weights' record of a training, else the first part's."""
     images: float
     """Images seen; NaN where nothing was trained."""
     origin: str | None = None
-    """Where its numbers come from, where any of them was not measured here."""
+    """Source of the numbers that were not measured into this storage; None where all were."""
     training: str | None = None
     trunk: str | None = None
     reason: str | None = None
@@ -40,7 +40,7 @@ class CellResult:
 
 
 def result_of(cell: CellEntry, ledger: Ledger) -> CellResult | None:
-    """A cell's result; None where any of its parts is missing and it did not diverge."""
+    """A cell's result; None where a part is missing and the cell did not diverge."""
     parts = cell.parts()
     return _trained(parts, ledger) if parts is not None else _given(cell, ledger)
 
@@ -64,7 +64,7 @@ def _trained(parts: CellParts, ledger: Ledger) -> CellResult | None:
 
 
 def _given(cell: CellEntry, ledger: Ledger) -> CellResult | None:
-    """The result of a model that was given, or of images."""
+    """The result of a cell of a given model or of given images."""
     if cell.digests:
         found = ledger.find(cell.digests)
         drawn, metrics = None, {name: value for each in cell.digests if each in found

@@ -1,4 +1,4 @@
-"""What finished work cost, as a value: read from records, added up, and shown as metrics."""
+"""The cost of finished work as a value: read from records, added up, and shown as metrics."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from pforce.metrics.names import THROUGHPUT, CostName
 
 @dataclass(frozen=True)
 class Cost:
-    """What a part, or several together, took. None is what no record says."""
+    """Cost of a part, or of several together. None stands for a value that no record has."""
 
     seconds: float | None = None
     device_seconds: float | None = None
-    """Seconds × devices, summed over resumes."""
+    """Device-seconds: seconds × devices, summed over resumes."""
     images: float | None = None
-    """Images that a training saw, or that were drawn."""
+    """Images that a training has seen, or images drawn."""
     passes: float | None = None
-    """Forward passes, over all images."""
+    """Forward passes over all images."""
     nfe: float | None = None
     trunk_seconds: float | None = None
-    """What a branch has of its trunk, and holds in `seconds`, too: counted once where both are added up."""
+    """Seconds of the trunk that a branch starts from; `seconds` includes them. They are counted once where both are
+    added up."""
     trunk_device_seconds: float | None = None
     trunk_images: float | None = None
 
     @classmethod
     def of(cls, plain: Mapping[str, float]) -> Cost:
-        """The cost of a record, from its `cost`; other entries are passed over."""
+        """The cost from a record's `cost`; unknown entries are ignored."""
         return cls(**{field.name: plain[field.name] for field in fields(cls) if field.name in plain})
 
     @classmethod
     def total(cls, several: Iterable[Mapping[str, float]]) -> Cost:
-        """The costs of several records together."""
+        """The sum of the costs of several records."""
         return sum((cls.of(plain) for plain in several), cls())
 
     def __add__(self, other: Cost) -> Cost:
@@ -41,23 +42,23 @@ class Cost:
         return Cost(**{name: b if a is None else a if b is None else a + b for name, (a, b) in both.items()})
 
     def plain(self) -> dict[str, float]:
-        """The `cost` of a record: what is known, and finite."""
+        """The entry `cost` of a record: all values that are known and finite."""
         known = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in known.items() if value is not None and math.isfinite(value)}
 
     def metrics(self) -> dict[str, float]:
-        """Seconds and device-hours of a whole row."""
+        """Metrics of a whole row: seconds and device-hours."""
         return {CostName.SECONDS: self.seconds or 0.0, CostName.DEVICE_HOURS: (self.device_seconds or 0.0) / 3600}
 
     def evaluation_metrics(self) -> dict[str, float]:
-        """Seconds of an evaluation."""
+        """Metrics of an evaluation: its seconds."""
         return {CostName.EVALUATION_SECONDS: self.seconds or 0.0}
 
     def training_metrics(self, images_seen: float) -> dict[str, float]:
-        """Seconds and speed of a training, and what a branch has of its trunk.
+        """Metrics of a training: seconds, throughput, and a branch's costs of its trunk.
 
         Args:
-            images_seen: by the training.
+            images_seen: images that the training has seen.
         """
         found: dict[str, float] = {}
         if self.seconds:

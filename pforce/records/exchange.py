@@ -1,7 +1,8 @@
-"""Records and sweeps as lines of JSON, and out of another storage: how results of machines that never met merge.
+"""Export of records and sweeps as lines of JSON, and import from such lines or from another storage, which merges
+results of separate machines.
 
-A line is a record, or a sweep's list of cells. What is read is believed in its form only: digests are computed again,
-nothing in it is a path, and its numbers carry the name of where they came from.
+A line is a record, or a sweep's list of cells. Imported lines are checked in their form only: digests are computed
+again and nothing in a line is used as a path. Numbers cannot be verified, so they carry the name of their source.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ Advance = Callable[[int], None]
 
 
 class Taken(NamedTuple):
-    """What an import did."""
+    """Counts of an import."""
 
     made: int
-    """Records that are new."""
+    """Number of records that are new."""
     there: int
-    """Records that were there."""
+    """Number of records that were there already."""
     sweeps: int
 
 
 def cells_records(cells: Iterable[CellEntry], ledger: Ledger) -> Iterator[Record]:
-    """All records that cells are made of, each once."""
+    """All records that cells consist of, each once."""
     given: set[str] = set()
     for cell in cells:
         parts = cell.parts()
@@ -61,7 +62,8 @@ def cells_records(cells: Iterable[CellEntry], ledger: Ledger) -> Iterator[Record
 
 
 def export(storage: Storage, names: Sequence[str], path: Path, say: Callable[[str], None]) -> tuple[int, int]:
-    """Write the sweeps of these names (none means all) and their records as lines; (records, sweeps)."""
+    """Write the sweeps of these names (all where none is given) and their records as lines. Returns (records,
+    sweeps)."""
     ledger, lines, records = Ledger(storage, say), [], 0
     chosen: Sequence[str | None] = names or [None]
     sweeps = [entry for name in chosen for entry in read_sweeps(storage, say, name)]
@@ -78,7 +80,8 @@ def export(storage: Storage, names: Sequence[str], path: Path, say: Callable[[st
 
 
 def import_lines(storage: Storage, path: Path, say: Callable[[str], None]) -> Taken:
-    """Take a file of lines into a storage. RecordError, before anything is written, where one is not well-formed."""
+    """Import a file of lines into a storage. RecordError, before anything is written, where a line is not
+    well-formed."""
     records, sweeps = [], []
     try:
         with path.open("rb") as file:
@@ -88,22 +91,22 @@ def import_lines(storage: Storage, path: Path, say: Callable[[str], None]) -> Ta
     for number, line in enumerate(lines, start=1):
         where = f"{path}, line {number}"
         if len(line) > MOST_SWEEP_LINE:
-            raise RecordError(f"{where}: is longer than {MOST_SWEEP_LINE:,} bytes: no record")
+            raise RecordError(f"{where}: is longer than {MOST_SWEEP_LINE:,} bytes: not a record")
         if line.startswith(SWEEP_LINE):
             sweeps.append(checked_sweep(line, where))
         elif line.strip():
             if len(line) > MOST_BYTES:
-                raise RecordError(f"{where}: is longer than {MOST_BYTES:,} bytes: no record")
+                raise RecordError(f"{where}: is longer than {MOST_BYTES:,} bytes: not a record")
             records.append(parse_content(line, where))
             if records[-1].kind == "tombstone":
                 raise RecordError(
-                    f"{where}: is a tombstone: what this storage knows is forgotten by its own people only"
+                    f"{where}: is a tombstone, which is not imported: `pforce records forget` forgets records here"
                 )
     return _taken(storage, records, sweeps, path.name, say)
 
 
 def import_storage(storage: Storage, other: Storage, say: Callable[[str], None]) -> Taken:
-    """Take the records and sweeps of another storage: with what they keep for figures, without drawings."""
+    """Import the records and sweeps of another storage, with their files for figures, without drawings."""
     theirs = Ledger(other, say)
     records = list(theirs.all())
     ledger = Ledger(storage, say)
@@ -126,7 +129,7 @@ def _taken(
 
 
 def shown(record: Record) -> str:
-    """A record's values in a few words: its largest names first, as a list shows it."""
+    """A record's first three values as a short text for lists."""
     numbers = record.numbers()
     names = read_names(numbers)
     further = {text for text, name in names.items() if name.beside in BOUNDS or name.decile is not None}
@@ -135,18 +138,18 @@ def shown(record: Record) -> str:
 
 
 def sweep_names(storage: Storage, say: Say) -> list[str]:
-    """Names of a storage's sweeps, in order."""
+    """Names of a storage's sweeps, sorted."""
     return sorted({entry.name for entry in read_sweeps(storage, say)})
 
 
 def check_name(name: str, known: Sequence[str], storage: Storage) -> None:
-    """ConfigError with the nearest name for a sweep that the storage does not have."""
+    """Raise ConfigError, with the nearest name, for a sweep that the storage does not have."""
     if name not in known:
         raise ConfigError(f"{name}: no such sweep in {storage}; {did_you_mean(name, known, 'it has')}")
 
 
 def is_old(path: Path) -> bool:
-    """Whether a file holds lines of commit 0641df2. RecordError where it cannot be read."""
+    """Whether a file holds lines in the format of commit 0641df2. RecordError where it cannot be read."""
     if path.is_dir():
         return False
     try:
@@ -162,6 +165,6 @@ def is_old(path: Path) -> bool:
 
 
 def count_lines(path: Path) -> int:
-    """Lines of a file, for a progress bar."""
+    """Number of lines of a file, for a progress bar."""
     with path.open("rb") as file:
         return sum(1 for _ in file)

@@ -1,9 +1,9 @@
-"""How results are named: canonical forms of what determines them, under keys that are declared here.
+"""Identities of results: canonical forms of everything that determines them, under keys that are declared here.
 
-A name must hold for years. So it does not depend on what an attribute is called (`TABLE` declares its key), on a new
-field (what is at its default is left out), on how a number is written (2 and 2.0, 0.0 and −0.0), or on what a default
-is today (`defaults.json`, beside this file, says what it was when names were first made). What changes the result of
-one component raises the version of that component, and forgets the results of no other.
+A name must hold for years. So it does not depend on the names of attributes (`TABLE` declares their keys), on new
+fields (fields at their defaults are left out), on the notation of numbers (2 and 2.0, 0.0 and −0.0), or on today's
+defaults (`defaults.json`, beside this file, keeps those of the time when names were first made). A change of one
+component's results raises that component's version, and all other results remain valid.
 """
 
 from __future__ import annotations
@@ -40,26 +40,26 @@ VERSIONS: Mapping[str, int] = {
     **{f"detector.{name}": 1 for name in ("openmoji", "fashion-mnist", "inception", "dinov2")},
     "training": 1,
 }
-"""Component → version. Raise one where a change of the code changes what the component gives: its results are then
-made again, and all others stay. `tests/records/outputs.json` has a small output of each, and fails until that is done.
-"""
+"""Component → version. Raise a version where a change of the code changes the component's results: they are then made
+again, and all others are kept. `tests/records/outputs.json` has a small output of each component; a test fails until
+the version is raised."""
 
 
 class IdentityError(InputError, RuntimeError):
-    """Nothing can be named: a file of pforce itself is damaged."""
+    """No result can be named, because a file of pforce itself is damaged."""
 
 
 class Fields(NamedTuple):
-    """How a class of settings is named."""
+    """The part of names that a class of settings contributes."""
 
     component: str
     """Name in `defaults.json`."""
     keys: Mapping[str, str | None]
-    """Attribute → key in the identity; None for what does not change a result beyond rounding."""
+    """Attribute → key in the identity; None for attributes that do not change results beyond rounding."""
 
 
 def _sampler(name: str, own: Mapping[str, str | None]) -> Fields:
-    """How a sampler is named: by what all samplers have, and by its own settings."""
+    """Fields of a sampler's name: those of all samplers, and its own settings."""
     budget: dict[str, str | None] = {"num_function_evaluations": "nfe", "guidance": "guidance"}
     return Fields(f"sampler.{name}", {**budget, **own, "spacing": "spacing", "shift": "shift"})
 
@@ -74,7 +74,7 @@ TABLE: Mapping[type, Fields] = {
         },
     ),
     FlowConfig: Fields("flow", {"difficulty_weight": "difficulty_weight"}),
-    # Data are known by their manifest's hash, never by name or place; the hash holds the resolution.
+    # Data are identified by their manifest's hash, never by name or path; the hash covers the resolution.
     DataConfig: Fields("data", {"name": None, "resolution": None, "path": None, "streams": "streams", "flip": "flip"}),
     OptimizerConfig: Fields(
         "optimizer",
@@ -87,7 +87,7 @@ TABLE: Mapping[type, Fields] = {
     TrainingConfig: Fields(
         "training",
         {
-            # Not the budget: weights are a function of the images seen, and a training is named by that function.
+            # Without the budget: a training is a function from images seen to weights, which no budget changes.
             "images": None, "batch": "batch", "accumulation": None, "ema_decay": "ema_decay",
             "ema_warmup": "ema_warmup", "precision": "precision", "compile": None, "checkpoint_every": None,
             "log_every": None, "snapshots": None, "resumable": None,
@@ -118,7 +118,7 @@ DEFAULTS = Path(__file__).with_name("defaults.json")
 
 
 def read_defaults(path: Path) -> dict[str, dict[str, Any]]:
-    """Component → key → the default that names are made with. IdentityError for a file that is not whole."""
+    """Component → key → the default that names are made with. IdentityError for a damaged file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found: dict[str, dict[str, Any]] = content["defaults"]
@@ -127,7 +127,7 @@ def read_defaults(path: Path) -> dict[str, dict[str, Any]]:
         raise IdentityError(f"{path} is damaged ({error!r}): no result can be named. Install pforce again") from error
     if not whole:
         raise IdentityError(
-            f"{path} was changed: its checksum is not that of its entries, and results would get the names of others. "
+            f"{path} was changed: its checksum is not that of its entries, and results would get wrong names. "
             "Install pforce again"
         )
     return found
@@ -144,7 +144,8 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def coerced(value: Any, hint: Any, name: str) -> Any:
-    """A value as JSON of its declared type: 2 is 2.0 where a float is declared, −0.0 is 0.0, a tuple a list."""
+    """A value as JSON of its declared type: 2 becomes 2.0 where a float is declared, −0.0 becomes 0.0, a tuple a
+    list."""
     if value is None or get_origin(hint) is Literal:
         return value
     if get_origin(hint) in (typing.Union, types.UnionType):
@@ -162,7 +163,8 @@ def coerced(value: Any, hint: Any, name: str) -> Any:
 
 
 def _of_a_user(cls: Any) -> Fields:
-    """A sampler that is not ours: every field of its own by its name, and written out, as nobody keeps its defaults."""
+    """Fields of a user's sampler: all fields under their own names, also where they are at their defaults, which are
+    not kept."""
     if issubclass(cls, TimestepSampler):
         return Fields(f"timesteps.{cls.name}", {field.name: field.name for field in dataclasses.fields(cls)})
     if issubclass(cls, Sampler):
@@ -171,7 +173,7 @@ def _of_a_user(cls: Any) -> Fields:
 
 
 def _named(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a class's fields under their keys, types coerced, what is at its default left out."""
+    """Values of a class's fields under their keys, with types coerced and without those at their defaults."""
     fields, hints = TABLE.get(cls) or _of_a_user(cls), _hints(cls)
     defaults = _defaults().get(fields.component, {})
     found = {}
@@ -190,18 +192,19 @@ def _named(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def canonical(value: Any) -> dict[str, Any]:
-    """A class of settings as it enters a name: keys declared, types coerced, what is at its default left out."""
+    """A value of settings in the form that enters names: under declared keys, with types coerced, without fields at
+    their defaults."""
     return _named(type(value), {each.name: getattr(value, each.name) for each in dataclasses.fields(value)})
 
 
 def canonical_timesteps(sampler: TimestepSampler) -> dict[str, Any]:
-    """The simplest timestep sampler with the same distribution, with its name."""
+    """The simplest timestep sampler with the same distribution, as plain data with its name."""
     simplest = sampler.canonical()
     return {"name": simplest.name, **canonical(simplest)}
 
 
 def _guidance(guidance: Guidance) -> dict[str, Any]:
-    """The scale, and the interval where it changes anything."""
+    """Guidance as plain data: the scale, and the interval where it matters."""
     found: dict[str, Any] = {"scale": float(guidance.scale) + 0.0}
     if guidance.interval is not None and tuple(guidance.interval) != (0, 1) and found["scale"] != 1:
         found["interval"] = [float(bound) + 0.0 for bound in guidance.interval]
@@ -209,7 +212,8 @@ def _guidance(guidance: Guidance) -> dict[str, Any]:
 
 
 def canonical_sampler(sampler: Sampler) -> dict[str, Any]:
-    """A solver by name, with the NFE that it spends, its guidance, its spacing, and its settings where they apply."""
+    """A sampler as plain data: its name, the NFE that it spends, its guidance, its spacing, and its settings where they
+    apply."""
     values: dict[str, Any] = {
         "num_function_evaluations": sampler.schedule().num_function_evaluations,
         "guidance": sampler.guidance,
@@ -222,12 +226,12 @@ def canonical_sampler(sampler: Sampler) -> dict[str, Any]:
 
 
 def versions_of(*components: str) -> dict[str, int]:
-    """The versions of components that are above 1: they enter a name. Components of users have none."""
+    """Versions above 1 of components; only these enter a name. Users' components have no versions."""
     return {name: VERSIONS[name] for name in components if VERSIONS.get(name, 1) > 1}
 
 
 def time_key(time: float) -> str:
-    """A timestep in a name, with the two decimals that names have: `0.20`. ConfigError for one that has more."""
+    """A timestep as text with the two decimals that names have: `0.20`. ConfigError for one with more decimals."""
     text = f"{time:.2f}"
     if abs(float(text) - time) > 1e-9:
         raise ConfigError(f"timestep {time!r}: must have at most two decimals, as metrics are named by them ({text})")

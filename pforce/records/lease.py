@@ -1,10 +1,12 @@
-"""Leases: who is at a piece of work, so that others spare themselves the same. Correctness never rests on them.
+"""Leases: they show which process does a piece of work, so that others do not repeat it. Correctness never rests on
+them.
 
-`leases/KEY/GENERATION.json` says who holds a key. It is created exclusively (a hard link; in a bucket put-if-absent),
-and the highest generation holds. Whoever works raises `GENERATION.beat` beside it; a contender that has seen no change
-of it for `PATIENCE` seconds of its own monotonic clock, or that knows the process to be dead, makes the next
-generation. A holder that finds itself outnumbered stops before it publishes. No clock is compared with another
-machine's, and no file is locked: Lustre and NFS grant a lock on each node for itself.
+`leases/KEY/GENERATION.json` names the holder of a key. It is created exclusively (a hard link; in a bucket
+put-if-absent), and the highest generation counts. The holder raises the number in `GENERATION.beat` beside it; a
+contender that has seen no change of it for `PATIENCE` seconds of its own monotonic clock, or that knows the holder's
+process to be dead, creates the next generation. A holder that finds a higher generation stops before it publishes. No
+clock is compared with another machine's, and no file is locked: Lustre and NFS may grant the same lock on several
+nodes.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from pforce.records.provenance import user
 from pforce.storage import Storage, StorageError
 
 LEASES = "leases"
-"""Folder below a storage's root."""
+"""Folder of leases below a storage's root."""
 FORMAT = 1
 BEAT_SECONDS = 20.0
 PATIENCE = 120.0
@@ -40,27 +42,28 @@ NAME = re.compile(r"(?P<generation>\d{1,9})\.json")
 
 
 class LeaseError(InputError, RuntimeError):
-    """Leases cannot be used. The message names the folder, what is wrong, and the cure."""
+    """Leases cannot be used. The message gives the folder, the reason and the remedy."""
 
 
 class LeaseLost(RuntimeError):
-    """Another process has taken the work over, because this one gave no sign of life: it must publish nothing."""
+    """Another process has taken the work over, because this one gave no sign of life; this one must publish nothing."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease."""
+    """The holder of a lease."""
 
     nonce: str
     user: str
     host: str
     process: int
     born: str
-    """What tells a process from a later one of the same number; empty where that is unknown."""
+    """Machine and start of the process, which distinguish it from a later one with the same number; empty where
+    unknown."""
     since: float
-    """Seconds since 1970, of its own clock: shown, never compared."""
+    """Start of the lease in seconds since 1970, by the holder's clock: shown, never compared."""
     doing: str
-    """What it does, in a word or two."""
+    """Description of its work, in a word or two."""
     format: int = FORMAT
 
     def __str__(self) -> str:
@@ -69,13 +72,13 @@ class Holder:
 
     @classmethod
     def here(cls, doing: str) -> Holder:
-        """This process, with a nonce of its own."""
+        """This process as a holder, with a new nonce."""
         process = os.getpid()
         return cls(uuid.uuid4().hex, user(), socket.gethostname(), process, _born(process), time.time(), doing)
 
     @property
     def dead(self) -> bool:
-        """Whether the process is known to be gone: one of this machine, as this process sees it."""
+        """Whether the process is known to be gone, which can only be known of this machine's processes."""
         return bool(self.born) and self.host == socket.gethostname() and self.born.split()[0] == _machine() and (
             _born(self.process) != self.born
         )  # fmt: skip
@@ -83,7 +86,7 @@ class Holder:
 
 @cache
 def _machine() -> str:
-    """What this machine, since its start, and the processes that are seen from here have alone; empty where unknown."""
+    """An identifier of this machine since its boot, and of its process namespace; empty where unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
@@ -92,7 +95,7 @@ def _machine() -> str:
 
 
 def _born(process: int) -> str:
-    """Machine and start of a process; empty where it is not there, or where processes cannot be looked at."""
+    """Machine and start of a process; empty where there is none, or where processes cannot be inspected."""
     try:
         status = Path(f"/proc/{process}/stat").read_text()
     except OSError:
@@ -103,15 +106,15 @@ def _born(process: int) -> str:
 
 
 Wait = Callable[["Holder | None"], None]
-"""Called while a process waits, with who holds what it waits for; None where that cannot be read."""
+"""Callback while a process waits; gets the holder of the lease, or None where that cannot be read."""
 
 
 def patient(holder: Holder | None) -> None:
-    """Waits without a word."""
+    """Wait without a message."""
 
 
 class Lease:
-    """A key that this process holds, until `release`. Its beat is raised by a thread."""
+    """A key that this process holds until `release`. A thread raises its beat."""
 
     def __init__(self, storage: Storage, key: str, generation: int, holder: Holder) -> None:
         self.storage, self.key, self.generation, self.holder = storage, key, generation, holder
@@ -125,31 +128,33 @@ class Lease:
         return f"{LEASES}/{self.key}"
 
     def check(self) -> None:
-        """LeaseLost where another process has taken over, or where the lease is gone."""
+        """Raise LeaseLost where another process has taken over, or where the lease is gone."""
         try:
             found = _generations(self.storage, self.folder)
             mine = _read(self.storage, self.folder, self.generation) if self.generation in found else None
-        except StorageError:  # a bucket that does not answer: nobody can have taken over there, either
+        except StorageError:  # the bucket does not answer, so nobody can have taken over there, either
             return
         if max(found, default=0) != self.generation or mine is None or mine.nonce != self.holder.nonce:
             raise LeaseLost(
                 f"{self.key}: another process has taken this over, because this one had given no sign of life for "
-                f"{PATIENCE:.0f} s; nothing more of it is written here"
+                f"{PATIENCE:.0f} s; this process writes nothing more of it"
             )
 
     def _beat(self) -> None:
         count = 0
         while not self.over.wait(BEAT_SECONDS):
             count += 1
-            with suppress(OSError, StorageError):  # late, not wrong
+            with suppress(OSError, StorageError):  # a late beat does no harm
                 self.storage.put(f"{self.folder}/{self.generation}.beat", str(count).encode())
 
     def release(self) -> None:
-        """Leave it to others. A lease that was lost is left alone."""
+        """Give the lease up. A lease that was lost is left alone."""
         self.over.set()
         with suppress(OSError, StorageError, LeaseLost):
             self.check()
-            for generation in sorted(_generations(self.storage, self.folder)):  # the highest last: it holds until then
+            for generation in sorted(
+                _generations(self.storage, self.folder)
+            ):  # the highest last, as it counts until then
                 for ending in ("beat", "json"):
                     self.storage.remove(f"{self.folder}/{generation}.{ending}")
             self.storage.leave(self.folder)
@@ -161,7 +166,7 @@ def _generations(storage: Storage, folder: str) -> set[int]:
 
 
 def _read(storage: Storage, folder: str, generation: int) -> Holder | None:
-    """Who holds a generation; None where it is gone or cannot be understood."""
+    """The holder of a generation; None where it is gone or cannot be parsed."""
     content = storage.content(f"{folder}/{generation}.json", MOST_BYTES)
     try:
         found = json.loads(content) if content else None
@@ -170,7 +175,7 @@ def _read(storage: Storage, folder: str, generation: int) -> Holder | None:
         if found.get("format") != FORMAT:
             raise LeaseError(
                 f"{storage.root / folder}: a lease of format {found.get('format')!r}, this version reads {FORMAT}: a "
-                "newer pforce is at it; install that one, or wait until it has ended"
+                "newer pforce holds it; install that version, or wait until it has ended"
             )
         return Holder(**{name.name: found[name.name] for name in fields(Holder)})
     except (ValueError, KeyError, TypeError):
@@ -178,7 +183,7 @@ def _read(storage: Storage, folder: str, generation: int) -> Holder | None:
 
 
 def held_below(storage: Storage, prefix: str, keys: Iterable[str]) -> set[str]:
-    """The names among keys `PREFIX/NAME` that another process is at, as far as it is not known to be dead."""
+    """The names of those keys `PREFIX/NAME` that a process holds, unless that process is known to be dead."""
     found = set()
     for name in keys:
         folder = f"{LEASES}/{prefix}/{name}"
@@ -190,15 +195,15 @@ def held_below(storage: Storage, prefix: str, keys: Iterable[str]) -> set[str]:
 
 
 class Contender:
-    """A process that would like to hold a key, and what it has seen of those who do."""
+    """A process that wants to hold a key, with its observations of the present holder."""
 
     def __init__(self, storage: Storage, key: str, doing: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.storage, self.key, self.doing, self.clock = storage, key, doing, clock
         self.folder = f"{LEASES}/{key}"
         self.seen: tuple[object, float] | None = None
-        """The last generation and beat, and when they were first seen."""
+        """The last generation, holder and beat, and the time when they were first seen."""
         self.holder: Holder | None = None
-        """Who had it at the last try."""
+        """The holder at the last try."""
 
     def try_acquire(self) -> Lease | None:
         """The lease, or None while another process holds it. LeaseError where leases cannot be used."""
@@ -219,7 +224,7 @@ class Contender:
             ) from error
         if not created:
             self.holder = _read(self.storage, self.folder, highest + 1)
-            self.storage.leave(self.folder)  # its holder may have left it meanwhile, but for our scratch file
+            self.storage.leave(self.folder)  # its holder may have removed everything but our scratch file meanwhile
             return None
         return Lease(self.storage, self.key, highest + 1, holder)
 
@@ -233,10 +238,10 @@ class Contender:
         return now - self.seen[1] >= PATIENCE
 
     def acquire(self, wait: Wait) -> Lease:
-        """The lease, as soon as it is to be had.
+        """Wait for the lease and return it.
 
         Args:
-            wait: called about once a second with who holds it.
+            wait: called about once per second with the holder.
         """
         while (lease := self.try_acquire()) is None:
             wait(self.holder)
@@ -246,7 +251,7 @@ class Contender:
 
 @contextmanager
 def leased(storage: Storage, key: str, doing: str, *, wait: Wait = patient) -> Iterator[Lease]:
-    """Hold a key during the block; waits while another process has it."""
+    """Hold a key during the block; wait for it while another process holds it."""
     lease = Contender(storage, key, doing).acquire(wait)
     try:
         yield lease
@@ -263,14 +268,15 @@ def shared(
     doing: str,
     wait: Wait = patient,
 ) -> Iterator[Item]:
-    """The pieces of work that fall to this process, of several, one at a time, each while it holds its lease.
+    """Yield the pieces of work that fall to this process, one at a time, each while it holds its lease.
 
-    What another process is at comes last, and only if it is still missing then: so any number of processes that are
-    given the same work do each piece once, and end together.
+    Pieces that another process is working on come last, and only if they are still missing then. So any number of
+    processes with the same list do each piece once, and end together.
 
     Args:
-        key: of an item's lease. done: whether its result is there, by whomever.
-        wait: called about once a second with who holds it, while all that is missing is held by others.
+        key: key of an item's lease.
+        done: whether an item's result is there, whoever made it.
+        wait: called about once per second with a holder, while others hold all missing pieces.
     """
     contenders: dict[str, Contender] = {}
     left = list(items)

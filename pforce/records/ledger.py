@@ -1,7 +1,7 @@
-"""The ledger: records in the storage. Finds, keeps and forgets them. Planning lists names; contents are read on demand.
+"""The ledger: finds, keeps and forgets the records in a storage. Planning lists names; contents are read on demand.
 
-Nothing here locks. A record is written once, whole, under a name of its own; of several with one digest the one that
-finished first counts, ties by content, on every machine.
+Nothing here locks. A record is written once, whole, under a name of its own. Of several records with the same digest,
+the one that finished first counts, on every machine; ties are decided by content.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Say = Callable[[str], None]
 
 
 class Ledger:
-    """What a storage knows.
+    """The records of a storage.
 
     Args:
-        say: shown one line for each record that is damaged, or that is there twice with different numbers.
+        say: called with one line for each record that is damaged, or that exists twice with different numbers.
     """
 
     def __init__(self, storage: Storage, say: Say = lambda line: None) -> None:
@@ -40,7 +40,7 @@ class Ledger:
     # --- names ------------------------------------------------------------------------------------------------
 
     def names(self) -> dict[str, list[str]]:
-        """Digest → file names of its records. Looked up once; `refresh` looks again."""
+        """Digest → file names of its records. They are listed once; `refresh` lists them again."""
         if self._names is None:
             found: dict[str, list[str]] = {}
             for name in self._listed():
@@ -50,11 +50,11 @@ class Ledger:
         return self._names
 
     def refresh(self) -> None:
-        """Forget what was listed: other processes may have finished parts meanwhile."""
+        """Forget the list of names, because other processes may have finished parts meanwhile."""
         self._names = None
 
     def look_again(self, parts: Iterable[Part]) -> None:
-        """List anew what there is of these parts: other processes may have finished them meanwhile."""
+        """List the records of these parts again, because other processes may have finished them meanwhile."""
         names, wanted = self.names(), {part.digest for part in parts}
         there: dict[str, list[str]] = {}
         for group in {each[:2] for each in wanted}:
@@ -86,7 +86,8 @@ class Ledger:
         return self.folder / name[:2] / name
 
     def _load(self, name: str) -> Record | None:
-        """One file. None, having said so, where it is damaged; NewerRecord for one that must not be guessed at."""
+        """The record in a file; None, with a message, where it is damaged. NewerRecord for one that this version cannot
+        read."""
         if name in self._read:
             return self._read[name]
         path = self._path(name)
@@ -101,7 +102,7 @@ class Ledger:
         except PermissionError as error:
             raise StorageError(f"--storage {self.storage}: record {path} may not be read ({error.strerror})") from error
         except (RecordError, ValueError, OSError) as error:
-            self._tell(name, f"{path}: {error}; it counts as not there, and its part is measured again")
+            self._tell(name, f"{path}: {error}; it counts as missing, and its part is measured again")
             return None
         self._read[name] = record
         return record
@@ -112,7 +113,7 @@ class Ledger:
             self.say(line)
 
     def several(self, wanted: str) -> list[Record]:
-        """The records of a digest that are not forgotten, the one that counts first."""
+        """The records of a digest that are not forgotten; the one that counts comes first."""
         forgotten = self._forgotten(wanted)
         found = [
             (record.finished, name, record)
@@ -122,7 +123,7 @@ class Ledger:
         return [record for _, _, record in sorted(found, key=lambda each: each[:2])]
 
     def get(self, part: Part | str) -> Record | None:
-        """The record that counts of a part; None where there is none."""
+        """The record of a part that counts; None where there is none."""
         wanted = part if isinstance(part, str) else part.digest
         found = self.several(wanted)
         if not found:
@@ -139,20 +140,21 @@ class Ledger:
         return first
 
     def all_of(self, wanted: str) -> list[Record]:
-        """Every whole record of a digest, the one that counts first."""
+        """All records of a digest that are whole, forgotten ones included; the earliest comes first."""
         found = [
             (record.finished, name, record) for name in self.names().get(wanted, ()) if (record := self._load(name))
         ]
         return [record for _, _, record in sorted(found, key=lambda each: each[:2])]
 
     def find(self, parts: Iterable[Part | str]) -> dict[str, Record]:
-        """Digest → record, of those parts that are known."""
+        """Digest → record, for those parts that have one."""
         wanted = {part if isinstance(part, str) else part.digest for part in parts}
         there = self.names()
         return {each: record for each in wanted if each in there and (record := self.get(each)) is not None}
 
     def all(self, kind: str | None = None) -> Iterator[Record]:
-        """The record that counts of every digest, of one kind or of all; tombstones only where they are asked for."""
+        """The record that counts for each digest, of one kind or of all kinds; tombstones only where they are asked
+        for."""
         for each in list(self.names()):
             record = self.get(each)
             if record is not None and record.kind == (kind or record.kind) and (kind or record.kind != "tombstone"):
@@ -161,7 +163,7 @@ class Ledger:
     # --- writing ----------------------------------------------------------------------------------------------
 
     def put(self, record: Record) -> Record:
-        """Write a record, unless the same is there; returns the one of its digest that counts."""
+        """Write a record, unless the same one is there. Returns the record of its digest that counts."""
         name, content = file_name(record)
         there = self.names().setdefault(record.digest, [])
         if name not in there:
@@ -175,17 +177,17 @@ class Ledger:
         self.storage.push(relative)
 
     def put_file(self, content: bytes, sha256: str) -> None:
-        """Keep a file that a record names, under its hash."""
+        """Write a file that a record names, under its hash."""
         relative = _file(sha256)
         if not self.storage.has(relative):
             self._write(relative, content)
 
     def file(self, sha256: str) -> Path | None:
-        """A file that a record names; None, having said so, where it is missing or damaged."""
+        """Path of a file that a record names; None, with a message, where it is missing or damaged."""
 
         def checked(path: Path) -> Path:
             if sha256_of(path) != sha256:
-                raise ValueError("is damaged: its content is not what its name says")
+                raise ValueError("is damaged: its content does not match its name")
             return path
 
         relative = _file(sha256)
@@ -195,7 +197,7 @@ class Ledger:
         try:
             return self.storage.read_checked(relative, checked)
         except (OSError, ValueError) as error:
-            self._tell(sha256, f"{self.storage.root / relative}: {error}; it counts as not there")
+            self._tell(sha256, f"{self.storage.root / relative}: {error}; it counts as missing")
         return None
 
     # --- forgetting -------------------------------------------------------------------------------------------
@@ -205,7 +207,7 @@ class Ledger:
         return Part("tombstone", {"of": wanted, "content": content})
 
     def _forgotten(self, wanted: str) -> set[str]:
-        """File names of a digest's records that were forgotten."""
+        """File names of those records of a digest that were forgotten."""
         return {
             name
             for name in self.names().get(wanted, ())
@@ -213,7 +215,8 @@ class Ledger:
         }
 
     def forget(self, wanted: str, reason: str, *, who: dict[str, str] | None = None) -> int:
-        """Write a tombstone for each record of a digest: it counts no more. What is measured later counts again."""
+        """Write a tombstone for each record of a digest, so that it no longer counts; returns their number. Later
+        measurements count again."""
         now = time.time()
         names = [name for name in self.names().get(wanted, ()) if name not in self._forgotten(wanted)]
         for name in names:
@@ -231,19 +234,19 @@ def _when(record: Record) -> str:
 
 
 def take_in(ledger: Ledger, record: Record, origin: str) -> bool:
-    """Put a record from elsewhere; whether it is new. Its origin is named, as its numbers cannot be verified.
+    """Put a record from elsewhere and return whether it is new. Its origin is noted, as its numbers cannot be verified.
 
-    Where another is there of the same values it is not; with other values both are kept, of which one counts, and that
-    is said.
+    It is not new where a record with the same values is there. With other values both are kept; one of them counts, and
+    that is reported.
     """
     there = ledger.several(record.digest)
-    if record.kind == "diverged":  # of several the one of the fewest images bounds the training
+    if record.kind == "diverged":  # of several, the one with the fewest images bounds the training
         known = any(found.values == record.values for found in there)
     else:
         known = any(found.results == record.results for found in there)
     if known:
         return False
-    if not there and ledger.all_of(record.digest):  # forgotten: it does not come back by an import
+    if not there and ledger.all_of(record.digest):  # forgotten: an import does not bring it back
         return False
     ledger.put(replace(record, origin=record.origin or origin))
     return True

@@ -1,7 +1,7 @@
-"""The formats of commit 0641df2: how it named results, and its lines of JSON. For `pforce records migrate` only.
+"""The formats of commit 0641df2: its names of results and its lines of JSON. For `pforce records migrate` only.
 
-Every old fingerprint is computed again from the parameters beside it, so that no result is carried over under the name
-of another.
+Every old fingerprint is computed again from the parameters beside it, so that no result is migrated under another
+result's name.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _digest(record: dict[str, Any]) -> str:
 
 
 def canonical(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """What determined a result, of an experiment as plain data of then."""
+    """Everything that determined a result, from an experiment as plain data in the old format."""
     data: dict[str, Any] = copy.deepcopy(dict(plain))
     fields = dict(data["timesteps"])
     data["timesteps"] = to_dict(SAMPLERS[fields.pop("name")](**fields).canonical())
@@ -61,25 +61,25 @@ def canonical(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sampler(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """What determined the images: numbers as they were written, and a shift where one was given."""
+    """Everything that determined the images: numbers as they were written, and a shift where one was given."""
     found = sampler_from_dict(plain).canonical()
     given = {name: plain[name] for name in (*found, "shift") if plain.get(name) is not None}
     return {**found, **given, "num_function_evaluations": found["num_function_evaluations"]}
 
 
 def fingerprint(plain: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """The name of a cell's result then."""
+    """The old name of a cell's result."""
     return _digest({"version": RESULT_VERSION, "inputs": dict(inputs), "experiment": canonical(plain)})
 
 
 def training_fingerprint(plain: Mapping[str, Any], data: str) -> str:
-    """The name of a training then."""
+    """The old name of a training."""
     trained = {name: value for name, value in canonical(plain).items() if name not in ("sampler", "evaluation")}
     return _digest({"version": TRAINING_VERSION, "data": data, "training": trained})
 
 
 def plain_of(params: Mapping[str, str]) -> dict[str, Any]:
-    """An experiment as plain data, of a run's flat parameters. ValueError for one that is no value."""
+    """An experiment as plain data, from a run's flat parameters."""
     data: dict[str, Any] = {}
     for path, text in params.items():
         *parents, leaf = ("timesteps.name" if path == "timesteps" else path).split(".")
@@ -99,7 +99,8 @@ def _value(text: str) -> Any:
 
 
 def experiment_of(plain: Mapping[str, Any]) -> Experiment:
-    """Today's experiment of plain data of then: one number decided held-out images, classes and reference."""
+    """The present experiment for plain data in the old format, where one number decided held-out images, classes and
+    reference."""
     data: dict[str, Any] = copy.deepcopy(dict(plain))
     evaluation = data["evaluation"]
     held_out = evaluation.pop("validation_images", MOST_VALIDATION)
@@ -110,9 +111,9 @@ def experiment_of(plain: Mapping[str, Any]) -> Experiment:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file of records of then. A line that is damaged is passed over with a warning.
+    """The lines of a file of records in the old format. Damaged lines are skipped with a warning.
 
-    RecordError where the file cannot be read, or is no such file.
+    RecordError where the file cannot be read, or is not such a file.
     """
     found: list[dict[str, Any]] = []
     try:
@@ -125,11 +126,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
-            warnings.warn(f"{where}: passed over, as it is no whole record", stacklevel=2)
+            warnings.warn(f"{where}: skipped, as it is not a whole record", stacklevel=2)
             continue
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             kind = record.get("format") if isinstance(record, dict) else type(record).__name__
-            raise RecordError(f"{where}: format {kind!r}, where lines of {FORMAT} are carried over")
+            raise RecordError(f"{where}: format {kind!r}, where lines of format {FORMAT} are migrated")
         if lacking := [name for name in NEEDED if name not in record]:
             raise RecordError(f"{where}: lacks {', '.join(lacking)}")
         try:
@@ -141,24 +142,24 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def checked(record: Mapping[str, Any]) -> None:
-    """TypeError or ValueError where a line holds what has no place in it."""
+    """Raise TypeError or ValueError where a line holds a value that does not belong there."""
     for name in ("params", "tags"):
         if not isinstance(record[name], dict) or not all(isinstance(value, str) for value in record[name].values()):
-            raise TypeError(f"{name} is no table of texts")
+            raise TypeError(f"{name} is not a table of texts")
     if not isinstance(record["metrics"], dict):
-        raise TypeError("metrics is no table")
+        raise TypeError("metrics is not a table")
     for name, value in record["metrics"].items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise TypeError(f"metrics.{name} = {value!r}: is no finite number")
+            raise TypeError(f"metrics.{name} = {value!r}: is not a finite number")
     for name in ("started", "ended"):
         if isinstance(record[name], bool) or not isinstance(record[name], int | float):
-            raise TypeError(f"{name} is no time")
+            raise TypeError(f"{name} is not a time")
     for name in ("sweep", "name", "fingerprint"):
         if not isinstance(record[name], str):
-            raise TypeError(f"{name} is no text")
+            raise TypeError(f"{name} is not a text")
     if not isinstance(record["files"], list) or not all(isinstance(each, str) for each in record["files"]):
-        raise TypeError("files is no list of names")
+        raise TypeError("files is not a list of names")
 
 
 NOT_WELL_FORMED = (ConfigError, FieldError, KeyError, TypeError, ValueError, AttributeError)
-"""What a line of parameters raises that makes no experiment."""
+"""Errors that parameters raise that are not an experiment."""

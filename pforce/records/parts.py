@@ -1,12 +1,12 @@
-"""The parts that are measured at once and kept under one name, and what is asked of a model.
+"""Parts, which are measured at once and kept under one name, and requests for parts of a model.
 
 - A *training*: everything that determines the weights as a function of images seen.
-- *Weights*: which tensors a training has at some images seen. What is measured is named by the tensors' own hash.
-- A *drawing*: a model's images under one sampler, keyed by (seed, index). Its count is no part of its name.
+- *Weights*: which tensors a training has at some images seen. Measurements are named by the tensors' own hash.
+- A *drawing*: a model's images under one sampler, keyed by (seed, index). Their number is not part of its name.
 - An *image metric*: of the first n images of a drawing, in a detector, against a reference.
 - A *held-out measurement*: loss, difficulty or context of a model on held-out images. No sampler.
-- A part that *diverged*: a training, of which from some images seen on nothing can be measured, while what it was
-  before stays valid; or a held-out measurement.
+- A part that *diverged*: a training that cannot be measured from some images seen on, while its earlier states stay
+  valid; or a held-out measurement.
 """
 
 from __future__ import annotations
@@ -32,54 +32,54 @@ BFLOAT16, FLOAT32 = "bfloat16", "float32"
 
 @dataclass(frozen=True)
 class Part:
-    """A part by what determines it."""
+    """A part, given by everything that determines it."""
 
     kind: Kind
     canonical: Mapping[str, Any]
     versions: Mapping[str, int] = field(default_factory=dict)
     parents: tuple[str, ...] = ()
-    """Digests of the parts that it was made from."""
+    """Digests of the parts that it is made from."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Plain data that the digest is of."""
+        """Plain data whose hash is the digest."""
         return {"canonical": dict(self.canonical), "versions": dict(self.versions), "parents": list(self.parents)}
 
     @cached_property
     def digest(self) -> str:
-        """The part's name."""
+        """The part's name, 32 hexadecimal digits."""
         return digest(self.kind, self.identity)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What experiments read, by content: all of a name that is not in the experiment itself."""
+    """Hashes and counts of everything that experiments read: all of a name that is not in the experiment itself."""
 
     data: str
     """Hash of the data set's manifest."""
     train: int
-    """Training samples."""
+    """Number of training samples."""
     validation: int
-    """Held-out samples."""
+    """Number of held-out samples."""
     detector: str
     """Name of the detector."""
     detector_sha256: str
-    """Hash of its weights."""
+    """Hash of the detector's weights."""
     preprocessing: str
-    """What it does to an image, in words."""
+    """The detector's preprocessing of an image, in words."""
     reference: str | None = None
-    """Hash of a file of reference statistics; None where the reference are images of the data set."""
+    """Hash of a file of reference statistics; None where the reference consists of images of the data set."""
     auto: str = FLOAT32
-    """What `training.precision = auto` is where this runs."""
+    """The precision that `training.precision = auto` stands for where this runs."""
 
     def tags(self) -> dict[str, str]:
-        """Hashes as a run shows them."""
+        """Hashes as tags of a run."""
         found = {"data": self.data, "detector": self.detector_sha256}
         return {**found, "reference": self.reference} if self.reference else found
 
 
 def training_part(experiment: Experiment, inputs: Inputs) -> Part:
-    """The training of an experiment, before any decay."""
+    """The training of an experiment, without its decay."""
     precision = experiment.training.precision
     found = canonical(experiment.training)
     found.pop("precision", None)
@@ -98,34 +98,36 @@ def training_part(experiment: Experiment, inputs: Inputs) -> Part:
 
 
 def branch_part(trunk: str, *, start: int, images: int) -> Part:
-    """A training (its digest) whose learning rate falls from some images seen on, over so many images."""
+    """A branch of a training (its digest): from `start` images seen on, the learning rate decays over `images`
+    images."""
     return Part("training", {"decay": {"start": int(start), "images": int(images)}}, parents=(trunk,))
 
 
 def decay_of(training: Part) -> tuple[str, int] | None:
-    """The digest of the training that this one branches off from, and the images seen there; None of a trunk."""
+    """The digest of the training that this one branches off from, and the images seen there; None for a trunk."""
     if not training.parents:
         return None
     return training.parents[0], int(training.canonical["decay"]["start"])
 
 
 def weights_part(training: str, images_seen: int, average: Average = "ema") -> Part:
-    """Which tensors a training (its digest) has at some images seen."""
+    """The weights of a training (its digest) at some images seen."""
     return Part("weights", {"images_seen": int(images_seen), "average": average}, parents=(training,))
 
 
 def diverged_part(of: str) -> Part:
-    """That a part (its digest) did not stay finite: a training, or a held-out measurement of weights."""
+    """The divergence of a part (its digest): a training, or a held-out measurement of weights, that did not stay
+    finite."""
     return Part("diverged", {}, parents=(of,))
 
 
 def image_set(data: str, split: str, images: int) -> dict[str, Any]:
-    """Images of a data set's split, spread evenly over it, by the manifest's hash."""
+    """Images of a data set's split, spread evenly over it, as plain data with the manifest's hash."""
     return {"data": data, "split": split, "images": int(images)}
 
 
 def label_cycle(labels: Sequence[int]) -> dict[str, Any]:
-    """Classes in turn, by the hash of the list."""
+    """Classes in turn as plain data, with the hash of their list."""
     return {"cycle": digest("labels", [int(label) for label in labels])}
 
 
@@ -133,7 +135,7 @@ Found = TypeVar("Found")
 
 
 def _once(method: Callable[[Any, str], Found]) -> Callable[[Any, str], Found]:
-    """A method of a frozen value that is asked the same many times: its answer is kept beside the fields."""
+    """Decorator of a frozen value's method that is called often with the same argument: its last result is kept."""
     name = f"_{method.__name__}"
 
     @wraps(method)
@@ -148,31 +150,31 @@ def _once(method: Callable[[Any, str], Found]) -> Callable[[Any, str], Found]:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a model, as plain data: with the model's hash it names parts."""
+    """The measurements that are requested of a model, as plain data: with the model's hash it names parts."""
 
     images: int = 0
-    """Images that are drawn and measured; 0 draws none."""
+    """Number of images that are drawn and measured; 0 draws none."""
     seed: int = 0
     """Seed of the noise of drawn images and of held-out ones."""
     sampler: Mapping[str, Any] = field(default_factory=dict)
     labels: Mapping[str, Any] = field(default_factory=dict)
-    """Rule of the drawn images' classes."""
+    """Rule for the classes of drawn images."""
     decoder: str | None = None
-    """Hash of the autoencoder that makes pixels of latents."""
+    """Hash of the autoencoder that decodes latents to pixels."""
     detector: Mapping[str, str] = field(default_factory=dict)
-    """name, sha256, preprocessing."""
+    """Detector: name, sha256, preprocessing."""
     reference: str = ""
-    """What the images are compared with, by content."""
+    """Reference that the images are compared with, by content."""
     metrics: tuple[str, ...] = ()
     held_out: Mapping[str, Any] = field(default_factory=dict)
-    """Held-out images by content."""
+    """Held-out images, by content."""
     loss: bool = False
     difficulty: tuple[str, ...] = ()
-    """Timesteps, with two decimals."""
+    """Timesteps of difficulty, with two decimals."""
     context: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
-        """As JSON."""
+        """The request as plain data."""
         return asdict(self)
 
     @classmethod
@@ -183,7 +185,7 @@ class Request:
 
     @_once
     def drawing(self, weights: str) -> Part:
-        """The drawing, without its count: names the folder of its features."""
+        """The drawing without its number of images; its digest names the folder of its features."""
         determines = {"sampler": dict(self.sampler), "labels": dict(self.labels), "seed": self.seed}
         if self.decoder is not None:
             determines["decoder"] = self.decoder
@@ -193,13 +195,13 @@ class Request:
 
     @_once
     def drawn(self, weights: str) -> Part:
-        """The first `images` images of the drawing: what they cost."""
+        """The part for the first `images` images of the drawing, whose record holds their cost."""
         drawing = self.drawing(weights)
         return Part("drawing", {"images": self.images}, parents=(drawing.digest,))
 
     @_once
     def image_parts(self, weights: str) -> dict[str, Part]:
-        """Image metrics by name."""
+        """Parts of image metrics, by name."""
         if not self.images:
             return {}
         drawing = self.drawing(weights).digest
@@ -215,7 +217,7 @@ class Request:
 
     @_once
     def held_out_parts(self, weights: str) -> dict[tuple[Analysis, str], Part]:
-        """Held-out measurements by what they are and their timestep."""
+        """Parts of held-out measurements, by analysis and timestep."""
         wanted: list[tuple[Analysis, str]] = [("loss", "")] if self.loss else []
         wanted += [("difficulty", time) for time in self.difficulty]
         wanted += [("context", time) for time in self.context]
@@ -228,29 +230,29 @@ class Request:
         return found
 
     def parts(self, weights: str) -> Iterator[Part]:
-        """All that is measured."""
+        """All parts that are measured."""
         yield from self.image_parts(weights).values()
         yield from self.held_out_parts(weights).values()
 
 
 @dataclass(frozen=True)
 class CellParts:
-    """A cell before its weights are known: a training at some images seen, and what is asked of it."""
+    """A cell before its weights are known: a training at some images seen, and the request for it."""
 
     training: Part
     images_seen: int
     request: Request
     trunk: Part | None = None
-    """The training that this one branches off from, where it is to be trained."""
+    """The training that this one branches off from, where there is one."""
 
     @cached_property
     def weights(self) -> Part:
-        """Which tensors the training has there."""
+        """The part of the training's weights there."""
         return weights_part(self.training.digest, self.images_seen)
 
     @cached_property
     def diverged(self) -> Part:
-        """That the training did not stay finite."""
+        """The part of the training's divergence."""
         return diverged_part(self.training.digest)
 
     @cached_property
@@ -260,7 +262,7 @@ class CellParts:
 
 
 def reference_of(evaluation: EvaluationConfig, inputs: Inputs) -> str:
-    """What generated images are compared with, by content."""
+    """The reference that generated images are compared with, by content."""
     if inputs.reference is not None:
         return f"file:{inputs.reference}"
     if evaluation.reference not in ("validation", "train"):
@@ -270,14 +272,14 @@ def reference_of(evaluation: EvaluationConfig, inputs: Inputs) -> str:
 
 
 def metrics_of(metrics: Sequence[ImageMetric], *, extrapolate: bool) -> tuple[str, ...]:
-    """Names of the image metrics, each once, in one order."""
+    """Names of the image metrics, each once, sorted."""
     return tuple(sorted({*metrics, *(["frechet_infinity"] if extrapolate else [])}))
 
 
 def request_of(
     evaluation: EvaluationConfig, sampler: Sampler, inputs: Inputs, *, classes: int, difficulty_head: bool
 ) -> Request:
-    """What an experiment's evaluation asks of its model."""
+    """The request of an experiment's evaluation."""
     if evaluation.labels == "validation":
         count = min(evaluation.label_images, inputs.validation)
         labels: Mapping[str, Any] = image_set(inputs.data, "validation", count)

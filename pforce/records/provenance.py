@@ -1,4 +1,4 @@
-"""Where and with what a result is made: versions, commit, uncommitted changes, host and user."""
+"""Provenance of results: versions, commit, uncommitted changes, host and user."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ PACKAGES = ("pforce", "torch", "numpy", "scipy", "ray", "mlflow")
 
 
 def user() -> str:
-    """Who runs this process."""
+    """Name of the user who runs this process."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # an id without a name, as containers have
+    except (KeyError, OSError):  # an id without a name, as in containers
         return str(os.getuid())
 
 
@@ -33,7 +33,8 @@ def _git(*words: str) -> str:
 
 @cache
 def code() -> dict[str, str]:
-    """commit of this code where it is a checkout, and changes: the hash of what is not committed."""
+    """`commit` of this code where it is a checkout, and `changes`, the hash of uncommitted changes, where there are
+    any."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists() or not shutil.which("git"):
         return {}
@@ -44,7 +45,7 @@ def code() -> dict[str, str]:
 
 @cache
 def versions() -> dict[str, str]:
-    """`version.torch` and the like, of packages that are installed."""
+    """Versions of installed packages, under keys such as `version.torch`."""
     found = {}
     for name in PACKAGES:
         try:
@@ -55,12 +56,12 @@ def versions() -> dict[str, str]:
 
 
 def provenance() -> dict[str, str]:
-    """All of it, of this process."""
+    """Provenance of results of this process: code, versions, host and user."""
     return {**code(), **versions(), "host": socket.gethostname(), "user": user()}
 
 
 def made_on(device: torch.device, *, precision: str = "float32") -> dict[str, str]:
-    """`provenance`, with the device, and what of it may change a result's rounding."""
+    """`provenance` with the device, and settings that may change a result's rounding."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {
         **provenance(), "device": name, "precision": precision, "threads": str(torch.get_num_threads()),

@@ -1,8 +1,8 @@
 """A record: one finished part as an immutable file, and the one place that checks a record from outside.
 
 `records/AA/DIGEST.CONTENT.json`: DIGEST names the part, AA are its first two digits, CONTENT is the hash of the file's
-bytes. So a file whose name and content disagree is damaged, two results of one part stand side by side, and records of
-two storages merge by copying.
+bytes. So a file whose name and content disagree is damaged, two results of one part can exist side by side, and records
+of two storages merge by copying.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pforce.metrics.names import CostName
 from pforce.records.parts import Kind, Part
 
 FORMAT = 2
-"""1 were the lines of JSON of commit 0641df2 (`pforce.records.lines`)."""
+"""Version of the format. Version 1 were the lines of JSON of commit 0641df2 (`pforce.records.legacy`)."""
 MOST_BYTES = 4 << 20
-"""A record is a few kilobytes: what is larger than this is not read."""
+"""Largest file that is read; a record has a few kilobytes."""
 MOST_DEPTH = 12
 TIMES = (CostName.SAMPLING_SECONDS,)
-"""Values that are of the machine and the hour."""
+"""Values that differ between repetitions of the same measurement."""
 KINDS = get_args(Kind)
 NAME = re.compile(r"(?P<digest>[0-9a-f]{32})\.(?P<content>[0-9a-f]{32})\.json")
 DIGEST = re.compile(r"[0-9a-f]{32}")
@@ -33,42 +33,42 @@ HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class RecordError(InputError, ValueError):
-    """A record is damaged, or not one. The message names the file, what is wrong, and the cure."""
+    """A record is damaged, or is not a record. The message gives the file and the reason."""
 
 
 class NewerRecord(RecordError):
-    """A record of a newer pforce, which this one must not guess at."""
+    """A record of a newer pforce, which this version cannot read."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """A finished part: what was found, what it cost, and where and with what it was made."""
+    """A finished part: its results, its cost, and its provenance."""
 
     kind: Kind
     identity: Mapping[str, Any]
-    """canonical, versions, parents: what the digest is of."""
+    """Identity that the digest is the hash of: canonical, versions, parents."""
     values: Mapping[str, Any] = field(default_factory=dict)
-    """What was found; numbers under their fixed names, null where one is undefined or infinite."""
+    """Results; numbers under their fixed names, null where one is undefined or infinite."""
     undefined: Mapping[str, str] = field(default_factory=dict)
-    """Name → why its value is null."""
+    """Name → reason why its value is null."""
     files: Mapping[str, str] = field(default_factory=dict)
-    """Name → sha256 of a file that belongs to it, which lies in `files/` under that hash."""
+    """Name → SHA-256 of a file that belongs to the record and lies in `files/` under that hash."""
     notes: tuple[str, ...] = ()
-    """What a reader of the numbers should know."""
+    """Notes for readers of the numbers."""
     started: float = 0.0
-    """Seconds since 1970."""
+    """Time of the start, in seconds since 1970; `finished` likewise."""
     finished: float = 0.0
     origin: str | None = None
-    """Where its numbers come from, where they were not measured into this storage: they cannot be verified."""
+    """Source of the numbers, where they were not measured into this storage and so cannot be verified; else None."""
     cost: Mapping[str, float] = field(default_factory=dict)
-    """What this part alone took, with the names of `pforce.records.cost.Cost`, which reads it. A mapping and not that
-    value, as a record keeps what it does not know: its bytes name it."""
+    """Cost of this part alone, under the names of `pforce.records.cost.Cost`, which reads it. It is a mapping, so that
+    a record keeps entries that this version does not know: its bytes name it."""
     provenance: Mapping[str, str] = field(default_factory=dict)
-    """commit, changes, versions, device, precision, workers, host, user."""
+    """Provenance: commit, changes, versions, device, precision, workers, host, user."""
 
     @classmethod
     def of(cls, part: Part, **more: Any) -> Record:
-        """The record of a part; values that are not finite become null with their reason."""
+        """The record of a part. Values that are not finite become null with a reason."""
         values = dict(more.pop("values", {}))
         undefined = dict(more.pop("undefined", {}))
         for name, value in values.items():
@@ -89,11 +89,12 @@ class Record:
 
     @property
     def results(self) -> dict[str, Any]:
-        """The values that another measurement of the part should have, too: no times, and not where it diverged."""
+        """The values that another measurement of the part should reproduce: without times, and without the point of
+        divergence."""
         return {} if self.kind == "diverged" else {name: v for name, v in self.values.items() if name not in TIMES}
 
     def number(self, name: str) -> float:
-        """A value; NaN where it is undefined or not there."""
+        """A value by name; NaN where it is undefined or missing."""
         value = self.values.get(name)
         return math.nan if value is None else float(value)
 
@@ -113,33 +114,33 @@ class Record:
 
 
 def file_name(record: Record) -> tuple[str, bytes]:
-    """`DIGEST.CONTENT.json` and the content."""
+    """A record's file name, `DIGEST.CONTENT.json`, and its content."""
     content = record.to_bytes()
     return f"{record.digest}.{content_digest(content)}.json", content
 
 
 def parse(content: bytes, name: str) -> Record:
-    """A record from outside, checked whole: its form, its name, its own digest, the types and names in it.
+    """Parse a record from outside and check all of it: its form, its name, its digest, its types and names.
 
-    Nothing in it is a path, a size or markup; numbers cannot be verified.
+    Nothing in it is used as a path, a size or markup; numbers cannot be verified.
 
     Args:
         name: the file's name, DIGEST.CONTENT.json.
 
     Raises:
-        NewerRecord: another version made it.
-        RecordError: anything else that is wrong.
+        NewerRecord: a newer version made it.
+        RecordError: it is damaged or not well-formed.
     """
     named = NAME.fullmatch(name)
     if named is None:
         raise RecordError(f"record {name!r}: is not named DIGEST.CONTENT.json")
     if content_digest(content) != named["content"]:
-        raise RecordError(f"record {name} is damaged: its content is not what its name says")
+        raise RecordError(f"record {name} is damaged: its content does not match its name")
     return parse_content(content, name, named["digest"])
 
 
 def parse_content(content: bytes, name: str, named: str | None = None) -> Record:
-    """`parse` of a content that carries no hash of its own, such as a line of an exported file."""
+    """Parse as `parse` a content without a hash of its own, such as a line of an exported file."""
     try:
         data = json.loads(content, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
@@ -156,21 +157,21 @@ def parse_content(content: bytes, name: str, named: str | None = None) -> Record
     except (KeyError, TypeError, ValueError) as error:
         raise RecordError(f"record {name}: is not well-formed ({error})") from error
     if data.get("digest") != record.digest or (named is not None and named != record.digest):
-        raise RecordError(f"record {name}: holds the part {record.digest}, which is not what it is called by")
+        raise RecordError(f"record {name}: holds the part {record.digest}, which does not match its name")
     return record
 
 
 def _refuse(word: str) -> None:
-    raise ValueError(f"{word} is no number of JSON")
+    raise ValueError(f"{word} is not a number in JSON")
 
 
 def _checked(data: dict[str, Any]) -> Record:
-    """A record from plain data. KeyError, TypeError or ValueError for what has no place in one."""
+    """A record from plain data. KeyError, TypeError or ValueError where it is not well-formed."""
     known = {each.name for each in fields(Record)}
     if unknown := data.keys() - known - {"format", "digest"}:
         raise ValueError(f"unknown fields {', '.join(sorted(map(str, unknown)))}")
     if data["format"] != FORMAT:
-        raise ValueError(f"format {data['format']!r}, where {FORMAT} is read")
+        raise ValueError(f"format {data['format']!r}, this version reads {FORMAT}")
     if data["kind"] not in KINDS:
         raise ValueError(f"kind {data['kind']!r}, where there are {', '.join(KINDS)}")
     _depth(data, MOST_DEPTH)
@@ -205,7 +206,7 @@ def _check_tables(data: dict[str, Any]) -> None:
     _require(origin is None or isinstance(origin, str), "origin is a text or null")
     for name, value in data["values"].items():
         _require(value is not None or name in data["undefined"], f"{name} is null without a reason")
-        _require(value is None or isinstance(value, str | int | float | dict | list), f"{name} is no value")
+        _require(value is None or isinstance(value, str | int | float | dict | list), f"{name} is not a value")
 
 
 def _number(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""A row: what is known of a cell, its parts joined under their fixed names."""
+"""The row of a cell: the results of its parts, joined under their fixed names."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ from pforce.records.parts import CellParts, Part, Request, decay_of, diverged_pa
 from pforce.records.record import Record
 
 DIVERGED_AT, WHY = "images_seen", "why"
-"""Values of the record of what diverged: of a training where it was found, and how it is told."""
+"""Names of the values in the record of a divergence: the images seen at which it was found, and the reason."""
 TENSORS = "tensors"
-"""Value of a weights record: the hash of the tensors."""
+"""Name of the value in a weights record that holds the hash of the tensors."""
 BESIDE = HELD_OUT_IMAGES
-"""A value that is of one measurement, not of the row."""
+"""Name of a value that belongs to one measurement, not to the row."""
 
 
 class Row(NamedTuple):
-    """A finished cell."""
+    """The row of a finished cell."""
 
     metrics: dict[str, float]
-    """Under their fixed names; NaN where one is undefined."""
+    """Metrics by their fixed names; NaN where one is undefined."""
     weights: Record
     parts: list[Record]
-    """Image metrics and held-out measurements, each once."""
+    """Records of image metrics and held-out measurements, each once."""
 
     drawn: Record | None = None
-    """What its drawing cost."""
+    """Record of the drawing, with its cost."""
 
     @property
     def origin(self) -> str | None:
-        """Where its numbers come from, where any of them was not measured here."""
+        """Source of the numbers that were not measured into this storage; None where all were."""
         return origin_of((self.weights, *self.parts, *([self.drawn] if self.drawn else [])))
 
     @property
     def finished(self) -> float:
-        """When its last part was, seconds since 1970."""
+        """Time at which the last part finished, in seconds since 1970."""
         return max(record.finished for record in (self.weights, *self.parts))
 
     @property
     def started(self) -> float:
-        """When its training began."""
+        """Time at which the first part started, in seconds since 1970."""
         return min(record.started for record in (self.weights, *self.parts))
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the numbers should know, each once."""
+        """Notes for readers of the numbers, each once."""
         return list(dict.fromkeys(note for record in self.parts for note in record.notes))
 
 
 def origin_of(records: Iterable[Record]) -> str | None:
-    """Where the numbers of a row come from, where any of them was not measured here."""
+    """Sources of a row's numbers that were not measured into this storage; None where all were."""
     return "; ".join(dict.fromkeys(record.origin for record in records if record.origin)) or None
 
 
@@ -69,11 +69,11 @@ def tensors_of(cell: CellParts, ledger: Ledger) -> tuple[str, Record] | None:
 
 
 def divergence_of(cell: CellParts, ledger: Ledger) -> Record | None:
-    """That an unfinished cell's training diverged on the way to its images seen, or, of one whose weights are known, a
-    measurement that it lacks; None where neither is known."""
+    """The record of an unfinished cell's divergence: of its training before the cell's images seen, or, where its
+    weights are known, of a missing measurement. None where there is none."""
     known = tensors_of(cell, ledger)
     if known is None:
-        # The one that was found first is not always the one of the fewest images: those count.
+        # The record that finished first is not always the one with the fewest images, which counts.
         limits = {cell.diverged.digest: cell.images_seen}
         if (branch := decay_of(cell.training)) is not None:
             limits[diverged_part(branch[0]).digest] = branch[1]
@@ -107,7 +107,7 @@ def row_of(cell: CellParts, ledger: Ledger) -> Row | None:
 
 
 def drawn_of(request: Request, weights: str, ledger: Ledger) -> Record | None:
-    """What a drawing cost, over all that drew a share of it; None where nothing is drawn, or it is not known."""
+    """The record of a drawing with the cost of all shares of it; None where nothing is drawn or there is no record."""
     found = ledger.several(request.drawn(weights).digest) if request.images else []
     if not found:
         return None
@@ -117,7 +117,8 @@ def drawn_of(request: Request, weights: str, ledger: Ledger) -> Record | None:
 def joined(
     request: Request, weights: str, found: Mapping[str, Record], drawn: Record | None = None
 ) -> dict[str, float]:
-    """The numbers of a request's parts, in the order of tables. Of many timesteps calibration is shown at some only."""
+    """The numbers of a request's parts, in the order of tables. Where there are many timesteps, only some show
+    calibration."""
     metrics: dict[str, float] = {}
     held_out = request.held_out_parts(weights)
     shown = {f"{time:.2f}" for time in shown_timesteps([float(time) for time in request.difficulty])}
@@ -138,23 +139,23 @@ def joined(
 
 
 def training_metrics(weights: Record) -> dict[str, float]:
-    """What a training took, up to these weights."""
+    """Metrics of a training up to these weights, including its cost."""
     seen = float(weights.identity["canonical"]["images_seen"])
     found = {CostName.IMAGES_SEEN: seen, DAMAGED_SAMPLES: weights.number(DAMAGED_SAMPLES)}
     found |= Cost.of(weights.cost).training_metrics(seen)
-    # Of a result that was carried over, its curve's last point.
+    # A migrated result also has its curve's last point.
     return found | {name: value for name, value in weights.numbers().items() if name in CURVE_POINT}
 
 
 def evaluation_costs(weights: Record, parts: Iterable[Record]) -> dict[str, float]:
-    """Seconds and device-hours of a row: its training and its own parts, each second once."""
+    """Seconds and device-hours of a row: of its training and its own parts, each second counted once."""
     several = {record.digest: record for record in parts}.values()
     evaluation = Cost.total(record.cost for record in several)
     return evaluation.evaluation_metrics() | (Cost.of(weights.cost) + evaluation).metrics()
 
 
 def missing_of(cell: CellParts, ledger: Ledger) -> list[Part] | None:
-    """The parts that a cell lacks; None where its weights are not known, so that all of it is missing."""
+    """The missing parts of a cell; None where its weights are not known, so that all of its parts are missing."""
     known = tensors_of(cell, ledger)
     if known is None:
         return None

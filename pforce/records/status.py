@@ -1,4 +1,4 @@
-"""What became of a cell or a run: words that MLflow has, and that frames hold as they are."""
+"""States of a cell or a run, in MLflow's words, which frames also use."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 RUNNING: Final = "RUNNING"
 FINISHED: Final = "FINISHED"
 FAILED: Final = "FAILED"
-"""Ended with an error, or diverged."""
+"""Status of a cell or run that ended with an error, or diverged."""
 KILLED: Final = "KILLED"
-"""Stopped from outside: the same command goes on."""
+"""Status of a cell or run that was stopped from outside; the same command resumes it."""
 SCHEDULED: Final = "SCHEDULED"
-"""A word that only MLflow's own tools use, of runs that wait."""
+"""Status of waiting runs that only MLflow's own tools set."""
 UNDER_WAY = (RUNNING, SCHEDULED)

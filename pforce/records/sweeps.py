@@ -1,7 +1,8 @@
-"""What a sweep is made of, kept beside its results: so a storage can be read as tables without planning anything.
+"""Files that list the cells of a sweep, kept beside its results, so that a storage can be read as tables without
+planning.
 
-`sweeps/NAME/IDENTITY.json`: its cells, each with its label, its parameters, and what names its parts. It holds no
-number: those are records. It is written whole whenever it grows, and carries a checksum.
+`sweeps/NAME/IDENTITY.json` lists its cells, each with its label, its parameters, and the identities of its parts. It
+holds no results; those are in records. It is rewritten as a whole whenever it grows, and has a checksum.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pforce.records.record import RecordError
 from pforce.storage import Storage
 
 SWEEPS = "sweeps"
-"""Folder below a storage's root."""
+"""Folder of sweeps below a storage's root."""
 FORMAT = 1
 MOST_BYTES = 256 << 20
 MOST_IMAGES = 1 << 53
@@ -30,23 +31,23 @@ FILE = re.compile(r"[0-9a-f]{32}\.json")
 
 @dataclass(frozen=True)
 class CellEntry:
-    """A cell of a sweep."""
+    """A cell in a sweep's file."""
 
     label: str
     cell: str
     """Digest of the cell."""
     params: Mapping[str, Any]
-    """Every field by its dotted path."""
+    """All fields of the experiment by dotted path."""
     request: Mapping[str, Any]
     """The request, as `Request.plain` writes it."""
     seed: int = 0
     training: Mapping[str, Any] | None = None
-    """Identity of the training; None where nothing was trained."""
+    """Identity of the training; None where nothing is trained."""
     images_seen: int = 0
     weights: str | None = None
-    """Hash of the tensors, where they are known before: of a model that was given."""
+    """Hash of the tensors of a given model; else None."""
     digests: Sequence[str] | None = None
-    """What its records are called, where no model is: of images that were given."""
+    """Digests of its records, where given images are measured and there is no model."""
 
     @classmethod
     def of(cls, label: str, parts: CellParts, params: Mapping[str, Any], seed: int) -> CellEntry:
@@ -57,7 +58,7 @@ class CellEntry:
 
     @property
     def current(self) -> bool:
-        """Whether it is called by what it is made of: not where a version of that has been raised since."""
+        """Whether its name is still up to date: false where a component's version has been raised since."""
         parts = self.parts()
         return parts is None or parts.digest == self.cell
 
@@ -72,7 +73,7 @@ class CellEntry:
 
 @dataclass(frozen=True)
 class SweepEntry:
-    """A sweep."""
+    """A sweep's file: its name, identity and cells."""
 
     name: str
     identity: str
@@ -82,12 +83,12 @@ class SweepEntry:
     user: str = ""
 
     def must_be(self, name: str, identity: str) -> None:
-        """ValueError for a sweep of another name."""
+        """Raise ValueError unless the sweep has this name and identity."""
         if (self.name, self.identity) != (name, identity):
             raise ValueError("it is of another sweep")
 
     def write(self, storage: Storage) -> None:
-        """Keep it; one that is there under the same name and identity is replaced."""
+        """Write the file; one with the same name and identity is replaced."""
         data = {"format": FORMAT, **asdict(self)}
         relative = f"{SWEEPS}/{self.name}/{self.identity}.json"
         write_json(storage.root / relative, {**data, "checksum": _checksum(data)})
@@ -99,7 +100,8 @@ def _checksum(data: Mapping[str, Any]) -> str:
 
 
 def _parse(content: bytes) -> SweepEntry:
-    """ValueError, KeyError, TypeError or AttributeError for what is no such file. Cells are named anew."""
+    """Parse and check a file's content. ValueError, KeyError, TypeError or AttributeError where it is not such a
+    file."""
     data = json.loads(content)
     if data.pop("checksum", None) != _checksum(data):
         raise ValueError("its checksum is not that of its entries")
@@ -109,24 +111,24 @@ def _parse(content: bytes) -> SweepEntry:
     found = SweepEntry(cells=cells, **data)
     texts = (found.name, found.identity, found.command, found.user, *(cell.label for cell in cells))
     if not all(isinstance(text, str) for text in texts) or not isinstance(found.created, int | float):
-        raise ValueError("a name is no text, or a time no number")
+        raise ValueError("a name is not a text, or a time is not a number")
     if not NAME.fullmatch(found.name) or set(found.name) <= {"."} or not FILE.fullmatch(f"{found.identity}.json"):
-        raise ValueError("it has no name that a sweep can have")
+        raise ValueError("its name is not possible for a sweep")
     for cell in cells:
         _check(cell)
     return found
 
 
 def _check(cell: CellEntry) -> None:
-    """ValueError for a cell of a stranger's file that would name paths, or cannot be what it says."""
+    """Raise ValueError for a cell from an untrusted file that would name paths, or that is not well-formed."""
     parents = () if cell.training is None else cell.training["parents"]
     named = (cell.cell, *(cell.digests or ()), *parents)
     if not all(isinstance(each, str) and DIGEST.fullmatch(each) for each in named):
         raise ValueError(f"{cell.label}: something is called by no digest")
     if not isinstance(cell.params, dict) or not all(isinstance(name, str) for name in cell.params):
-        raise ValueError(f"{cell.label}: its parameters have no names")
+        raise ValueError(f"{cell.label}: its parameters are not a table with names")
     if not all(type(each) is int and 0 <= each < MOST_IMAGES for each in (cell.images_seen, abs(cell.seed))):
-        raise ValueError(f"{cell.label}: images seen, or a seed, that no training can have")
+        raise ValueError(f"{cell.label}: its images seen, or its seed, are impossible")
     if cell.training is None and not cell.digests and not isinstance(cell.weights, str):
         raise ValueError(f"{cell.label} has neither a training nor weights nor digests")
     if cell.training is not None or not cell.digests:
@@ -144,15 +146,15 @@ def sweep_line(entry: SweepEntry) -> str:
 
 
 def checked_sweep(line: bytes, where: str) -> SweepEntry:
-    """The inverse of `sweep_line`. RecordError for what is none."""
+    """The inverse of `sweep_line`. RecordError for a line that is not a sweep."""
     try:
         return _parse(json.dumps(json.loads(line)["sweep"]).encode())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RecordError(f"{where}: is no sweep ({error})") from error
+        raise RecordError(f"{where}: is not a sweep ({error})") from error
 
 
 def read_sweep(storage: Storage, name: str, identity: str, say: Callable[[str], None]) -> SweepEntry | None:
-    """One sweep; None where it is not there, or, having said so, damaged."""
+    """A sweep; None where it is missing, or, with a message, where it is damaged."""
     relative = f"{SWEEPS}/{name}/{identity}.json"
     path = storage.root / relative
     if storage.remote:
@@ -163,19 +165,19 @@ def read_sweep(storage: Storage, name: str, identity: str, say: Callable[[str], 
         now = [cell for cell in found.cells if cell.current]
         if len(now) < len(found.cells):
             say(
-                f"{path}: {len(found.cells) - len(now)} of its {len(found.cells)} cells are named by an earlier "
-                "version of what they are made of, and do not count any more; the sweep's command measures them again"
+                f"{path}: {len(found.cells) - len(now)} of its {len(found.cells)} cells have names from an earlier "
+                "version of their components and no longer count; the sweep's command measures them again"
             )
         return replace(found, cells=now)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        say(f"{path} is damaged ({error}); its records stay, and the sweep's command writes it again")
+        say(f"{path} is damaged ({error}); its records are kept, and the sweep's command writes it again")
         return None
 
 
 def read_sweeps(storage: Storage, say: Callable[[str], None], name: str | None = None) -> Iterator[SweepEntry]:
-    """All sweeps of a storage, or those of a name, the oldest first."""
+    """All sweeps of a storage, or those of one name, oldest first."""
     folder = storage.root / SWEEPS
     if storage.remote:
         storage.pull(SWEEPS)

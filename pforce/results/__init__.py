@@ -1,4 +1,4 @@
-"""Results: tidy frames through tracking, statistics over seeds, tables and figures, the paper's own numbers."""
+"""Results: tidy frames, statistics over seeds, tables and figures, and the paper's own numbers."""
 
 from pforce.results.formats import legend, to_csv, to_latex, to_markdown, to_terminal
 from pforce.results.frames import (

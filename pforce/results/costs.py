@@ -1,4 +1,4 @@
-"""What the runs of a store cost: what `pforce cost` shows."""
+"""Costs of the runs of a store, as `pforce cost` shows them."""
 
 from __future__ import annotations
 
@@ -22,18 +22,17 @@ def _column(frame: pd.DataFrame, name: str) -> pd.Series[Any]:
 
 
 def run_costs(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row a run: sweep, user, device, day (when it started, in this machine's time), kind, outcome, device_hours,
-    images, seconds, shared_hours (left out of device_hours), recorded.
+    """One row per run: sweep, user, device, day (of its start, in this machine's time), kind, outcome, device_hours,
+    images, seconds, shared_hours (not included in device_hours), recorded.
 
-    Trials that share a training (they differ in their evaluation) each report all of its cost, and a training that
-    another sweep goes on with reports what it found, too: of each training the cost counts once, in the run that
-    added it. Of a cell that several sweeps have, a run of each,
-    only the first is a row. Runs that train nothing have
-    `cost/evaluation_seconds` only and count as one device. recorded is False of runs that wrote no cost down: ended
-    before the first point of their curve, or made by an earlier version.
+    Trials that share a training (they differ in their evaluation) each report its whole cost, and so does a sweep that
+    resumes another sweep's training: the cost of each training counts once, in the run that added it. Where several
+    sweeps have runs of the same cell, only the first is a row. Runs that train nothing have only
+    `cost/evaluation_seconds` and count as one device. recorded is False for runs without a recorded cost, which ended
+    before the first point of their curve or were made by an earlier version.
 
     Args:
-        runs: of `pforce.tracking.runs_frame`.
+        runs: frame of `pforce.tracking.runs_frame`.
     """
     if runs.empty:
         return pd.DataFrame()
@@ -44,7 +43,7 @@ def run_costs(runs: pd.DataFrame) -> pd.DataFrame:
     alone = evaluation.where(runs["training"].isna())
     hours = _column(runs, CostName.DEVICE_HOURS).fillna(alone / 3600)
     seconds = _column(runs, CostName.SECONDS).fillna(training).fillna(alone)
-    # Under way and failed runs have trained only; of finished ones a part is evaluation.
+    # Running and failed runs have only trained; a part of finished ones is evaluation.
     share = (training / seconds).where(seconds > 0).fillna(1.0).where(runs["training"].notna(), 0.0)
     of_training = pd.DataFrame(
         {"hours": hours * share, "seconds": seconds * share, "images": _column(runs, "images_trained")}
@@ -71,8 +70,8 @@ def run_costs(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _counted_twice(runs: pd.DataFrame, of_training: pd.DataFrame) -> pd.DataFrame:
-    """hours, seconds and images of each run's training that an earlier run has counted. A branch's are its trunk's, up
-    to where it begins, and its own."""
+    """hours, seconds and images of each run's training that an earlier run has counted. A branch has those of its
+    trunk, up to its own start, and its own."""
     no_trunk = pd.Series(None, index=runs.index, dtype=object)
     before = pd.DataFrame(
         {
@@ -83,10 +82,10 @@ def _counted_twice(runs: pd.DataFrame, of_training: pd.DataFrame) -> pd.DataFram
     before = before.clip(upper=of_training)
     pieces = pd.concat([of_training - before, before], keys=["own", "trunk"])
     of = pd.concat([runs["training"], runs.get("trunk", no_trunk)], keys=["own", "trunk"])
-    # In the order in which the runs began, whichever piece it is.
+    # In the order in which the runs began, for both pieces.
     order = [(piece, run) for run in runs.index for piece in ("own", "trunk")]
     pieces, of = pieces.loc[order], of.loc[order]
-    # What a training had cost in all after each run: its increase is the run's.
+    # Total cost of a training after each run: its increase belongs to the run.
     so_far = pieces.groupby(of).cummax()
     earlier = so_far.groupby(of).shift(fill_value=0.0)
     known = pieces.where(of.notna(), 0.0)
@@ -94,20 +93,21 @@ def _counted_twice(runs: pd.DataFrame, of_training: pd.DataFrame) -> pd.DataFram
 
 
 def _device(runs: pd.DataFrame) -> pd.Series[Any]:
-    """cpu, or a GPU's name. Of runs that ended before they told it, that of most of their sweep; else unknown."""
+    """Device of each run: cpu or a GPU's name. A run that ended before it reported its device gets the most common one
+    of its sweep, else unknown."""
     known = runs.loc[runs["device"].notna(), ["sweep", "device"]]
     common = {sweep: part["device"].mode().iloc[0] for sweep, part in known.groupby("sweep")}
     return runs["device"].fillna(runs["sweep"].map(common).astype(object)).fillna("unknown")
 
 
 def costs(of_runs: pd.DataFrame, by: By) -> pd.DataFrame:
-    """A row a group and kind of device, the dearest first: `by`, kind (gpu, cpu, unknown), COLUMNS.
+    """One row per group and kind of device, the most expensive first: `by`, kind (gpu, cpu, unknown), COLUMNS.
 
-    Hours of GPUs and of CPU cores are never added up: share is that of its kind. seconds are those that trials took,
-    several at once counting each.
+    Hours of GPUs and of CPU cores are never added up: share is the share of a kind. seconds are summed over trials,
+    also over simultaneous ones.
 
     Args:
-        of_runs: of `run_costs`.
+        of_runs: frame of `run_costs`.
     """
     if of_runs.empty:
         return pd.DataFrame(columns=[by, "kind", *COLUMNS])

@@ -1,4 +1,4 @@
-"""Curves of a row over its training seeds: R(t), the context ablations, distance against NFE. Tidy frames."""
+"""Curves of a row over its training seeds as tidy frames: R(t), the context ablations, distance by NFE."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pforce.results.statistics import mean_interval
 
 
 def _measured(values: pd.DataFrame, kind: str) -> Iterator[tuple[MetricName, pd.Series[Any]]]:
-    """The metrics of a kind that any run has, without what stands beside them."""
+    """The metrics of a kind that any run has, without bounds and counts."""
     for text, name in read_names(values.columns).items():
         if name.kind == kind and name.beside is None and values[text].notna().any():
             yield name, values[text]
@@ -28,15 +28,15 @@ def _over_seeds(values: pd.Series) -> dict[str, float]:
 
 
 def difficulty_curve(frame: pd.DataFrame, row: Row) -> pd.DataFrame:
-    """R against t over seeds: t, mean, low, high, n. Empty where no run of the row has it."""
+    """R by t over seeds: t, mean, low, high, n. Empty where no run of the row has it."""
     values = finished(frame, row)
     found = {name.t: series for name, series in _measured(values, "difficulty/pearson")}
     return pd.DataFrame([{"t": t, **_over_seeds(series)} for t, series in sorted(found.items())])
 
 
 def context_curve(frame: pd.DataFrame, row: Row) -> pd.DataFrame:
-    """Loss on uncertain patches against the context time: t, time, mean, low, high, n, and the same of its change
-    against no context in percent, seed by seed: change, change_low, change_high."""
+    """Loss on uncertain patches by context time: t, time, mean, low, high, n, and its change against no context in
+    percent, paired by seed: change, change_low, change_high."""
     values = finished(frame, row)
     records = []
     for name, loss in _measured(values, "context/loss"):
@@ -69,8 +69,7 @@ def log_sigma_quantiles(frame: pd.DataFrame, row: Row) -> pd.DataFrame:
 
 
 def nfe_curves(frame: pd.DataFrame, rows: Mapping[str, Row], metric: str) -> pd.DataFrame:
-    """A metric against NFE, of rows that are called NAME @NFE: name, nfe (the budget; what is spent of it may be one
-    less), mean, sd, n."""
+    """A metric by NFE, for rows named NAME @NFE: name, nfe (the budget; the NFE spent may be one less), mean, sd, n."""
     records = []
     for full_name, row in rows.items():
         values, (name, nfe) = finished(frame, row), full_name.split(" @")

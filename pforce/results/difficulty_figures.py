@@ -1,4 +1,4 @@
-"""Figures of what the difficulty head knows (R(t), classes, calibration, maps) and of the context ablations."""
+"""Figures of the difficulty head (R(t), classes, calibration, maps) and of the context ablations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pforce.results.figures import calibration_figure
 from pforce.results.paper import paper_table
 
 OURS, PAPER, BASELINE = "#0072b2", "#d55e00", "#767676"
-"""Okabe & Ito's blue and vermilion, which colour-blind readers tell apart, and a grey."""
+"""Okabe & Ito's blue and vermilion, which colour-blind readers can distinguish, and a grey."""
 BAND = 0.2
 """Opacity of an interval."""
 BINS = 60
@@ -44,7 +44,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _grid(panels: int, width: float, height: float, *, legend: float = 0.0) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels of a size in inches, a few a row, with shared axes."""
+    """A figure with a number of panels of a size in inches, at most PANELS_A_ROW per row, with shared axes."""
     columns = min(panels, PANELS_A_ROW)
     rows = -(-panels // columns)
     figure = Figure(figsize=(width * columns + legend, height * rows), layout="constrained")
@@ -76,11 +76,12 @@ def difficulty_figure(
     *,
     baseline: Sequence[DifficultyCorrelation] | None = None,
 ) -> None:
-    """R against t with its 95 % interval over images as a band, Spearman's dashed, the paper's points open.
+    """Draw R by t with its 95 % interval over images as a band, Spearman's as a dashed line, and the paper's points as
+    open markers.
 
     Args:
-        correlations: of one model, in the order of t.
-        baseline: of another model to compare with, in grey.
+        correlations: correlations of one model, in the order of t.
+        baseline: correlations of another model for comparison, in grey.
     """
     paper = paper_table("difficulty")
     with _style():
@@ -104,9 +105,9 @@ def difficulty_figure(
 
 
 def difficulty_scatter(errors: PatchErrors | Sequence[PatchErrors], path: Path) -> None:
-    """Squared error against σ, a count of patches in hexagons on logarithmic axes; a panel a timestep.
+    """Draw the squared error by σ, with counts of patches in hexagons on logarithmic axes; one panel per timestep.
 
-    The dashed line is squared error = σ², where a calibrated model's mean errors are. Zeros are drawn at the edge.
+    The dashed line is squared error = σ², on which a calibrated model's mean errors lie. Zeros are drawn at the edge.
     """
     several = [errors] if isinstance(errors, PatchErrors) else list(errors)
     sides = []
@@ -142,11 +143,12 @@ def difficulty_scatter(errors: PatchErrors | Sequence[PatchErrors], path: Path) 
 
 
 def class_figure(by_class: Mapping[str, DifficultyCorrelation], path: Path) -> None:
-    """R of each class with its interval over images, the highest on top, and the number of images beside the name."""
+    """Draw R of each class with its interval over images, the highest on top, with the number of images beside the
+    name."""
     ordered = sorted(by_class.items(), key=lambda item: (np.nan_to_num(item[1].pearson, nan=-2.0), item[0]))
     r = np.array([each.pearson for _, each in ordered])
     interval = np.array([each.pearson_interval for _, each in ordered])
-    # A bootstrap's interval need not hold the value itself, where a class has few images.
+    # Where a class has few images, a bootstrap interval need not include the value itself.
     sizes = np.maximum(0, np.stack([r - interval[:, 0], interval[:, 1] - r]))
     with _style():
         figure = Figure(figsize=(5.6, 0.26 * len(ordered) + 1.0), layout="constrained")
@@ -161,7 +163,8 @@ def class_figure(by_class: Mapping[str, DifficultyCorrelation], path: Path) -> N
 
 
 def calibrations_figure(calibrations: Sequence[Calibration], path: Path) -> None:
-    """Observed against expected squared error by decile, a panel a timestep, as a sweep's `calibration_figure`."""
+    """Draw observed by expected squared error in deciles, one panel per timestep, as in a sweep's
+    `calibration_figure`."""
     frame = pd.DataFrame(
         {"row": each.images, "images": each.images, "t": each.t, "expected": expected, "observed": observed}
         for each in calibrations
@@ -171,7 +174,7 @@ def calibrations_figure(calibrations: Sequence[Calibration], path: Path) -> None
 
 
 def _minimum(axis: Axes, times: NDArray[np.float64], values: NDArray[np.float64]) -> None:
-    """Mark and name the lowest point of a curve."""
+    """Mark and label the lowest point of a curve."""
     k = int(values.argmin())
     axis.plot(times[k], values[k], marker="o", markersize=6, color=OURS, zorder=3)
     axis.annotate(
@@ -181,10 +184,11 @@ def _minimum(axis: Axes, times: NDArray[np.float64], values: NDArray[np.float64]
 
 
 def context_helps_figure(curves: Sequence[ContextHelps], path: Path) -> None:
-    """Loss on uncertain patches against the context time: a column a t; above the loss, below its change in percent.
+    """Draw the loss on uncertain patches by context time, one column per t: the loss above, its change in percent
+    below.
 
     The paper's losses are of another model on latents, so only their change from the start is drawn beside ours. Each
-    panel above has its own scale; all panels below share one.
+    upper panel has its own scale; all lower panels share one.
     """
     paper = paper_table("context_helps")
     with _style():
@@ -226,7 +230,8 @@ def context_helps_figure(curves: Sequence[ContextHelps], path: Path) -> None:
 
 
 def context_uncertainty_figure(results: Sequence[ContextUncertainty], path: Path) -> None:
-    """Predicted log-σ on uncertain patches without and with context, a panel a t; mean difference in the title."""
+    """Draw the distributions of predicted log-σ on uncertain patches without and with context, one panel per t, with
+    the mean difference in the title."""
     values = np.concatenate([part for each in results for part in (each.alone, each.with_context)])
     low, high = np.quantile(values, (1e-4, 1 - 1e-4)).tolist()
     edges = np.linspace(low, high, BINS + 1)
@@ -259,7 +264,7 @@ def context_uncertainty_figure(results: Sequence[ContextUncertainty], path: Path
 
 
 def _nearest(picture: NDArray[Any], size: int) -> NDArray[Any]:
-    """(h, w, …) enlarged to (size, size, …) by nearest neighbours."""
+    """Enlarge a picture (h, w, …) to (size, size, …) by nearest neighbours."""
     rows, columns = (np.arange(size) * side // size for side in picture.shape[:2])
     return picture[rows][:, columns]
 
@@ -267,18 +272,19 @@ def _nearest(picture: NDArray[Any], size: int) -> NDArray[Any]:
 def uncertainty_maps(
     images: Tensor | NDArray[np.uint8], sigma: Mapping[float, NDArray[np.floating[Any]]], path: Path
 ) -> None:
-    """One row per image: the image, then its σ at several timesteps, all on one colour scale.
+    """Draw one row per image: the image, then its σ at several timesteps, all on one colour scale.
 
     Args:
-        images: (n, 3, H, W) uint8. sigma: t → (n, h, w).
+        images: images (n, 3, H, W) uint8.
+        sigma: t → maps (n, h, w).
     """
     pictures = np.asarray(images).transpose(0, 2, 3, 1)
     times = sorted(sigma)
     low, high = min(float(sigma[t].min()) for t in times), max(float(sigma[t].max()) for t in times)
     rows, columns = len(pictures), len(times) + 1
     colours = ScalarMappable(Normalize(low, high), "magma")
-    # One picture, put together here at the figure's own pixels, and axes at fixed places: a sweep draws this once per
-    # trial, and an image for each map, laid out by matplotlib, takes twice as long.
+    # One picture, composed here in the figure's own pixels, and axes at fixed places: a sweep draws this once per
+    # trial, and one image per map, laid out by matplotlib, takes twice as long.
     mosaic = np.full((rows * TILE, columns * TILE, 3), 255, np.uint8)
     for row, picture in enumerate(pictures):
         maps = (colours.to_rgba(sigma[t][row], bytes=True)[..., :3] for t in times)

@@ -1,4 +1,4 @@
-"""What is made of a finished sampling job: files for evaluators, pictures of images and maps, an animation."""
+"""Outputs of a finished sampling job: files for evaluators, pictures of images and maps, an animation."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from pforce.trial.jobs import Job, drawn_batches
 
 GRID_IMAGES = 64
 SHOWN_PIXELS = 128
-"""Side of an image in the pictures of maps and in the animation, at least."""
+"""Smallest side of an image in pixels in the pictures of maps and in the animation."""
 
 Told = Callable[[int], None]
-"""Told how many images are done."""
+"""Callback that gets the number of images that are done."""
 
 
 def write_npz(job: Job, path: Path, told: Told = lambda done: None) -> None:
-    """All images as ADM's evaluator reads them: `arr_0` uint8 (N, H, W, 3); latents as `latents`, float32 (N, C, H, W).
+    """Write all images in the format of ADM's evaluator, `arr_0` uint8 (N, H, W, 3); latents as `latents`, float32 (N,
+    C, H, W).
 
-    `labels` holds the classes. One batch is in memory at a time.
+    `labels` holds the classes (N,). One batch is in memory at a time.
     """
 
     def write(scratch: Path) -> None:
@@ -61,7 +62,8 @@ def write_npz(job: Job, path: Path, told: Told = lambda done: None) -> None:
 
 
 def write_maps(job: Job, path: Path) -> None:
-    """All maps in one npz: `timesteps` and `sigma`, float32 (N, E, h, w), E the function evaluations."""
+    """Write all maps into one npz: `timesteps` and `sigma`, float32 (N, E, h, w), with E the number of function
+    evaluations."""
     parts = list(drawn_batches(job, ("timesteps", "sigma")))
     named: dict[str, Any] = {
         key: np.concatenate([part[key] for part in parts]) for key in ("timesteps", "sigma") if key in parts[0]
@@ -75,7 +77,8 @@ def write_maps(job: Job, path: Path) -> None:
 
 
 def write_images(job: Job, path: Path, told: Told = lambda done: None) -> None:
-    """Each image as `000000.png` in a folder of them alone, by its number; those of a longer job are removed."""
+    """Write each image as `000000.png`, by its number, into a folder of their own; surplus images of a longer job are
+    removed."""
     path.mkdir(parents=True, exist_ok=True)
     for surplus in path.glob("[0-9]*.png"):
         if not surplus.stem.isdigit() or int(surplus.stem) >= job.count:
@@ -89,7 +92,7 @@ def write_images(job: Job, path: Path, told: Told = lambda done: None) -> None:
 
 
 def _first(job: Job, images: int) -> dict[str, NDArray[Any]]:
-    """The arrays of the first images."""
+    """The arrays of a job's first images."""
     parts: list[dict[str, NDArray[Any]]] = []
     for batch in drawn_batches(job):
         parts.append(batch)
@@ -103,23 +106,25 @@ def _as_tensor(images: NDArray[np.uint8]) -> Tensor:
 
 
 def write_grid(job: Job, path: Path, images: int = GRID_IMAGES) -> None:
-    """The first images as one PNG, small ones enlarged."""
+    """Write the first images as one PNG, small ones enlarged."""
     drawn = _as_tensor(_first(job, images)["images"])
     save_grid(drawn, path, scale=max(1, SHOWN_PIXELS // 2 // drawn.shape[-1]))
 
 
 def _coloured(values: NDArray[np.floating[Any]], low: float, high: float, name: str) -> NDArray[np.uint8]:
-    """A map (…) through a colour map: (…, 3) uint8."""
+    """A map (…) in colours (…, 3) uint8."""
     scaled = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
     coloured: NDArray[np.uint8] = (mpl.colormaps[name](scaled)[..., :3] * 255).round().astype(np.uint8)
     return coloured
 
 
 def maps_figure(images: Tensor, timesteps: Tensor, sigma: Tensor, path: Path, *, columns: int = 6) -> None:
-    """A row an image: the image, then σ (above) and the timesteps (below) at evaluations spread over the sampling.
+    """Draw one row per image: the image, then σ (above) and the timesteps (below) at evaluations spread over the
+    sampling.
 
     Args:
-        images: (B, 3, H, W) in [−1, 1]. timesteps, sigma: (B, E, h, w).
+        images: images (B, 3, H, W) in [−1, 1].
+        timesteps, sigma: maps (B, E, h, w).
     """
     evaluations = timesteps.shape[1]
     chosen = np.unique(np.linspace(0, evaluations - 1, min(columns, evaluations)).round().astype(int))
@@ -130,7 +135,7 @@ def maps_figure(images: Tensor, timesteps: Tensor, sigma: Tensor, path: Path, *,
         for axis in axes.flat:
             axis.set_axis_off()
         pixels = to_uint8(images).permute(0, 2, 3, 1).numpy()
-        # One scale a column: σ falls over time by more than it differs between patches.
+        # One scale per column: σ falls over time by more than it differs between patches.
         for i in range(b):
             axes[2 * i, 0].imshow(pixels[i], interpolation="nearest")
             axes[2 * i, 0].set_title("image" if i == 0 else "", fontsize=8)
@@ -151,12 +156,15 @@ def maps_figure(images: Tensor, timesteps: Tensor, sigma: Tensor, path: Path, *,
 
 
 def animation(images: Tensor, timesteps: Tensor, sigma: Tensor, path: Path, *, seconds: float = 4.0) -> None:
-    """A GIF: a row an image, its state, its timestep map and its uncertainty side by side, a frame an evaluation.
+    """Write a GIF with one frame per evaluation and one row per image: its state, its timesteps and its uncertainty
+    side by side.
 
     Timesteps run from 0 (dark) to 1 (bright); σ is scaled to each evaluation's own range, bright where uncertain.
 
     Args:
-        images: (B, E, 3, H, W). timesteps, sigma: (B, E, h, w). seconds: of the animation, before it rests.
+        images: images after each evaluation, (B, E, 3, H, W).
+        timesteps, sigma: maps (B, E, h, w).
+        seconds: seconds of the animation before it rests on the last frame.
     """
     b, evaluations, _, height, width = images.shape
     scale, gap = max(1, -(-SHOWN_PIXELS // width)), 4

@@ -18,7 +18,8 @@ from pforce.results.tables import SPREAD
 PANELS_A_ROW = 4
 BLUE = "#2b6cb0"
 SEQUENCE = "viridis"
-"""Rising in lightness and safe for colour-blind readers; its yellow end is too pale for lines on white."""
+"""Colour map that rises in lightness and is safe for colour-blind readers; its yellow end is too pale for lines on
+white."""
 FEW_DECADES = 100
 MARKERS = "osD^v<>PX*"
 
@@ -28,17 +29,17 @@ def _style() -> AbstractContextManager[None]:
 
 
 def panels_of(table: pd.DataFrame) -> list[str]:
-    """The columns that are drawn: those with a spread over seeds, distances first."""
+    """Names of the columns that are drawn: those with a spread over seeds, distances first."""
     with_values = [name for name in table if f"{name}{SPREAD}" in table and table[name].notna().any()]
     return sorted(map(str, with_values), key=lambda name: distance_of(name) is None)
 
 
 def cell_figure(table: pd.DataFrame, axes: list[str], path: Path) -> None:
-    """A panel a metric, a point a cell, bars of one standard deviation over seeds where n > 1."""
+    """Draw one panel per metric with one point per row, and bars of one standard deviation over seeds where n > 1."""
     panels = panels_of(table)
     if not panels:
         return
-    if len(axes) == 1:  # its name once below, not at each value
+    if len(axes) == 1:  # its name is shown once below, not at each value
         labels = [str(value) for value in table[axes[0]]]
     else:
         labels = ["\n".join(f"{axis} {row[axis]}" for axis in axes) for _, row in table.iterrows()]
@@ -63,14 +64,15 @@ def cell_figure(table: pd.DataFrame, axes: list[str], path: Path) -> None:
 
 
 def calibration_figure(curves: pd.DataFrame, axes: list[str], path: Path, *, symbol: str) -> None:
-    """Observed against expected squared error by decile: a panel a timestep, a line a row, the diagonal dashed.
+    """Draw observed by expected squared error in deciles: one panel per timestep, one line per row, and a dashed
+    diagonal.
 
-    Below the diagonal a model expects more error than it makes, above it less. Colour tells the value of the first
-    axis, in the order of the rows; the marker tells those of all further axes.
+    Below the diagonal a model predicts more error than it makes, above it less. Colours show the values of the first
+    axis, in the order of the rows; markers show those of all further axes.
 
     Args:
-        curves: of `pforce.results.calibration_curves`; nothing is drawn where it is empty.
-        symbol: what the legend calls the first axis.
+        curves: frame of `pforce.results.calibration_curves`; nothing is drawn where it is empty.
+        symbol: name of the first axis in the legend.
     """
     if curves.empty:
         return
@@ -104,7 +106,7 @@ def calibration_figure(curves: pd.DataFrame, axes: list[str], path: Path, *, sym
                 )
             panel.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
             for side in (panel.xaxis, panel.yaxis):
-                # 0.1, 0.2, 0.5, 1 rather than powers of ten, of which a panel may hold only one.
+                # 0.1, 0.2, 0.5, 1 rather than powers of ten, as a panel may include only one of those.
                 side.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < FEW_DECADES else (1,)))
                 side.set_major_formatter("{x:g}")
                 side.set_minor_formatter(NullFormatter())

@@ -1,4 +1,4 @@
-"""Does a finding of the paper hold here? Statements decided by seeds, and how far two tables agree in their order."""
+"""Findings of the paper tested here: statements decided by seeds, and the agreement of two tables' orders of rows."""
 
 from __future__ import annotations
 
@@ -31,27 +31,28 @@ WORDS: dict[str, Word] = {
     "better": "reproduced", "worse": "not reproduced", "not distinguishable": "undecided"
 }  # fmt: skip
 MOST_EXACT = 8
-"""Rows up to which all orders are counted: 40,320 of them."""
+"""Most rows for which all orders are counted: 40,320 orders."""
 ORDERS = 20_000
-"""Random orders for more rows."""
+"""Number of random orders for more rows."""
 
 
 class Finding(NamedTuple):
-    """A statement, and what the seeds say of it."""
+    """A statement and its decision by the seeds."""
 
     statement: Statement
     word: Word
     low: Interval | None
-    """Mean of the number that is said to be lower, over its own seeds; None without any."""
+    """Mean over its seeds of the value that the statement says is lower; None without seeds."""
     high: Interval | None
     verdict: Verdict
-    """Verdict on the difference low − high, by common seeds."""
+    """Verdict on the difference low − high over common seeds."""
     more_seeds: int | None
-    """That would decide it, if difference and spread stay as they are; None where it is decided, or beyond reach."""
+    """Number of further seeds that would decide it if difference and spread stay as they are; None where it is decided
+    or too many would be needed."""
 
     @property
     def sentence(self) -> str:
-        """In plain words, with numbers, interval, n and p."""
+        """The decision in plain words, with numbers, interval, n and p."""
         d, text = self.verdict.difference, self.statement.text
         if self.low is None or self.high is None or d.n < ENOUGH_SEEDS:
             have = f"{d.n} common seed{'' if d.n == 1 else 's'}"
@@ -72,12 +73,12 @@ class Finding(NamedTuple):
 def findings(
     frame: pd.DataFrame, rows: Mapping[str, Row], statements: Sequence[Statement], detector: str
 ) -> list[Finding]:
-    """Each statement decided, all corrected together (Holm).
+    """Decide each statement, with Holm's correction over all of them.
 
     Args:
-        frame: of `pforce.results.runs`.
-        rows: by name.
-        detector: whose distances `fd` and the like mean.
+        frame: frame of `pforce.results.runs`.
+        rows: name → row.
+        detector: detector of distances such as `fd`.
     """
 
     def by_seed(value: Value) -> dict[int, float]:
@@ -101,31 +102,31 @@ def findings(
 
 
 def summary(found: Sequence[Finding]) -> str:
-    """`4 of 6 reproduced, 1 not reproduced, 1 undecided`."""
+    """Summary of findings: `4 of 6 reproduced, 1 not reproduced, 1 undecided`."""
     counts = {word: sum(each.word == word for each in found) for word in WORDS.values()}
     first = f"{counts['reproduced']} of {len(found)} reproduced"
     return ", ".join([first, *(f"{counts[word]} {word}" for word in ("not reproduced", "undecided") if counts[word])])
 
 
 class Agreement(NamedTuple):
-    """How far two orders of the same rows agree."""
+    """Agreement of two orders of the same rows."""
 
     tau: float
-    """Kendall's τ-b: 1 the same order, −1 the reverse."""
+    """Kendall's τ-b: 1 for the same order, −1 for the reverse."""
     p: float
-    """Probability of a τ as large or larger, if one order were drawn at random."""
+    """Probability of a τ at least as large if one order were random."""
     rows: int
 
     @property
     def sentence(self) -> str:
-        """In plain words."""
+        """The agreement in plain words."""
         return f"order of {self.rows} rows against the paper's: Kendall's τ = {signed(self.tau, 2)} (p = {self.p:.2g})"
 
 
 def agreement(measured: Sequence[float], paper: Sequence[float]) -> Agreement | None:
     """Kendall's τ of two columns with its permutation p (one-sided, exact up to 8 rows). None for fewer than 3 rows.
 
-    Rows of which one number is missing are left out.
+    Rows with a missing number are left out.
     """
     pairs = np.array([(a, b) for a, b in zip(measured, paper, strict=True) if np.isfinite(a) and np.isfinite(b)])
     if len(pairs) < 3:
@@ -140,13 +141,13 @@ def agreement(measured: Sequence[float], paper: Sequence[float]) -> Agreement | 
         orders = np.array(list(itertools.permutations(range(n))))
     else:
         draws = np.random.default_rng(0).permuted(np.tile(np.arange(n), (ORDERS, 1)), axis=1)
-        orders = np.concatenate([np.arange(n)[None], draws])  # the one that there is counts among them
+        orders = np.concatenate([np.arange(n)[None], draws])  # the actual order counts among them
     sums = np.array([(a * b[np.ix_(order, order)]).sum() for order in orders])
     return Agreement(tau, float((sums >= (a * b).sum() - 1e-9).mean()), n)
 
 
 def paper_values(column: PaperColumn) -> dict[str, float]:
-    """The paper's rows by name."""
+    """The paper's numbers in a column, by row name."""
     table = paper_table(column.table)
     keys = [column.key] if isinstance(column.key, str) else list(column.key)
     names = table[keys].fillna("").astype(str).agg(" ".join, axis=1).str.strip()

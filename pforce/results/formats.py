@@ -18,7 +18,7 @@ def _bounds(table: pd.DataFrame, name: str, index: int, ends: Sequence[str]) -> 
 
 
 def _decimals(name: str) -> int | None:
-    """Decimals of a column's numbers; None for what is shown as it is."""
+    """Decimals of a column's numbers; None for a column that is shown as it is."""
     fixed = {column.header: column.decimals for column in (*COLUMNS, *CALIBRATION_COLUMNS) if not column.of_detector}
     distance = distance_of(name.partition(",")[0])  # `fd/openmoji, other noise`
     if distance is not None:
@@ -31,7 +31,7 @@ def _decimals(name: str) -> int | None:
 def display(table: pd.DataFrame) -> pd.DataFrame:
     """The table as text.
 
-    `mean ± sd` where n > 1, `mean [low, high]` of a distance where n = 1, a dash where nothing was measured or a
+    `mean ± sd` where n > 1, `mean [low, high]` for a distance where n = 1, a dash where nothing was measured or a
     setting does not apply, and `2 of 3` where seeds are missing.
     """
     shown = pd.DataFrame()
@@ -64,7 +64,7 @@ def _number(table: pd.DataFrame, name: str, index: int, places: int) -> str:
 
 
 def legend(table: pd.DataFrame) -> str:
-    """What ± and brackets are in the table's text, of those that it has; empty without any."""
+    """Explanation of ± and brackets, as far as the table's text has them; empty where it has neither."""
     text = display(table).to_string()
     parts = {
         "Mean ± standard deviation over seeds": r"\d ± \d",
@@ -75,12 +75,13 @@ def legend(table: pd.DataFrame) -> str:
 
 
 def to_csv(table: pd.DataFrame) -> str:
-    """All numbers, unrounded: means, standard deviations, intervals over seeds and over images, n."""
+    """The table as CSV with all numbers, unrounded: means, standard deviations, intervals over seeds and over images,
+    n."""
     return str(table.to_csv(index=False))
 
 
 def to_markdown(table: pd.DataFrame, notes: Sequence[str] = (), claims: Sequence[str] = ()) -> str:
-    """A Markdown table, numbers as in the terminal; below it the legend, notes and claims."""
+    """The table in Markdown, with numbers as in the terminal; below it the legend, notes and claims."""
     parts = [display(table).to_markdown(index=False, disable_numparse=True, stralign="right"), legend(table)]
     parts.append("\n".join(f"- {note}" for note in notes))
     if claims:
@@ -89,7 +90,7 @@ def to_markdown(table: pd.DataFrame, notes: Sequence[str] = (), claims: Sequence
 
 
 def to_terminal(table: pd.DataFrame, title: str) -> Table:
-    """A rich table, the legend as its caption."""
+    """The table for rich, with the legend as its caption."""
     shown = display(table)
     result = Table(title=title, title_justify="left", caption=legend(table) or None, caption_justify="left")
     for name in shown.columns:
@@ -114,7 +115,7 @@ def _latex(text: object) -> str:
 
 
 def to_latex(table: pd.DataFrame, caption: str = "", notes: Sequence[str] = (), claims: Sequence[str] = ()) -> str:
-    """A LaTeX table for the package booktabs; legend, notes and claims below it."""
+    """The table in LaTeX for the package booktabs, with legend, notes and claims below it."""
     shown = display(table).map(_latex).rename(columns=_latex)
     body = shown.to_latex(index=False, escape=False, column_format="r" * len(shown.columns)).strip()
     below = [line for line in (legend(table), *notes, *claims) if line]

@@ -1,4 +1,4 @@
-"""Tidy frames of what is in a tracking store, and what their metrics are called."""
+"""Tidy frames of runs and cells, and the names of their metrics."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ CALIBRATION_CURVE = ("calibration/expected", "calibration/observed")
 
 
 class Row(NamedTuple):
-    """A cell of the table and the work it stands for."""
+    """A row of a table: its labels and the cells behind it."""
 
     labels: Mapping[str, str]
-    """Axis → value as shown; values with one distribution are one row, such as sigma "0.5, 0.6"."""
+    """Axis → value as shown; values with the same distribution share a row, such as sigma "0.5, 0.6"."""
     fingerprints: Sequence[str]
-    """One a seed."""
+    """Fingerprints of its cells, one per seed."""
 
 
 def runs(storage_or_tracking_uri: str | Path, sweep: str | None = None) -> pd.DataFrame:
-    """A row per cell of a storage's sweeps, from its records; or a row per run of a tracking store.
+    """One row per cell of a storage's sweeps, from its records, or one row per run of a tracking store.
 
-    Columns: run_name, status, fingerprint, every parameter by its dotted path, every metric. From a storage there are
-    finished cells, whole, and diverged ones. From a tracking store nothing is left out: failed, stopped and running
-    trials are rows, told by `status` and `reason`, and where several sweeps ran one experiment (one fingerprint), each
-    run is a row. `cells` keeps one row per fingerprint.
+    Columns: run_name, status, fingerprint, all parameters by dotted path, all metrics. A storage gives finished cells
+    and diverged ones. A tracking store gives all runs: failed, stopped and running trials are rows, distinguished by
+    `status` and `reason`, and where several sweeps ran the same experiment (same fingerprint), each run is a row.
+    `cells` keeps one row per fingerprint.
 
     Args:
-        storage_or_tracking_uri: a folder or bucket that sweeps leave their files in; or `sqlite:///…/mlflow.db` or an
-            MLflow server.
+        storage_or_tracking_uri: folder or bucket of a storage, or `sqlite:///…/mlflow.db`, or the address of an MLflow
+            server.
         sweep: name of one sweep, such as `ltg_grid`; None reads all.
 
     Raises:
-        StorageError, TrackingError: it cannot be read.
+        StorageError, TrackingError: the store cannot be read.
     """
     text = str(storage_or_tracking_uri)
     if is_server(text) or is_database(text):
@@ -51,8 +51,8 @@ def runs(storage_or_tracking_uri: str | Path, sweep: str | None = None) -> pd.Da
 
 
 def with_states(stored: pd.DataFrame, tracked: pd.DataFrame) -> pd.DataFrame:
-    """A storage's finished cells, and of a tracking store's runs those of cells that are not finished: failed, stopped
-    or running ones, for a table to show."""
+    """The finished cells of a storage, together with a tracking store's runs of cells that are not finished (failed,
+    stopped or running), for a table to show."""
     if tracked.empty:
         return stored
     done = set(stored["fingerprint"]) if len(stored) else set()
@@ -63,14 +63,14 @@ def with_states(stored: pd.DataFrame, tracked: pd.DataFrame) -> pd.DataFrame:
 
 
 def cells(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a fingerprint: its newest finished run; without one its run under way; else its newest run.
+    """One row per fingerprint: its newest finished run; without one, its running run; else its newest run.
 
     Args:
-        frame: of `runs`. Runs without a fingerprint are left out.
+        frame: frame of `runs`. Runs without a fingerprint are left out.
     """
     if frame.empty:
         return frame
-    # Ordered are three columns, not the hundred that a frame has: a table asks this for each of its rows.
+    # Only three of a frame's hundred columns are sorted, because a table calls this for each of its rows.
     few = frame[["fingerprint", "status", "start_time"]].reset_index(drop=True).dropna(subset=["fingerprint"])
     rank = few["status"].map({FINISHED: 2, **dict.fromkeys(UNDER_WAY, 1)}).fillna(0)
     ordered = few.assign(_rank=rank).sort_values(["_rank", "start_time"], kind="stable")
@@ -88,13 +88,14 @@ def finished(frame: pd.DataFrame, rows: Row | Sequence[Row]) -> pd.DataFrame:
 
 
 def distance_of(name: str) -> tuple[str, str] | None:
-    """`fid` → ("fd", "inception"), `kd/openmoji` → ("kd", "openmoji"); None for what is not a distance."""
+    """Kind and detector of a distance: `fid` → ("fd", "inception"), `kd/openmoji` → ("kd", "openmoji"); None for other
+    names."""
     found = read_names([name]).get(name)
     return (found.kind, found.detector) if found and found.detector and found.beside is None else None
 
 
 def detectors(frame: pd.DataFrame) -> list[str]:
-    """Detectors whose distances the frame has values of, those of most rows first."""
+    """Detectors of the distances in the frame, those with the most rows first."""
     found: dict[str, int] = {}
     for text, name in read_names(frame.columns).items():
         if name.detector and name.beside is None and (n := int(frame[text].notna().sum())):
@@ -103,13 +104,14 @@ def detectors(frame: pd.DataFrame) -> list[str]:
 
 
 def distances_in(frame: pd.DataFrame) -> list[str]:
-    """Names of the distances that the frame has values of: by detector, in the order of tables."""
+    """Names of the distances that the frame has values of, by detector and in the order of tables."""
     names = (metric_name(short, detector) for detector in detectors(frame) for short in DISTANCES)
     return [name for name in names if name in frame and frame[name].notna().any()]
 
 
 def primary_metric(frame: pd.DataFrame, rows: Sequence[Row]) -> str | None:
-    """What rows are compared by: the Fréchet distance of their detector, else another distance, else `val/loss`.
+    """The metric that rows are compared by: the Fréchet distance of their detector, else another distance, else
+    `val/loss`.
 
     None where no row has any of them.
     """
@@ -119,13 +121,14 @@ def primary_metric(frame: pd.DataFrame, rows: Sequence[Row]) -> str | None:
 
 
 def smaller_is_better(metric: str) -> bool:
-    """True of distances, losses, calibration and costs; False of correlations, precision, recall and scores."""
+    """Whether smaller values are better: true of distances, losses, calibration and costs; false of correlations,
+    precision, recall and scores."""
     name = MetricName.parse(metric)
     return name is None or not name.larger_is_better
 
 
 def row_names(rows: Sequence[Row]) -> list[str]:
-    """What sentences call the rows, by the axes that differ: `m 0.7, sigma 0.5 or 0.6`."""
+    """Names of the rows in sentences, by the axes that differ: `m 0.7, sigma 0.5 or 0.6`."""
     axes = list(rows[0].labels) if rows else []
     differ = [axis for axis in axes if len({row.labels[axis] for row in rows}) > 1] or axes
     return [
@@ -137,10 +140,10 @@ def row_names(rows: Sequence[Row]) -> list[str]:
 def calibration_curves(frame: pd.DataFrame, rows: Sequence[Row]) -> pd.DataFrame:
     """Calibration by deciles: row (its number), the row's labels, t, decile, expected, observed, and n.
 
-    Means over the finished seeds of each row that have the metrics; a row without any is not there.
+    Means over the finished seeds of each row that have the metrics; rows without any are left out.
 
     Args:
-        frame, rows: as of `cell_table`.
+        frame, rows: as for `cell_table`.
     """
     records = []
     names = [name for name in read_names(frame.columns).values() if name.t is not None and name.decile is not None]

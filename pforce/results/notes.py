@@ -1,4 +1,4 @@
-"""What a reader of a table should know: sentences below it."""
+"""Notes for the readers of a table: sentences below it."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from pforce.results.frames import (
 )
 
 MOST_LISTED = 6
-"""Rows or values that a note names; of more it tells the number."""
+"""Most rows or values that a note lists; beyond that it gives their number."""
 
 KINDS = {FINISHED: "finished", FAILED: "failed", "none": "no run", **dict.fromkeys(UNDER_WAY, "running")}
-"""Kind of a cell, by its run's status; any other status is `stopped`. One that failed as it diverged is `diverged`."""
+"""Status of a run → kind of its cell; any other status is `stopped`. A failed cell that diverged is `diverged`."""
 CURES = {
-    "diverged": "--again diverged tries again",
-    "failed": "the same command tries again",
-    "stopped": "the same command goes on",
-    "running": "not in the means; where nothing runs any more, the same command goes on",
+    "diverged": "--again diverged retries them",
+    "failed": "the same command retries them",
+    "stopped": "the same command resumes them",
+    "running": "not in the means; where nothing runs any more, the same command resumes them",
     "no run": "the same command runs what is missing",
 }
 
 
 def table_notes(frame: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
-    """Sentences below a table: too few images, what differs between cells, what is missing, failed or running.
+    """Sentences below a table: on too few images, differences between cells, and missing, failed or running cells.
 
     Args:
-        frame, rows: as of `cell_table`.
+        frame, rows: as for `cell_table`.
     """
     if frame.empty:
         return _states(frame, rows)
@@ -57,7 +57,7 @@ def _few_images(values: pd.DataFrame) -> list[str]:
 
 
 def _differences(values: pd.DataFrame) -> list[str]:
-    """What all cells should have in common. NFE are equal within 2 % or one evaluation."""
+    """Notes on differences between cells that should not differ. NFE count as equal within 2 % or one evaluation."""
     told: dict[tuple[str, str], list[str]] = {}
     for beside, what in zip(COUNTS, ("generated", "reference"), strict=True):
         for name in _distances(values):
@@ -77,7 +77,7 @@ def _differences(values: pd.DataFrame) -> list[str]:
 
 
 def _unmeasured(frame: pd.DataFrame, rows: Sequence[Row], values: pd.DataFrame) -> list[str]:
-    """Finished cells of an earlier version, which a distance's mean leaves out."""
+    """Notes on finished cells of an earlier version, which a distance's mean leaves out."""
     notes = []
     for name in distances_in(values):
         counts = [(row_name, finished(frame, row)[name].notna()) for row_name, row in _by_name(rows)]
@@ -88,7 +88,7 @@ def _unmeasured(frame: pd.DataFrame, rows: Sequence[Row], values: pd.DataFrame) 
 
 
 def _states(frame: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
-    """Cells that are not finished, by what became of them."""
+    """Notes on cells that are not finished, by their state."""
     known = {run["fingerprint"]: run for run in cells(frame).to_dict("records")}
     told: dict[str, list[str]] = {kind: [] for kind in CURES}
     for name, row in _by_name(rows):

@@ -1,6 +1,6 @@
-"""Reports as HTML that needs nothing else: a page of sweeps with their pictures, or one table as a fragment.
+"""Reports as self-contained HTML: a page of sweeps with their pictures, or one table as a fragment.
 
-The templates escape all that they are given; they and the one style sheet lie in `templates/`.
+The templates escape all values; they and the style sheet are in `templates/`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Section:
-    """A sweep on the page."""
+    """A section of the page: one sweep."""
 
     title: str
     about: str = ""
@@ -31,13 +31,13 @@ class Section:
     summary: Sequence[str] = ()
     """Sentences above the findings."""
     findings: Sequence[tuple[str, str, str]] = ()
-    """(statement, word, numbers)."""
+    """Findings as (statement, word, numbers)."""
     figures: Sequence[tuple[bytes, str]] = ()
-    """(PNG, caption)."""
+    """Figures as (PNG, caption)."""
     pictures: Sequence[tuple[bytes, str]] = ()
-    """Small ones, side by side: sample grids, uncertainty maps."""
+    """Small pictures side by side, as (PNG, caption): sample grids, uncertainty maps."""
     facts: Sequence[tuple[str, str]] = ()
-    """Cost and environment."""
+    """Facts on cost and environment, as (name, value)."""
     commands: Sequence[str] = field(default_factory=list)
 
 
@@ -63,7 +63,7 @@ def _templates() -> jinja2.Environment:
 
 
 def _render(template: str, **values: object) -> str:
-    """The text in ASCII: no encoding can spoil ± and λ."""
+    """A rendered template in ASCII, so that no encoding can spoil ± and λ."""
     text = _templates().get_template(template).render(**values)
     lines = [line for line in text.split("\n") if line.strip()]
     return "\n".join(lines).encode("ascii", "xmlcharrefreplace").decode() + "\n"
@@ -75,5 +75,5 @@ def page(title: str, intro: str, sections: Sequence[Section]) -> str:
 
 
 def to_html(report: Report) -> str:
-    """A report as a fragment: text colour and background are those of the page that it is put into."""
+    """A report as a fragment, with the text colour and background of the page that it is put into."""
     return _render("fragment.html.j2", report=report)

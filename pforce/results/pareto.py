@@ -1,4 +1,4 @@
-"""Which samplers are on the front of quality against compute: flags, table, picture."""
+"""The Pareto front of samplers, quality against compute: flags and figure."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 COLOURS = {"euler": "#000000", "dual_loop": "#0072b2", "look_ahead": "#d55e00", "random_order": "#999999"}
-"""Okabe & Ito's, which colour-blind readers tell apart."""
+"""Colours of samplers: Okabe & Ito's, which colour-blind readers can distinguish."""
 MARKERS = {"euler": "o", "dual_loop": "s", "look_ahead": "^", "random_order": "x"}
 OTHERS = (("#009e73", "D"), ("#cc79a7", "v"), ("#e69f00", "P"), ("#56b4e9", "X"))
-"""Colours and markers of samplers that have none of their own, in turn."""
+"""Colours and markers of all other samplers, in turn."""
 
 
 def on_front(frame: pd.DataFrame, objectives: Sequence[str]) -> pd.Series:
-    """True for rows that no other row equals or beats in all objectives (smaller is better) and beats in one."""
+    """True for rows on the front: no other row is at least as good in all objectives (smaller is better) and better in
+    one."""
     values = frame[list(objectives)].to_numpy(dtype=float)
     no_worse = (values[:, None, :] <= values[None, :, :]).all(axis=2)  # [a, b]: a is nowhere worse than b
     better = (values[:, None, :] < values[None, :, :]).any(axis=2)
@@ -27,10 +28,10 @@ def on_front(frame: pd.DataFrame, objectives: Sequence[str]) -> pd.Series:
 
 
 def front_figure(frame: pd.DataFrame, distance: str, path: Path, *, compute: str = "NFE") -> None:
-    """Distance against compute: a point a setting, the front as a line, its points filled.
+    """Draw distance by compute: one point per setting, the front as a line with filled points.
 
     Args:
-        frame: columns `sampler`, `front` (bool), the distance and the compute.
+        frame: frame with the columns `sampler`, `front` (bool), the distance and the compute.
     """
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(5.6, 3.8), layout="constrained")
@@ -51,9 +52,9 @@ def front_figure(frame: pd.DataFrame, distance: str, path: Path, *, compute: str
                     some[compute], some[distance], marker=marker, color=colour, alpha=alpha, s=34,
                     label=sampler if flagged == bool(rows["front"].any()) else None, zorder=2,
                 )  # fmt: skip
-        axis.set_xlabel("function evaluations an image (NFE)" if compute == "NFE" else compute)
+        axis.set_xlabel("function evaluations per image (NFE)" if compute == "NFE" else compute)
         axis.set_ylabel(distance)
-        # A few failures must not flatten the differences that matter: they are counted. The front is always drawn.
+        # Few bad values must not flatten the differences that matter: they are only counted. The front is always drawn.
         top = max(1.05 * np.quantile(frame[distance], 0.85), 1.02 * front[distance].max())
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter(ScalarFormatter())

@@ -1,4 +1,4 @@
-"""How far sweeps and their trials are: what `pforce runs` shows, from one reading of the store."""
+"""Progress of sweeps and their trials, as `pforce runs` shows it, from one reading of the store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pforce.results.frames import Row, cells, primary_metric, smaller_is_better
 from pforce.tracking import Tracker, runs_frame, sweeps_frame
 
 SILENT_SECONDS = 600.0
-"""A run under way that has told nothing for so long may have lost its driver."""
+"""Seconds without a report after which a running trial may have lost its driver."""
 STATES = {FINISHED: "done", FAILED: "failed", KILLED: "stopped"}
 BUDGET, RATE, COST = "training.images", THROUGHPUT, CostName.DEVICE_HOURS
 TRIAL_COLUMNS = [
@@ -28,7 +28,7 @@ SWEEP_COLUMNS = [
 
 
 class Read(NamedTuple):
-    """What is in a store."""
+    """Runs and sweeps of a store."""
 
     runs: pd.DataFrame
     """Frame of `pforce.tracking.runs_frame`."""
@@ -37,17 +37,17 @@ class Read(NamedTuple):
 
 
 def read(tracker: Tracker, sweep: str | None = None) -> Read:
-    """Runs and sweeps: a few calls, whatever their number.
+    """Read runs and sweeps of a store with a few calls, whatever their number.
 
     Args:
-        sweep: name of the sweeps wanted; None reads all. The runs are always all: a cell of a sweep may have been
-            finished by another.
+        sweep: name of the sweeps to read; None reads all. Runs are always all read, because another sweep may have
+            finished a cell.
     """
     return Read(runs_frame(tracker), sweeps_frame(tracker, sweep))
 
 
 def now_utc() -> pd.Timestamp:
-    """The time, as the frames of a store have it: UTC, without a zone."""
+    """The present time as in a store's frames: UTC, without a zone."""
     return pd.Timestamp.now("UTC").tz_localize(None)
 
 
@@ -58,15 +58,15 @@ def _column(frame: pd.DataFrame, name: str) -> pd.Series[Any]:
 
 
 def trials(runs: pd.DataFrame, now: pd.Timestamp) -> pd.DataFrame:
-    """A row a trial: TRIAL_COLUMNS. NaN is what is not known.
+    """One row per trial: TRIAL_COLUMNS. NaN stands for unknown values.
 
-    state is done, failed, stopped, running, or silent (under way, but nothing was heard of it for SILENT_SECONDS).
-    progress is the share of the images that the training has seen, 0 to 1; 1 where it is done. seconds_left is that
-    of the training at its last speed; silent trials have none.
+    state is done, failed, stopped, running, or silent (running, but without a report for SILENT_SECONDS). progress is
+    the share of the images that the training has seen, 0 to 1; 1 where it is done. seconds_left is for the training at
+    its last speed; silent trials have none.
 
     Args:
-        runs: of `pforce.tracking.runs_frame`.
-        now: UTC, of `now_utc`.
+        runs: frame of `pforce.tracking.runs_frame`.
+        now: present time in UTC, from `now_utc`.
     """
     if runs.empty:
         return pd.DataFrame(columns=TRIAL_COLUMNS)
@@ -74,7 +74,7 @@ def trials(runs: pd.DataFrame, now: pd.Timestamp) -> pd.DataFrame:
     silent = under_way & ((now - runs["last_activity"]).dt.total_seconds() > SILENT_SECONDS)
     state = runs["status"].map(STATES).fillna("running").mask(silent, "silent")
     images, seen, rate = _column(runs, BUDGET), _column(runs, "images_trained"), _column(runs, RATE)
-    # A sampler's measurement and an evaluation train nothing: they are done, or not.
+    # A sampler's measurement and an evaluation train nothing: they are done or not.
     trained = images.notna()
     progress = (seen.where(trained).fillna(0.0).where(trained) / images).clip(upper=1.0).mask(state == "done", 1.0)
     left = ((images - seen).clip(lower=0) / rate.where(rate > 0)).where(state == "running")
@@ -101,15 +101,15 @@ def trials(runs: pd.DataFrame, now: pd.Timestamp) -> pd.DataFrame:
 
 
 def sweeps(found: Read, now: pd.Timestamp) -> pd.DataFrame:
-    """A row a sweep, the newest first: SWEEP_COLUMNS. A name has several where its axes or seeds were changed.
+    """One row per sweep, the newest first: SWEEP_COLUMNS. A name has several where its axes or seeds were changed.
 
-    Cells that another sweep had finished count as done. progress is the share of the planned images; device_hours
-    sums all trials, failed and stopped ones too; seconds_left is None where nothing runs. best is the best value of
-    metric (the Fréchet distance of its detector, else as `primary_metric`) among the finished trials.
+    Cells that another sweep has finished count as done. progress is the share of the planned images; device_hours sums
+    all trials, including failed and stopped ones; seconds_left is NaN where nothing runs. best is the best value of
+    metric (see `primary_metric`) among the finished trials.
 
     Args:
-        found: of `read`.
-        now: UTC, of `now_utc`.
+        found: result of `read`.
+        now: present time in UTC, from `now_utc`.
     """
     of_trials = trials(found.runs, now)
     rows = [_sweep(parent, found.runs, of_trials, now) for _, parent in found.sweeps.iterrows()]
@@ -118,14 +118,14 @@ def sweeps(found: Read, now: pd.Timestamp) -> pd.DataFrame:
 
 
 def members(parent: pd.Series[Any], of_trials: pd.DataFrame) -> pd.DataFrame:
-    """The trials of a sweep: its own, one a cell, and those of its cells that another sweep had finished."""
+    """The trials of a sweep: its own, one per cell, and those of its cells that another sweep has finished."""
     if of_trials.empty:
         return of_trials
     own = of_trials["parent"] == parent["run_id"]
     reused: Sequence[str] = parent["reused"]
     elsewhere = (of_trials["state"] == "done") & of_trials["fingerprint"].str.startswith(tuple(reused), na=False)
     chosen = of_trials[own | (elsewhere if reused else False)]
-    # Its own run of a cell hides that of another sweep; the order is that of the store.
+    # Its own run of a cell hides another sweep's; the order is the store's.
     status = chosen["state"].map({"done": 2, "running": 1, "silent": 1}).fillna(0)
     ranked = chosen.assign(_own=own[chosen.index], _rank=status).sort_values(["_rank", "_own"], kind="stable")
     kept = ranked.drop_duplicates("fingerprint", keep="last").index
@@ -166,7 +166,7 @@ def _ended(parent: pd.Series[Any]) -> bool:
 
 
 def _seconds_left(own: pd.DataFrame, planned: int, runs: pd.DataFrame) -> float:
-    """Until all cells are done, at the speed of the trials that run now; NaN where none does."""
+    """Seconds until all cells are done, at the speed of the trials that run now; NaN where none runs."""
     running = own[(own["state"] == "running") & own["images_per_second"].gt(0)]
     if running.empty:
         return math.nan
@@ -174,14 +174,14 @@ def _seconds_left(own: pd.DataFrame, planned: int, runs: pd.DataFrame) -> float:
     to_see = (open_images["images"] - open_images["images_seen"].fillna(0.0)).clip(lower=0).sum()
     to_see += (planned - len(own)) * own["images"].mean()  # cells that have not started yet
     at_once = float(to_see / running["images_per_second"].sum())
-    # A finished trial tells what its evaluation adds to its training.
+    # Finished trials show how much their evaluation adds to their training.
     mine = runs.loc[own.index]
     ratio = (_column(mine, CostName.SECONDS) / _column(mine, CostName.TRAINING_SECONDS)).median()
     return max(at_once, float(running["seconds_left"].max())) * (1.0 if math.isnan(ratio) else max(1.0, ratio))
 
 
 def _best(own: pd.DataFrame) -> tuple[str | None, float]:
-    """The metric that the trials are compared by, and its best value."""
+    """The metric that trials are compared by, and its best value."""
     done = cells(own)
     done = done[done["status"] == FINISHED]
     metric = primary_metric(done, [Row({}, list(done["fingerprint"]))]) if len(done) else None

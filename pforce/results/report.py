@@ -1,4 +1,4 @@
-"""A report: one table with its title, notes and claims, for the terminal and as files of every format."""
+"""A report: one table with its title, notes and claims, for the terminal and as files of all formats."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from pforce.results.page import Section, page
 
 @dataclass(frozen=True)
 class Report:
-    """A table of numbers and what is to be said of it: of a sweep, a table of the paper, a front, an evaluation."""
+    """A table of numbers with title, notes and claims: of a sweep, a table of the paper, a front, or an evaluation."""
 
     table: pd.DataFrame
-    """Numbers, unrounded, as `pforce.results.cell_table` makes them."""
+    """Unrounded numbers, as `pforce.results.cell_table` makes them."""
     title: str = ""
     notes: Sequence[str] = ()
-    """What a reader should know of the numbers."""
+    """Notes for readers of the numbers."""
     claims: Sequence[str] = field(default_factory=list)
-    """What the numbers say, in sentences."""
+    """Conclusions from the numbers, in sentences."""
     question: str = ""
-    """What the table answers."""
+    """Question that the table answers."""
 
     @property
     def header(self) -> list[str]:
-        """Names of the columns that are shown."""
+        """Names of the shown columns."""
         return [str(name) for name in formats.display(self.table).columns]
 
     @property
     def cells(self) -> Iterator[list[str]]:
-        """Rows of the table as text."""
+        """Rows of the table as texts."""
         return (list(map(str, row)) for row in formats.display(self.table).itertuples(index=False))
 
     @property
     def legend(self) -> str:
-        """What ± and brackets in the cells are."""
+        """Explanation of ± and brackets in the table."""
         return formats.legend(self.table)
 
     def shown(self) -> Table:
@@ -48,17 +48,17 @@ class Report:
         return formats.to_terminal(self.table, self.title)
 
     def print(self, console: Console) -> None:
-        """The table, notes and claims on a terminal."""
+        """Print the table, notes and claims on a terminal."""
         console.print(self.shown())
         claims = ["Claims:", *(f"  {claim}" for claim in self.claims)] if self.claims else []
         for line in (*(f"note: {note}" for note in self.notes), *claims):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def write(self, stem: Path) -> list[Path]:
-        """The report as .csv (all numbers, unrounded), .md, .tex and .html beside one another.
+        """Write the report as .csv (all numbers, unrounded), .md, .tex and .html, and return the files.
 
         Args:
-            stem: path without an ending; its name may have dots.
+            stem: path without suffix; its name may have dots.
         """
         heading = [f"# {self.title}"] if self.title else []
         heading += [self.question] if self.question else []

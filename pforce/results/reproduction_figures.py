@@ -1,4 +1,5 @@
-"""Figures of the paper's tables, measured: over training seeds, with the paper's own numbers where it has any."""
+"""Figures of the reproduced tables: our measurements over training seeds, with the paper's own numbers where it has
+any."""
 
 from __future__ import annotations
 
@@ -10,14 +11,14 @@ from pforce.results.difficulty_figures import BAND, BASELINE, OURS, PAPER, _styl
 from pforce.results.figures import MARKERS
 
 CYCLE = ("#767676", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Okabe & Ito's, after a grey."""
+"""Colours of lines: a grey, then Okabe & Ito's."""
 
 
 def bars_figure(table: pd.DataFrame, measured: str, paper: str | None = None) -> Figure:
-    """A row a line: mean and standard deviation over seeds, and the paper's numbers on an axis of their own.
+    """Draw one line per row: mean and standard deviation over seeds, and the paper's numbers on an axis of their own.
 
     Args:
-        table: row, `measured` and `measured sd`, and the column `paper` where there is one.
+        table: frame with the columns row, `measured` and `measured sd`, and `paper` where there is one.
     """
     with_paper = paper is not None and paper in table and table[paper].notna().any()
     with _style():
@@ -40,10 +41,10 @@ def bars_figure(table: pd.DataFrame, measured: str, paper: str | None = None) ->
 
 
 def nfe_figure(curves: pd.DataFrame, metric: str) -> Figure:
-    """Distance against NFE, a line a sampler; bars of one standard deviation over seeds.
+    """Draw distance by NFE, one line per sampler, with bars of one standard deviation over seeds.
 
     Args:
-        curves: of `pforce.results.curves.nfe_curves`.
+        curves: frame of `pforce.results.curves.nfe_curves`.
     """
     with _style():
         figure = Figure(figsize=(6.4, 3.8), layout="constrained")
@@ -60,17 +61,18 @@ def nfe_figure(curves: pd.DataFrame, metric: str) -> Figure:
         ticks = sorted(curves["nfe"].unique())
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
         axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
-        axis.set(xlabel="NFE an image", ylabel=metric)
+        axis.set(xlabel="NFE per image", ylabel=metric)
         axis.grid(alpha=0.25)
         figure.legend(loc="outside right center", frameon=False)
         return figure
 
 
 def difficulty_seeds_figure(curve: pd.DataFrame, paper: pd.DataFrame | None = None) -> Figure:
-    """R against t: mean over seeds, its 95 % interval as a band, the paper's points open.
+    """Draw R by t: mean over seeds, its 95 % interval as a band, and the paper's points as open markers.
 
     Args:
-        curve: of `pforce.results.curves.difficulty_curve`. paper: t, pearson_r.
+        curve: frame of `pforce.results.curves.difficulty_curve`.
+        paper: frame with the columns t, pearson_r.
     """
     with _style():
         figure = Figure(figsize=(5.6, 3.6), layout="constrained")
@@ -92,13 +94,14 @@ def difficulty_seeds_figure(curve: pd.DataFrame, paper: pd.DataFrame | None = No
 
 
 def context_seeds_figure(curve: pd.DataFrame, paper: pd.DataFrame | None = None) -> Figure:
-    """Change of the loss on uncertain patches in percent against the context time, a panel a t.
+    """Draw the change of the loss on uncertain patches in percent by context time, one panel per t.
 
     Bands are 95 % intervals of the mean over seeds. The paper's losses are of another model on latents, so only their
-    change stands beside ours.
+    change is drawn beside ours.
 
     Args:
-        curve: of `pforce.results.curves.context_curve`. paper: t, context_t, uncertain_region_val_loss.
+        curve: frame of `pforce.results.curves.context_curve`.
+        paper: frame with the columns t, context_t, uncertain_region_val_loss.
     """
     times = sorted(curve["t"].unique())
     with _style():
@@ -134,10 +137,11 @@ def context_seeds_figure(curve: pd.DataFrame, paper: pd.DataFrame | None = None)
 
 
 def log_sigma_figure(quantiles: pd.DataFrame) -> Figure:
-    """Distribution of predicted log-σ on uncertain patches without and with context, a panel a t, from its quantiles.
+    """Draw the distribution of predicted log-σ on uncertain patches without and with context from its quantiles, one
+    panel per t.
 
     Args:
-        quantiles: of `pforce.results.curves.log_sigma_quantiles`.
+        quantiles: frame of `pforce.results.curves.log_sigma_quantiles`.
     """
     times = sorted(quantiles["t"].unique())
     with _style():

@@ -1,4 +1,4 @@
-"""What runs show of the cells of a storage's sweeps, from its records and files."""
+"""Views of the cells of a storage's sweeps for MLflow runs, from records and files."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from pforce.trial.folder import MAPS, SAMPLES, curve_of, evaluation_folder, trai
 
 MAPS_PICTURE = "uncertainty_maps.png"
 ENVIRONMENT = ("device", "precision", "workers", "threads", "sharding")
-"""What a record says of its making and a run shows as tags of the same names."""
+"""Entries of a record's provenance that a run shows as tags of the same names."""
 COMMIT = "mlflow.source.git.commit"
 
 
 def milliseconds(seconds: float) -> int:
-    """A time in milliseconds, from one in seconds."""
+    """A time in seconds as whole milliseconds."""
     return round(1000 * seconds)
 
 
 def point_of(record: Record) -> Point:
-    """A point of a loss curve, as runs show it."""
+    """A point of a loss curve as runs show it."""
     values = {
         "train/loss": record.loss, "train/mse": record.mse, "train/nll": record.nll,
         "train/gradient_norm": record.gradient_norm, "train/learning_rate": record.learning_rate,
@@ -51,7 +51,7 @@ def point_of(record: Record) -> Point:
 
 
 def view_of(cell: CellEntry, result: CellResult, storage: Storage, ledger: Ledger) -> View:
-    """What the run of a cell that has ended shows."""
+    """The view of a cell that has ended."""
     made, parts = result.made.provenance, cell.parts()
     tags = {
         Tags.KIND: "trial", Tags.FINGERPRINT: cell.cell, Tags.SEED: str(cell.seed),
@@ -76,7 +76,7 @@ def view_of(cell: CellEntry, result: CellResult, storage: Storage, ledger: Ledge
 
 
 def recorded_view(cell: CellEntry, storage: Storage, say: Callable[[str], None]) -> View | None:
-    """What a cell's run shows, from what its records say now; None where it has not ended."""
+    """The view of a cell from its present records; None where the cell has not ended."""
     ledger = Ledger(storage, say)
     result = result_of(cell, ledger)
     return None if result is None else view_of(cell, result, storage, ledger)
@@ -88,7 +88,7 @@ def curve_points(
     """The loss curve of a cell's training, as far as the storage has it.
 
     Args:
-        until: images seen; those of the cell by default.
+        until: images seen up to which points are read; by default the cell's.
     """
     relative = training_folder(parts.training.digest)
     if storage.remote:
@@ -100,7 +100,8 @@ def curve_points(
 
 
 def pictures_of(storage: Storage, ledger: Ledger, cell: CellEntry) -> list[Path]:
-    """Samples, and maps of uncertainty, of a cell: those that are there. Of an evaluation all that it left."""
+    """Existing pictures of a cell: samples and maps of uncertainty; for an evaluation, all its pictures and JSON
+    files."""
     parts = cell.parts()
     if parts is None:
         folder = storage.root / "evaluations" / cell.cell
@@ -118,7 +119,8 @@ def pictures_of(storage: Storage, ledger: Ledger, cell: CellEntry) -> list[Path]
 
 
 def _draw_maps(folder: Path, say: Callable[[str], None]) -> None:
-    """Maps of predicted uncertainty on held-out images, drawn here: a trial's process loads no plotting library."""
+    """Draw maps of predicted uncertainty on held-out images, unless there is a picture; a worker does not, as it loads
+    no plotting library."""
     path = folder / MAPS_PICTURE
     if path.exists() or not (folder / MAPS).exists():
         return
@@ -130,22 +132,22 @@ def _draw_maps(folder: Path, say: Callable[[str], None]) -> None:
         if images.shape[1] == 3:
             by_time = {float(t): maps for t, maps in zip(timesteps, sigma, strict=True)}
             figures.uncertainty_maps(torch.from_numpy(images), by_time, path)
-    except Exception as error:  # whatever a damaged file makes of a figure: the numbers are there
+    except Exception as error:  # whatever a damaged file causes: the numbers are there
         say(f"{folder / MAPS}: cannot be drawn ({error}); it is left out")
 
 
 def _pulled(storage: Storage, folder: Path, ledger: Ledger) -> None:
-    """Out of a bucket: what was measured on another machine."""
+    """Pull a folder from a bucket, for measurements of other machines."""
     if storage.remote:
         try:
             storage.pull(folder.relative_to(storage.root).as_posix())
-        except StorageError as error:  # the numbers are there, and count
+        except StorageError as error:  # the numbers are there and count
             ledger.say(f"pictures are not shown in MLflow: {error}")
 
 
 def _samples(request: Request, weights: str, storage: Storage, ledger: Ledger, path: Path) -> Path | None:
-    """Samples of a cell that other commands had measured before: of the images that are kept, or as it was carried
-    over."""
+    """Picture of samples of a cell that was measured before, from kept images or from a migrated record; None where
+    there are none."""
     if save_samples(storage, request.drawing(weights).digest, request.images, path):
         return path
     drawn = ledger.get(request.drawn(weights))
@@ -153,19 +155,19 @@ def _samples(request: Request, weights: str, storage: Storage, ledger: Ledger, p
     kept = ledger.file(sha256) if sha256 else None
     if kept is None:
         return None
-    write_bytes(path, kept.read_bytes())  # under the name that it is shown by
+    write_bytes(path, kept.read_bytes())  # under the name by which it is shown
     return path
 
 
 def views_of(cells: Sequence[CellEntry], storage: Storage, ledger: Ledger) -> dict[str, View]:
-    """Digest → view, of those cells that have ended."""
+    """Digest → view, for those cells that have ended."""
     found = {}
     for cell in cells:
         try:
             result = result_of(cell, ledger)
             if result is not None:
                 found[cell.cell] = view_of(cell, result, storage, ledger)
-        except ValueError as error:  # a name that MLflow does not take; the others are shown
+        except ValueError as error:  # a name that MLflow does not accept; the others are shown
             ledger.say(f"{cell.label}: cannot be shown in MLflow: {error}")
     return found
 
@@ -173,7 +175,7 @@ def views_of(cells: Sequence[CellEntry], storage: Storage, ledger: Ledger) -> di
 def show_cells(
     page: Page, cells: Sequence[CellEntry], ledger: Ledger, parent: str, *, progress: Progress = lambda done: None
 ) -> Shown:
-    """Have the runs of cells that have ended show what the storage holds of them.
+    """Bring the runs of ended cells up to date with the storage.
 
     Args:
         parent: id of the sweep's own run.
@@ -183,7 +185,7 @@ def show_cells(
 
 
 def sweep_tags(entry: SweepEntry) -> dict[str, str]:
-    """Tags of a sweep's own run that its file tells."""
+    """Tags of a sweep's own run, from its file."""
     return {Tags.KIND: "sweep", Tags.SWEEP: entry.identity, Tags.CELLS: str(len(entry.cells)),
             Tags.COMMAND: entry.command, USER: entry.user}  # fmt: skip
 
@@ -192,11 +194,11 @@ def show_sweep(
     page: Page, entry: SweepEntry, ledger: Ledger, *, files: Sequence[Path] | None = None, restore: bool = False,
     progress: Progress = lambda done: None,
 ) -> Shown:  # fmt: skip
-    """Have a sweep's page show all of its cells that have ended. Its own run is made where it is not there; several
-    that are a cell each, as evaluations are, have one together.
+    """Bring a sweep's page up to date with all its ended cells. The sweep's own run is made where it is missing; sweeps
+    of one cell each, such as evaluations, share one.
 
     Args:
-        files: of its only cell, where they lie elsewhere.
+        files: files of its only cell, where they are elsewhere.
     """
     views = views_of(entry.cells, ledger.storage, ledger)
     if not views or page.deleted:
@@ -213,13 +215,13 @@ def show_sweep(
         page.client.restore_run(own.run_id)
         own.deleted = False
     if view.status not in (own.status, KILLED) and not own.deleted:
-        page.bring(own, view)  # its driver was killed before it could say that all has ended
+        page.bring(own, view)  # its driver was killed before it could report the end
     return page.show({page.key(cell): view for cell, view in views.items()}, own.run_id, restore=restore,
                      progress=progress)  # fmt: skip
 
 
 def _own(entry: SweepEntry, views: Mapping[str, View]) -> View:
-    """The run of a sweep that was never shown, or whose run is gone."""
+    """The view of a sweep itself, where it was never shown or its run is gone."""
     whole = len(views) == len({cell.cell for cell in entry.cells})
     good = all(view.status == FINISHED for view in views.values())
     status: Status = (FINISHED if good else FAILED) if whole else KILLED

@@ -1,8 +1,8 @@
-"""Statistics of a comparison: means with intervals over seeds, paired differences, Holm's correction, plain words.
+"""Statistics of comparisons: means with intervals over seeds, paired differences, Holm's correction, plain words.
 
-Seeds are pairs: two cells with one training seed share data order, noise and initial weights where they can, so a
-difference is taken seed by seed. A table makes at most six claims; over many more a correction finds nothing at
-the few seeds that anybody can afford.
+Seeds are paired: two cells with the same training seed share data order, noise and initial weights where possible, so
+differences are taken per seed. A table makes at most six claims; with many more, the correction finds nothing at an
+affordable number of seeds.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from pforce.results.frames import Row, finished, row_names, smaller_is_better
 
 LEVEL = 0.05
 ROUNDING = 1e-9
-"""Relative spread of differences below which they are one number."""
+"""Relative spread below which differences count as equal."""
 MOST_CLAIMS = 6
-"""At n = 5 seeds and 6 claims an effect of 3 standard deviations is found in about 86 % of tables."""
+"""Most claims per table. At n = 5 seeds and 6 claims, an effect of 3 standard deviations is found in about 86 % of
+tables."""
 ENOUGH_SEEDS = 2
 POWER = 0.8
-"""Power of a test: how often it finds an effect that is there."""
+"""Power of a test: share of tests that find an existing effect."""
 MOST_SEEDS = 100
-"""Beyond this "more seeds" is no answer."""
+"""Most seeds that are suggested."""
 
 Word = Literal["better", "worse", "not distinguishable"]
 
@@ -42,7 +43,7 @@ class Interval(NamedTuple):
 
 
 def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Mean over seeds with its (1 − level) interval. ValueError without values or for one that is not finite."""
+    """Mean over seeds with its (1 − level) interval. ValueError for no values, or for values that are not finite."""
     array = np.asarray(values, dtype=float)
     if not len(array) or not np.isfinite(array).all():
         raise ValueError(f"values {list(values)}: must be at least one, all finite")
@@ -54,7 +55,8 @@ def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values (Holm 1979), in the order given: claim i holds at level α where it is ≤ α."""
+    """Holm's step-down adjusted p-values (Holm 1979), in the given order: claim i holds at level α where its value is ≤
+    α."""
     order = np.argsort(p_values, kind="stable")
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
@@ -64,7 +66,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 class Claim(NamedTuple):
-    """That `a` is better than `b` in a metric: seed → value for both."""
+    """The claim that `a` is better than `b` in a metric, with seed → value for both."""
 
     metric: str
     a: str
@@ -75,24 +77,24 @@ class Claim(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What the seeds say of a claim."""
+    """The decision of a claim by the seeds."""
 
     claim: Claim
     difference: Interval
-    """a − b, by seed."""
+    """Difference a − b over common seeds."""
     p: float
-    """Two-sided, of the paired t-test; 1 below two common seeds."""
+    """Two-sided p-value of the paired t-test; 1 below two common seeds."""
     p_holm: float
     word: Word
     claims: int = 1
-    """How many claims the p-value is corrected for."""
+    """Number of claims that the p-value is corrected for."""
 
     @property
     def sentence(self) -> str:
-        """In plain words, with the interval and n.
+        """The decision in plain words, with the interval and n.
 
-        `fd/openmoji: sigma 0.2 is worse than sigma 0.6 by 1.20 (95 % 0.80 … 1.60, n = 5 seeds, p = 0.01 after Holm
-        over 3 claims)`. The interval is not corrected for the number of claims; p is.
+        `fd/openmoji: sigma 0.2 is worse than sigma 0.6 by 1.20 (95 % 0.80 … 1.60, n = 5 seeds, p = 0.01 after Holm over
+        3 claims)`. The interval is not corrected for the number of claims; p is.
         """
         c, d = self.claim, self.difference
         if d.n < ENOUGH_SEEDS:
@@ -112,7 +114,7 @@ class Verdict(NamedTuple):
 
 
 def decimals_of(d: Interval) -> int:
-    """Decimals that show two digits of the interval's half width; of a difference without spread three digits."""
+    """Decimals that show two digits of the interval's half width, or three digits of a difference without spread."""
     half = (d.high - d.low) / 2
     # A constant difference leaves a half width of rounding errors.
     size, digits = (half, 1) if half > 1e-9 * abs(d.mean) else (abs(d.mean), 2)
@@ -135,19 +137,19 @@ def _paired(claim: Claim) -> tuple[Interval, float]:
         return interval, 1.0
     spread = differences.std(ddof=1)
     if spread <= ROUNDING * abs(interval.mean):
-        # Equal seed by seed, or off by one constant but for rounding: precision is a share of few images, and this
-        # happens by chance. t would be 0/0 or infinite; a sign test is what is left.
+        # The differences are zero or constant up to rounding, which happens by chance: precision, for example, is a
+        # share of few images. t would be 0/0 or infinite, so a sign test is used.
         return interval, 1.0 if interval.mean == 0 else 2.0 ** (1 - len(seeds))
     t = interval.mean / (spread / np.sqrt(len(seeds)))
     return interval, float(2 * special.stdtr(len(seeds) - 1, -abs(t)))
 
 
 def judge(claims: Sequence[Claim], level: float = LEVEL) -> list[Verdict]:
-    """Verdicts of the claims that a table makes, corrected together so that 5 % of tables without effects err.
+    """Verdicts of a table's claims, corrected together so that 5 % of tables without effects err.
 
-    A claim without two common seeds says nothing and does not count. FieldError for more than six claims.
+    A claim without two common seeds is not decided and does not count. FieldError for more than six claims.
     """
-    require(len(claims) <= MOST_CLAIMS, "claims", len(claims), f"at most {MOST_CLAIMS} a table")
+    require(len(claims) <= MOST_CLAIMS, "claims", len(claims), f"at most {MOST_CLAIMS} per table")
     found = [_paired(claim) for claim in claims]
     tested = [index for index, (difference, _) in enumerate(found) if difference.n >= ENOUGH_SEEDS]
     adjusted = dict(zip(tested, holm([found[index][1] for index in tested]), strict=True))
@@ -162,7 +164,7 @@ def judge(claims: Sequence[Claim], level: float = LEVEL) -> list[Verdict]:
 
 
 def values_by_seed(frame: pd.DataFrame, row: Row, metric: str) -> dict[int, float]:
-    """Seed → value of a row's finished cells; what is not finite is left out."""
+    """Seed → value of a row's finished cells, without values that are not finite."""
     values = finished(frame, row)
     if "seed" not in values or metric not in values:
         return {}
@@ -171,14 +173,15 @@ def values_by_seed(frame: pd.DataFrame, row: Row, metric: str) -> dict[int, floa
 
 
 def seeds_to_decide(difference: Interval, claims: int = 1, level: float = LEVEL) -> int | None:
-    """Seeds at which a paired t-test would find a difference of this size and spread in 80 % of cases.
+    """Number of seeds at which a paired t-test would find a difference of this size and spread in 80 % of cases.
 
     Args:
-        difference: over the seeds that there are: two or more.
-        claims: that share the level (Bonferroni, which Holm is never harder than).
+        difference: difference over the present seeds, at least two.
+        claims: number of claims that share the level (Bonferroni, which is never easier than Holm).
+        level: significance level.
 
-    None where more than MOST_SEEDS would be needed, or where there is no difference. Where there is one and no spread,
-    as many as the test of signs needs.
+    None where more than MOST_SEEDS would be needed, or where there is no difference. For a difference without spread,
+    the number that the sign test needs.
     """
     half = (difference.high - difference.low) / 2
     spread = half * math.sqrt(difference.n) / float(special.stdtrit(difference.n - 1, 1 - LEVEL / 2))
@@ -196,12 +199,14 @@ def seeds_to_decide(difference: Interval, claims: int = 1, level: float = LEVEL)
 def row_claims(
     frame: pd.DataFrame, rows: Sequence[Row], metric: str, baseline: int = 0, compare: Sequence[int] | None = None
 ) -> list[Claim]:
-    """That each row is better than the baseline row in one metric, by seed.
+    """The claims that each row is better than the baseline row in one metric, by seed.
 
     Args:
-        frame: of `pforce.results.runs`. A cell's seed is its parameter `seed`; cells without one are not compared.
-        rows: of the table. baseline: number of the row that the others are held against, from 0.
-        compare: numbers of the rows that are; by default all others. More than six give no claims.
+        frame: frame of `pforce.results.runs`. A cell's seed is its parameter `seed`; cells without one are left out.
+        rows: rows of the table.
+        metric: name of the metric.
+        baseline: number of the row that the others are compared with, from 0.
+        compare: numbers of the rows that are compared; by default all others. More than six give no claims.
     """
     others = [index for index in range(len(rows)) if index != baseline] if compare is None else list(compare)
     if len(others) > MOST_CLAIMS:
@@ -213,7 +218,7 @@ def row_claims(
 
 
 def sentences(claims: Sequence[Claim]) -> list[str]:
-    """A sentence a claim; one for all where none has the two common seeds that a comparison needs."""
+    """One sentence per claim; one for all where none has the two common seeds that a comparison needs."""
     verdicts = judge(claims)
     if claims and all(verdict.difference.n < ENOUGH_SEEDS for verdict in verdicts):
         return [f"{claims[0].metric}: nothing is compared: that needs {ENOUGH_SEEDS} seeds that both rows finished"]

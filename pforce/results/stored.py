@@ -1,4 +1,4 @@
-"""A storage read back as tidy frames: a row per finished cell of its sweeps, from records."""
+"""Tidy frames read from a storage's records: one row per finished cell of its sweeps."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def _warn(line: str) -> None:
 def storage_frame(
     storage: Storage, sweep: str | None = None, *, ledger: Ledger | None = None, say: Callable[[str], None] = _warn
 ) -> pd.DataFrame:
-    """Finished cells of a storage's sweeps, and those that diverged (status FAILED), with the columns of
+    """Finished and diverged cells (status FAILED) of a storage's sweeps, with the columns of
     `pforce.tracking.runs_frame`.
 
-    A cell that several sweeps have is a row of each; one that several versions of a sweep have is one row. `origin`
-    says where imported numbers come from.
+    A cell of several sweeps is a row for each; a cell of several versions of a sweep is one row. `origin` names the
+    source of imported numbers.
 
     Args:
         sweep: name of one sweep; None reads all.
-        ledger: of the storage, where it was read already.
+        ledger: ledger of the storage, where it was read already.
     """
     known = ledger or Ledger(storage, say)
     rows: dict[tuple[str, str], dict[str, Any]] = {}
@@ -62,7 +62,7 @@ def _time(seconds: float) -> pd.Timestamp:
 
 
 def _made(record: Record) -> dict[str, Any]:
-    """What the environment columns show, of the record that most of a row's time went into."""
+    """Columns of the environment, from the record that took most of a row's time."""
     made = record.provenance
     return {
         "device": made.get("device"),
@@ -75,7 +75,7 @@ def _made(record: Record) -> dict[str, Any]:
 
 
 def _row(result: CellResult) -> dict[str, Any]:
-    """The columns that a cell's result fills."""
+    """Columns from a cell's result."""
     return {
         "status": result.status,
         "reason": result.reason,

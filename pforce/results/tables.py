@@ -1,7 +1,7 @@
-"""The table of a sweep: a row a cell, means and spread over seeds, never the best of them.
+"""The table of a sweep: one row per setting, with means and spread over seeds, never the best seed.
 
-A distance has two error bars. Over seeds: what another training would give, the spread of the table. Over images: what
-other images of the same model would give, shown where one seed leaves no spread. The CSV has both.
+A distance has two error bars. The one over seeds, the spread in the table, covers other trainings. The one over images
+covers other images of the same model and is shown where a single seed has no spread. The CSV has both.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ SPREAD = " sd"
 OVER_SEEDS = (" seeds low", " seeds high")
 """Suffixes of the bounds of the mean's 95 % interval over seeds."""
 OVER_IMAGES = (" images low", " images high")
-"""Suffixes of the bounds of 95 % intervals over images, means over seeds."""
+"""Suffixes of the bounds of 95 % intervals over images, averaged over seeds."""
 PLANNED = " planned"
-"""Suffix of the number of seeds that there are to be."""
+"""Suffix of the planned number of seeds."""
 HIDDEN = (SPREAD, *OVER_SEEDS, *OVER_IMAGES, PLANNED)
-"""Suffixes of columns that texts show beside another one, or not at all."""
+"""Suffixes of columns that texts show together with another column, or not at all."""
 
 
 class Column(NamedTuple):
-    """A metric as a column."""
+    """A column of a table, which shows a metric."""
 
     metric: str
     header: str
     decimals: int
     with_spread: bool
     unit: float = 1.0
-    """What the column shows one of."""
+    """Unit by which values are divided."""
     of_detector: bool = False
-    """A column for each detector that the runs were measured with; `metric` is a short name such as `fd`, or
-    `images`, their number."""
+    """Whether there is one such column per detector of the runs; `metric` is then a short name such as `fd`, or
+    `images` for the number of images."""
 
 
 DISTANCE_DECIMALS = {"kd": 4, "precision": 3, "recall": 3}
-"""All others have two."""
+"""Kind of distance → decimals; all others have two."""
 DISTANCE_COLUMNS = tuple(
     Column(short, short, DISTANCE_DECIMALS.get(short, 2), True, of_detector=True) for short in DISTANCES
 )
@@ -65,7 +65,8 @@ CALIBRATION_COLUMNS = (
     Column("calibration/error_t0.20", "calib(0.2)", 3, True),
     Column("calibration/error_t0.60", "calib(0.6)", 3, True),
 )
-"""For sweeps that ask for them: root mean square log ratio of observed to expected squared error, 0 is perfect."""
+"""Columns for sweeps that ask for them: root mean square log ratio of observed to expected squared error; 0 is
+perfect."""
 COST_COLUMNS = (
     Column(CostName.IMAGES_SEEN, "images seen", 0, False),
     Column("images", "images", 0, False, of_detector=True),
@@ -77,11 +78,11 @@ COST_COLUMNS = (
     Column(CostName.DEVICE_HOURS, "device-hours", 4, False),
 )
 COLUMNS = (*QUALITY_COLUMNS, *COST_COLUMNS)
-"""What every sweep's table shows."""
+"""Columns of every sweep's table."""
 
 
 def _named(column: Column, values: pd.DataFrame) -> list[Column]:
-    """A column under the names that the runs of a table have it by."""
+    """A column under the names that a table's runs use for it."""
     if not column.of_detector:
         return [column]
     found, several = distances_in(values), len(detectors(values)) > 1
@@ -99,14 +100,15 @@ def _named(column: Column, values: pd.DataFrame) -> list[Column]:
 
 
 def cell_table(frame: pd.DataFrame, rows: Sequence[Row], columns: Sequence[Column] = COLUMNS) -> pd.DataFrame:
-    """Means over the finished seeds of each row, what belongs to them, and the number of seeds n.
+    """Means over the finished seeds of each row, their error bars, and the number of seeds n.
 
-    Beside a mean: ` sd`, ` seeds low` and ` seeds high` (95 %), and of distances ` images low` and ` images high`.
-    Beside n: `n planned`, and where a row has any, `failed` (stopped ones, too) and `running`.
+    Beside a mean: ` sd`, ` seeds low` and ` seeds high` (95 %), and for distances ` images low` and ` images high`.
+    Beside n: `n planned`, and where any row has such cells, `failed` (including stopped ones) and `running`.
 
     Args:
-        frame: of `pforce.results.runs`. Runs with one fingerprint are one result: see `pforce.results.cells`.
-        columns: what is shown, in order; a metric that no run has is left out.
+        frame: frame of `pforce.results.runs`. Runs with the same fingerprint are one result: see
+            `pforce.results.cells`.
+        columns: columns in order; a metric that no run has is left out.
     """
     there = finished(frame, rows)
     shown = [named for column in columns for named in _named(column, there) if named.metric in frame.columns]
@@ -127,7 +129,7 @@ def cell_table(frame: pd.DataFrame, rows: Sequence[Row], columns: Sequence[Colum
 
 
 def _summary(column: Column, values: pd.DataFrame) -> dict[str, float]:
-    """What a table has of a metric: its mean over the seeds, and the error bars."""
+    """Values of a metric in a table: its mean over the seeds, and the error bars."""
     series = values[column.metric].astype(float).dropna() / column.unit if len(values) else pd.Series(dtype=float)
     summary = {column.header: float(series.mean())}
     if not column.with_spread:

@@ -1,4 +1,4 @@
-"""Samplers: guidance, solvers, and their budgets of function evaluations."""
+"""Samplers: guidance, solvers, and budgets of function evaluations."""
 
 from pforce.sampling.budget import Schedule
 from pforce.sampling.cost import count_flops

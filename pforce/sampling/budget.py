@@ -1,4 +1,4 @@
-"""How many steps a given number of function evaluations (NFE) buys."""
+"""Schedules for a given number of function evaluations (NFE)."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pforce.sampling.schedule import Spacing, spaced
 
 
 class Schedule(NamedTuple):
-    """Timesteps for a solver and what they cost."""
+    """Timesteps for a solver and their cost."""
 
     timesteps: Tensor
-    """(S + 1,) from 0 to 1, float64."""
+    """Timesteps from 0 to 1, (S + 1,) float64."""
     num_function_evaluations: int
-    """The NFE that a sample costs; at most what was asked for."""
+    """NFE per image; at most the number asked for."""
 
 
 def affordable(
     cost: Callable[[Tensor], int], num_function_evaluations: int, spacing: Spacing, shift: float
 ) -> Schedule | None:
-    """The grid with the most steps that costs no more than the given NFE; None where one step costs more.
+    """The schedule with the most steps that costs no more than the given NFE; None where one step costs more.
 
     Args:
-        cost: function evaluations on a grid: at least one a step, and never fewer on a grid of more steps.
+        cost: function evaluations on given timesteps: at least one per step, and never fewer for more steps.
     """
     for steps in range(num_function_evaluations, 0, -1):
         times = spaced(steps, spacing, shift=shift)

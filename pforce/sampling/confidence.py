@@ -1,4 +1,4 @@
-"""Which patches are confident: the rule that the adaptive samplers share."""
+"""Confident patches: the rule that the adaptive samplers share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pforce.base.errors import require
 from pforce.flow import Prediction
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
-"""One generator for a batch, or one an image (then an image does not depend on its batch)."""
+"""One generator per batch, or one per image (then an image does not depend on its batch)."""
 
 
 def uncertainty(prediction: Prediction, patch: int, pooling: grid.Pooling) -> Tensor:
@@ -23,10 +23,10 @@ def uncertainty(prediction: Prediction, patch: int, pooling: grid.Pooling) -> Te
 
 
 def _rank(quantile: float, patches: int, patch: int) -> tuple[int, int, float]:
-    """Sorted patches between which the quantile of the pixel map lies, and the weight of the second.
+    """Indices of the two sorted patches between which the quantile of the pixel map lies, and the weight of the second.
 
-    In the pixel map (published behaviour) each of the N values stands p² times, so of the N·p² sorted values the
-    k-th is that of patch k // p².
+    In the pixel map (published behaviour) each of the N values stands p² times, so the k-th of the N·p² sorted values
+    is that of patch k // p².
     """
     position = quantile * (patches * patch**2 - 1)
     below = math.floor(position)
@@ -41,18 +41,19 @@ def quantile_threshold(u: Tensor, quantile: float, patch: int) -> Tensor:
 
 
 def confident_count(quantile: float, patches: int, patch: int) -> int:
-    """How many of N patches with distinct values lie strictly below that quantile (25 of 64 at 0.4, p = 2)."""
+    """Number of patches, of N with distinct values, strictly below that quantile (25 of 64 at 0.4, p = 2)."""
     first, second, weight = _rank(quantile, patches, patch)
     return first + (1 if second > first and weight > 0 else 0)
 
 
 def confident_patches(u: Tensor, patch: int, *, quantile: float, threshold: float | None) -> Tensor:
-    """u (B, N) → (B, N) bool: strictly below the absolute threshold, or else below the image's quantile."""
+    """Mask (B, N) bool of the patches whose uncertainty u (B, N) is strictly below the threshold, or without one, below
+    the image's quantile."""
     return u < (quantile_threshold(u, quantile, patch) if threshold is None else threshold)
 
 
 def random_patches(shape: torch.Size, count: int, generator: Generators, device: torch.device) -> Tensor:
-    """A mask (B, N) of `count` random patches an image; drawn on the generator's device."""
+    """Mask (B, N) bool of `count` random patches per image, drawn on the generator's device."""
     if isinstance(generator, Sequence):
         rows = [torch.rand(shape[1], generator=one, device=one.device) for one in generator]
         noise = torch.stack(rows).to(device)
@@ -64,7 +65,7 @@ def random_patches(shape: torch.Size, count: int, generator: Generators, device:
 
 
 def require_share(quantile: float) -> None:
-    """FieldError unless 0 < quantile < 1."""
+    """Raise FieldError unless 0 < quantile < 1."""
     require(
         0 < quantile < 1,
         "quantile",
@@ -74,5 +75,5 @@ def require_share(quantile: float) -> None:
 
 
 def require_threshold(threshold: float | None) -> None:
-    """FieldError unless it is None or a variance ≥ 0."""
+    """Raise FieldError unless the threshold is None or a variance ≥ 0."""
     require(threshold is None or 0 <= threshold < math.inf, "threshold", threshold, "≥ 0 (a variance), or None")

@@ -1,4 +1,4 @@
-"""What an image costs in floating-point operations: added up while the sampler runs, on a model without weights."""
+"""Floating-point operations per image, counted by running the sampler on a model without weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pforce.sampling.samplers import Sampler
 
 
 class _Meter:
-    """A model in a solver's eyes: it adds up what each forward pass would cost, and predicts zeros."""
+    """A substitute for a model that adds up the FLOPs of each forward pass and predicts zeros."""
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
@@ -30,8 +30,8 @@ class _Meter:
 
 @cache
 def count_flops(model: ModelConfig, sampler: Sampler) -> int:
-    """FLOPs of one image over all forward passes (see `forward_flops`). The sampler itself runs: which passes it makes
-    depends on its settings, never on values."""
+    """FLOPs per image over all forward passes (see `forward_flops`). The sampler itself runs: its passes depend on its
+    settings alone, never on values."""
     meter = _Meter(model)
     x0, y = torch.zeros(1, model.channels, *model.image_size), torch.zeros(1, dtype=torch.long)
     sampler.solve(meter, x0, sampler.schedule().timesteps, y=y)

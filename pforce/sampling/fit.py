@@ -23,13 +23,15 @@ def timesteps_for(
     shift: float = SHIFT,
     **own: Any,
 ) -> Schedule:
-    """The grid on which `sampler` (a solver or its name) spends the given NFE.
+    """The schedule on which `sampler` (a solver or its name) spends the given NFE.
 
     Where no number of steps spends it exactly, the nearest lower NFE is taken, with a warning.
 
     Args:
-        spacing, shift: of the timesteps, as in `pforce.sampling.spaced`.
-        own: the solver's settings; only those that change its cost matter (inner_steps, start_after).
+        num_function_evaluations: NFE, function evaluations per image.
+        spacing: spacing of the timesteps, as in `pforce.sampling.spaced`.
+        shift: shift of the shifted spacing.
+        own: the solver's own settings; only those that change its cost matter (inner_steps, start_after).
 
     FieldError for an unknown solver or setting, or an NFE that is not enough for one step.
     """
@@ -46,10 +48,10 @@ def timesteps_for(
 
 
 def check_sampler(sampler: Sampler, model: ModelConfig, prefix: str = "") -> None:
-    """FieldError where this model cannot be sampled so.
+    """Raise FieldError where the model cannot be sampled with this sampler.
 
     Args:
-        prefix: what the field's name begins with: `sampler.` for an experiment's.
+        prefix: beginning of the field's name in the error: `sampler.` for an experiment's sampler.
     """
     without = [name for name, each in SAMPLERS.items() if not each.needs_difficulty_head]
     require(

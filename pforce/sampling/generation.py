@@ -1,4 +1,4 @@
-"""Drawing images of a model in batches, each image by its index."""
+"""Images drawn from a model in batches, each image identified by its index."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pforce.sampling.solvers import Step
 
 
 class Generated(NamedTuple):
-    """A batch of generated images and what it cost."""
+    """A batch of generated images and its cost."""
 
     images: Tensor
-    """(B, C, H, W)."""
+    """Images or latents (B, C, H, W)."""
     num_function_evaluations: int
-    """NFE spent an image."""
+    """NFE per image."""
     forward_passes: int
-    """Forward passes of the model an image (guidance makes two of one evaluation)."""
+    """Forward passes of the model per image (a guided evaluation takes two)."""
 
 
 def generate(
@@ -35,12 +35,12 @@ def generate(
     device: torch.device | str,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[Generated]:
-    """Draw one image for each label (M,), `batch` at a time; image i starts from the noise of (seed, i).
+    """Draw one image per label (M,), `batch` at a time; image i starts from the noise of (seed, i).
 
-    The last batch is drawn whole and cut: its size must not change the rounding of its images.
+    The last batch is drawn in full size and then cut, because the size of a batch changes the rounding of its images.
 
     Args:
-        share: (r, n) draws the batches r, r + n, r + 2n, … only.
+        share: (r, n): draw only the batches r, r + n, r + 2n, …
     """
     shape = (model.config.channels, *model.config.image_size)
     count_all, batch = len(labels), min(batch, len(labels))

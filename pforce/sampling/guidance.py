@@ -16,7 +16,7 @@ from pforce.models.transformer import TimestepLevels
 
 
 class Denoiser(Protocol):
-    """What a sampler needs of a model."""
+    """The interface of a model for samplers."""
 
     @property
     def config(self) -> ModelConfig: ...
@@ -26,12 +26,12 @@ class Denoiser(Protocol):
 
 @dataclass(frozen=True)
 class Guidance:
-    """v_u + w·(v_c − v_u), and the same for the log-variance (Ho & Salimans 2022)."""
+    """Classifier-free guidance: v_u + w·(v_c − v_u), and the same for the log-variance (Ho & Salimans 2022)."""
 
     scale: float = 1.0
-    """w. 1 is no guidance and evaluates the model once."""
+    """Guidance weight w ≥ 0; 1 is no guidance, which takes one forward pass per evaluation."""
     interval: tuple[float, float] | None = None
-    """(t_lo, t_hi): guide only steps that start in it (Kynkäänniemi et al. 2024); None guides all."""
+    """(t_lo, t_hi): guide only steps that start in this interval (Kynkäänniemi et al. 2024). None guides all steps."""
 
     def __post_init__(self) -> None:
         require(0 <= self.scale < math.inf, "scale", self.scale, "≥ 0")
@@ -50,7 +50,7 @@ class Evaluation(NamedTuple):
     guided: Prediction
     conditional: Prediction
     forward_passes: int
-    """1, or 2 where guidance was active (in one batch)."""
+    """Forward passes: 1, or 2 (in one batch) where guidance was active."""
 
 
 def _twice(t: Tensor | TimestepLevels) -> Tensor | TimestepLevels:
@@ -63,10 +63,11 @@ def _twice(t: Tensor | TimestepLevels) -> Tensor | TimestepLevels:
 def evaluate(
     model: Denoiser, x: Tensor, t: Tensor | TimestepLevels, y: Tensor, guidance: Guidance, *, step_time: float
 ) -> Evaluation:
-    """Evaluate the model at (x, t) for classes y; guided evaluations are one batch of twice the size.
+    """Evaluate the model at x (B, C, H, W) and t for classes y (B,); a guided evaluation is one batch of twice the
+    size.
 
-    `step_time`, the start of the solver's step, decides about the guidance interval for all of a step's
-    evaluations. ValueError for guidance on a model that never saw the null class.
+    `step_time`, the start of the solver's step, decides whether all of the step's evaluations are guided. ValueError
+    for guidance on a model that never saw the null class.
     """
     if not guidance.active(step_time):
         prediction = model(x, t, y)

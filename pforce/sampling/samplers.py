@@ -1,9 +1,9 @@
-"""Samplers as values: a solver with its settings, what it costs, and what a search over its settings tries.
+"""Samplers as values: a solver with its settings, its cost, and the ranges that a search over its settings tries.
 
 A sampler is frozen data that draws: `sampler.sample(model, x0, y, seed=…, first=…)` gives images. The solvers
 themselves are the plain functions of `pforce.sampling.solvers`.
 
-To add one: write a frozen dataclass here, or in a module of `pforce_experiments/`, and put `@register` above it.
+To add one: write a frozen dataclass here, or in a module of `pforce_experiments/`, and decorate it with `@register`.
 Configurations, names of results, command lines and searches take everything from the class.
 """
 
@@ -29,12 +29,12 @@ from pforce.sampling.schedule import SPACINGS, Spacing, spaced
 from pforce.sampling.solvers import Callback, dual_loop, euler, look_ahead, looks_ahead, random_order
 
 SHIFT = 3.0
-"""Shift of the shifted spacing, where none is given."""
+"""Default shift of the shifted spacing."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """Values that a search tries: low, low + step, … up to high. Integers where all three are."""
+    """Values that a search tries: low, low + step, … up to high. They are integers where all three are."""
 
     low: float
     high: float
@@ -42,7 +42,7 @@ class Range:
 
     @property
     def integer(self) -> bool:
-        """Whether its values are integers."""
+        """Whether the values are integers."""
         return all(isinstance(value, int) for value in (self.low, self.high, self.step))
 
 
@@ -51,22 +51,22 @@ class Sampler(ABC):
     """A solver of the flow's ODE with its settings. Fields of subclasses are the solver's own settings."""
 
     name: ClassVar[str]
-    """What the solver is called in configurations, tables and records."""
+    """Name of the solver in configurations, tables and records."""
     needs_difficulty_head: ClassVar[bool] = True
-    """It asks the model for its uncertainty, or for a timestep a patch, which a SiT does not have."""
+    """Whether it needs the predicted uncertainty or one timestep per patch, which a SiT does not have."""
     searched: ClassVar[Mapping[str, Range]] = MappingProxyType({})
-    """Own setting → what a search tries; one that is not named stays at its default."""
+    """Own setting → values that a search tries; settings that are not named keep their defaults."""
     cost_settings: ClassVar[tuple[str, ...]] = ()
-    """Own settings that the cost depends on: an error about an NFE that is too small names them."""
+    """Own settings that the cost depends on, named in the error about too small an NFE."""
 
     num_function_evaluations: int = 24
-    """NFE: guided evaluations of the model an image."""
+    """NFE: guided evaluations of the model per image."""
     guidance: Guidance = field(default_factory=Guidance)
     """Classifier-free guidance."""
     spacing: Spacing = "linear"
     """Spacing of the timesteps."""
     shift: float = SHIFT
-    """Shift of the shifted spacing; there is none of the others."""
+    """Shift of the shifted spacing; the other spacings have none."""
 
     def __post_init__(self) -> None:
         require(self.num_function_evaluations >= 1, "num_function_evaluations", self.num_function_evaluations, "≥ 1")
@@ -75,14 +75,14 @@ class Sampler(ABC):
         shifted = self.spacing == "shifted"
         require(self.shift == SHIFT or shifted, "shift", self.shift, "left out, or spacing = shifted")
         self.check()
-        self.schedule()  # an NFE that is too small for one step is refused here
+        self.schedule()  # refuses an NFE that is too small for one step
 
     def check(self) -> None:  # noqa: B027 - a sampler without settings of its own has none to check
-        """FieldError where an own setting is not allowed."""
+        """Raise FieldError where an own setting is not allowed."""
 
     @abstractmethod
     def cost(self, timesteps: Tensor) -> int:
-        """Function evaluations on a grid (S + 1,): at least one a step."""
+        """Function evaluations on timesteps (S + 1,): at least one per step."""
 
     @abstractmethod
     def solve(
@@ -95,28 +95,28 @@ class Sampler(ABC):
         generator: Generators = None,
         callback: Callback | None = None,
     ) -> Tensor:
-        """Images (B, C, H, W) from noise x0, on any grid of timesteps.
+        """Draw images (B, C, H, W) from noise x0 (B, C, H, W), on any timesteps (S + 1,).
 
         Args:
             y: classes (B,).
-            generator: of what the solver draws; a sequence has one an image.
-            callback: called after each evaluation: costs are counted so.
+            generator: generator of the solver's own random draws; a sequence has one per image.
+            callback: called after each evaluation; it counts costs.
         """
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The own settings that apply: those that are None are left out."""
+        """The own settings that apply: settings that are None are left out."""
         own = {name: getattr(self, name) for name in own_settings(type(self))}
         return {name: value for name, value in own.items() if value is not None}
 
     @classmethod
     def overruled(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings that given ones take the place of, with the values that they have then."""
+        """Settings that the given ones replace, with the values that they have then."""
         del given
         return {}
 
     def schedule(self) -> Schedule:
-        """Its timesteps and NFE; without a warning where the budget is not met exactly (`unspent` tells)."""
+        """The timesteps and NFE. Does not warn where the NFE cannot be spent exactly; `unspent` says so."""
         nfe = self.num_function_evaluations
         found = affordable(self.cost, nfe, self.spacing, self.shift)
         if found is None:
@@ -129,16 +129,17 @@ class Sampler(ABC):
 
     @property
     def unspent(self) -> str | None:
-        """A sentence where the NFE asked for cannot be spent exactly, for whoever shows it; None where it can."""
+        """A sentence for users where the NFE cannot be spent exactly; None where it can."""
         spent = self.schedule().num_function_evaluations
         if spent == self.num_function_evaluations:
             return None
         return f"{self.name} cannot spend {self.num_function_evaluations} NFE exactly: it takes {spent}"
 
     def canonical(self) -> dict[str, Any]:
-        """What determines the images, as plain data: what does not apply left out, as are the usual spacing and shift.
+        """Everything that determines the images, as plain data, without settings that do not apply and without default
+        spacing and shift.
 
-        Equal for samplers that draw the same images; what a fingerprint hashes is in `pforce.records.identity`.
+        Equal for samplers that draw the same images. Identities of results are made in `pforce.records.identity`.
         """
         data: dict[str, Any] = {
             "name": self.name,
@@ -166,23 +167,25 @@ class Sampler(ABC):
         first: int,
         callback: Callback | None = None,
     ) -> Tensor:
-        """Images (B, C, H, W) from noise x0; what the solver draws belongs to (seed, first + i)."""
+        """Draw images (B, C, H, W) from noise x0; the solver's own random draws for image i belong to (seed, first +
+        i)."""
         generators = [seeding.generator("sampler", seed, first + i) for i in range(len(x0))]
         return self.solve(model, x0, self.schedule().timesteps, y=y, generator=generators, callback=callback)
 
 
 COMMON = tuple(each.name for each in dataclasses.fields(Sampler))
-"""Fields that every sampler has: they stay where the solver is switched."""
+"""Fields that every sampler has: they are kept where another solver is chosen."""
 RESERVED = ("name", "sampler", "nfe", "passes", "again", "n", "front")
-"""Names that records, searches and their tables have for other things."""
+"""Names that a setting may not have, because records, searches and their tables use them for other things."""
 SAMPLERS: dict[str, type[Sampler]] = {}
-"""Every sampler by the name that configurations use."""
+"""All samplers by the name that configurations use."""
 
 S = TypeVar("S", bound=type[Sampler])
 
 
 def register(cls: S) -> S:
-    """Make a sampler known by its name: a decorator of its class. TypeError where that cannot be."""
+    """Register a sampler under its name: a decorator of its class. TypeError where the name or a setting is not
+    possible."""
     there = SAMPLERS.get(cls.name)
     if there is not None and (there.__module__, there.__qualname__) != (cls.__module__, cls.__qualname__):
         raise TypeError(f"{cls.__qualname__}: the name {cls.name!r} is that of {there.__module__}.{there.__qualname__}")
@@ -197,14 +200,14 @@ def register(cls: S) -> S:
 
 
 def own_settings(cls: type[Sampler]) -> tuple[str, ...]:
-    """Names of the settings that a sampler does not share with all others."""
+    """Names of the settings that a sampler has beyond those of all samplers."""
     return tuple(each.name for each in dataclasses.fields(cls) if each.name not in COMMON)
 
 
 @register
 @dataclass(frozen=True)
 class Euler(Sampler):
-    """Euler's method with one timestep for all patches; one evaluation a step."""
+    """Euler's method with one timestep for all patches; one evaluation per step."""
 
     name: ClassVar[str] = "euler"
     needs_difficulty_head: ClassVar[bool] = False
@@ -222,14 +225,14 @@ INNER_STEPS = Range(2, 6)
 
 @dataclass(frozen=True)
 class UncertaintySampler(Sampler):
-    """A sampler whose confident patches are those of little predicted uncertainty."""
+    """A sampler whose confident patches are those with low predicted uncertainty."""
 
     quantile: float = 0.4
-    """Patches below this quantile of their image's uncertainty are confident."""
+    """Patches whose predicted uncertainty is below this quantile of their image's are confident."""
     threshold: float | None = None
-    """Patches below this predicted variance are confident, instead of the quantile."""
+    """Patches whose predicted variance is below this threshold are confident; it replaces the quantile."""
     pooling: grid.Pooling = "mean"
-    """How a patch's uncertainty is pooled from its pixels."""
+    """Pooling of the pixels' predicted variance over a patch."""
 
     def check(self) -> None:
         require_share(self.quantile)
@@ -245,7 +248,7 @@ class UncertaintySampler(Sampler):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The own settings that apply: a threshold stands in the quantile's place."""
+        """The own settings that apply: a threshold replaces the quantile."""
         own = super().settings
         if self.threshold is not None:
             del own["quantile"]
@@ -261,13 +264,13 @@ class UncertaintySampler(Sampler):
 @register
 @dataclass(frozen=True)
 class DualLoop(UncertaintySampler):
-    """Confident patches take a step at once, uncertain ones in `inner_steps` parts with that context."""
+    """Confident patches take each step at once, uncertain ones in `inner_steps` parts with that context."""
 
     name: ClassVar[str] = "dual_loop"
     searched: ClassVar[Mapping[str, Range]] = {"quantile": QUANTILES, "inner_steps": INNER_STEPS}
     cost_settings: ClassVar[tuple[str, ...]] = ("inner_steps",)
     inner_steps: int = 4
-    """Evaluations a step."""
+    """Function evaluations per step, ≥ 1."""
 
     def check(self) -> None:
         super().check()
@@ -286,9 +289,9 @@ class DualLoop(UncertaintySampler):
 @register
 @dataclass(frozen=True)
 class LookAhead(UncertaintySampler):
-    """Uncertain patches move with the velocity they have when the confident ones are shown further denoised.
+    """Uncertain patches move with the velocity predicted when the confident ones are shown further denoised.
 
-    Up to `start_after` a step makes one evaluation, later two.
+    Up to the time `start_after` a step takes one evaluation, later two.
     """
 
     name: ClassVar[str] = "look_ahead"
@@ -297,9 +300,9 @@ class LookAhead(UncertaintySampler):
     }  # fmt: skip
     cost_settings: ClassVar[tuple[str, ...]] = ("start_after",)
     context_ratio: float = 1.4
-    """At t the confident patches are shown at ratio·t."""
+    """Context time divided by t: at t the confident patches are shown at min(1, ratio·t)."""
     start_after: float = 0.05
-    """Up to this time a step makes one evaluation."""
+    """Time up to which a step takes one evaluation, without context."""
 
     def check(self) -> None:
         super().check()
@@ -321,7 +324,7 @@ class LookAhead(UncertaintySampler):
 @register
 @dataclass(frozen=True)
 class RandomOrder(Sampler):
-    """`DualLoop` with random patches in place of the confident ones, as many of them: its control."""
+    """The control of `DualLoop`: as many random patches in place of the confident ones."""
 
     name: ClassVar[str] = "random_order"
     searched: ClassVar[Mapping[str, Range]] = {"quantile": QUANTILES, "inner_steps": INNER_STEPS}
@@ -329,7 +332,7 @@ class RandomOrder(Sampler):
     quantile: float = 0.4
     """Share of an image's patches that run ahead."""
     inner_steps: int = 4
-    """Evaluations a step."""
+    """Function evaluations per step, ≥ 1."""
 
     def check(self) -> None:
         require_share(self.quantile)
@@ -346,7 +349,7 @@ class RandomOrder(Sampler):
 
 
 def require_settings(cls: type[Sampler], given: Mapping[str, Any]) -> None:
-    """FieldError for a setting that this sampler does not have; it says which have it."""
+    """Raise FieldError for a setting that this sampler does not have; it says which samplers have it."""
     own = {name: own_settings(each) for name, each in SAMPLERS.items()}
     for name, value in given.items():
         if name not in own_settings(cls):

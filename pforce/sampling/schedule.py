@@ -1,4 +1,4 @@
-"""Timestep grids: S + 1 times from 0 (noise) to 1 (data). Solvers take any; these are the usual ones."""
+"""The usual timesteps of solvers: S + 1 times from 0 (noise) to 1 (data). Solvers take any others as well."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ SPACINGS: tuple[Spacing, ...] = ("linear", "cosine", "shifted")
 
 
 def spaced(steps: int, spacing: Spacing = "linear", *, shift: float = 3.0) -> Tensor:
-    """(S + 1,) float64 rising from 0 to 1.
+    """Timesteps rising from 0 to 1, (S + 1,) float64.
 
     Args:
-        spacing: of u = i/S. linear: t = u. cosine: t = 1 − cos(πu/2), short steps near the noise.
-            shifted: t = u / (u + shift·(1 − u)) (Esser et al. 2024), short steps near the noise for shift > 1.
+        steps: number S of steps, ≥ 1.
+        spacing: with u = i/S, linear: t = u; cosine: t = 1 − cos(πu/2), short steps near the noise; shifted: t = u / (u
+            + shift·(1 − u)) (Esser et al. 2024), short steps near the noise for shift > 1.
+        shift: shift of the shifted spacing, > 0.
     """
     require(steps >= 1, "steps", steps, "≥ 1")
     require(spacing in SPACINGS, "spacing", spacing, f"one of {', '.join(SPACINGS)}")

@@ -1,8 +1,8 @@
-"""Solvers of the flow's ODE: plain functions (model, x0, timesteps, *, y, …) → x1 that honour every timestep given.
+"""Solvers of the flow's ODE: plain functions (model, x0, timesteps, *, y, …) → x1 that use exactly the given timesteps.
 
-No shape in them depends on data: which patches move is a mask, and the distinct timesteps of an evaluation are
-`TimestepLevels` that the solver knows. So they run under torch.compile and CUDA graphs; nothing of an evaluation
-is read after the next one (a CUDA graph overwrites it).
+No shape in them depends on data: the patches that move are a mask, and the distinct timesteps of an evaluation are
+`TimestepLevels` that the solver knows. So they run under torch.compile and CUDA graphs; no result of an evaluation is
+read after the next one, because a CUDA graph overwrites it.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ from pforce.sampling.confidence import (
 from pforce.sampling.guidance import Denoiser, Guidance, evaluate
 
 TIME_TOLERANCE = 1e-7
-"""Times given in float32 round by up to 6e-8."""
+"""Tolerance of comparisons of times: times in float32 are rounded by up to 6e-8."""
 
 
 class Step(NamedTuple):
-    """What a callback sees: one function evaluation and the move after it."""
+    """One function evaluation and the move after it, as a callback gets them."""
 
     number: int
     """Number of the solver's step, from 0."""
     evaluation: int
-    """Within the step, from 0."""
+    """Number of the evaluation within the step, from 0."""
     t_start: float
     """Time at which the solver's step begins."""
     t_end: float
     x: Tensor
-    """(B, C, H, W) after the move; before look_ahead's second evaluation, the image with its context."""
+    """The image (B, C, H, W) after the move; after look_ahead's first evaluation, the image with its context."""
     timesteps: Tensor
-    """(B, N) of the patches of x."""
+    """Timesteps (B, N) of the patches of x."""
     prediction: Prediction
-    """The guided prediction that was made before the move. Copy what is kept: a CUDA graph reuses its memory."""
+    """The guided prediction before the move. Copy what you keep: a CUDA graph reuses its memory."""
     confident: Tensor | None
-    """(B, N) bool: the step's confident patches; None where all move alike."""
+    """The step's confident patches, (B, N) bool; None where all patches move alike."""
     forward_passes: int
     """Forward passes of the model in this evaluation: 1, or 2 where guidance was active."""
 
@@ -74,12 +74,12 @@ def _times(x: Tensor, time: float) -> Tensor:
 
 
 def _levels(x: Tensor, first: float, second: float, is_second: Tensor) -> TimestepLevels:
-    """Two timesteps an image: `second` where the mask (B, N) is set."""
+    """Two timesteps per image: `second` where the mask (B, N) is set, `first` elsewhere."""
     return TimestepLevels(torch.stack([_times(x, first), _times(x, second)], dim=1), is_second.long())
 
 
 def _spread(x: Tensor, first: float, second: float, is_second: Tensor) -> Tensor:
-    """Spread to (B, N) timesteps, for callbacks."""
+    """Timesteps (B, N) for callbacks: `second` where the mask is set, `first` elsewhere."""
     return torch.where(is_second, second, torch.full(is_second.shape, first, device=x.device))
 
 
@@ -94,11 +94,14 @@ def euler(
     generator: Generators = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Euler's method with one timestep for all patches; one function evaluation a step.
+    """Euler's method with one timestep for all patches; one function evaluation per step.
 
     Args:
-        x0: noise (B, C, H, W). timesteps: (S + 1,) rising from 0 to 1. y: classes (B,).
-        generator: unused, as Euler draws nothing; every solver takes one.
+        x0: noise (B, C, H, W).
+        timesteps: (S + 1,) rising from 0 to 1.
+        y: classes (B,).
+        generator: unused, as nothing is drawn; every solver takes one.
+        callback: called after each evaluation.
     """
     del generator
     x = x0
@@ -112,7 +115,7 @@ def euler(
 
 
 Choose = Callable[[Prediction], Tensor]
-"""The confident patches (B, N) of a prediction."""
+"""Function from a prediction to its confident patches (B, N) bool."""
 
 
 def _two_speeds(
@@ -126,7 +129,8 @@ def _two_speeds(
     inner_steps: int,
     callback: Callback | None,
 ) -> Tensor:
-    """The chosen patches take each step at once, the others in K equal parts, seeing the chosen ones ahead."""
+    """Solve with two speeds: the chosen patches take each step at once, the others in K equal parts with the chosen
+    ones ahead."""
     require(inner_steps >= 1, "inner_steps", inner_steps, "≥ 1")
     height, width = x0.shape[-2:]
     x = x0
@@ -165,14 +169,15 @@ def dual_loop(
     pooling: grid.Pooling = "mean",
     threshold: float | None = None,
 ) -> Tensor:
-    """Confident patches take a step at once, uncertain ones in `inner_steps` parts with that context; K NFE a step.
+    """Confident patches take each step at once, uncertain ones in `inner_steps` parts with that context; K NFE per
+    step.
 
     Args:
-        x0, timesteps, y: as in `euler`. generator: unused.
+        x0, timesteps, y, generator, callback: as in `euler`.
         quantile: patches whose uncertainty lies strictly below this quantile of their image are confident.
-        inner_steps: K, evaluations a step.
-        pooling: of the predicted variance over a patch.
-        threshold: patches with a variance below it are confident, instead of the quantile.
+        inner_steps: number K of evaluations per step.
+        pooling: pooling of the predicted variance over a patch.
+        threshold: patches whose variance lies strictly below it are confident, instead of the quantile.
 
     ValueError for a model without a difficulty head.
     """
@@ -201,10 +206,11 @@ def random_order(
     quantile: float = 0.4,
     inner_steps: int = 4,
 ) -> Tensor:
-    """`dual_loop` with random patches in place of the confident ones, as many of them: its control.
+    """The control of `dual_loop`: as many random patches in place of the confident ones.
 
     Args:
-        generator: draws the masks; one for the batch, or a sequence of one an image. None: torch's global one.
+        generator: generator of the masks: one for the batch, or a sequence of one per image. None is torch's global
+            one.
     """
     _require_head(model, "random_order")
     require_share(quantile)
@@ -218,7 +224,7 @@ def random_order(
 
 
 def looks_ahead(time: float, start_after: float) -> bool:
-    """Whether look_ahead's step from this time makes a second evaluation."""
+    """Whether look_ahead's step from this time takes a second evaluation."""
     return time > start_after + TIME_TOLERANCE
 
 
@@ -238,12 +244,12 @@ def look_ahead(
     pooling: grid.Pooling = "mean",
     threshold: float | None = None,
 ) -> Tensor:
-    """Uncertain patches move with the velocity they have when the confident ones are shown further denoised.
+    """Uncertain patches move with the velocity predicted when the confident ones are shown further denoised.
 
-    Up to `start_after` a step is Euler's with the conditional velocity, one evaluation; later steps take two.
+    Up to `start_after` a step is Euler's with the conditional velocity and takes one evaluation; later steps take two.
 
     Args:
-        x0, timesteps, y: as in `euler`. generator: unused.
+        x0, timesteps, y, generator, callback: as in `euler`.
         context_ratio: at t the confident patches are shown at min(1, ratio·t).
         quantile, pooling, threshold: as in `dual_loop`.
 

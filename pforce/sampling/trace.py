@@ -1,4 +1,4 @@
-"""What a sampler did: the timesteps and the predicted uncertainty of every patch at every evaluation."""
+"""The trace of a sampler: timestep and predicted uncertainty of every patch at every evaluation."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pforce.sampling.solvers import Step
 
 
 class Trace:
-    """A callback that keeps, for each of a sample's E evaluations, maps over the h×w patches, on the CPU.
+    """A callback that keeps maps over the h×w patches, on the CPU, for each of a sample's E evaluations.
 
     Args:
-        size: (H, W) of the image. patch: side of a patch.
+        size: (H, W) of the image.
+        patch: side of a patch in pixels.
         images: keep the images too.
     """
 
@@ -39,20 +40,20 @@ class Trace:
 
     @property
     def evaluations(self) -> int:
-        """E, function evaluations so far."""
+        """Number E of function evaluations so far."""
         return len(self._timesteps)
 
     @property
     def timesteps(self) -> Tensor:
-        """(B, E, h, w): where each patch stands after the move that followed the evaluation."""
+        """Timestep of each patch after the move that followed the evaluation, (B, E, h, w)."""
         return self._maps(self._timesteps)
 
     @property
     def sigma(self) -> Tensor | None:
-        """(B, E, h, w): patch mean of σ = exp(guided log-variance / 2); None of a model without a difficulty head."""
+        """Patch mean of σ = exp(guided log-variance / 2), (B, E, h, w); None for a model without a difficulty head."""
         return self._maps(self._sigma) if self._sigma else None
 
     @property
     def images(self) -> Tensor:
-        """(B, E, C, H, W), where they are kept."""
+        """The images after each evaluation, (B, E, C, H, W), where they are kept."""
         return torch.stack(self._images, dim=1)

@@ -1,4 +1,4 @@
-"""Where sweeps keep their files: a folder, or a bucket with a mirror on every machine."""
+"""The storage of sweeps: a folder, or a bucket with a mirror on every machine."""
 
 from pforce.storage.errors import StorageError
 from pforce.storage.place import Storage

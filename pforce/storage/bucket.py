@@ -1,4 +1,4 @@
-"""Connections to buckets, and single operations in them and on a folder, each whole or not at all."""
+"""Connections to buckets, and single atomic operations in them and in a folder."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from pforce.base.files import umask, write_whole
 from pforce.storage.uri import bucket_of, split
 
 CHECK_SECONDS = 5
-"""How long a check waits for an answer."""
+"""Seconds that a check waits for an answer."""
 ANSWER_SECONDS = 20
-"""How long a transfer waits for an answer; it is tried again."""
+"""Seconds that one attempt of a transfer waits for an answer."""
 
 
 @functools.lru_cache(maxsize=16)
 def connect(uri: str, seconds: int, *, attempts: int) -> tuple[Any, str]:
-    """pyarrow's file system and the prefix in it. OSError and ValueError as pyarrow raises them.
+    """pyarrow's file system of a bucket and the prefix in it. OSError and ValueError as pyarrow raises them.
 
     Args:
-        seconds: that a silent server is waited for. attempts: of each request.
+        seconds: seconds to wait for a server that does not answer.
+        attempts: attempts per request.
     """
     from pyarrow.fs import AwsStandardS3RetryStrategy, FileSystem, S3FileSystem
 
@@ -34,7 +35,7 @@ def connect(uri: str, seconds: int, *, attempts: int) -> tuple[Any, str]:
         query.setdefault("retry_limit_seconds", str(seconds))
         return FileSystem.from_uri(urlunsplit(parts._replace(query=urlencode(query))))
     found, prefix = FileSystem.from_uri(uri)
-    # Made again with limits of time, which a URI cannot carry: without them a silent server is waited for without end.
+    # Made again with timeouts, which a URI cannot carry: without them a silent server would be waited for forever.
     options: dict[str, Any] = {**query, "region": found.region or None}
     if "allow_bucket_creation" in query:
         options["allow_bucket_creation"] = query["allow_bucket_creation"].lower() in ("true", "1")
@@ -50,7 +51,7 @@ def connect(uri: str, seconds: int, *, attempts: int) -> tuple[Any, str]:
 
 
 def download(name: str, path: Path, filesystem: Any, prefix: str) -> None:
-    """Fetch a file; it appears whole."""
+    """Fetch a file of a bucket to a path, where it appears whole."""
     from pyarrow.fs import LocalFileSystem, copy_files
 
     def copy(scratch: Path) -> None:
@@ -60,7 +61,7 @@ def download(name: str, path: Path, filesystem: Any, prefix: str) -> None:
 
 
 def upload(path: Path, name: str, filesystem: Any, prefix: str) -> None:
-    """Send a file; it appears whole."""
+    """Send a file to a bucket, where it appears whole."""
     # Not through a stream of our own: closing one after an error would leave half an object under its full name.
     from pyarrow.fs import LocalFileSystem, copy_files
 
@@ -68,31 +69,31 @@ def upload(path: Path, name: str, filesystem: Any, prefix: str) -> None:
 
 
 def put_object(content: bytes, name: str, filesystem: Any, prefix: str) -> None:
-    """Write an object, over one of its name."""
+    """Write an object; one of that name is replaced."""
     with filesystem.open_output_stream(f"{prefix}/{name}") as stream:
         stream.write(content)
 
 
 def link_file(path: Path, content: bytes) -> bool:
-    """Create a file with this content unless there is one: a hard link is made or refused at once, also on network
-    file systems."""
+    """Create a file with this content unless one exists, and return whether it was created. Atomic also on network file
+    systems, because a hard link is either made or refused."""
     for left in reversed(range(10)):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor, name = tempfile.mkstemp(prefix=".tmp_", dir=path.parent)
             break
-        except FileNotFoundError:  # whoever left it has just removed the empty folder, or one above it
+        except FileNotFoundError:  # another process has just removed the empty folder, or one above it
             if not left:
                 raise
     scratch = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-            os.fchmod(file.fileno(), 0o666 & ~umask())  # whoever shares the storage may read it
+            os.fchmod(file.fileno(), 0o666 & ~umask())  # others who share the storage may read it
         try:
             os.link(scratch, path)
         except OSError as error:
-            # An answer that is lost on the way is asked for again, and then says that it is there: by ourselves.
+            # Where the answer is lost, the file system's client asks again and finds the link that it made itself.
             if scratch.stat().st_nlink == 2:  # the scratch file and the link
                 return True
             if isinstance(error, FileExistsError):
@@ -116,24 +117,24 @@ def create_file(path: Path, content: bytes) -> bool:
 
 
 class ConditionalWriteError(Exception):
-    """A conditional write was refused, or its answer was lost. Never leaves this file."""
+    """A conditional write was refused, or its answer was lost. Handled within this package."""
 
 
 def put_if_absent(uri: str, name: str, content: bytes) -> None:
-    """Put an object where there is none. ConditionalWriteError where that fails, for whatever reason."""
+    """Write an object unless one of that name exists. ConditionalWriteError where that fails, for whatever reason."""
     import obstore
     from obstore.exceptions import BaseError
 
     try:
         store, prefix = object_store(uri)
         obstore.put(store, f"{prefix}{name}", content, mode="create")
-    except (BaseError, OSError, ValueError) as error:  # the message may tell credentials: only its kind is kept
+    except (BaseError, OSError, ValueError) as error:  # the message may hold credentials: only its type is kept
         raise ConditionalWriteError(type(error).__name__) from None
 
 
 @functools.lru_cache(maxsize=16)
 def object_store(uri: str) -> tuple[Any, str]:
-    """obstore's bucket and the prefix in it, with its slash."""
+    """obstore's bucket and the prefix in it, which ends with a slash."""
     from obstore.store import GCSStore, S3Store
 
     parts = split(uri)

@@ -1,4 +1,4 @@
-"""What goes wrong with a bucket, in plain words: its servers' codes, what they mean, and what to do."""
+"""Errors of a bucket in plain words: its servers' codes, their meanings and the remedies."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from pforce.base.errors import InputError
 
 
 class StorageError(InputError, RuntimeError):
-    """A storage cannot be used. The message names it, the reason and the cure, and no credentials."""
+    """A storage cannot be used. The message names the storage, the reason and the remedy, and no credentials."""
 
 
 class Cause(NamedTuple):
-    """Why something failed."""
+    """The cause of a failure."""
 
     reason: str
-    """May name {bucket} and {endpoint}."""
+    """The reason, in which {bucket} and {endpoint} are filled in."""
     cure: str
     lasting: bool
-    """Whether trying again is no use."""
+    """Whether retrying is useless."""
 
     def sentence(self, bucket: str, endpoint: str) -> str:
-        """Reason and cure."""
+        """The reason and the remedy, filled in."""
         named = {"bucket": bucket, "endpoint": endpoint}
         return f"{self.reason.format(**named)}; {self.cure.format(**named)}"
 
 
-# First match counts: a message about credentials also names the operation and the connection it failed on.
+# The first match counts: a message about credentials also names the operation and the connection that failed.
 CAUSES: tuple[tuple[str, Cause], ...] = (
     (
         r"OAuth2 access token|UNAUTHENTICATED",
@@ -62,8 +62,10 @@ CAUSES: tuple[tuple[str, Cause], ...] = (
 
 
 def cause_of(error: Exception) -> Cause:
-    """Cause of an error of pyarrow or of this machine's files, in words."""
-    if isinstance(error, OSError) and error.filename is not None:  # of a file here: pyarrow's own name none
+    """The cause of an error of pyarrow or of this machine's file system."""
+    if (
+        isinstance(error, OSError) and error.filename is not None
+    ):  # an error of a local file: pyarrow's own errors name no file
         return Cause(f"{error.strerror} ({error.filename})", "make room or give another PFORCE_CACHE", True)
     for pattern, cause in CAUSES:
         if re.search(pattern, str(error)):

@@ -1,4 +1,4 @@
-"""What tells one storage from another, whatever their folders are called: a number in `storage.json`."""
+"""The identity of a storage, whatever its folder is called: a number in `storage.json`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ MOST_BYTES = 1 << 16
 
 
 def identity_of(storage: Storage) -> str:
-    """32 hexadecimal digits, made at the first call; a storage that is moved or copied keeps them. StorageError where
-    the file is damaged or cannot be written."""
+    """The storage's identity: 32 hexadecimal digits, made at the first call; a storage that is moved or copied keeps
+    them. StorageError where the file is damaged or cannot be written."""
     content = storage.content(FILE, MOST_BYTES)
     if content is None:
-        # A bucket that lost its content is known by this machine's mirror of it.
+        # The identity of a bucket that lost its content is still in this machine's mirror.
         made = _kept(storage) or json.dumps({"format": FORMAT, "id": uuid.uuid4().hex}).encode() + b"\n"
         try:
             storage.create(FILE, made)
@@ -29,7 +29,7 @@ def identity_of(storage: Storage) -> str:
                 f"--storage {storage}: {FILE} cannot be written ({error.strerror}); check the permissions of "
                 f"{storage.root}"
             ) from error
-        content = storage.content(FILE, MOST_BYTES)  # of several that make it at once one wins
+        content = storage.content(FILE, MOST_BYTES)  # of several processes that make it at once, one wins
     try:
         found = json.loads(content or b"")
         kind, text = found["format"], found["id"]
@@ -48,7 +48,7 @@ def identity_of(storage: Storage) -> str:
 
 
 def _kept(storage: Storage) -> bytes | None:
-    """What a mirror of a bucket has of the file."""
+    """Content of the file in a bucket's mirror; None where there is none."""
     try:
         return read_small(storage.root / FILE, MOST_BYTES) if storage.remote else None
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Where sweeps keep their files: a folder of this machine or of a network file system, or a bucket (S3, Google).
+"""The storage of sweeps: a folder of this machine or of a network file system, or a bucket (S3, Google).
 
 A bucket is worked on in a mirror, a folder of this machine: files are pulled into it before they are read and pushed
 from it once they are whole. Nothing is locked: processes agree by files that are created exclusively.
@@ -39,16 +39,17 @@ from pforce.storage.uri import absolute, bucket_of, endpoint_of, shown, split, w
 T = TypeVar("T")
 
 PAUSES_SECONDS = (1.0, 3.0)
-"""Between the tries of a transfer."""
+"""Seconds between the attempts of a transfer."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """A place for files. Names below it are relative, with `/`; methods raise StorageError, which names it."""
+    """A place for files. Names of files are relative to it, with `/`; methods raise StorageError, which names the
+    storage."""
 
     uri: str = field(repr=False)
-    """Absolute: `Storage.open` gives the same storage on every machine. May hold credentials: for other processes,
-    never for people."""
+    """Absolute URI or path: `Storage.open` gives the same storage for it on every machine. It may hold credentials, so
+    it is passed to processes but never shown to people."""
     root: Path
     """Folder of this machine: the storage itself, or its mirror."""
     remote: bool
@@ -56,7 +57,8 @@ class Storage:
 
     @classmethod
     def open(cls, text: str | Path) -> Storage:
-        """The storage that a user names; nothing is written, and nobody is asked. StorageError where it is none.
+        """The storage that a user names; nothing is written, and no server is contacted. StorageError where the text
+        names no storage.
 
         A relative folder is one of the working directory; within a Ray job, whose directory is a copy that vanishes,
         one below `$PFORCE_STORAGE`.
@@ -77,11 +79,11 @@ class Storage:
         return cls(urlunsplit(parts), mirror.absolute(), remote=True)
 
     def __str__(self) -> str:
-        """The URI as people may see it."""
+        """The URI without credentials."""
         return shown(split(self.uri)) if self.remote else self.uri
 
     def check(self) -> None:
-        """Write, list, read and delete a small file. StorageError with the reason within seconds."""
+        """Write, list, read and delete a small file. StorageError with the reason, within seconds."""
         if not self.remote:
             try:
                 self.root.mkdir(parents=True, exist_ok=True)
@@ -103,7 +105,7 @@ class Storage:
             with filesystem.open_input_stream(f"{prefix}/{name}") as stream:
                 stream.read()
             filesystem.delete_file(f"{prefix}/{name}")
-        except (OSError, ValueError) as error:  # of pyarrow; without it as context: it may tell the credentials
+        except (OSError, ValueError) as error:  # pyarrow's, not chained: its text may hold credentials
             raise self._error("cannot be used", error) from None
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -130,7 +132,7 @@ class Storage:
         return self._try(f"{relative} cannot be listed", found)
 
     def read(self, relative: str) -> bytes | None:
-        """A small file of the bucket; None where it is not there, and for a local storage."""
+        """Content of a small file of the bucket; None where it is not there, and for a local storage."""
         if not self.remote or relative not in self.list(relative):
             return None
 
@@ -144,9 +146,10 @@ class Storage:
         return self._try(f"{relative} cannot be read", content)
 
     def pull(self, relative: str) -> bool:
-        """Copy a file, or all files below a folder, into the mirror; each appears whole. Whether there were any.
+        """Copy a file, or all files below a folder, into the mirror, and return whether there were any; each appears
+        whole.
 
-        Does nothing for a local storage, and says whether it is there.
+        For a local storage, only return whether it is there.
         """
         if not self.remote:
             return (self.root / relative).exists()
@@ -160,8 +163,8 @@ class Storage:
         self._try(f"{name} cannot be read", functools.partial(download, name, path))
 
     def read_checked(self, name: str, checked: Callable[[Path], T]) -> T:
-        """What `checked` makes of a file; it raises what it raises. Where the mirror's copy is missing or refused, the
-        bucket's is fetched, once."""
+        """The result of `checked`, called with the path of a file, or its error. Where the mirror's copy is missing or
+        `checked` refuses it, the bucket's is fetched, once."""
         path = self.root / name
         if self.remote:
             if path.exists():
@@ -171,17 +174,17 @@ class Storage:
         return checked(path)
 
     def has(self, name: str) -> bool:
-        """Whether a file is there: in the bucket itself, where it is one."""
+        """Whether a file is there; a bucket itself is asked, not its mirror."""
         return name in self.list(name) if self.remote else (self.root / name).exists()
 
     def push(self, relative: str, *, last: str | None = None, skip: Iterable[str] = ()) -> None:
-        """Copy a file, or all files below a folder, from the mirror. Does nothing for a local storage.
+        """Copy a file, or all files below a folder, from the mirror to the bucket. Does nothing for a local storage.
 
         Hidden files (locks, scratch files) are left out.
 
         Args:
-            last: name of the file that is copied last: where it is, the folder is whole.
-            skip: names of files and folders, at any depth, that are left out.
+            last: name of the file that is copied last: where it is there, the folder is whole.
+            skip: names of files and folders, at any depth, to leave out.
         """
         if not self.remote:
             return
@@ -194,10 +197,10 @@ class Storage:
                 name = PurePosixPath(each.relative_to(self.root)).as_posix()
                 self._try(f"{name} cannot be written", functools.partial(upload, each, name))
 
-    # --- small files that processes agree by ------------------------------------------------------------------
+    # --- small files by which processes agree -----------------------------------------------------------------
 
     def names(self, folder: str) -> Sequence[str]:
-        """Names of the files in a folder, wherever the storage is."""
+        """Names of the files in a folder of the storage, a bucket or not."""
         if self.remote:
             return [name.rpartition("/")[2] for name in self.list(folder)]
         try:
@@ -206,10 +209,10 @@ class Storage:
             return []
 
     def content(self, relative: str, most: int) -> bytes | None:
-        """A small file's bytes, from the bucket itself where it is one; None where it is not there.
+        """A small file's bytes, read from a bucket itself, not its mirror; None where the file is not there.
 
         Args:
-            most: bytes that it can have; of a larger one, and of what is no file, nothing is read.
+            most: largest size in bytes; None is returned for a larger file, and for what is not a file.
         """
         if self.remote:
             found = self.read(relative)
@@ -220,21 +223,24 @@ class Storage:
             return None
 
     def put(self, relative: str, content: bytes) -> None:
-        """Write a small file, in the bucket itself where it is one; it appears whole."""
+        """Write a small file, to a bucket itself, not its mirror; it appears whole."""
         if self.remote:
             self._try(f"{relative} cannot be written", functools.partial(put_object, content, relative))
         else:
             write_bytes(self.root / relative, content, lasting=False)
 
     def create(self, relative: str, content: bytes) -> bool:
-        """Write a small file unless one is there. Whether it was written: of several that try at once one wins.
+        """Write a small file unless one is there, and return whether it was written: of several processes that try at
+        once, one wins.
 
-        `content` must be nobody else's: where the answer is an error or is lost, the file that is there is compared.
+        `content` must be unique to the caller: where the answer is an error or is lost, the existing file is compared
+        with it.
 
-        Where a bucket takes no conditional writes that is warned of, and the file written all the same.
+        Where a bucket supports no conditional writes, a warning says so and the file is written all the same.
 
         Raises:
-            StorageError: the bucket does not answer. OSError: of a folder.
+            StorageError: the bucket does not answer.
+            OSError: the folder cannot be written.
         """
         if not self.remote:
             return link_file(self.root / relative, content)
@@ -253,20 +259,21 @@ class Storage:
         return True
 
     def remove(self, relative: str) -> None:
-        """Delete a small file, in the bucket itself where it is one."""
+        """Delete a small file, from a bucket itself, not its mirror."""
         if self.remote:
             self.delete(relative)
         else:
             (self.root / relative).unlink(missing_ok=True)
 
     def leave(self, folder: str) -> None:
-        """Remove a folder that may be empty now, and those above it; a bucket has none."""
+        """Remove a folder if it is empty now, and those above it; a bucket has no folders."""
         if not self.remote:
-            with suppress(OSError):  # somebody has just put a file into it
+            with suppress(OSError):  # another process has just put a file into it
                 os.removedirs(self.root / folder)
 
     def delete(self, relative: str) -> None:
-        """Delete a file, or all below a folder, from the bucket. Nothing where it is not there or the storage local."""
+        """Delete a file, or all files below a folder, from the bucket. Does nothing where there are none or the storage
+        is local."""
         for name in self.list(relative):
 
             def gone(filesystem: Any, prefix: str, name: str = name) -> None:
@@ -275,7 +282,7 @@ class Storage:
             self._try(f"{name} cannot be deleted", gone)
 
     def _try(self, failed: str, action: Callable[[Any, str], T]) -> T:
-        """Carry out, again after a pause where it fails for a reason that may pass."""
+        """Carry out an action; retry it after a pause where it fails for a reason that may pass."""
         for pause in (*PAUSES_SECONDS, None):
             try:
                 return action(*connect(self.uri, ANSWER_SECONDS, attempts=2))

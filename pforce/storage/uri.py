@@ -1,4 +1,4 @@
-"""URIs of storages: which there are, what is in them, and what of them may be shown."""
+"""URIs of storages: their schemes, their parts, and their form without credentials."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ PARAMETERS = {
     "s3": ("endpoint_override", "scheme", "region", "tls_ca_file_path", "allow_bucket_creation"),
     "gs": ("endpoint_override", "scheme", "retry_limit_seconds"),
 }
-"""Schemes of buckets, and what a URI of each may set after its `?`, as pyarrow calls it."""
+"""Schemes of buckets, and the parameters (pyarrow's names) that a URI of each may set after its `?`."""
 FORMS = "a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
 VARIABLE = "PFORCE_STORAGE"
 RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Ray sets this for the entry point of a job (ray/dashboard/modules/job/job_supervisor.py), and for nothing else."""
+"""Variable that Ray sets for the entry point of a job only (ray/dashboard/modules/job/job_supervisor.py)."""
 
 
 def in_ray_job() -> bool:
-    """Whether this is the entry point of a Ray job: its working directory is a copy that vanishes with it."""
+    """Whether this process is the entry point of a Ray job, whose working directory is a copy that vanishes with it."""
     return RAY_JOB in os.environ
 
 
 def default_storage() -> str:
-    """`$PFORCE_STORAGE`, else `runs`."""
+    """The storage where none is given: `$PFORCE_STORAGE`, else `runs`."""
     return os.environ.get(VARIABLE) or "runs"
 
 
 def absolute(text: str) -> str:
-    """A relative folder within a Ray job as one below $PFORCE_STORAGE; anything else as it is."""
+    """The text itself; for a relative folder within a Ray job, that folder below $PFORCE_STORAGE."""
     if "://" in text or Path(text).is_absolute() or not in_ray_job():
         return text
     base = os.environ.get(VARIABLE, "")
@@ -69,23 +69,24 @@ def split(text: str) -> SplitResult:
 
 
 def bucket_of(parts: SplitResult) -> str:
-    """Its name."""
+    """The bucket's name."""
     return parts.netloc.rpartition("@")[2]
 
 
 def shown(parts: SplitResult) -> str:
-    """Without credentials."""
+    """The URI without credentials, for people."""
     known = [(name, value) for name, value in parse_qsl(parts.query) if name in PARAMETERS[parts.scheme]]
     return urlunsplit(parts._replace(netloc=bucket_of(parts), query=urlencode(known, safe=":/")))
 
 
 def endpoint_of(parts: SplitResult) -> str:
-    """The server that the URI names; empty for the provider's own."""
+    """The server that the URI names; empty where it is the provider's own."""
     return dict(parse_qsl(parts.query)).get("endpoint_override", "")
 
 
 def with_endpoint(parts: SplitResult) -> SplitResult:
-    """The URI with the server that the environment names: processes on other machines have another environment."""
+    """The URI with the server that the environment names added, because processes on other machines have another
+    environment."""
     found = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if parts.scheme != "s3" or endpoint_of(parts) or not found:
         return parts

@@ -1,4 +1,5 @@
-"""Tracking in MLflow: the only package that imports it. Runs that show what a storage holds, and reading them back."""
+"""Tracking in MLflow: runs that show what a storage holds, and frames read from them. The only package that imports
+mlflow."""
 
 from pforce.records.status import Status
 from pforce.tracking.checks import TrackingError, is_server, mask, sqlite_path

@@ -1,4 +1,4 @@
-"""Changes of trials under way, noted until the store shows them."""
+"""Changes of running trials, kept until the store shows them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ FLUSH_SECONDS = 60.0
 
 
 def flush_seconds() -> float:
-    """How long a sweep's end waits for a store that is away: PFORCE_FLUSH_SECONDS, or 60. TrackingError where wrong."""
+    """Seconds that a sweep's end waits for an unreachable store: PFORCE_FLUSH_SECONDS, or 60. TrackingError for a wrong
+    value."""
     text = os.environ.get("PFORCE_FLUSH_SECONDS", str(FLUSH_SECONDS))
     try:
         seconds = float(text)
@@ -36,7 +37,7 @@ def now() -> int:
 
 @dataclass
 class Trial:
-    """What is told of a trial, or of the sweep itself."""
+    """The reported state of a trial, or of the sweep itself."""
 
     name: str
     tags: dict[str, str]
@@ -45,32 +46,32 @@ class Trial:
     started: int = field(default_factory=now)
     ended: int | None = None
     past: Callable[[], Sequence[Point]] | None = None
-    """Its curve as far as it was trained before, until that is looked up."""
+    """Function that returns the curve of earlier training; None once it has been called."""
     points: list[Point] = field(default_factory=list)
     whole: Callable[[], View | None] | None = None
-    """Reads what the records of a run that ended well say."""
+    """Function that returns the view of a finished trial from its records."""
     files: Sequence[Path] = ()
-    """Logs of the last attempt of a run that failed."""
+    """Logs of the last attempt of a failed trial."""
     changes: int = 1
-    """How often it was changed, and how much of that is shown."""
+    """Number of changes; `shown` is the number of those that the store shows."""
     shown: int = 0
     run: Run | None = None
     doubtful: bool = False
-    """Whether its run's making was not answered, so that there may be another one by now."""
+    """Whether the creation of its run was not answered, so that there may be a second run."""
     failures: int = 0
-    """How often in turn it could not be shown, though the store answers."""
+    """Number of consecutive failures to show it although the store answers."""
     refused: bool = False
 
 
 class GoneError(Exception):
-    """A run, or the page, is not in the store any more."""
+    """A run, or the page, is no longer in the store."""
 
 
 class Changing:
-    """A trial that is changed while nobody looks.
+    """Context in which a trial is changed under its lock.
 
     Args:
-        changed: notified afterwards.
+        changed: condition that is locked meanwhile and notified afterwards.
     """
 
     def __init__(self, changed: threading.Condition, trial: Trial) -> None:

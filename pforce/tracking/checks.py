@@ -1,4 +1,4 @@
-"""Is a tracking store there, and may it be used? Asked before anything is trained, answered within ten seconds.
+"""Checks of a tracking store before anything is trained: whether it is there and usable, within ten seconds.
 
 MLflow itself would try for minutes: seven times 120 s on a server that does not answer, ten times on a database.
 """
@@ -18,30 +18,30 @@ from urllib.parse import urlsplit
 
 from pforce.base.errors import InputError
 
-# MLflow, which takes a second to import, is imported where a store is opened: what reads records alone never waits
-# for it. It reports usage over the network unless told not to before its import.
+# MLflow, which takes a second to import, is imported where a store is opened, so that code that reads records alone
+# does not wait for it. It reports usage over the network unless that is disabled before its import.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-# Of its own it tries eight times, for 120 s each. What the environment says goes before this.
+# MLflow's default is eight tries of 120 s each. Variables that are set already take precedence.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 
 for name, level in {
     "alembic": logging.WARNING,
     "mlflow": logging.WARNING,
-    "mlflow.store.db.utils": logging.CRITICAL,  # what it logs is raised as well, and said here with its cure
+    "mlflow.store.db.utils": logging.CRITICAL,  # its errors are raised as well, and reported here with their remedy
 }.items():
     logging.getLogger(name).setLevel(level)
 
 CHECK_SECONDS = 10.0
-"""The longest that a whole check may take."""
+"""Most seconds that a whole check may take."""
 ANSWER_SECONDS = 5
-"""The longest wait for one answer of a server."""
+"""Most seconds to wait for one answer of a server."""
 REQUEST_SECONDS = 10
-"""Longest wait for an answer while a sweep runs: so soon is it noticed that a server is gone."""
+"""Most seconds to wait for an answer while a sweep runs, and so until a lost server is noticed."""
 LOCK_SECONDS = 7.0
-"""The longest wait for a sqlite database that another process writes to; MLflow's own writes take milliseconds."""
+"""Most seconds to wait for a sqlite database that another process writes to; MLflow's own writes take milliseconds."""
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 DRIVERS = {"postgresql:": "pip install 'pforce[postgres]'", "mysql:": "pip install pymysql, and use mysql+pymysql://…"}
 
@@ -50,7 +50,7 @@ _PASSWORD = re.compile(r"(password|passwd|pwd)=[^\s&;'\"]+", re.IGNORECASE)
 
 
 class TrackingError(InputError, RuntimeError):
-    """The tracking store cannot be used. The message names it and the cure; a password in it is masked."""
+    """The tracking store cannot be used. The message gives the store and the remedy, with passwords masked."""
 
     def __init__(self, message: str) -> None:
         super().__init__(mask(message))
@@ -62,24 +62,24 @@ def mask(text: str) -> str:
 
 
 def store_name(uri: str) -> str:
-    """What tells one store from another: the URI without user, password and options."""
+    """The name that distinguishes stores: the URI without user, password and options."""
     parts = urlsplit(uri)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
 
 
 def is_server(uri: str) -> bool:
-    """True of an MLflow server's address, False of a database or folder."""
+    """Whether the URI is an MLflow server's address, not a database or folder."""
     return uri.startswith(("http://", "https://"))
 
 
 def is_database(uri: str) -> bool:
-    """True of a database that MLflow opens itself."""
+    """Whether the URI is a database that MLflow opens itself."""
     return uri.partition(":")[0].partition("+")[0] in DATABASES
 
 
 @contextmanager
 def short_requests() -> Iterator[None]:
-    """In here MLflow's requests end after REQUEST_SECONDS and are not repeated: the caller does that itself."""
+    """Limit MLflow's requests in the block to REQUEST_SECONDS without retries, because the caller retries itself."""
     wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(REQUEST_SECONDS)}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
@@ -91,16 +91,18 @@ def short_requests() -> Iterator[None]:
 
 
 def within(seconds: float, function: Callable[[], None], late: str) -> None:
-    """Call it in a thread. TrackingError with the text `late` where it takes longer; its own errors as they are.
+    """Call a function in a thread. TrackingError with the text `late` where it takes longer than `seconds`; its own
+    errors are passed on.
 
-    A thread, because a name server, a handshake or a lock may wait longer than any time limit that can be passed on.
+    It is a thread because a name server, a handshake or a lock may take longer than any timeout that can be passed to
+    them.
     """
     errors: list[BaseException] = []
 
     def call() -> None:
         try:
             function()
-        except BaseException as error:  # handed to the caller below
+        except BaseException as error:  # raised in the caller below
             errors.append(error)
 
     thread = threading.Thread(target=call, name="check of the tracking store", daemon=True)
@@ -113,7 +115,8 @@ def within(seconds: float, function: Callable[[], None], late: str) -> None:
 
 
 def check_store(uri: str) -> None:
-    """TrackingError, within CHECK_SECONDS, where the store does not answer, refuses, or is of another schema."""
+    """Raise TrackingError, within CHECK_SECONDS, where the store does not answer, refuses access, or has another
+    schema."""
     if is_server(uri):
         late = f"tracking server {uri} did not answer within {CHECK_SECONDS:.0f} s: {_SERVER_CURE}"
         within(CHECK_SECONDS, lambda: _check_server(uri), late)
@@ -128,7 +131,8 @@ def check_store(uri: str) -> None:
 
 
 def check_writable(uri: str) -> None:
-    """TrackingError, within LOCK_SECONDS, where a sqlite database is locked or read-only. Others are asked by use."""
+    """Raise TrackingError, within LOCK_SECONDS, where a sqlite database is locked or read-only. Other stores are not
+    checked here."""
     path = sqlite_path(uri)
     if path is None or not path.exists():
         return
@@ -153,7 +157,7 @@ def _check_server(uri: str) -> None:
             get_default_host_creds(uri), endpoint, "GET",
             params={"max_results": 1}, timeout=ANSWER_SECONDS, max_retries=0, raise_on_status=False,
         )  # fmt: skip
-    except Exception as error:  # every layer below raises its own
+    except Exception as error:  # every layer below raises its own errors
         raise TrackingError(f"tracking server {uri}: {why(error)}. {_SERVER_CURE.capitalize()}.") from error
     if answer.status_code in (401, 403):
         given = "MLFLOW_TRACKING_USERNAME" in os.environ or "@" in uri
@@ -180,7 +184,7 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def sqlite_uri(path: Path) -> str:
-    """The URI of a sqlite database, whatever its path is made of: `?` and `%41` mean something in a URI."""
+    """The URI of a sqlite database for any path, as `?` and `%41` have a meaning in URIs."""
     import sqlalchemy
 
     return sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
@@ -249,7 +253,8 @@ def _database_cure(uri: str, text: str) -> str:
 
 
 def _check_schema(uri: str, revisions: list[str]) -> None:
-    """TrackingError where the database was made by another MLflow; one that has no tables yet is made later."""
+    """Raise TrackingError where another version of MLflow made the database. One without tables passes, as they are
+    made later."""
     if not revisions:
         return
     import mlflow
@@ -271,7 +276,7 @@ def _check_schema(uri: str, revisions: list[str]) -> None:
 
 
 def why(error: BaseException) -> str:
-    """An error of the store in a few words, masked."""
+    """An error of the store in a few words, with passwords masked."""
     text = mask(" ".join(str(error).split()))
     for sign, words in (
         ("Connection refused", "nothing listens there (connection refused)"),
@@ -290,7 +295,8 @@ def why(error: BaseException) -> str:
 
 
 def transient(error: BaseException) -> bool:
-    """False of what the store refuses, and will refuse again: a bad value, a run that was deleted, a missing file."""
+    """Whether an error may pass: false for one that would come again, such as a bad value, a deleted run or a missing
+    file."""
     from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
 
     refused = (TrackingError, FileNotFoundError, IsADirectoryError, PermissionError, LookupError, TypeError,
@@ -300,7 +306,7 @@ def transient(error: BaseException) -> bool:
     code: Any = getattr(error, "error_code", None)
     if code is not None:
         return code not in _REFUSALS
-    status = getattr(getattr(error, "response", None), "status_code", None)  # of artifacts' own requests
+    status = getattr(getattr(error, "response", None), "status_code", None)  # from artifacts' own requests
     return status is None or status >= 500 or status in (401, 403, 408, 429)
 
 

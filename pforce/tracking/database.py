@@ -1,7 +1,7 @@
-"""Runs written into MLflow's own tables, many at a time: its interface takes 40 ms for each.
+"""Direct writes of many runs at once into MLflow's tables, because its interface takes 40 ms per run.
 
-The tables are those of the installed MLflow, which made the database (see `pforce.tracking.checks`); what is written
-is what its interface would have written, and a test compares the two.
+The tables are those of the installed MLflow, which made the database (see `pforce.tracking.checks`). The rows are those
+that its interface would write; a test compares the two.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ KEYS_AT_ONCE = 400
 
 
 class Found(NamedTuple):
-    """A run that was looked up."""
+    """A run found in the store."""
 
     run_id: str
     deleted: bool
     status: str
     started: int
     tags: Mapping[str, str]
-    """The tags that were asked for."""
+    """The requested tags."""
 
 
 class Database:
-    """MLflow's tables in a database of its own."""
+    """MLflow's tables in a database that MLflow opens itself."""
 
     def __init__(self, uri: str) -> None:
         import sqlalchemy
@@ -40,18 +40,18 @@ class Database:
 
         limit = {"timeout": LOCK_SECONDS} if sqlite_path(uri) is not None else {}
         self.engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool, connect_args=limit)
-        # Tables, not the classes of MLflow's own sessions: a row is a dictionary, thousands a call.
+        # Tables, not the classes of MLflow's sessions: rows are dictionaries, written thousands per call.
         self.runs, self.tags, self.params, self.metrics, self.latest = (
             sqlalchemy.inspect(each).local_table
             for each in (models.SqlRun, models.SqlTag, models.SqlParam, models.SqlMetric, models.SqlLatestMetric)
         )
 
     def tagged(self, experiment_id: str, name: str, values: Sequence[str] | None, also: Iterable[str]) -> list[Found]:
-        """Runs of an experiment, deleted ones too, that have a tag, of one of some values or of any; the first to start
-        first.
+        """Runs of an experiment, including deleted ones, with a tag that has one of the given values, or any value
+        where none are given; the earliest start first.
 
         Args:
-            also: names of further tags that the answer holds.
+            also: names of further tags to return.
         """
         import sqlalchemy  # comes with MLflow
 
@@ -86,10 +86,11 @@ class Database:
     def insert(
         self, experiment_id: str, artifacts: str, views: Sequence[View], metrics: Sequence[Sequence[Metric]]
     ) -> list[str]:
-        """Make runs, whole, in one transaction; their ids.
+        """Insert whole runs in one transaction and return their ids.
 
         Args:
-            artifacts: URI of the experiment's artifacts. metrics: of each view, curve and numbers.
+            artifacts: URI of the experiment's artifacts.
+            metrics: metrics of each view: curve and numbers.
         """
         from mlflow.utils.uri import append_to_uri_path
 
@@ -125,7 +126,7 @@ class Database:
         return ids
 
     def tag(self, name: str, values: Mapping[str, str]) -> None:
-        """Set one tag of several runs (run id → value) that do not have it."""
+        """Set a tag of several runs (run id → value) that do not have it yet."""
         rows = [{"key": name, "value": value, "run_uuid": run_id} for run_id, value in values.items()]
         if rows:
             with self.engine.begin() as connection:
@@ -142,5 +143,5 @@ def _row(metric: Metric, run_id: str) -> dict[str, Any]:
 
 
 def _order(row: Mapping[str, Any]) -> tuple[int, int, float]:
-    """Which of a metric's values is the last one, as MLflow sees it."""
+    """Sort key for the last of a metric's values, as MLflow orders them."""
     return row["step"], row["timestamp"], row["value"]

@@ -1,7 +1,7 @@
-"""A sweep's page while the sweep runs: what its trials report is shown once a second, and nobody waits for it.
+"""The page of a running sweep: reports of its trials are shown once per second, without making them wait.
 
-What is to be shown is kept here until the store has it. While the store is away the sweep goes on; what is not shown
-at its end is shown by the next call of the same command, or by `pforce mirror`, out of the storage.
+Reports are kept here until the store has them. While the store is unreachable, the sweep continues; reports that are
+not shown at its end are shown by the next call of the same command, or by `pforce mirror`, from the storage.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 5.0
 OPEN_SECONDS = 10.0
 JOIN_SECONDS = 2.0
 ATTEMPTS = 12
-"""At a run that a store does not take which takes others, or whose records are not there yet; then it is left."""
+"""Attempts at a run that the store refuses although it takes others, or whose records are not there yet; then the run
+is given up."""
 CATCH_UP = "the next call of the same command shows what is missing, and so does `pforce mirror`"
 
 Say = Callable[[str], None]
@@ -32,43 +33,44 @@ T = TypeVar("T")
 
 
 class Live:
-    """The page of a sweep under way. Its methods note and return; none waits for the store but `open` and `finish`.
+    """The page of a running sweep. Its methods note a change and return; only `open`, `flush` and `finish` wait for the
+    store.
 
     As a context manager it starts its thread and ends it.
 
     Args:
-        name, identity: of the sweep.
-        say: shows a line to the user.
-        before: called once in its thread, with the page, the id of the sweep's run, and `between` to be called now and
-            then: shows what earlier calls left.
+        name, identity: name and identity of the sweep.
+        say: called with lines for the user.
+        before: called once in its thread with the page, the id of the sweep's run, and `between`, which it calls now
+            and then: shows results of earlier calls that are not shown yet.
     """
 
     def __init__(
         self, mirror: Mirror, name: str, identity: str, say: Say,
         before: Callable[[Page, str, Progress], object] = lambda page, parent, between: None,
     ) -> None:  # fmt: skip
-        flush_seconds()  # a wrong one is said now
+        flush_seconds()  # a wrong value is reported now
         self.mirror, self.name, self.identity, self.say, self.before = mirror, name, identity, say, before
         self.tracker = mirror.tracker
         self.changed = threading.Condition()
         self.trials: dict[str, Trial] = {}
-        """Digest of the cell → trial; the sweep's own run is that of its identity."""
+        """Digest of the cell → trial; the sweep's own run has the sweep's identity as its key."""
         self.page: Page | None = None
         self.caught_up = False
         self.progress = time.monotonic()
         self.away_since: float | None = None
         self.problem: str | None = None
-        """Why the store does not take anything now."""
+        """Reason why the store takes nothing at present."""
         self.refusal: str | None = None
         self.incomplete = 0
-        """Runs of trials that have ended well, but whose records were not to be seen."""
+        """Number of runs of finished trials whose records could not be found."""
         self.stopping = False
         self.thread = threading.Thread(target=self._work, name="tracking", daemon=True)
 
-    # --- what is told -------------------------------------------------------------------------------------------
+    # --- reports -------------------------------------------------------------------------------------------------
 
     def open(self, tags: Mapping[str, str]) -> None:
-        """The sweep begins. Waits, OPEN_SECONDS at most, for the store's answer: TrackingError where it is no."""
+        """Begin the sweep. Waits at most OPEN_SECONDS for the store's answer; TrackingError where the store refuses."""
         own = {Tags.KIND: "sweep", Tags.SWEEP: self.identity, **tags}
         with self.changed:
             self.trials[self.identity] = Trial(self.name, own)
@@ -76,7 +78,7 @@ class Live:
             self.changed.wait_for(lambda: self._is_open() or self.problem is not None, OPEN_SECONDS)
             problem = self.refusal if self._is_open() else self.problem
         if problem is not None:
-            self.end(KILLED)  # should the store come back, nothing of this sweep is under way
+            self.end(KILLED)  # if the store comes back, this sweep is not running
             raise TrackingError(f"tracking store {self.tracker.shown} cannot be written: {problem}")
 
     def _is_open(self) -> bool:
@@ -86,10 +88,10 @@ class Live:
         self, cell: str, name: str, params: Mapping[str, str], tags: Mapping[str, str],
         past: Callable[[], Sequence[Point]] | None = None,
     ) -> None:  # fmt: skip
-        """A trial begins, or begins again.
+        """Begin a trial, or begin it again.
 
         Args:
-            past: its curve as far as it was trained before.
+            past: function that returns the curve of earlier training.
         """
         about = {Tags.KIND: "trial", Tags.FINGERPRINT: cell, **tags}
         with self.changed:
@@ -101,34 +103,34 @@ class Live:
             self.changed.notify_all()
 
     def again(self, cell: str) -> None:
-        """Another process has been at a trial meanwhile: its run is looked up anew."""
+        """Note that another process has run the trial meanwhile, so that its run is looked up again."""
         with self._changing(cell) as trial:
             trial.run = None
 
     def log(self, cell: str, point: Point) -> None:
-        """A point of a trial's curve."""
+        """Add a point to a trial's curve."""
         with self._changing(cell) as trial:
             trial.points.append(point)
 
     def tag(self, cell: str, tags: Mapping[str, str]) -> None:
-        """Tags of a trial, beside those that it has."""
+        """Add tags to a trial."""
         with self._changing(cell) as trial:
             trial.tags |= tags
 
     def close(
         self, cell: str, status: Status, whole: Callable[[], View | None] | None = None, *, files: Sequence[Path] = ()
     ) -> None:
-        """A trial has ended.
+        """End a trial.
 
         Args:
-            whole: what it shows from its records; None where they are not there.
-            files: that its run gets, where there is no such view.
+            whole: function that returns its view from its records, or None where they are not there.
+            files: files for its run, where there is no such view.
         """
         with self._changing(cell) as trial:
             trial.status, trial.ended, trial.whole, trial.files = status, now(), whole, files
 
     def end(self, status: Status, tags: Mapping[str, str] | None = None) -> None:
-        """The sweep has ended."""
+        """End the sweep."""
         if self.identity in self.trials:
             self.tag(self.identity, tags or {})
             self.close(self.identity, status)
@@ -136,10 +138,10 @@ class Live:
     def _changing(self, cell: str) -> Changing:
         return Changing(self.changed, self.trials[cell])
 
-    # --- how it gets there ---------------------------------------------------------------------------------------
+    # --- the thread that shows it --------------------------------------------------------------------------------
 
     def _waiting(self) -> list[str]:
-        """Trials whose runs do not show what was told."""
+        """Trials with reports that their runs do not show yet."""
         return [cell for cell, trial in self.trials.items() if trial.shown < trial.changes and not trial.refused]
 
     def _idle(self) -> bool:
@@ -150,7 +152,7 @@ class Live:
         while True:
             with self.changed:
                 self.changed.wait_for(lambda: self.stopping or not self._idle())
-                # Once a second, whatever comes; what ends, and the first, at once.
+                # At most once per second; the first report, and trials that end, at once.
                 due = last + PERIOD_SECONDS
                 while not (self.stopping or self._urgent()) and time.monotonic() < due:
                     self.changed.wait(due - time.monotonic())
@@ -159,7 +161,7 @@ class Live:
             last = time.monotonic()
             try:
                 self._show()
-            except Exception as error:  # whatever a store raises: nothing of it may end the sweep
+            except Exception as error:  # whatever a store raises must not end the sweep
                 self._away(why(error))
                 with self.changed:
                     self.changed.wait_for(lambda: self.stopping, pause)
@@ -193,7 +195,7 @@ class Live:
             except Exception as error:
                 if transient(error):
                     raise
-                self.say(f"warning: what earlier calls left is not shown in {self.tracker.shown}: {why(error)}")
+                self.say(f"warning: results of earlier calls are not shown in {self.tracker.shown}: {why(error)}")
             with self.changed:
                 self.caught_up = True
                 self.changed.notify_all()
@@ -209,7 +211,7 @@ class Live:
             self._moved()
 
     def between(self, done: int) -> None:
-        """What `before` calls now and then, which may take minutes: meanwhile trials report."""
+        """Show reports that have come meanwhile; `before`, which may take minutes, calls this now and then."""
         self._moved()
         self._show_waiting()
 
@@ -219,7 +221,7 @@ class Live:
             self.changed.notify_all()
 
     def _forget(self) -> None:
-        """The store has lost runs: all are looked up again, and those that are gone made again."""
+        """Forget all runs because the store has lost some: they are looked up again, and lost ones are made again."""
         with self.changed:
             self.page, self.caught_up = None, False
             for trial in self.trials.values():
@@ -230,7 +232,7 @@ class Live:
         return own.run.run_id if own is not None and own.run is not None else None
 
     def _show_trial(self, cell: str, page: Page) -> None:
-        """Show what is new of a trial. Raises what the store raises where that is away, or has lost the run."""
+        """Show the changes of a trial. Raises the store's error where it is unreachable or has lost the run."""
         trial = self.trials[cell]
         if trial.past is not None:
             past, trial.past = self._looked_up(trial, trial.past, "curve so far"), None
@@ -261,7 +263,7 @@ class Live:
             self.say(f"warning: tracking store {self.tracker.shown} refuses {trial.name}: {self.refusal}")
             return
         if trial.whole is not None and not content and not page.deleted:
-            # Its records are not to be seen yet: a network's file system may take a minute.
+            # Its records are not visible yet: a network file system may take a minute.
             trial.failures += 1
             if trial.failures < ATTEMPTS:
                 return
@@ -270,11 +272,12 @@ class Live:
             trial.shown, trial.failures = changes, 0
 
     def _looked_up(self, trial: Trial, look: Callable[[], T], what: str) -> T | None:
-        """Something of the storage's; None, having said so, where that does not answer, or cannot be read."""
+        """The result of `look` in the storage; None, with a warning, where the storage does not answer or cannot be
+        read."""
         try:
             return look()
-        except Exception as error:  # nothing of it may end the sweep
-            self.say(f"warning: {trial.name}: its {what} cannot be looked up to be shown: {error}")
+        except Exception as error:  # it must not end the sweep
+            self.say(f"warning: {trial.name}: its {what} could not be read for its run: {error}")
             return None
 
     def _bring(self, page: Page, cell: str, trial: Trial, view: View, content: str) -> None:
@@ -292,11 +295,11 @@ class Live:
         try:
             page.bring(run, view, content)
             if trial.doubtful and trial.ended is not None:
-                page.find([key], run.run_id)  # one that a server has made too late goes
+                page.find([key], run.run_id)  # removes a second one that a server has made too late
         except Exception as error:
             if transient(error):
                 raise
-            # Refused, or deleted by a person, or gone with its database, or another process has made another one?
+            # It may be refused, deleted by a person, gone with its database, or replaced by another process.
             trial.run = self._look_again(page, key, run)
             if trial.run.run_id == run.run_id and not trial.run.deleted:
                 raise
@@ -304,7 +307,7 @@ class Live:
                 page.bring(trial.run, view, content)
 
     def _look_again(self, page: Page, key: str, run: Run) -> Run:
-        """The run of a key. GoneError where it is not there, or its page is not."""
+        """The run of a key. GoneError where it or its page is not there."""
         try:
             page.client.get_experiment(page.experiment_id)
             return page.find([key], run.run_id)[key]
@@ -322,8 +325,8 @@ class Live:
         if first:
             since = time.strftime("%H:%M:%S", time.localtime(self.away_since))
             self.say(
-                f"warning: tracking store {self.tracker.shown} is away since {since}: {reason}. Training goes on, and "
-                "its results are in the storage"
+                f"warning: tracking store {self.tracker.shown} has been away since {since}: {reason}. Training "
+                "continues, and its results are in the storage"
             )
 
     def _back(self) -> None:
@@ -336,11 +339,11 @@ class Live:
             self.say(f"tracking store {self.tracker.shown} is back after {time.time() - since:.0f} s; it shows all")
 
     def flush(self, *, limit: float = float("inf")) -> int:
-        """Wait until everything is shown, PFORCE_FLUSH_SECONDS without progress at most; returns the number of runs
-        that lack something.
+        """Wait until everything is shown, at most PFORCE_FLUSH_SECONDS without progress. Returns the number of
+        incomplete runs.
 
         Args:
-            limit: longest wait in all, seconds.
+            limit: most seconds to wait in total.
         """
         patience, started = flush_seconds(), time.monotonic()
         with self.changed:
@@ -352,24 +355,24 @@ class Live:
             return len(self._waiting()) + self.incomplete
 
     def finish(self, *, limit: float = float("inf")) -> int:
-        """`flush`, and say what is left and what becomes of it. Returns the number of runs that lack something."""
+        """Call `flush`, and report what is missing and how it will be shown. Returns the number of incomplete runs."""
         left = self.flush(limit=limit)
         if left:
             self.say(f"{left} run(s) in {self.tracker.shown} do not show everything yet: {CATCH_UP}")
         elif self.trials and not self.caught_up:
-            self.say(f"{self.tracker.shown} may lack what earlier calls left: {CATCH_UP}")
+            self.say(f"{self.tracker.shown} may lack results of earlier calls: {CATCH_UP}")
         return left
 
     def catch_up(self) -> None:
-        """Call `before` once more: the storage may hold more by now."""
+        """Call `before` once more, because the storage may hold more by now."""
         with self.changed:
             self.caught_up = False
             self.changed.notify_all()
 
-    # --- its life ------------------------------------------------------------------------------------------------
+    # --- start and end -------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Live:
-        # MLflow's own retries would hide that the store is away, and hold up the thread's end.
+        # MLflow's own retries would hide that the store is unreachable, and delay the thread's end.
         self.requests = short_requests()
         self.requests.__enter__()
         self.thread.start()
@@ -379,5 +382,5 @@ class Live:
         with self.changed:
             self.stopping = True
             self.changed.notify_all()
-        self.thread.join(timeout=JOIN_SECONDS)  # one that waits for an answer ends with the process
+        self.thread.join(timeout=JOIN_SECONDS)  # a thread that waits for an answer ends with the process
         self.requests.__exit__(None, None, None)

@@ -1,9 +1,9 @@
-"""Runs of MLflow that show what a storage holds: made, brought up to date, never twice.
+"""MLflow runs that show what a storage holds: they are made once and brought up to date.
 
-Runs and experiments are found by a tag, their key, so that people may call them what they like. Whoever makes one
-holds a lease of the storage meanwhile. A run that a person has deleted stays deleted until it is asked for; one that is
-gone with its database is made again. What a run shows of a cell that has ended is named by a digest in its last tag:
-where that is the same there is nothing to do.
+Runs and experiments are found by a tag, their key, so that people may rename them. A process that makes one holds a
+lease of the storage meanwhile. A run that a person has deleted stays deleted until it is requested; one that is gone
+with its database is made again. The last tag of a run of an ended cell is a digest of everything that it shows: where
+that is unchanged, there is nothing to do.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment
 
 SUFFIX = 6
-"""Digits of a storage's identity in the name of an experiment whose own name another storage has."""
+"""Digits of the storage's identity that are added to an experiment's name where another storage uses that name."""
 RESTORE = "`pforce mirror --restore` shows it again"
 
 Say = Callable[[str], None]
@@ -41,7 +41,7 @@ class Mirror:
         self.identity = identity_of(storage)
 
     def alone(self, name: str) -> AbstractContextManager[Lease]:
-        """Nobody else of this storage makes runs of this page during the block."""
+        """Hold the lease of a page, so that no other process with this storage makes runs of it during the block."""
         key = digest("page", [store_name(self.tracker.uri), name])
         told: set[str] = set()
 
@@ -56,17 +56,18 @@ class Mirror:
         """Whether the store answers anything at all."""
         try:
             self.tracker.client.search_experiments(max_results=1)
-        except Exception:  # whatever it is: then it is away
+        except Exception:  # any error means that it is unreachable
             return False
         return True
 
     def page(self, name: str, ours: Collection[str] = (), *, restore: bool = False) -> Page:
-        """The experiment that shows the sweeps of a name. It is made where it is not there; where another storage has
-        that name, under another one.
+        """The experiment that shows the sweeps of a name. It is made where it is missing, under another name where
+        another storage uses this one.
 
         Args:
-            ours: digests of cells and sweeps, by which an experiment of an earlier version is known to be this
-                storage's. restore: one that a person has deleted, too.
+            ours: digests of cells and sweeps by which an experiment of an earlier version is recognised as this
+                storage's.
+            restore: restore an experiment that a person has deleted.
         """
         key = key_of(self.identity, name)
         found = self._by_key(key)
@@ -93,7 +94,7 @@ class Mirror:
         for shown in (name, f"{name}-{self.identity[:SUFFIX]}", f"{name}-{self.identity}"):
             there = client.get_experiment_by_name(shown) or self._made(shown, name, key)
             if there is None:
-                there = client.get_experiment_by_name(shown)  # another storage was quicker
+                there = client.get_experiment_by_name(shown)  # another storage was faster
             if there is None:
                 break
             if there.tags.get(Tags.KEY) == key:
@@ -111,12 +112,12 @@ class Mirror:
         raise TrackingError(f"{self.tracker.shown}: a page for {name} can neither be made nor found")
 
     def _made(self, shown: str, name: str, key: str) -> Experiment | None:
-        """A new experiment; None where somebody else has just taken its name."""
+        """A new experiment; None where another process has just taken its name."""
         client = self.tracker.client
         try:
             experiment_id = client.create_experiment(
                 shown, artifact_location=self._artifacts(shown),
-                # Of the kinds that MLflow knows, the one whose page opens on runs and their charts.
+                # The one of MLflow's kinds whose page opens with runs and their charts.
                 tags={"mlflow.experimentKind": "custom_model_development", Tags.KEY: key, Tags.NAME: name},
             )  # fmt: skip
         except Exception as error:  # every kind of store raises its own
@@ -126,13 +127,14 @@ class Mirror:
         return client.get_experiment(experiment_id)
 
     def _artifacts(self, name: str) -> str | None:
-        """Where artifacts of a new experiment go: a server decides itself."""
+        """URI for the artifacts of a new experiment; None for a server, which decides itself."""
         if is_server(self.tracker.uri) or not is_database(self.tracker.uri):
             return None
         return (self.tracker.artifacts / name).resolve().as_uri()
 
     def _is_ours(self, page: Page, ours: Collection[str]) -> bool:
-        """Whether an experiment without a key is this storage's: in its own database, empty, or with runs of it."""
+        """Whether an experiment without a key belongs to this storage: it is in the storage's database, empty, or has
+        its runs."""
         from mlflow.entities import ViewType
 
         path = sqlite_path(self.tracker.uri)

@@ -1,4 +1,4 @@
-"""A page of MLflow, which is an experiment: its runs are found by key, made, and brought up to date."""
+"""A page, which is an MLflow experiment: its runs are found by key, made, and brought up to date."""
 
 from __future__ import annotations
 
@@ -21,41 +21,41 @@ METRICS_A_CALL, PARAMS_A_CALL = 800, 100
 RUNS_AT_ONCE = 100
 """Runs that are made in one transaction."""
 KEYS_A_CALL = 8
-"""With a server, more keys than these are looked up by reading all runs."""
+"""Most keys that are looked up one by one on a server; for more, all runs are read."""
 
 Progress = Callable[[int], None]
 
 
 @dataclass
 class Run:
-    """A run of the store, and what it is known to show."""
+    """A run of the store, with what it is known to show."""
 
     run_id: str
     deleted: bool = False
     status: str = RUNNING
     content: str = ""
-    """Digest of all that it shows; empty while it does not."""
+    """Digest of everything that it shows; empty while that is incomplete."""
     made: bool = False
     """Whether it was made just now."""
     read: bool = False
-    """Whether the following is known."""
+    """Whether the following fields have been read."""
     tags: dict[str, str] = field(default_factory=dict)
     params: set[str] = field(default_factory=set)
     steps: set[int] | None = None
-    """Steps of the points of its curve; None where they were not looked up."""
+    """Steps of the points of its curve; None where they have not been read."""
 
 
 class Shown(NamedTuple):
-    """What came of showing several runs."""
+    """Counts of runs by the outcome of showing them."""
 
     made: int = 0
     updated: int = 0
     there: int = 0
-    """Runs that showed it already."""
+    """Runs that were up to date already."""
     deleted: int = 0
     """Runs that a person has deleted."""
     refused: int = 0
-    """Runs that the store does not take, though it takes others."""
+    """Runs that the store refuses although it takes others."""
 
     def __add__(self, other: Shown) -> Shown:  # type: ignore[override]
         return Shown(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
@@ -75,10 +75,11 @@ class Page:
         """The key of a sweep (its identity) or cell (its digest) of this page."""
         return key_of(self.mirror.identity, self.name, *what)
 
-    # --- what is there ----------------------------------------------------------------------------------------
+    # --- finding -----------------------------------------------------------------------------------------------
 
     def tagged(self, tag: str, values: Sequence[str] | None = None, also: Sequence[str] = ()) -> list[Found]:
-        """Runs, deleted ones too, that have a tag, of one of some values or of any; the first to start first."""
+        """Runs, including deleted ones, with a tag that has one of the given values, or any value where none are given;
+        the earliest start first."""
         if self.database is not None:
             return self.database.tagged(self.experiment_id, tag, values, also)
         from mlflow.entities import ViewType
@@ -104,10 +105,11 @@ class Page:
         return found
 
     def find(self, keys: Sequence[str], prefer: str = "") -> dict[str, Run]:
-        """Runs by their keys. Of several with one, as a server makes that answers a creation too late, one is kept.
+        """Runs by their keys. Of several runs with one key, which a server makes that answers a creation too late, one
+        is kept.
 
         Args:
-            prefer: id of the run that is kept, where it is one of them.
+            prefer: id of the run to keep, where it is one of them.
         """
         several: dict[str, list[Found]] = {}
         for found in self.tagged(Tags.KEY, keys, [Tags.SHOWN]):
@@ -119,13 +121,13 @@ class Page:
             ))  # fmt: skip
             for other in others:
                 if not other.deleted:
-                    self._untag(other.run_id, Tags.KEY)  # first: else a person seems to have deleted it
+                    self._untag(other.run_id, Tags.KEY)  # first, or a person would seem to have deleted it
                     self.client.delete_run(other.run_id)
             runs[key] = Run(first.run_id, first.deleted, first.status, first.tags.get(Tags.SHOWN, ""))
         return runs
 
     def adopt(self) -> None:
-        """Give runs of earlier versions their keys: of several of one cell the newest finished one."""
+        """Give runs of earlier versions their keys: of several runs of a cell, the newest finished one gets it."""
         for tag, kind in ((Tags.FINGERPRINT, "trial"), (Tags.SWEEP, "sweep")):
             of_values: dict[str, list[Found]] = {}
             for found in self.tagged(tag, None, [Tags.KIND, Tags.KEY]):
@@ -139,11 +141,11 @@ class Page:
     # --- making -------------------------------------------------------------------------------------------------
 
     def ensure(self, views: Mapping[str, View], parent: str | None = None) -> dict[str, Run]:
-        """The runs of these keys; those that are not there are made, with all that their views show but files. Where a
-        person has deleted the page meanwhile (see `deleted`) none is made.
+        """The runs of these keys. Missing runs are made with everything that their views show except files. Where a
+        person has deleted the page meanwhile (see `deleted`), none is made.
 
         Args:
-            parent: id of the run that a new one is shown below.
+            parent: id of the run below which new ones are shown.
         """
         with self.mirror.alone(self.name):
             runs = self.find(list(views))
@@ -174,10 +176,10 @@ class Page:
     # --- bringing up to date ------------------------------------------------------------------------------------
 
     def bring(self, run: Run, view: View, content: str = "") -> None:
-        """Have a run show a view; what it shows already is not written again.
+        """Bring a run up to date with a view; what it shows already is not written again.
 
         Args:
-            content: of a cell that has ended, the digest of what it shows.
+            content: digest of the view, for a cell that has ended.
         """
         from mlflow.entities import Param, RunTag
 
@@ -214,14 +216,14 @@ class Page:
         self._shown(run, content)
 
     def _read(self, run: Run) -> None:
-        """Look up what a run shows."""
+        """Read what a run shows, unless that is known."""
         if not run.read:
             found = self.client.get_run(run.run_id)
             run.tags, run.params, run.status = dict(found.data.tags), set(found.data.params), found.info.status
             run.read = True
 
     def _take_away(self, run: Run, view: View) -> None:
-        """Tags of an earlier attempt, or of other results, that the view has not."""
+        """Remove tags of an earlier attempt or of other results that the view does not have."""
         for name in OF_AN_ATTEMPT if view.status == RUNNING else OF_A_RESULT:
             if name in run.tags and name not in view.tags:
                 self._untag(run.run_id, name)
@@ -230,7 +232,7 @@ class Page:
             run.content = ""
 
     def _untag(self, run_id: str, name: str) -> None:
-        """Take a tag away, which somebody else may have done just now."""
+        """Remove a tag, unless another process has just done so."""
         try:
             self.client.delete_tag(run_id, name)
         except Exception as error:  # every kind of store raises its own
@@ -238,8 +240,8 @@ class Page:
                 raise
 
     def _new_points(self, run: Run, view: View) -> list[Point]:
-        """Points that are not there. One whose images seen are is not repeated: a training that was killed passes them
-        again, with the same values at other times."""
+        """Points whose steps the run does not have yet. Known steps are not repeated: a training that was killed passes
+        them again, with the same values at other times."""
         points = view.points()
         if not points:
             return []
@@ -263,11 +265,12 @@ class Page:
         self, views: Mapping[str, View], parent: str | None = None, *, restore: bool = False,
         progress: Progress = lambda done: None,
     ) -> Shown:  # fmt: skip
-        """Have the runs of these keys show their views, which are those of cells that have ended.
+        """Bring the runs of these keys up to date with their views, which are of cells that have ended.
 
         Args:
-            parent: id of the run that new ones are shown below. restore: those that a person has deleted, too.
-            progress: called with the number of runs that are done.
+            parent: id of the run below which new ones are shown.
+            restore: restore runs that a person has deleted.
+            progress: callback that gets the number of runs that are done.
         """
         result, done = Shown(), 0
         if self.deleted or not views:
@@ -286,10 +289,10 @@ class Page:
         return result
 
     def _make(self, views: Mapping[str, View], parent: str | None, *, restore: bool) -> Shown:
-        """Runs that were not there just now."""
+        """Make runs that were missing, and count the outcomes."""
         result, whole = Shown(), {}
         for key, run in self.ensure(views, parent).items():
-            if not run.made or self.database is None:  # another process was quicker, or it shows nothing yet
+            if not run.made or self.database is None:  # another process was faster, or the run shows nothing yet
                 result += self._update(run, views[key], restore=restore)
                 continue
             try:
@@ -318,7 +321,7 @@ class Page:
         return Shown(made=1) if run.made else Shown(updated=1)
 
     def _refused(self, view: View, error: Exception) -> Shown:
-        """A run that cannot be written, though others can: it is said. Raises the error where the store is away."""
+        """Report a run that cannot be written although others can. Raises the error where the store is unreachable."""
         if transient(error) and not self.mirror.answers():
             raise error
         self.mirror.say(f"warning: {self.mirror.tracker.shown} does not take {view.name}: {why(error)}")
@@ -326,7 +329,7 @@ class Page:
 
 
 def _time(run: Run, view: View) -> int:
-    """When a run's numbers were made. Where it showed others before they come after those."""
+    """Time of a run's numbers, in milliseconds since 1970. Numbers that replace others get a later time."""
     return int(time.time() * 1000) if run.content or view.ended is None else view.ended
 
 
@@ -343,13 +346,13 @@ def _of(point: Point) -> list[Metric]:
 
 
 def _metrics(view: View, curve: Iterable[Point]) -> list[Metric]:
-    """Curve and numbers."""
+    """Metrics of a view: its curve and its numbers."""
     at = int(time.time() * 1000) if view.ended is None else view.ended
     return [*(metric for point in curve for metric in _of(point)), *_numbers(view, at)]
 
 
 def _batches(points: Iterable[Point]) -> list[list[Metric]]:
-    """Metrics of points, in calls that a store takes; those of a point are together."""
+    """Metrics of points in batches of a size that a store takes; those of one point stay together."""
     found: list[list[Metric]] = []
     for point in points:
         metrics = _of(point)

@@ -1,4 +1,4 @@
-"""Reading MLflow back as tidy frames: a row a trial, and a row a sweep."""
+"""Tidy frames read from MLflow: one row per trial, and one row per sweep."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ TEXTS = [
     "run_id", "run_name", "status", "sweep", "parent", "fingerprint", "training", "trunk", "reason", "device",
     "computed_in", "torch", "commit", "user", "start_time", "end_time", "last_activity", "origin",
 ]  # fmt: skip
-"""Columns of `runs_frame` that are not made numbers."""
+"""Columns of `runs_frame` that are not converted to numbers."""
 
 
 def _experiments(tracker: Tracker) -> list[Any]:
-    """All experiments; the store gives a page at a time."""
+    """All experiments of a store, read page by page."""
     found: list[Any] = []
     token: str | None = None
     while True:
@@ -32,19 +32,20 @@ def _experiments(tracker: Tracker) -> list[Any]:
 
 
 def runs_frame(tracker: Tracker, sweep: str | None = None, *, key: str | None = None) -> pd.DataFrame:
-    """All trials, a row each: run_id, run_name, status, fingerprint, sweep, seed, device, computed_in, torch, commit,
+    """All trials, one row each: run_id, run_name, status, fingerprint, sweep, seed, device, computed_in, torch, commit,
     parameters, last metrics.
 
-    Times are UTC: start_time, end_time, last_activity (the last metric or the end). images_trained: at the last
-    point of the training curve.
+    Times are UTC: start_time, end_time, last_activity (the last metric or the end). images_trained is the images seen
+    at the last point of the training curve.
 
-    Parameters keep their dotted paths (`timesteps.m`), metrics their names (`val/loss`); parameters that are
-    numbers are numbers. Failed, killed and running trials are there with their status. A run that was taken up
-    again is one row; of a metric that it logged twice the value of the later step counts, at one step the later one.
+    Parameters keep their dotted paths (`timesteps.m`), metrics their names (`val/loss`); parameters that are numbers
+    are numbers. Failed, killed and running trials are included with their status. A resumed run is one row; of a metric
+    that it logged twice, the value at the later step counts, or at the same step the later value.
 
     Args:
-        sweep: name (MLflow experiment) of one sweep; None reads all.
-        key: of the sweep's page in one storage (`pforce.tracking.view.key_of`), where several may have its name.
+        sweep: name (MLflow experiment) of one sweep; None reads all sweeps.
+        key: key of the sweep's page in one storage (`pforce.tracking.view.key_of`), where several storages may use its
+            name.
     """
     rows = [
         {
@@ -77,7 +78,8 @@ def runs_frame(tracker: Tracker, sweep: str | None = None, *, key: str | None = 
 
 
 def numbers_where_all_are(frame: pd.DataFrame) -> pd.DataFrame:
-    """Columns of texts as numbers, where every value that is there is one; those of TEXTS stay."""
+    """The frame with columns of texts converted to numbers where all their values are numbers, except columns in
+    TEXTS."""
     found = {name: frame[name] for name in frame.columns}
     for column in frame.columns.difference(TEXTS):
         if frame[column].dtype == object or str(frame[column].dtype) in ("str", "string"):
@@ -88,12 +90,12 @@ def numbers_where_all_are(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def sweeps_frame(tracker: Tracker, sweep: str | None = None) -> pd.DataFrame:
-    """All sweeps, a row each (a name has several where its axes or seeds were changed): run_id, sweep, status,
-    start_time, end_time, user, command, cells (distinct ones that it plans; NaN where it was not written down), reused
+    """All sweeps, one row each (a name has several where its axes or seeds were changed): run_id, sweep, status,
+    start_time, end_time, user, command, cells (number of distinct planned cells; NaN where unknown), reused
     (fingerprints, or their beginnings, of cells that other sweeps had finished).
 
     Args:
-        sweep: name (MLflow experiment); None reads all.
+        sweep: name (MLflow experiment) of one sweep; None reads all sweeps.
     """
     return pd.DataFrame(
         [
@@ -114,13 +116,13 @@ def sweeps_frame(tracker: Tracker, sweep: str | None = None) -> pd.DataFrame:
 
 
 def sweep_names(tracker: Tracker) -> list[str]:
-    """Names of all sweeps of the store, in order: its MLflow experiments but MLflow's own first one."""
+    """Names of all sweeps of the store, sorted: its MLflow experiments except MLflow's default one."""
     return sorted({experiment.name for experiment in _experiments(tracker)} - {"Default"})
 
 
 def _pages(tracker: Tracker, sweep: str | None, key: str | None = None) -> list[Any]:
-    """Experiments of a sweep's name: that of the key, else those called so, else those that were before somebody
-    called them otherwise."""
+    """Experiments of a sweep's name: the one with the key, else those with that name, else those that had it before
+    they were renamed."""
     found = _experiments(tracker)
     if sweep is None:
         return found
@@ -132,7 +134,7 @@ def _pages(tracker: Tracker, sweep: str | None, key: str | None = None) -> list[
 
 
 def runs_of(tracker: Tracker, sweep: str | None, kind: str, key: str | None = None) -> Sequence[tuple[str, Any]]:
-    """(experiment's name, run) of all runs of a kind; the store gives a page at a time."""
+    """(experiment's name, run) of all runs of a kind, read page by page."""
     names = {e.experiment_id: e.name for e in _pages(tracker, sweep, key)}
     found: list[tuple[str, Any]] = []
     token: str | None = None
@@ -148,7 +150,7 @@ def runs_of(tracker: Tracker, sweep: str | None, kind: str, key: str | None = No
 
 
 def _time(milliseconds: int | None) -> Any:
-    """UTC; NaT where there is none."""
+    """A time as a UTC timestamp; NaT where there is none."""
     return pd.NaT if milliseconds is None else pd.Timestamp(milliseconds, unit="ms")
 
 
@@ -157,16 +159,16 @@ def _user(run: Any) -> str:
 
 
 def _last_activity(run: Any) -> Any:
-    """When it was last heard of: its end, or while it runs its last metric."""
+    """Time of a run's last sign of life: its end, or while it runs, its last metric."""
     if run.info.status not in UNDER_WAY and run.info.end_time:
         return _time(run.info.end_time)
-    # The only place where MLflow gives times of metrics without a call a run.
+    # The only place where MLflow gives times of metrics without one call per run.
     times = [metric.timestamp for metric in run.data._metric_objs]
     return _time(max([run.info.start_time, run.info.end_time or 0, *times]))
 
 
 def _images_trained(run: Any) -> float:
-    """Images that the training has seen, from the last point of its curve; NaN where it trained nothing so far."""
+    """Images seen at the last point of the training curve; NaN where nothing has been trained yet."""
     seen = run.data.metrics.get("train/images_seen")
     steps = [metric.step for metric in run.data._metric_objs if metric.key == "train/loss"]
     if seen is None and not steps and CostName.TRAINING_SECONDS in run.data.metrics:

@@ -26,18 +26,18 @@ STALE_SECONDS = 600
 
 
 def is_installed() -> bool:
-    """Whether MLflow is here. Where it is not, results lie in the storage all the same."""
+    """Whether MLflow is installed. Results are in the storage in any case."""
     return importlib.util.find_spec("mlflow") is not None
 
 
 def default_uri(storage: Path) -> str:
-    """The sqlite database below a storage folder."""
+    """URI of the sqlite database in a storage's folder."""
     return sqlite_uri(storage.resolve() / "mlflow.db")
 
 
 def _make_database(uri: str) -> None:
-    """Make a sqlite database that is not there, whole or not at all: MLflow's own takes seconds, and a process that is
-    killed meanwhile would leave one that looks like an older version's."""
+    """Make a sqlite database that does not exist, whole or not at all. MLflow takes seconds to make one, and a process
+    that is killed meanwhile would leave one that looks like an older version's."""
     path = sqlite_path(uri)
     if path is None or path.exists():
         return
@@ -46,17 +46,17 @@ def _make_database(uri: str) -> None:
         _make_empty(scratch)
         try:
             path.hardlink_to(scratch)
-        except FileExistsError:  # another process was quicker
+        except FileExistsError:  # another process was faster
             pass
-        except OSError:  # a file system without such links, where one of two that make it at once may lose a race
+        except OSError:  # a file system without hard links, where one of two simultaneous processes may lose a race
             scratch.rename(path)
-    for left in path.parent.glob(".mlflow-*"):  # by killed processes
+    for left in path.parent.glob(".mlflow-*"):  # left by killed processes
         if time.time() - left.stat().st_mtime > STALE_SECONDS:
             shutil.rmtree(left, ignore_errors=True)
 
 
 def _make_empty(path: Path) -> None:
-    """An empty database of this version of MLflow: a copy of the first one that was made, which took seconds."""
+    """Make an empty database of this version of MLflow: a copy of the first one, which takes seconds to make."""
     import mlflow
 
     kept = cache_folder() / "mlflow" / f"empty-{mlflow.__version__}.db"
@@ -87,7 +87,7 @@ class Tracker:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise TrackingError(f"tracking database {uri}: cannot make {path.parent}: {error}") from error
-            # A pool would go on writing into a file that somebody has deleted.
+            # A pool of connections would keep writing into a file that has been deleted.
             os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
         self.artifacts = artifacts
         check_store(uri)
@@ -96,7 +96,7 @@ class Tracker:
         try:
             _make_database(uri)
             self.client = mlflow.MlflowClient(tracking_uri=uri)
-            if not is_server(uri):  # the check has just asked a server the same
+            if not is_server(uri):  # a server was just asked the same by the check
                 self.client.search_experiments(max_results=1)
         except Exception as error:  # every kind of store raises its own; all mean that it cannot be used
             raise TrackingError(
@@ -106,15 +106,15 @@ class Tracker:
 
     @property
     def shown(self) -> str:
-        """The URI as messages name it: without a password."""
+        """The URI for messages, without a password."""
         return mask(self.uri)
 
     def check(self) -> None:
-        """TrackingError where it cannot be written: a database that is locked, or may only be read."""
+        """Raise TrackingError where the store cannot be written, as with a locked or read-only database."""
         check_writable(self.uri)
 
     def again(self) -> None:
-        """Make a sqlite database that has vanished since."""
+        """Make a sqlite database again that has vanished since."""
         path = sqlite_path(self.uri)
         if path is not None and not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)

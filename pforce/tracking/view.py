@@ -1,4 +1,4 @@
-"""What a run of MLflow is to show, and the names of the tags that pforce sets."""
+"""Content of an MLflow run, and the names of the tags that pforce sets."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ NAME_LENGTH = 250
 TAG_LENGTH = 4000
 PARAMETER_LENGTH = 6000
 NAME = re.compile(r"[\w.\-/ ]{1,250}")
-"""Names of parameters and metrics, as MLflow takes them on every system."""
+"""Names of parameters and metrics that MLflow accepts on every system."""
 
 
 class Tags:
     """Names of the tags that pforce sets."""
 
     KEY = "pforce.key"
-    """What a run, or an experiment, is found by, whatever people call it (see `key_of`)."""
+    """Key by which a run or an experiment is found, whatever its name (see `key_of`)."""
     SHOWN = "pforce.shown"
-    """Digest of what a run shows, once it shows all of it."""
+    """Digest of everything that a run shows, once it is complete."""
     NAME = "pforce.name"
-    """Tag of an experiment: name of its sweeps."""
+    """Name of an experiment's sweeps."""
     FINGERPRINT = "pforce.fingerprint"
     TRAINING = "pforce.training"
-    """Fingerprint of the training: names the folder of its checkpoints."""
+    """Fingerprint of the training, which names the folder of its checkpoints."""
     TRUNK = "pforce.trunk"
     """Fingerprint of the training that this one branches off from."""
     SWEEP = "pforce.sweep"
@@ -42,23 +42,23 @@ class Tags:
     WARNING = "warning"
     NOTES = "notes"
     ORIGIN = "origin"
-    """Where numbers come from that were not measured in this storage."""
+    """Source of numbers that were not measured into this storage."""
     ATTEMPTS = "pforce.attempts"
-    """How often a trial was begun within one sweep, where that is more than once."""
+    """Number of attempts at a trial within one sweep, where there are several."""
     RETRIED = "pforce.retried"
-    """Why it was begun again."""
+    """Reason of the last retry."""
     COMMAND = "pforce.command"
-    """Tag of a sweep: the command that first ran it."""
+    """Command that first ran a sweep."""
     REUSED = "pforce.reused"
-    """Tag of a sweep: fingerprints of cells that were finished when it was called."""
+    """Fingerprints of cells that were finished when a sweep was started."""
     CELLS = "pforce.cells"
-    """Tag of a sweep: how many distinct cells it plans."""
+    """Number of distinct cells that a sweep plans."""
 
 
 OF_A_RESULT = (Tags.REASON, Tags.ERROR, Tags.ORIGIN, Tags.NOTES)
-"""Tags that other results take away."""
+"""Tags that are removed where a run shows other results."""
 OF_AN_ATTEMPT = (*OF_A_RESULT, Tags.WARNING, Tags.ATTEMPTS, Tags.RETRIED, Tags.SHOWN)
-"""Tags that a new attempt takes away."""
+"""Tags that a new attempt removes."""
 
 
 def key_of(storage: str, *what: str) -> str:
@@ -66,7 +66,7 @@ def key_of(storage: str, *what: str) -> str:
     its digest).
 
     Args:
-        storage: its identity, so that two storages may have sweeps of one name on one server.
+        storage: identity of the storage, so that two storages may have sweeps of the same name on one server.
     """
     return digest("mirror", [storage, *what])
 
@@ -77,38 +77,38 @@ class Point(NamedTuple):
     step: int
     """Images seen."""
     time: int
-    """When it was made, milliseconds since 1970."""
+    """Time at which it was made, in milliseconds since 1970."""
     values: Mapping[str, float]
     """Metric → value."""
 
 
 def no_points() -> Sequence[Point]:
-    """No curve."""
+    """An empty curve."""
     return ()
 
 
 def no_files() -> Sequence[Path]:
-    """No files."""
+    """An empty list of files."""
     return ()
 
 
 @dataclass(frozen=True)
 class View:
-    """What a run is to show. ValueError for a name that MLflow does not take.
+    """Everything that a run shows. ValueError for a name that MLflow does not accept.
 
-    Curve and files are looked up when they are needed: of a run that shows the same already they are not.
+    Curve and files are functions, called only where the run does not show the same already.
     """
 
     name: str
     tags: Mapping[str, str]
     params: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Its numbers: finite ones are shown, at `step`. What is undefined or infinite has no place in a store that would
-    make a large number of it."""
+    """Numbers of the run, shown at `step`. Only finite ones are shown, because a store would turn others into large
+    numbers."""
     step: int = 0
     status: Status = RUNNING
     started: int = 0
-    """Milliseconds since 1970."""
+    """Time of the start, in milliseconds since 1970; `ended` likewise."""
     ended: int | None = None
     points: Callable[[], Sequence[Point]] = no_points
     files: Callable[[], Sequence[Path]] = no_files
@@ -120,31 +120,31 @@ class View:
                     raise ValueError(f"{kind} {name!r} of {self.name}: MLflow takes letters, digits and _ - . / only")
 
     def shortened(self) -> View:
-        """With name, tags and parameters of the lengths that MLflow takes."""
+        """The view with name, tags and parameters cut to the lengths that MLflow accepts."""
         tags = {name: value[:TAG_LENGTH] for name, value in self.tags.items()}
         params = {name: value[:PARAMETER_LENGTH] for name, value in self.params.items()}
         return replace(self, name=self.name[:NAME_LENGTH], tags=tags, params=params)
 
     def with_tags(self, tags: Mapping[str, str]) -> View:
-        """With further tags."""
+        """The view with further tags."""
         return replace(self, tags={**self.tags, **tags})
 
     def with_points(self, points: Sequence[Point]) -> View:
-        """With this curve."""
+        """The view with this curve."""
         return replace(self, points=lambda: points)
 
     def with_files(self, files: Sequence[Path]) -> View:
-        """With these files."""
+        """The view with these files."""
         return replace(self, files=lambda: files)
 
     @property
     def finite(self) -> dict[str, float]:
-        """The numbers that are shown."""
+        """The numbers that are shown, which are finite."""
         return {name: value for name, value in self.metrics.items() if math.isfinite(value)}
 
     @property
     def content(self) -> str:
-        """Digest of all that it shows but curve and files, which follow from that."""
+        """Digest of everything that it shows except curve and files, which follow from the rest."""
         return digest(
             "view", [self.name, dict(self.tags), dict(self.params), self.finite, self.step, self.status, self.ended]
         )

@@ -1,4 +1,4 @@
-"""Callbacks of the training loop: checkpoints, progress, and a list of the curve's points."""
+"""Callbacks of the training loop: checkpoints and snapshots, and reports of the curve's points."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from pforce.training.loop import Callback, Record, TrainState, Window, require_f
 from pforce.training.strategy import put, whole
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps of each parameter."""
+"""AdamW's state entries for each parameter."""
 
 
 def state_tensors(state: TrainState) -> dict[str, Tensor]:
-    """Weights, averaged weights and optimiser moments by name, as a checkpoint holds them. Split ones stay split."""
+    """Weights, averaged weights and optimiser moments by name, as a checkpoint holds them. Sharded tensors stay
+    sharded."""
     tensors = {f"model/{name}": value for name, value in state.model.state_dict().items()}
     tensors |= {f"ema/{name}": value for name, value in state.ema.model.state_dict().items()}
     for name, parameter in state.model.named_parameters():
@@ -32,15 +33,15 @@ def state_tensors(state: TrainState) -> dict[str, Tensor]:
 def restore(
     state: TrainState, folder: Path, *, at_most: int | None = None, identity: str | None = None
 ) -> list[Record]:
-    """Continue from the newest valid checkpoint or snapshot of a training's folder, if there is one.
+    """Resume from the newest valid checkpoint or snapshot in a training's folder, if there is one.
 
-    The first worker reads; the others get what it read, so that all continue from the same one, whatever their view of
-    the folder. Returns the curve's points that it holds: those of its own segment. CheckpointError as
+    The first worker reads it and sends it to the others, so that all resume from the same one, whatever their view of
+    the folder. Returns the curve's points in it, those of its own segment. CheckpointError as in
     `checkpoint.load_newest`.
 
     Args:
-        at_most: images seen, beyond which none is used.
-        identity: of the training in the folder; by default this one's.
+        at_most: images seen beyond which none is used.
+        identity: identity of the training in the folder; by default this training's.
     """
     workers = state.workers
     tensors: dict[str, Tensor] = {}
@@ -63,7 +64,7 @@ def restore(
                 )
         return found[1]
 
-    meta = workers.first_does(read)  # what is wrong with it is raised by all: none is left waiting for a tensor
+    meta = workers.first_does(read)  # an error is raised by all workers, so that none waits for a tensor
     if meta is None:
         return []
     for parameter in state.model.parameters():
@@ -80,29 +81,35 @@ def restore(
 
 
 class Mirror(Protocol):
-    """Another place of a training's folder, such as a bucket."""
+    """A copy of a training's folder elsewhere, such as in a bucket."""
 
-    def pull(self, at_most: int) -> None: ...  # into the folder: the curve, and the newest one up to so many images
-    def push(self, path: Path) -> None: ...  # a checkpoint or segment; where that fails the training goes on
+    def pull(
+        self, at_most: int
+    ) -> None: ...  # into the folder: the curve, and the newest checkpoint up to so many images seen
+    def push(self, path: Path) -> None: ...  # a checkpoint or segment; a failure does not stop the training
 
 
 Published = Callable[[TrainState, dict[str, Tensor], dict[str, Any]], None]
-"""Called on the first worker when a snapshot is on disk, with its tensors by name (`ema/…`, `model/…`) and its meta."""
+"""Callback on the first worker when a snapshot is on disk; gets its tensors by name (`ema/…`, `model/…`) and its
+meta."""
 
 
 class Checkpoints(Callback):
-    """Resumes at the start; saves every `checkpoint_every` steps, and snapshots at the images seen that were asked for.
+    """Resumes at the start, saves a checkpoint every `checkpoint_every` steps, and snapshots at the requested images
+    seen.
 
     Args:
-        folder: of the training.
-        until: images seen at the end, where a snapshot is always taken; by default the budget of the configuration.
-        snapshots: images seen of further ones. resumable: those among them that a training can go on from for good.
+        folder: folder of the training.
+        until: images seen at the end, where a snapshot is always taken; by default, the configuration's budget.
+        snapshots: images seen of further snapshots.
+        resumable: images seen of snapshots that a training can resume from for good.
         published: called for each snapshot.
-        admit: whether a snapshot with these tensors may take its place, called before; another one may be there.
-        mirror: another place of the folder.
+        admit: called before a snapshot is written: whether it may be, as another one may be there already.
+        mirror: copy of the folder elsewhere.
         guard: called before anything is written; raises where another process has taken the training over.
-        begin: called by all workers where the folder has nothing to go on from.
-        wanted: names of files by which others ask for snapshots meanwhile. answered: called when one is there.
+        begin: called by all workers where the folder has nothing to resume from.
+        wanted: names of files by which other processes ask for snapshots meanwhile.
+        answered: called when such a snapshot is there.
     """
 
     def __init__(
@@ -127,7 +134,7 @@ class Checkpoints(Callback):
         self.targets = {*self.resumable, *snapshots}
         self.taken: set[int] = set()
         self.saved = -1
-        """The step of the last checkpoint or snapshot written."""
+        """Step of the last checkpoint or snapshot written; −1 before."""
 
     def on_start(self, state: TrainState) -> None:
         workers = state.workers
@@ -144,7 +151,7 @@ class Checkpoints(Callback):
         self.retention = checkpoint.Retention(self.folder, state.spec.identity)
 
         def look() -> set[int]:
-            # Whoever wrote the checkpoint may have been killed before the segment.
+            # The process that wrote the checkpoint may have been killed before it wrote the segment.
             self._segment(points)
             return self._wanted(state)
 
@@ -161,15 +168,15 @@ class Checkpoints(Callback):
             self._save(state, snapshot=False)
 
     def _goes_on_from(self, state: TrainState) -> bool:
-        """Whether a snapshot of this step is one that a training goes on from."""
+        """Whether a training can resume from a snapshot of this step."""
         return state.images_seen == self.end or state.images_seen in self.resumable
 
     def on_end(self, state: TrainState) -> None:
-        if state.images_seen not in self.taken:  # it was all there, under the name of a checkpoint
+        if state.images_seen not in self.taken:  # everything had been trained already, and saved as a checkpoint
             self._save(state, snapshot=True)
 
     def _wanted(self, state: TrainState) -> set[int]:
-        """What others ask for meanwhile."""
+        """Images seen at which other processes have asked for snapshots meanwhile."""
         return checkpoint.targets_in(self.wanted(), batch=state.spec.training.batch)
 
     def _segment(self, points: Sequence[Record]) -> None:
@@ -179,10 +186,10 @@ class Checkpoints(Callback):
 
     def _save(self, state: TrainState, *, snapshot: bool) -> None:
         workers, images = state.workers, state.images_seen
-        # Nothing is kept that is not finite: not the steps of an open window either.
+        # Nothing that is not finite is saved, including the steps of an open window.
         state.window.settle(state)
         require_finite(state)
-        # All have just ended a step: one that does not come to the meeting hangs, and is not waited for with patience.
+        # All workers have just ended a step, so one that does not arrive hangs: the training's timeout applies.
         streams = workers.gather(state.stream.state_dict(), patient=False)
         meta = {
             "identity": state.spec.identity,
@@ -201,7 +208,7 @@ class Checkpoints(Callback):
         tensors: dict[str, Tensor] = {}
         for name, tensor in state_tensors(state).items():
             if resumable or not name.startswith(checkpoint.OPTIMIZER):
-                full = whole(tensor)  # all workers take part where it is split
+                full = whole(tensor)  # all workers take part where it is sharded
                 if workers.first:
                     tensors[name] = full.cpu()
 
@@ -221,7 +228,7 @@ class Checkpoints(Callback):
             self.retention.apply(images)
             return self._wanted(state)
 
-        # All learn of a full disk or a lost folder at once: none is left waiting in the next step.
+        # All workers learn of a full disk or a lost folder at once, so that none waits in the next step.
         self.targets |= workers.first_does(write)
         self.taken |= {images} if snapshot else set()
         self.saved = state.step

@@ -1,11 +1,12 @@
-"""Snapshots of a training: safetensors plus JSON, written under a temporary name, checked by hash, renamed.
+"""Checkpoints and snapshots of a training: safetensors and JSON, written under a temporary name, then renamed, and
+checked by hash.
 
-A training's folder holds two kinds of the same form. `checkpoints/step_00000500/` are taken on the way, to go on from
-after an interruption. `snapshots/128000/` are taken at images seen that somebody asked for, and stay: a measurement is
-of one. Each holds `state.safetensors` (weights and averaged weights), `meta.json` (step, images seen, data position,
-the open log window, the identity of the training, hashes of its files) and, where a training can go on from it,
-`moments.safetensors` (the optimiser's). It appears whole or not at all. The points of the loss curve lie beside them,
-in `curve/` (see `pforce.training.curve`).
+A training's folder holds both, in the same form. Checkpoints, `checkpoints/step_00000500/`, are taken on the way, to
+resume after an interruption. Snapshots, `snapshots/128000/`, are taken at requested images seen and are kept: a
+measurement is of a snapshot. Each holds `state.safetensors` (weights and averaged weights), `meta.json` (step, images
+seen, data position, the open log window, the identity of the training, hashes of its files) and, where a training can
+resume from it, `moments.safetensors` (the optimiser's). It appears whole or not at all. The points of the loss curve
+lie beside them, in `curve/` (see `pforce.training.curve`). Below, "checkpoint" means either where nothing else is said.
 """
 
 from __future__ import annotations
@@ -26,18 +27,19 @@ from torch import Tensor
 from pforce.base.files import digest, read_small, sha256_of, sync, umask
 
 FORMAT = 2
-"""1 had one file with everything; `pforce records migrate` carries those of commit 0641df2 over."""
+"""Version of the format. Version 1, of commit 0641df2, had one file with everything; `pforce records migrate` converts
+it."""
 KEPT = 2
-"""Resumable ones that stay: the newest, and one in case that is damaged."""
+"""Resumable checkpoints that are kept: the newest, and one more in case that is damaged."""
 CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
 STATE, MOMENTS, META = "state.safetensors", "moments.safetensors", "meta.json"
 OPTIMIZER = "optimizer/"
-"""Prefix of the names of tensors that a training needs to go on, and a measurement does not."""
+"""Prefix of the names of tensors that a training needs to resume, and a measurement does not."""
 CHECKSUM = "checksum"
-"""Key of meta.json: the hash of all of its other entries."""
+"""Key of meta.json for the hash of all its other entries."""
 MOST_META_BYTES = 64 << 20
 ENTRIES = {"identity": str, "step": int, "images_seen": int, "resumable": bool, "files": dict}
-"""Entries of meta.json that are read before its tensors, and their types."""
+"""Entries of meta.json that are read before the tensors → their types."""
 
 
 class CheckpointError(RuntimeError):
@@ -45,19 +47,19 @@ class CheckpointError(RuntimeError):
 
 
 class Found(NamedTuple):
-    """A whole one, its tensors not yet read."""
+    """A checkpoint whose meta.json is whole; its tensors are not read yet."""
 
     path: Path
     meta: dict[str, Any]
 
     @property
     def images_seen(self) -> int:
-        """Where it was taken."""
+        """Images seen at which it was taken."""
         return int(self.meta["images_seen"])
 
     @property
     def resumable(self) -> bool:
-        """Whether a training can go on from it. Moments that retention has removed are no damage."""
+        """Whether a training can resume from it. Moments that retention has removed do not count as damage."""
         return bool(self.meta["resumable"]) and all((self.path / name).exists() for name in self.meta["files"])
 
 
@@ -72,12 +74,12 @@ def snapshot_path(folder: Path, images_seen: int) -> Path:
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], *, resumable: bool = True) -> None:
-    """Write one. It replaces what is there under its name.
+    """Write a checkpoint. It replaces one of the same name.
 
-    OSError (ENOSPC) where there is no room; what was there before stays.
+    OSError (ENOSPC) where there is no room; the existing one is kept.
 
     Args:
-        resumable: keep what begins with `OPTIMIZER`, too.
+        resumable: also write the tensors whose names begin with `OPTIMIZER`.
     """
     folder = path.parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +88,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], *, 
         parts[MOMENTS] = {name: tensor for name, tensor in tensors.items() if name.startswith(OPTIMIZER)}
     needed = sum(tensor.nbytes for part in parts.values() for tensor in part.values())
     free = shutil.disk_usage(folder).free
-    if needed > free:  # rather than fill the disk to its last byte, which others on it would feel
+    if needed > free:  # rather than fill the disk, which would harm its other users
         raise OSError(errno.ENOSPC, f"a checkpoint of {needed:,} bytes does not fit, {free:,} are free", str(folder))
     scratch = Path(tempfile.mkdtemp(prefix=".tmp_", dir=folder))
     try:
@@ -100,7 +102,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], *, 
         (scratch / META).write_text(json.dumps({**record, CHECKSUM: checksum(record)}, indent=1))
         sync(scratch / META)
         if path.exists():
-            shutil.rmtree(path)  # the same again, after a resume from an older one
+            shutil.rmtree(path)  # the same checkpoint again, after a resume from an older one
         scratch.rename(path)
         sync(folder)
     except BaseException:
@@ -109,14 +111,14 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], *, 
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what a killed writer left in a training's folder. The caller must be its only writer."""
+    """Remove partial files of a killed writer from a training's folder. The caller must be its only writer."""
     for kind in (CHECKPOINTS, SNAPSHOTS):
         for scratch in (folder / kind).glob(".tmp_*"):
             shutil.rmtree(scratch, ignore_errors=True)
 
 
 def checksum(meta: Mapping[str, Any]) -> str:
-    """The hash of a checkpoint's entries as JSON reads them back."""
+    """Hash of meta.json's entries, as JSON reads them back."""
     return digest("checkpoint", json.loads(json.dumps({key: meta[key] for key in meta if key != CHECKSUM})))
 
 
@@ -153,10 +155,11 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def check(path: Path, *, resumable: bool = False) -> Found:
-    """One whose tensors are those that its meta.json names. CheckpointError where they are not.
+    """Check that a checkpoint's tensors are those that its meta.json names, and return it. CheckpointError where they
+    are not.
 
     Args:
-        resumable: what a training goes on from must be there, too.
+        resumable: also check the moments that a training needs to resume.
     """
     meta = read_meta(path)
     try:
@@ -174,7 +177,7 @@ def check(path: Path, *, resumable: bool = False) -> Found:
 
 
 def load(path: Path, *, resumable: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and meta of one. CheckpointError as `check`."""
+    """Tensors by name and meta of a checkpoint. CheckpointError as in `check`."""
     found = check(path, resumable=resumable)
     tensors: dict[str, Tensor] = {}
     try:
@@ -186,7 +189,7 @@ def load(path: Path, *, resumable: bool = False) -> tuple[dict[str, Tensor], dic
 
 
 def is_resumable(path: Path) -> bool:
-    """Whether a training can go on from a snapshot: it is there, and what is left of it is whole."""
+    """Whether a training can resume from a snapshot: it is there and whole."""
     try:
         return check(path, resumable=True).resumable
     except CheckpointError:
@@ -194,7 +197,8 @@ def is_resumable(path: Path) -> bool:
 
 
 def saved(folder: Path) -> list[Path]:
-    """All of a training's folder, whole or not, those of the most images seen last, as far as their names say."""
+    """Paths of all checkpoints and snapshots in a training's folder, damaged ones included, each kind in the order of
+    its names' numbers."""
 
     def order(path: Path) -> tuple[int, int]:
         number = path.name.removeprefix("step_")
@@ -208,10 +212,11 @@ def saved(folder: Path) -> list[Path]:
 
 
 def whole(folder: Path, *, identity: str, say: Callable[[str], None] = lambda line: None) -> list[Found]:
-    """Paths in a training's folder whose meta.json is whole, fewest images seen first; others are reported.
+    """Checkpoints and snapshots in a training's folder whose meta.json is whole, fewest images seen first; others are
+    reported.
 
-    CheckpointError where one may not be read, as an older one in its place would hide it, and where one belongs to
-    another training: its folder was given by mistake.
+    CheckpointError where one may not be read, as using an older one instead would hide that, and where one belongs to
+    another training, as its folder was given by mistake.
     """
     found = []
     for path in saved(folder):
@@ -220,7 +225,7 @@ def whole(folder: Path, *, identity: str, say: Callable[[str], None] = lambda li
         except CheckpointError as error:
             if isinstance(error.__cause__, PermissionError):
                 raise
-            say(f"damaged checkpoint passed over: {error}")
+            say(f"damaged checkpoint skipped: {error}")
             continue
         if each.meta["identity"] != identity:
             raise CheckpointError(
@@ -228,18 +233,20 @@ def whole(folder: Path, *, identity: str, say: Callable[[str], None] = lambda li
                 "one a folder of its own"
             )
         found.append(each)
-    # A snapshot before a checkpoint of the same images: it stays.
+    # In reverse, a snapshot comes before a checkpoint at the same images seen: it is the one that is kept.
     return sorted(found, key=lambda each: (each.images_seen, each.path.parent.name))
 
 
 def load_newest(
     folder: Path, *, identity: str, at_most: int | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The resumable one of the most images seen, or None where there is none; damaged ones are passed over with a
-    warning. CheckpointError as `whole`.
+    """Tensors and meta of the resumable checkpoint with the most images seen, or None where there is none; damaged ones
+    are skipped with a warning. CheckpointError as in `whole`.
 
     Args:
-        folder: of the training. at_most: images seen.
+        folder: folder of the training.
+        identity: identity of the training.
+        at_most: images seen beyond which none is used.
     """
 
     def say(line: str) -> None:
@@ -253,24 +260,25 @@ def load_newest(
         except CheckpointError as error:
             if isinstance(error.__cause__, PermissionError):
                 raise
-            say(f"damaged checkpoint passed over: {error}")
+            say(f"damaged checkpoint skipped: {error}")
     return None
 
 
 class Retention:
-    """Which resumable ones of a training's folder stay: the newest two that are whole, and of those up to where the
-    training is, too: it may go a second time through images for which others have asked.
+    """Retention of resumable checkpoints in a training's folder: keeps the newest two that are whole, and the newest
+    two up to the training's present images seen, as it may repeat images because others asked for a snapshot there.
 
-    A hash is computed once in a process.
+    Each file is hashed once per process.
     """
 
     def __init__(self, folder: Path, identity: str) -> None:
         self.folder, self.identity = folder, identity
         self.known: dict[Path, tuple[float, ...]] = {}
-        """Files that were found whole, and what they looked like then."""
+        """Files that were found whole → their inode, size and time of modification then."""
 
     def apply(self, images_seen: int) -> None:
-        """Remove the others: checkpoints wholly, of snapshots the moments. Damaged ones that are older go, too."""
+        """Remove all others: checkpoints entirely, snapshots' moments only. Older damaged checkpoints are removed,
+        too."""
         found = [each for each in whole(self.folder, identity=self.identity) if each.resumable]
         stay: list[Found] = []
         for limit in (None, images_seen):
@@ -305,7 +313,7 @@ class Retention:
         return True
 
     def trust(self, path: Path) -> None:
-        """One was written by this process just now."""
+        """Note that this process has just written this checkpoint, so that it need not be checked."""
         for name in (META, STATE, MOMENTS):
             if (path / name).exists():
                 stat = (path / name).stat()
@@ -313,7 +321,7 @@ class Retention:
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint; of a snapshot only what a training would go on from."""
+    """Remove a checkpoint; of a snapshot, remove only the moments."""
     if path.parent.name == SNAPSHOTS:
         (path / MOMENTS).unlink(missing_ok=True)
     else:
@@ -321,6 +329,7 @@ def remove(path: Path) -> None:
 
 
 def targets_in(names: Iterable[str], *, batch: int, most: int = 64) -> set[int]:
-    """Images seen that others have asked for, by the names of their files; what is no such number is left alone."""
+    """Images seen at which other processes have asked for snapshots, by the names of their files; other names are
+    ignored."""
     found = {int(name) for name in names if name.isascii() and name.isdecimal() and len(name) <= 15}
     return set(sorted(images for images in found if images > 0 and images % batch == 0)[:most])

@@ -1,4 +1,4 @@
-"""How a model is trained."""
+"""Settings of the training: optimiser and budget."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a linear warm-up, then a constant learning rate, and if asked for a linear fall to 0 at the end."""
+    """AdamW with a linear warm-up, then a constant learning rate, and optionally a linear decay to 0 at the end."""
 
     learning_rate: float = 1e-4
-    """Step size after the warm-up, > 0."""
+    """Learning rate after the warm-up, > 0."""
     weight_decay: float = 0.0
     """Decoupled weight decay, ≥ 0."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the first and second moment, each in [0, 1)."""
+    """Decays of the first and second moment, each in [0, 1)."""
     warmup_steps: int = 1000
     """Steps over which the learning rate rises linearly, ≥ 0."""
     gradient_norm: float = 1.0
-    """The gradient is scaled down to at most this norm, > 0."""
+    """Largest norm of the gradient, > 0: a larger gradient is scaled down to it."""
     decay_images: int = 0
     """Images at the end of the training over which the learning rate falls linearly to 0; a multiple of the batch. Up
-    to there it is the training without, so trainings of several lengths and decays share their beginning."""
+    to there, the training equals one without decay, so trainings of several lengths and decays share their
+    beginning."""
 
     def __post_init__(self) -> None:
         require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "> 0")
@@ -38,38 +39,39 @@ class OptimizerConfig:
         require(self.decay_images >= 0, "decay_images", self.decay_images, "≥ 0 images")
 
     def learning_rate_at(self, step: int) -> float:
-        """The rate of step `step` (from 0), before any decay."""
+        """Learning rate of step `step` (from 0), before any decay."""
         return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The training budget, in images seen, and how it is worked through."""
+    """The training budget, in images seen, and how the training runs."""
 
     images: int = 102_400_000
-    """Images seen in all; a multiple of the batch. Trainings are compared at equal images seen."""
+    """Images seen in total; a multiple of the batch. Trainings are compared at equal images seen."""
     batch: int = 256
-    """Global batch: images an optimiser step, over all workers and accumulation steps."""
+    """Global batch: images per optimiser step, over all workers and accumulation steps."""
     accumulation: int = 1
-    """Forward and backward passes an optimiser step; must divide a worker's share of the batch. Memory, not result."""
+    """Forward and backward passes per optimiser step; must divide a worker's share of the batch. More passes need less
+    memory and give the same result."""
     ema_decay: float = 0.9999
     """Decay of the averaged weights, in [0, 1)."""
     ema_warmup: bool = False
-    """Use min(decay, (1 + k)/(10 + k)) at step k, so that short runs do not average in their start."""
+    """Use min(decay, (1 + k)/(10 + k)) at step k, so that the average in short runs does not include their start."""
     precision: Precision = "auto"
-    """auto: bfloat16 autocast on a GPU that has it, else float32."""
+    """Precision of forward and backward passes. auto: bfloat16 autocast on a GPU that supports it, else float32."""
     compile: bool = False
-    """torch.compile the model (needs a C++ compiler; worth it on long runs)."""
+    """Compile the model with torch.compile (needs a C++ compiler; worthwhile for long runs)."""
     checkpoint_every: int = 5000
     """Steps between checkpoints."""
     log_every: int = 10
-    """Steps between points of the loss curve (and between checks that the loss is finite)."""
+    """Steps between points of the loss curve, and between checks that the loss is finite."""
     snapshots: tuple[int, ...] = ()
-    """Images seen at which the training is measured, too, each a row of its own; multiples of the batch, below images.
-    A training that was taken further gives exactly the same rows."""
+    """Images seen at which the training is measured as well, each with a row of its own; multiples of the batch, below
+    images. A longer training gives exactly the same rows."""
     resumable: tuple[int, ...] = ()
-    """Images seen at which the training is kept with its moments for good, so that others can go on from there. The
-    end always is, until a longer training takes its place."""
+    """Images seen at which the training is kept for good together with its moments, so that others can resume from
+    there. The end is always kept, until a longer training replaces it."""
 
     def __post_init__(self) -> None:
         require(self.batch > 0, "batch", self.batch, "> 0 images")

@@ -1,8 +1,8 @@
-"""The loss curve of a training, on disk: immutable segments, one per checkpoint.
+"""The loss curve of a training on disk: immutable segments, one per checkpoint.
 
-`curve/FIRST-LAST.CONTENT.jsonl` has a point per line; FIRST and LAST are the images seen of its first and last point,
-CONTENT is the hash of its bytes. A point that two segments have, because a training went through it twice, is that of
-the segment whose name comes first.
+`curve/FIRST-LAST.CONTENT.jsonl` has one point per line; FIRST and LAST are the images seen of its first and last point,
+CONTENT is the hash of its bytes. Where two segments have the same point, because a training passed it twice, the point
+of the first segment in the order of names counts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MOST_BYTES = 64 << 20
 
 
 def write_segment(folder: Path, points: Sequence[Record]) -> Path | None:
-    """Write points of a training's folder; the file, or None where there are none."""
+    """Write points into a training's folder and return the file, or None where there are no points."""
     if not points:
         return None
     lines = [json.dumps(point._asdict(), separators=(",", ":"), allow_nan=False) for point in points]
@@ -34,7 +34,7 @@ def write_segment(folder: Path, points: Sequence[Record]) -> Path | None:
 
 
 def segments(folder: Path) -> list[Path]:
-    """Files of a training's curve, in order."""
+    """Files of a training's curve, in the order of images seen."""
     found = [(match, path) for path in (folder / CURVE).glob("*.jsonl") if (match := NAME.fullmatch(path.name))]
     ordered = sorted(found, key=lambda each: (int(each[0]["first"]), int(each[0]["last"]), each[0]["content"]))
     return [path for _, path in ordered]
@@ -44,21 +44,23 @@ def _points(path: Path) -> list[Record]:
     """The points of a segment. ValueError where it is damaged, OSError where it cannot be read."""
     content = read_small(path, MOST_BYTES)
     if content_digest(content) != path.name.split(".")[1]:
-        raise ValueError("is damaged: its content is not what its name says")
+        raise ValueError("is damaged: its content does not match its name")
     try:
         found = [Record(**json.loads(line)) for line in content.splitlines()]
     except TypeError as error:
-        raise ValueError(f"holds something else than points ({error})") from error
+        raise ValueError(f"does not hold points ({error})") from error
     return found
 
 
 def read_curve(
     folder: Path, *, until: int | None = None, say: Callable[[str], None] = lambda line: None
 ) -> list[Record]:
-    """The points of a training's curve, in order; damaged segments are told of.
+    """The points of a training's curve, in order; damaged segments are reported.
 
     Args:
-        folder: of the training. until: images seen.
+        folder: folder of the training.
+        until: images seen up to which points are read; None for all.
+        say: called with a line for each damaged segment.
     """
     found: dict[int, Record] = {}
     for path in segments(folder):

@@ -14,10 +14,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class EMA(Generic[M]):
-    """A second, averaged copy of a model, always in evaluation mode.
+    """An averaged copy of a model, always in eval mode.
 
-    After the update of step k (from 0): average ← d·average + (1 − d)·weights, d = decay, or with warm-up
-    min(decay, (1 + k)/(10 + k)). The step is passed in, so a resumed run continues the same sequence.
+    After the update of step k (from 0): average ← d·average + (1 − d)·weights, d = decay, or with warm-up min(decay, (1
+    + k)/(10 + k)). The step is passed in, so a resumed training continues the same sequence.
     """
 
     def __init__(self, model: M, *, decay: float, warmup: bool) -> None:
@@ -27,7 +27,7 @@ class EMA(Generic[M]):
 
     @torch.no_grad()
     def update(self, model: M, step: int) -> None:
-        """Take in the weights after step `step`."""
+        """Update the average with the weights after step `step`."""
         decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
         averages: list[Tensor] = [local(parameter) for parameter in self.model.parameters()]
         weights: list[Tensor] = [local(parameter) for parameter in model.parameters()]

@@ -1,8 +1,8 @@
-"""The training loop: one file, no Ray, no MLflow.
+"""The training loop, without Ray or MLflow.
 
-Randomness does not know the number of workers: each step has a generator keyed by (seed, step), every worker
-draws the *global* batch's timesteps, noise, label drops and flips, and takes its rows. So k steps, a resume
-and n − k steps are n steps, bit for bit on a CPU.
+Randomness does not depend on the number of workers: each step has a generator keyed by (seed, step), and every worker
+draws the *global* batch's timesteps, noise, label drops and flips, and takes its rows. So k steps, a resume and n − k
+steps equal n steps, bit for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class TrainingBatch(Protocol):
 
 
 class TrainingStream(Protocol):
-    """Where batches come from, in an order that does not depend on the number of workers."""
+    """A source of batches, in an order that does not depend on the number of workers."""
 
     @property
     def rows(self) -> Tensor: ...  # (b,) int64, this worker's rows in the global batch
@@ -55,7 +55,7 @@ class Record(NamedTuple):
     """A point of the loss curve: means over the steps since the last one."""
 
     step: int
-    """Steps done."""
+    """Optimiser steps done."""
     images_seen: int
     loss: float
     mse: float
@@ -66,12 +66,12 @@ class Record(NamedTuple):
     device_hours: float = 0.0
     """Device-hours, summed over devices and resumes."""
     time: float = 0.0
-    """When it was made, seconds since 1970."""
+    """Time at which it was made, in seconds since 1970."""
 
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """Everything that determines a training, but for the model and the data."""
+    """Everything that determines a training, except the model and the data."""
 
     timesteps: TimestepSampler
     flow: FlowConfig
@@ -79,44 +79,45 @@ class TrainingSpec:
     training: TrainingConfig
     seed: int
     identity: str
-    """Content hash of the training; a checkpoint of another one is refused."""
+    """Content hash of the training; a checkpoint of another training is refused."""
 
     def learning_rate_at(self, step: int) -> float:
-        """The rate of step `step` (from 0): in a decay of D steps that of its first is whole, of its last 1/D."""
+        """Learning rate of step `step` (from 0). Over a decay of D steps it falls from the full rate in the first to
+        1/D of it in the last."""
         rate, decay = self.optimizer.learning_rate_at(step), self.optimizer.decay_images // self.training.batch
         return rate * min(1.0, (self.training.steps - step) / decay) if decay else rate
 
 
 class Window:
-    """The steps since the last point of the curve. A checkpoint holds them, so that it forces no point.
+    """The steps since the last point of the curve. A checkpoint holds them, so that it does not force a point.
 
-    Losses are kept on the device, so that a GPU is not made to wait at every step.
+    Losses stay on the device, so that a GPU does not wait at every step.
 
     Args:
-        rows: (steps, 4) of an open window that a checkpoint held: loss, mse, nll, gradient norm.
-        seconds: that its steps took.
+        rows: steps of an open window that a checkpoint held, (steps, 4): loss, mse, nll, gradient norm.
+        seconds: seconds that these steps took.
     """
 
     def __init__(self, rows: Sequence[Sequence[float]] = (), seconds: float = 0.0) -> None:
         self.rows = [list(row) for row in rows]
-        """Means over the workers, looked at and finite."""
+        """Means over the workers, checked to be finite."""
         self.seconds = seconds
         self._new: list[Tensor] = []
-        """(4,) each, of this worker's share of the batch."""
+        """Rows (4,) of this worker's share of the batch, not checked yet."""
         self._since = time.perf_counter()
 
     def begin(self) -> None:
-        """The clock starts: what was before, such as reading a checkpoint, is no training."""
+        """Start the clock: time before, such as for reading a checkpoint, is not training."""
         self._since = time.perf_counter()
 
     def add(self, row: Tensor) -> None:
-        """A step was done."""
+        """Add the row (4,) of a step."""
         self._new.append(row)
 
     def settle(self, state: TrainState) -> None:
-        """Look at the new steps, and count their time. Diverged where a loss or a gradient is not finite.
+        """Check the new steps and count their time. Diverged where a loss or a gradient is not finite.
 
-        To be called by all workers: the means are over them, so that all see a divergence at once.
+        All workers must call it: the means are over them, so that all see a divergence at once.
         """
         if not self._new:
             return
@@ -134,7 +135,7 @@ class Window:
         self._new, self._since = [], now
 
     def close(self, state: TrainState) -> Record:
-        """The point of the curve that the window is; a new one begins. Diverged as `settle`."""
+        """Make a point of the curve from the window and begin a new window. Diverged as in `settle`."""
         self.settle(state)
         loss, mse, nll, norm = torch.tensor(self.rows, dtype=torch.float64).mean(dim=0).tolist()
         rate = state.spec.learning_rate_at(state.step - 1)
@@ -147,7 +148,7 @@ class Window:
 
 @dataclass
 class TrainState:
-    """A training in progress: what a checkpoint holds, and what callbacks see."""
+    """The state of a training in progress, as checkpoints hold it and callbacks see it."""
 
     spec: TrainingSpec
     model: PatchForcingTransformer
@@ -157,52 +158,52 @@ class TrainState:
     device: torch.device
     workers: Workers = ALONE
     devices: float = 1.0
-    """Devices that this training occupies, over all workers (on a CPU: cores)."""
+    """Devices (on a CPU: cores) that this training occupies, over all workers."""
     step: int = 0
     """Optimiser steps done."""
     seconds: float = 0.0
-    """Time spent in those steps, over all resumes."""
+    """Seconds spent in these steps, over all resumes."""
     device_seconds: float = 0.0
     """Device-seconds: seconds × devices, summed over resumes."""
     window: Window = field(default_factory=Window)
     curve: list[Record] = field(default_factory=list)
     """Points of the loss curve since the last checkpoint."""
     answer: Answer = Answer.GO_ON
-    """What a callback of the first worker was told; all workers act on it at the end of one step."""
+    """Answer that a callback of the first worker got; all workers act on it at the end of the same step."""
 
     @property
     def images_seen(self) -> int:
-        """Images of the steps done."""
+        """Images seen in the steps done."""
         return self.step * self.spec.training.batch
 
 
 class Callback:
-    """Hooks of the loop. Override what is needed."""
+    """Hooks of the loop. Override those that are needed."""
 
     def on_start(self, state: TrainState) -> None:
-        """Before the first step, after a resume."""
+        """Called before the first step, also after a resume."""
 
     def on_record(self, state: TrainState, record: Record) -> None:
-        """At every `log_every` steps; the losses up to here are finite."""
+        """Called every `log_every` steps; all losses so far are finite."""
 
     def on_step(self, state: TrainState) -> None:
-        """After every step, and after its record."""
+        """Called after every step, and after its record."""
 
     def on_checkpoint(self, state: TrainState) -> None:
-        """A checkpoint is asked for at this step. Called on all workers, after `on_step`."""
+        """Called on all workers, after `on_step`, where a checkpoint is asked for at this step."""
 
     def on_end(self, state: TrainState) -> None:
-        """After the last step; losses and weights are finite."""
+        """Called after the last step; losses and weights are finite."""
 
     def on_exit(self) -> None:
-        """However the training ended."""
+        """Called when the training has ended, however it ended."""
 
 
 class _AdamW(torch.optim.AdamW):
-    """torch's AdamW without the marks that keep its methods from being compiled.
+    """torch's AdamW without the decorators that exclude its methods from compilation.
 
-    At their first call these marks import torch's compiler, a second of every process, and nothing here compiles an
-    optimizer. The methods are torch's own, below the marks.
+    At their first call these decorators import torch's compiler, which takes a second in every process, and nothing
+    here compiles an optimiser. The methods are torch's own.
     """
 
     step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
@@ -222,10 +223,10 @@ def new_state(
     sharding: Sharding = "none",
     devices: float = 1.0,
 ) -> TrainState:
-    """A training at step 0, of the same weights on every worker.
+    """A training at step 0, with the same weights on every worker.
 
     Args:
-        sharding: fsdp splits weights, averages and moments over the workers; with one worker there is nothing to split.
+        sharding: fsdp shards weights, averages and moments over the workers; it has no effect with one worker.
         devices: as in `TrainState`.
     """
     model = model.to(device).train()
@@ -243,23 +244,23 @@ def new_state(
 
 
 def use_bfloat16(precision: Precision, device: torch.device) -> bool:
-    """Whether to autocast; `auto` does on a GPU that computes in bfloat16."""
+    """Whether to autocast to bfloat16; `auto` does on a GPU that computes in bfloat16."""
     if precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return precision == "bfloat16"
 
 
 class Draws(NamedTuple):
-    """A global batch's random numbers."""
+    """Random numbers of a global batch."""
 
     t: Tensor
-    """(B, N) timesteps."""
+    """Timesteps (B, N)."""
     x0: Tensor
-    """(B, C, H, W) noise."""
+    """Noise (B, C, H, W)."""
     drop: Tensor
-    """(B,) bool: the label becomes the null class."""
+    """Mask (B,) bool of the labels that become the null class."""
     flip: Tensor
-    """(B,) bool: the image is mirrored, where the data allow it."""
+    """Mask (B,) bool of the images that are mirrored, where the data allow it."""
 
 
 def draw(spec: TrainingSpec, model: PatchForcingTransformer, step: int, device: torch.device) -> Draws:
@@ -276,11 +277,12 @@ def draw(spec: TrainingSpec, model: PatchForcingTransformer, step: int, device: 
 
 @torch.no_grad()
 def require_finite(state: TrainState) -> None:
-    """Diverged where a weight or an average is not finite: a loss is of before its update. Asked by all workers."""
+    """Raise Diverged where a weight or an averaged weight is not finite, as a loss is computed before its update. All
+    workers must call it."""
     for name, model in (("weights", state.model), ("averaged weights", state.ema.model)):
         parts = [local(value) for value in model.parameters()]
         finite = torch.stack([part.isfinite().all() for part in parts]).all()
-        # Each worker may hold another part: all learn of it at once.
+        # Each worker may hold another part; all learn of it at once.
         if state.workers.mean(finite.float().reshape(1)).item() < 1:
             raise Diverged(state.step, f"{name} are not finite")
 
@@ -288,11 +290,11 @@ def require_finite(state: TrainState) -> None:
 def train(
     state: TrainState, *, until: int | None = None, flip: bool = False, callbacks: Sequence[Callback] = ()
 ) -> None:
-    """Train until the budget is spent; continues at `state.step`. Diverged where the loss or a weight is not finite,
-    Stopped where a callback was told so; both are raised by all workers at one step.
+    """Train from `state.step` until the budget is spent. Diverged where the loss or a weight is not finite, Stopped
+    where a callback got that answer; all workers raise both at the same step.
 
     Args:
-        until: images seen at which to end; by default the budget of the configuration.
+        until: images seen at which to end; by default, the configuration's budget.
     """
     end = (state.spec.training.images if until is None else until) // state.spec.training.batch
     try:
@@ -315,7 +317,7 @@ def _run(state: TrainState, end: int, flip: bool, callbacks: Sequence[Callback])
         state.window.add(_step(state, forward, flip))
         state.step += 1
         if state.step == end:
-            # A loss is of before its update: a weight that the last one spoiled shows here only.
+            # A loss is computed before its update: a weight that the last update spoiled shows only here.
             state.window.settle(state)
             require_finite(state)
         if state.step % training.log_every == 0:
@@ -336,7 +338,7 @@ def _run(state: TrainState, end: int, flip: bool, callbacks: Sequence[Callback])
 
 
 def _step(state: TrainState, forward: Forward, flip: bool) -> Tensor:
-    """One optimiser step; (4,) loss, mse, nll and gradient norm."""
+    """Take one optimiser step; returns (4,): loss, mse, nll and gradient norm."""
     spec, device = state.spec, state.device
     for group in state.optimizer.param_groups:
         group["lr"] = spec.learning_rate_at(state.step)

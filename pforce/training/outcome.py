@@ -1,4 +1,4 @@
-"""How a training ends before its end, and what a callback may answer it."""
+"""Early ends of a training, and the answers that a callback may give it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from enum import IntEnum
 
 
 class Diverged(RuntimeError):
-    """The loss, its gradient, or a weight is not finite. The last checkpoint is from before.
+    """The loss, its gradient, or a weight is not finite. The last checkpoint is from before that.
 
     Args:
         step: optimiser steps done.
-        what: what was found: `the loss is nan`.
+        what: the finding, such as `the loss is nan`.
     """
 
     def __init__(self, step: int, what: str) -> None:
@@ -22,14 +22,14 @@ class Diverged(RuntimeError):
 
 
 class Answer(IntEnum):
-    """The reply to a report of work under way."""
+    """The answer to a report of work in progress."""
 
     GO_ON = 0
     CHECKPOINT = 1
-    """Write a checkpoint now, and go on."""
+    """Write a checkpoint now and continue."""
     CHECKPOINT_AND_STOP = 2
 
 
 class Stopped(RuntimeError):
-    """The work was told to stop. A training stands at a checkpoint of the step that it had done; of a measurement all
-    that is done is kept."""
+    """The work was asked to stop. A training has a checkpoint at its last step; a measurement keeps everything that is
+    done."""

@@ -1,6 +1,6 @@
-"""How several workers train one model: whole copies (DDP), or each a part of every layer (FSDP2).
+"""Strategies by which several workers train one model: whole copies (DDP), or a part of every layer each (FSDP2).
 
-Both give what one worker would, but for the order in which gradients are added.
+Both give the result of one worker, except for the order in which gradients are added.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Forward(Protocol):
     def __call__(self, x: Tensor, t: Tensor, y: Tensor, /) -> Prediction: ...
 
     def synchronise(self, wanted: bool) -> AbstractContextManager[None]:
-        """Whether gradients of the backward passes inside are added up over the workers."""
+        """Context in which the gradients of backward passes are averaged over the workers, if `wanted`."""
         ...
 
 
 class _Alone:
-    """One worker: the model itself."""
+    """The strategy of one worker: the model itself."""
 
     def __init__(self, model: PatchForcingTransformer, call: Callable[..., Prediction]) -> None:
         self.patch, self.call = model.patch, call
@@ -48,7 +48,7 @@ class _Copies(_Alone):
     """Distributed data parallel: gradients are averaged while the backward pass still runs."""
 
     def __init__(self, model: PatchForcingTransformer, call: Callable[..., Prediction]) -> None:
-        # The call is a module too where it is compiled.
+        # A compiled call is a module, too.
         assert isinstance(call, nn.Module)
         device = next(model.parameters()).device
         ids = [device.index or 0] if device.type == "cuda" else None
@@ -62,7 +62,7 @@ class _Copies(_Alone):
 
 
 class _Shards(_Alone):
-    """Fully sharded: the hooks are in the model (see `shard`)."""
+    """Fully sharded data parallel: the hooks are in the model (see `shard`)."""
 
     def __init__(self, model: PatchForcingTransformer, call: Callable[..., Prediction]) -> None:
         super().__init__(model, call)
@@ -75,8 +75,8 @@ class _Shards(_Alone):
 
 
 def shard(model: PatchForcingTransformer, workers: Workers, device: torch.device) -> None:
-    """Split every parameter over the workers (FSDP2); layers are gathered one block at a time when they are used."""
-    # Half a second of import, which a trial of one worker need not pay.
+    """Shard every parameter over the workers (FSDP2); layers are gathered one block at a time when they are used."""
+    # Takes half a second to import, which a training with one worker does not need.
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -87,7 +87,7 @@ def shard(model: PatchForcingTransformer, workers: Workers, device: torch.device
 
 
 def make_forward(model: PatchForcingTransformer, workers: Workers, *, compiled: bool) -> Forward:
-    """The model as a training calls it."""
+    """The model wrapped for training by these workers."""
     call: Any = torch.compile(model) if compiled else model
     if workers.count == 1:
         return _Alone(model, call)
@@ -95,7 +95,7 @@ def make_forward(model: PatchForcingTransformer, workers: Workers, *, compiled: 
 
 
 def is_split(tensor: Tensor) -> bool:
-    """Whether a tensor is spread over the workers (a DTensor)."""
+    """Whether a tensor is sharded over the workers (a DTensor)."""
     if type(tensor) in (Tensor, nn.Parameter):
         return False
     from torch.distributed.tensor import DTensor
@@ -104,7 +104,7 @@ def is_split(tensor: Tensor) -> bool:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor without its being split. To be called by all workers."""
+    """The whole tensor, gathered where it is sharded. All workers must call it."""
     return tensor.full_tensor() if is_split(tensor) else tensor  # type: ignore[attr-defined]
 
 
@@ -115,7 +115,7 @@ def local(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def put(target: Tensor, value: Tensor | None, workers: Workers) -> None:
-    """Fill a tensor of every worker with the first worker's value (None on the others)."""
+    """Fill a tensor on every worker with the first worker's value (None on the others). All workers must call it."""
     if is_split(target):
         from torch.distributed.tensor import DTensor, distribute_tensor
 

@@ -1,4 +1,5 @@
-"""One model from end to end, in any process: train, draw, measure, and the folder that it leaves; no Ray, no MLflow.
+"""One model from end to end, in any process: training, drawing, measuring, and the folder of a training; no Ray, no
+MLflow.
 
-Imports nothing itself: a process that only names a folder need not load torch's and the data's machinery.
+Imports nothing itself, so that a process that only names a folder need not load torch and the data packages.
 """

@@ -1,6 +1,7 @@
-"""What an attempt said: a file in the training's folder, `attempts/N.log`, with its output, its warnings and traceback.
+"""The log of an attempt: a file in the training's folder, `attempts/N.log`, with its output, warnings and traceback.
 
-A log that cannot be written, as the disk is full, disturbs no training: its lines are dropped, and that is said once.
+A log that cannot be written, for example on a full disk, does not disturb the training: its lines are dropped, with one
+warning.
 """
 
 from __future__ import annotations
@@ -17,27 +18,27 @@ from pathlib import Path
 from pforce.storage import Storage, StorageError
 
 ATTEMPTS = "attempts"
-"""Folder of the logs, in a training's or a drawing's."""
+"""Folder of the logs in a training's or a drawing's folder."""
 MOST_BYTES = 16 << 20
-"""Longest log; what comes after is dropped."""
+"""Largest size of a log in bytes; later output is dropped."""
 MOST_TRACEBACK = 1 << 20
 NAME = re.compile(r"(?P<number>\d{1,9})(\.(?P<rank>\d{1,6}))?\.log")
 
 
 def log_name(number: int, rank: int = 0) -> str:
-    """`3.log`; of the second worker of a group `3.1.log`."""
+    """File name of a log: `3.log`; for the second worker of a group, `3.1.log`."""
     return f"{number}.{rank}.log" if rank else f"{number}.log"
 
 
 def logs_of(storage: Storage, folder: str) -> list[str]:
-    """Names of the logs of a training's or a drawing's folder, the newest attempt last, its first worker before the
+    """Names of the logs in a training's or a drawing's folder: the newest attempt last, first workers before the
     others."""
     matches = [match for name in storage.names(f"{folder}/{ATTEMPTS}") if (match := NAME.fullmatch(name))]
     return [match.string for match in sorted(matches, key=lambda m: (int(m["number"]), int(m["rank"] or 0)))]
 
 
 def shortened(text: str, most: int) -> str:
-    """A text of at most so many characters: its beginning and its end."""
+    """A text cut to at most `most` characters: its beginning and its end."""
     if len(text) <= most:
         return text
     cut = f"\n… {len(text) - most:,} characters left out …\n"
@@ -46,18 +47,18 @@ def shortened(text: str, most: int) -> str:
 
 
 class AttemptLog:
-    """A log that is made when something is written to it.
+    """The log of an attempt. Its file is made by `open`.
 
     Args:
-        folder: of the training or drawing, below the storage's root.
-        about: what is attempted, for its first line.
-        rank: of the worker in its group.
+        folder: folder of the training or drawing, below the storage's root.
+        about: description of the attempt, its first line.
+        rank: rank of the worker in its group.
     """
 
     def __init__(self, storage: Storage, folder: str, about: str, *, rank: int = 0) -> None:
         self.storage, self.folder, self.about, self.rank = storage, f"{folder}/{ATTEMPTS}", about, rank
         self.problem: str | None = None
-        """Why something is not kept."""
+        """Message of why output is not kept; None where all is kept."""
         self.number = 0
         self.path: Path | None = None
         self._file: int | None = None
@@ -65,11 +66,11 @@ class AttemptLog:
 
     @property
     def name(self) -> str | None:
-        """The file below the storage's root; None where there is none."""
+        """Path of the file below the storage's root; None where there is none."""
         return None if self.path is None else f"{self.folder}/{self.path.name}"
 
     def open(self, number: int | None = None) -> int:
-        """Make the file. Returns its number: the next free one, or that of the group's first worker."""
+        """Make the file and return its number: the next free one, or the given number of the group's first worker."""
         if self._file is not None or self.problem is not None:
             return self.number
         try:
@@ -84,7 +85,7 @@ class AttemptLog:
                 except FileExistsError:
                     self.number += 1
         except OSError as error:
-            self.path, self.problem = None, f"what the attempt says is not kept: {error}"
+            self.path, self.problem = None, f"the attempt's output is not kept: {error}"
             return self.number
         self.line(self.about)
         return self.number
@@ -97,11 +98,11 @@ class AttemptLog:
         return names
 
     def line(self, text: str) -> None:
-        """Write a line, with the time, where the file was made."""
+        """Write a line with the time, if the file was made."""
         self.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
     def write(self, text: str) -> None:
-        """Write a text as it stands, where the file was made."""
+        """Write a text as it is, if the file was made."""
         content = text.encode(errors="replace")
         if self._file is None or self._written >= MOST_BYTES:
             return
@@ -111,11 +112,11 @@ class AttemptLog:
         try:
             os.write(self._file, content)
         except OSError as error:
-            self.problem = f"what the attempt says is not kept any more: {error}"
+            self.problem = f"the attempt's output is no longer kept: {error}"
 
     @contextmanager
     def captured(self) -> Iterator[None]:
-        """The output of this process goes into the log during the block, that of libraries in C too."""
+        """Redirect this process's output into the log during the block, including that of C libraries."""
         self.open()
         if self._file is None:
             yield
@@ -137,7 +138,7 @@ class AttemptLog:
                 os.close(file)
 
     def close(self) -> None:
-        """End the file. Of a bucket it is put there; where that does not answer it stays on this machine."""
+        """Close the file. With a bucket, upload it; where the bucket does not answer, it stays on this machine."""
         if self._file is None:
             return
         os.close(self._file)
@@ -148,7 +149,7 @@ class AttemptLog:
 
 
 class _Output(io.TextIOBase):
-    """Python's own output: a full disk is no error of whoever prints."""
+    """Python's output streams during `captured`: a full disk does not raise an error in code that prints."""
 
     def __init__(self, log: AttemptLog) -> None:
         self.log = log

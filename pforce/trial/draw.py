@@ -1,10 +1,9 @@
-"""Drawing: a model's images under a sampler, and what a storage keeps of them.
+"""Drawing of a model's images under a sampler, and the blocks of them that a storage keeps.
 
-Image i starts from the noise of (seed, i), so a drawing has no end: more images are drawn where it stopped. What is
-kept of it lies in blocks of 64 images, `drawings/ID/NAME/FIRST-END.CONTENT.npz`, CONTENT the hash of the file: a block
-that is damaged is drawn again, never believed. A forward pass never reaches over a block's end by accident: passes are
-whole blocks or whole parts of one, so an image does not depend on how many others were asked for, but for the rounding
-of another batch size.
+Image i starts from the noise of (seed, i), so a drawing has no end: more images are drawn from where it stopped. Images
+and features are kept in blocks of 64 images, `drawings/ID/NAME/FIRST-END.CONTENT.npz`, where CONTENT is the hash of the
+file: a damaged block is drawn again, never used. A forward pass is whole blocks or an equal part of one block, so an
+image does not depend on the number of other images, except by the rounding of another batch size.
 """
 
 from __future__ import annotations
@@ -33,16 +32,16 @@ from pforce.sampling import Denoiser, Sampler, Step
 from pforce.storage import Storage
 
 BLOCK = 64
-"""Images of a block."""
+"""Images per block."""
 KEPT_BYTES = 256 << 20
-"""Features that are kept of a drawing, per detector, once it is measured; images beyond are drawn again."""
+"""Bytes of features that are kept per drawing and detector once it is measured; further images are drawn again."""
 DRAWINGS, IMAGES = "drawings", "images"
 NAME = re.compile(r"(?P<first>\d{1,12})-(?P<end>\d{1,12})\.(?P<content>[0-9a-f]{32})\.npz")
 Arrays = dict[str, NDArray[Any]]
 
 
 class Span(NamedTuple):
-    """The images first … end − 1."""
+    """A range of images: first … end − 1."""
 
     first: int
     end: int
@@ -52,8 +51,9 @@ def spans_to_draw(count: int, batch: int, there: Mapping[int, int]) -> list[list
     """Forward passes that complete a drawing's first `count` images, grouped by the blocks that they fill.
 
     Args:
-        batch: images per pass; whole blocks where it holds one or more, else equal parts of a block.
-        there: first image of a block → its end, of the blocks that are kept.
+        batch: images per pass; a pass is whole blocks where the batch is at least a block, else an equal part of a
+            block.
+        there: first image → end of the blocks that are kept.
     """
     groups: list[list[Span]] = []
     together = max(1, batch // BLOCK)
@@ -80,11 +80,11 @@ def _joins(last: Span, block: int, together: int) -> bool:
 
 
 class Drawn(NamedTuple):
-    """A forward pass's worth of images, and what they cost."""
+    """The images of one pass and their cost."""
 
     span: Span
     images: Tensor
-    """(B, 3, H, W) uint8, on the device."""
+    """Images (B, 3, H, W) uint8, on the device."""
     num_function_evaluations: int
     """NFE per image."""
     forward_passes: int
@@ -102,14 +102,14 @@ def draw(
     device: torch.device,
     decode: Decoder | None = None,
 ) -> Iterator[Drawn]:
-    """Draw spans of images, one after the other; nothing is held.
+    """Draw spans of images one after the other; none is held in memory.
 
     Args:
-        labels: (M,); image i is of class labels[i mod M].
-        decode: makes pixels of latents.
+        labels: classes (M,); image i has class labels[i mod M].
+        decode: decoder from latents to pixels.
 
     Raises:
-        ValueError: a value that is not finite.
+        ValueError: a value is not finite.
     """
     shape = (model.config.channels, *model.config.image_size)
     for span in spans:
@@ -123,14 +123,14 @@ def draw(
             passes.append(step.forward_passes)
 
         x1 = sampler.sample(model, x0, y, seed=seed, first=span.first, callback=note)
-        images = to_uint8(x1 if decode is None else decode(x1))  # looks at every value: a GPU's work is done then
+        images = to_uint8(x1 if decode is None else decode(x1))  # reads every value, so the GPU's work is done then
         yield Drawn(span, images, len(passes), sum(passes), time.perf_counter() - started)
 
 
 def _arrays(content: bytes, named: str, count: int) -> Arrays:
-    """The arrays of a block's file. ValueError where it is not what its name says."""
+    """The arrays of a block's file. ValueError where the content does not match its name."""
     if content_digest(content) != named:
-        raise ValueError("its content is not what its name says")
+        raise ValueError("its content does not match its name")
     with np.load(io.BytesIO(content)) as arrays:
         found = {key: arrays[key] for key in arrays.files}
     if any(len(value) != count for value in found.values()):
@@ -139,7 +139,7 @@ def _arrays(content: bytes, named: str, count: int) -> Arrays:
 
 
 class Blocks:
-    """What a storage keeps of a drawing under one name, in blocks of 64 images.
+    """The blocks of 64 images that a storage keeps of a drawing under one name.
 
     Args:
         relative: folder below the storage's root.
@@ -150,12 +150,12 @@ class Blocks:
         self.folder = storage.root / relative
 
     def names(self, *, here: bool = False) -> dict[int, list[tuple[int, str]]]:
-        """First image → (end, file name) of its blocks, the longest first, then by name.
+        """First image → (end, file name) of its blocks: the longest first, then by name.
 
         Args:
-            here: of this machine's only.
+            here: list only this machine's blocks.
         """
-        if self.storage.remote and not here:  # what others removed there does not come back from this mirror
+        if self.storage.remote and not here:  # this mirror may have blocks that were removed there
             names = {name.rpartition("/")[2] for name in self.storage.list(self.relative)}
         else:
             names = {path.name for path in self.folder.glob("*.npz")} if self.folder.is_dir() else set()
@@ -167,22 +167,23 @@ class Blocks:
         return {first: sorted(ends, key=lambda each: (-each[0], each[1])) for first, ends in found.items()}
 
     def has(self, end: int, first: int) -> bool:
-        """Whether images `first` to `end` − 1 are there, as far as names say."""
+        """Whether images `first` to `end` − 1 are there, judged by names."""
         names = self.names()
         starts = range(first // BLOCK * BLOCK, end, BLOCK)
         return all(start in names and names[start][0][0] >= min(start + BLOCK, end) for start in starts)
 
     def load(self, count: int) -> dict[int, Arrays]:
-        """First image → arrays of each whole block among the first `count` images. Damaged ones are warned of."""
+        """First image → arrays of each whole block among the first `count` images, with a warning for damaged ones."""
         names = self.names()
         found = {first: self.block(first, names) for first in sorted(names) if first < count}
         return {first: arrays for first, arrays in found.items() if arrays is not None}
 
     def block(self, first: int, names: Mapping[int, list[tuple[int, str]]] | None = None) -> Arrays | None:
-        """The longest whole block that begins at `first`; None where there is none. Damaged ones are warned of.
+        """Arrays of the longest whole block that begins at `first`, with a warning for damaged ones; None where there
+        is none.
 
         Args:
-            names: of all blocks, where they were listed.
+            names: names of all blocks, where they have been listed.
         """
         for end, name in (self.names() if names is None else names).get(first, ()):
             arrays = self._read(name, end - first)
@@ -197,19 +198,19 @@ class Blocks:
         try:
             return self.storage.read_checked(f"{self.relative}/{name}", checked)
         except (OSError, ValueError, KeyError, EOFError) as error:
-            if isinstance(error, PermissionError):  # no damage: it would be drawn again at every call
+            if isinstance(error, PermissionError):  # not damage: the block would be drawn again at every call
                 raise
             warnings.warn(f"damaged, drawn again: {self.folder / name} ({error})", stacklevel=2)
             return None
 
     def save(self, first: int, arrays: Arrays) -> None:
-        """Write a block that begins at `first`; it appears whole. A shorter one of the same start is removed."""
+        """Write a block that begins at `first`; it appears whole. Shorter blocks with the same start are removed."""
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]  # the stubs know no names
         content = buffer.getvalue()
         end = first + len(next(iter(arrays.values())))
         name = f"{first}-{end}.{content_digest(content)}.npz"
-        # Not flushed: its name holds its hash, and two flushes per 64 small images take longer than to draw them.
+        # Not flushed: its name holds its hash, and two flushes per 64 small images take longer than drawing them.
         write_bytes(self.folder / name, content, lasting=False)
         self.storage.push(f"{self.relative}/{name}")
         for other_end, other in self.names(here=True).get(first, ()):
@@ -227,7 +228,8 @@ class Blocks:
                 self._remove(name)
 
     def trim(self, most_bytes: int) -> int:
-        """Remove blocks beyond so many bytes, the last first; returns how many images are kept from the first on."""
+        """Remove blocks beyond `most_bytes`, keeping the first ones. Returns the number of images kept from the first
+        one on."""
         kept, total = 0, 0
         for first, ends in sorted(self.names().items()):
             for end, name in ends:
@@ -246,7 +248,7 @@ def folder_of(drawing: str) -> str:
 
 
 def features_folder(drawing: str, detector: Detector) -> str:
-    """Folder of a drawing's features in a detector: its name may be a stranger's, so it is no path as it stands."""
+    """Folder of a drawing's features in a detector, whose name may come from a user and is made safe for a path."""
     name = re.sub(r"[^\w-]", "_", detector.name)[:40]
     version = list(versions_of(f"detector.{detector.name}").values())
     own = digest("detector", [detector.name, detector.sha256, detector.preprocessing, *version])
@@ -257,7 +259,7 @@ READING = Reading._fields
 
 
 def to_arrays(reading: Reading) -> Arrays:
-    """A reading as arrays by name."""
+    """A detector's output as arrays by name."""
     return {name: part.numpy() for name, part in zip(READING, reading, strict=True) if part is not None}
 
 
@@ -268,17 +270,17 @@ def to_reading(arrays: Arrays) -> Reading:
 
 
 def read_block(detector: Detector, images: Tensor) -> Reading:
-    """Features of a block's images (B ≤ 64, 3, H, W) uint8, through a forward pass of exactly 64."""
+    """Features of a block's images (B ≤ 64, 3, H, W) uint8, from a forward pass of exactly 64 images."""
     return read_padded(detector, images, BLOCK)
 
 
 def count_of(arrays: Arrays) -> int:
-    """Images of a block."""
+    """Number of images in a block."""
     return len(next(iter(arrays.values())))
 
 
 def joined(parts: Sequence[Arrays]) -> Arrays:
-    """Arrays of consecutive images as one."""
+    """Arrays of consecutive images, concatenated."""
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
@@ -291,7 +293,7 @@ def first_images(storage: Storage, drawing: str, count: int = BLOCK) -> Tensor |
 
 
 def save_samples(storage: Storage, drawing: str, count: int, path: Path) -> bool:
-    """The first images of a drawing as one PNG, small ones enlarged; False where none are kept."""
+    """Write the first images of a drawing as one PNG, small images enlarged. Returns False where none are kept."""
     images = first_images(storage, drawing, count)
     if images is None:
         return False

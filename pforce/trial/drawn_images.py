@@ -1,4 +1,4 @@
-"""Measurements of a model on images that it draws: what is missing is drawn, read through the detector and kept in
+"""Measurements of a model on images that it draws. Missing images are drawn, read through the detector and kept in
 blocks, and each metric becomes a record."""
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ from pforce.trial.watch import Progress, Watch, quiet
 
 
 class _Block(NamedTuple):
-    """A block that was drawn by one worker."""
+    """A block drawn by one worker."""
 
     first: int
     reading: Reading
     drawn: int
-    """Images of it that were drawn now."""
+    """Number of its images that were drawn now."""
     num_function_evaluations: int
     forward_passes: int
     seconds: float
@@ -68,14 +68,15 @@ def draw_blocks(
     progress: Callable[[int], None] = lambda drawn: None,
     wait: Wait = patient,
 ) -> Iterator[_Block]:
-    """Draw groups of passes, read them through the detector, keep and give each block as soon as it is whole.
+    """Draw groups of passes, read them through the detector, and keep and yield each block as soon as it is whole.
 
-    What other processes draw meanwhile is left to them: it is not given, but kept when this ends.
+    Groups that other processes draw meanwhile are left to them: they are not yielded, but kept when this ends.
 
     Args:
         kept: blocks of which a part is there already.
-        store: of the features, and of the images.
-        wait: called while others draw the last of it.
+        store: blocks of features, and blocks of images.
+        progress: callback that gets the number of images just drawn.
+        wait: called while other processes draw the last groups.
     """
     features, _ = store
     own = shared(
@@ -92,7 +93,7 @@ def draw_group(
     request: Request, subject: Subject, detector: Detector, group: Sequence[Span], *, kept: Mapping[int, Arrays],
     store: tuple[Blocks, Blocks],
 ) -> Iterator[_Block]:  # fmt: skip
-    """One group of passes of `draw_blocks`, whoever else may be at it."""
+    """Draw one group of passes as `draw_blocks` does, without regard to other processes."""
     features, images = store
     pixels: list[Tensor] = []
     nfe = passes = 0
@@ -115,7 +116,7 @@ def draw_group(
         before = kept.get(block) if there else None
         if there:
             if before is None or count_of(before) < there:
-                raise ValueError(f"images {block} to {first + start - 1} of a drawing are not kept any more")
+                raise ValueError(f"images {block} to {first + start - 1} of a drawing are no longer kept")
             arrays = joined([{key: value[:there] for key, value in before.items()}, arrays])
         features.save(block, arrays)
         if first + start == 0:
@@ -133,11 +134,11 @@ def measure_images(
     watch: Watch,
     trim: bool,
 ) -> None:
-    """Draw what is missing of a request's images and record metrics of all. To be called by all workers.
+    """Draw the missing images of a request and record metrics of all its images. All workers must call it.
 
     Args:
-        metrics: those that no record has.
-        trim: of the features keep no more than KEPT_BYTES.
+        metrics: names of the metrics that have no record.
+        trim: keep at most KEPT_BYTES of features.
     """
     assert subject.detector is not None
     assert subject.reference is not None
@@ -151,7 +152,7 @@ def measure_images(
     reference: ReferenceStatistics | None = None
     if workers.first:
         watch.progress("features of the reference", 0.0)
-        reference = subject.reference()  # before anything is drawn: a broken one is found first
+        reference = subject.reference()  # before drawing, so that a broken reference is found first
     kept, groups = workers.first_does(lambda: _to_draw(request, subject, ledger, detector, store))
     own = groups[workers.rank :: workers.count]
     to_draw = sum(span.end - span.first for group in own for span in group)
@@ -187,7 +188,7 @@ def measure_images(
 def _to_draw(
     request: Request, subject: Subject, ledger: Ledger, detector: Detector, store: tuple[Blocks, Blocks]
 ) -> tuple[dict[int, Arrays], list[list[Span]]]:
-    """Blocks of features that are kept, and groups of passes that are missing."""
+    """Kept blocks of features, and groups of passes that are missing."""
     kept = store[0].load(request.images)
     read_pictures(store, detector, kept, request.images, subject.device)
     ends = {first: first + len(next(iter(arrays.values()))) for first, arrays in kept.items()}
@@ -195,8 +196,8 @@ def _to_draw(
     if found and ledger.get(request.drawn(subject.weights)) is not None:
         again = sum(span.end - span.first for group in found for span in group)
         warnings.warn(
-            f"{again:,} images were drawn before, but their features are not kept ({KEPT_BYTES >> 20} MB per "
-            "drawing are): they are drawn again",
+            f"{again:,} images were drawn before, but their features are no longer kept (only {KEPT_BYTES >> 20} MB "
+            "per drawing are kept): they are drawn again",
             stacklevel=2,
         )
     return kept, found
@@ -205,8 +206,8 @@ def _to_draw(
 def _by_others(
     request: Request, subject: Subject, detector: Detector, readings: dict[int, Reading], store: tuple[Blocks, Blocks]
 ) -> list[_Block]:
-    """Add the readings of blocks that other processes have drawn. Returns the blocks that had to be drawn here: those
-    were kept by others, and trimmed again."""
+    """Add the features of blocks that other processes have drawn. Returns the blocks that had to be drawn here, because
+    other processes have trimmed them since."""
     others = [first for first in range(0, request.images, BLOCK) if _short(readings.get(first), first, request)]
     if not others:
         return []
@@ -223,13 +224,13 @@ def _by_others(
 
 
 def _short(reading: Reading | None, first: int, request: Request) -> bool:
-    """Whether images of a block are missing."""
+    """Whether images of a block are missing in its features."""
     return reading is None or len(reading.features) < min(BLOCK, request.images - first)
 
 
 def beyond_kept(images: int, detector: Detector) -> str | None:
-    """What a plan says of a drawing whose features are too many to keep all of them; None where all are kept."""
-    if images * detector.feature_size * 4 <= KEPT_BYTES // 4:  # far from it, and no pass of the detector to find out
+    """A plan's note on a drawing whose features cannot all be kept; None where all are kept."""
+    if images * detector.feature_size * 4 <= KEPT_BYTES // 4:  # clearly few enough, without a pass of the detector
         return None
     size = detector.minimum_size
     reading = detector.read(torch.zeros(1, 3, size, size, dtype=torch.uint8))
@@ -239,14 +240,14 @@ def beyond_kept(images: int, detector: Detector) -> str | None:
         return None
     return (
         f"{images:,} images: the features of about {kept:,} are kept ({KEPT_BYTES / 2**20:,.0f} MB per drawing and "
-        f"detector); another metric or more images, asked for later, draw the other {images - kept:,} again"
+        f"detector); measuring another metric or more images later draws the other {images - kept:,} again"
     )
 
 
 def read_pictures(
     store: tuple[Blocks, Blocks], detector: Detector, kept: dict[int, Arrays], count: int, device: torch.device
 ) -> None:
-    """Features of images that are kept and were not read by this detector yet: nothing of them is drawn again."""
+    """Add features of kept images that this detector has not read yet, so that they are not drawn again."""
     features, pictures = store
     read = {first: count_of(kept[first]) if first in kept else 0 for first in range(0, count, BLOCK)}
     short = [first for first, there in read.items() if there < min(BLOCK, count - first)]
@@ -254,7 +255,7 @@ def read_pictures(
         return
     names = pictures.names()
     for first in short:
-        arrays = pictures.block(first, names)  # one at a time: images of a large drawing are gigabytes
+        arrays = pictures.block(first, names)  # one block at a time: images of a large drawing take gigabytes
         unread = arrays["images"][read[first] :] if arrays else ()
         if len(unread):
             more = to_arrays(read_block(detector, torch.from_numpy(unread).to(device)))
@@ -273,14 +274,15 @@ def record_drawing(
     sampling: float,
     seconds: float,
 ) -> None:
-    """What the first images of a drawing cost: those of them that were drawn now. Each process that drew some of them
-    records its share.
+    """Record the cost of those images of a drawing that were drawn now. Each process that drew some of them records its
+    share.
 
     Args:
-        images: drawn now.
+        started: time of the start, in seconds since 1970.
+        images: number of images drawn now.
         passes: forward passes per image.
-        sampling: seconds of it that the sampler took.
-        seconds: in all, features included.
+        sampling: seconds of the sampler.
+        seconds: seconds in total, including features.
     """
     part = request.drawn(subject.weights)
     ledger.look_again([part])
@@ -311,11 +313,11 @@ def record_metrics(
     subject: Subject | None = None,
     progress: Progress = quiet,
 ) -> dict[str, Record]:
-    """Image metrics of features, each as a record.
+    """Measure image metrics of features and record each of them; returns metric → record.
 
     Args:
         parts: metric → part.
-        subject: whose images they are; None for given images.
+        subject: model that drew the images; None for given images.
     """
     found: dict[str, Record] = {}
     for number, (metric, part) in enumerate(parts.items()):

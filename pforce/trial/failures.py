@@ -1,4 +1,4 @@
-"""Why trials fail, and which failures are worth another attempt."""
+"""Reasons of failed attempts, and whether a retry can help."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ WORKER_DIED = "worker died"
 OUT_OF_MEMORY = "out of memory"
 TIMED_OUT = "collective timeout"
 FINAL = ("diverged", "bad data", "checkpoint", WRONG_INPUT, DISK_FULL)
-"""Reasons that another attempt would only meet again; everything else may be the machine's."""
+"""Reasons for which a retry is useless; all others may be the machine's fault."""
 
 
 class ClusterError(InputError, RuntimeError):
-    """A Ray cluster cannot be reached, or refuses what is asked of it. The message names the cure."""
+    """A Ray cluster cannot be reached or refuses a request. The message gives the remedy."""
 
 
 class Failure(NamedTuple):
-    """Why an attempt ended."""
+    """The failure of an attempt."""
 
     reason: str
-    """The tag `reason` of a failed trial."""
+    """Short reason, the tag `reason` of a failed cell."""
     message: str
 
     @property
     def final(self) -> bool:
-        """Whether another attempt is in vain."""
+        """Whether a retry is useless."""
         return self.reason in FINAL
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a file could not be written for want of space or quota."""
+    """Whether a file could not be written because space or quota is exhausted."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    # safetensors and sqlite tell it in words only.
+    # safetensors and sqlite report it in words only.
     text = str(error)
     return any(word in text for word in ("No space left on device", "Disk quota exceeded", "database or disk is full"))
 
 
 def failure_of(error: BaseException) -> Failure:  # noqa: PLR0911  (one line for each kind)
-    """The reason of an exception that a trial raised, in its own process."""
+    """The failure for an exception that an attempt raised in its own process."""
     message = f"{type(error).__name__}: {error}"
     if is_disk_full(error):
         return Failure(DISK_FULL, message)
@@ -67,9 +67,9 @@ def failure_of(error: BaseException) -> Failure:  # noqa: PLR0911  (one line for
         return Failure("checkpoint", message)
     if isinstance(error, ConfigError | FieldError | DetectorError):
         return Failure(WRONG_INPUT, message)
-    if isinstance(error, InputError):  # every other kind of wrong file or setting
+    if isinstance(error, InputError):  # all other wrong files or settings
         return Failure(WRONG_INPUT, message)
-    # On a CPU torch tells it in words only.
+    # On a CPU, torch reports it in words only.
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return Failure(OUT_OF_MEMORY, message)
     if isinstance(error, RuntimeError) and ("Timed out waiting" in str(error) or "Watchdog caught" in str(error)):
@@ -78,7 +78,8 @@ def failure_of(error: BaseException) -> Failure:  # noqa: PLR0911  (one line for
 
 
 def worst(failures: Sequence[Failure]) -> Failure | None:
-    """The cause among what several workers say of one attempt: where one fails, the others lose their connection."""
+    """The failure that caused the others among several workers' failures of one attempt: where one fails, the others
+    lose their connection."""
     if not failures:
         return None
     order = {**dict.fromkeys(FINAL, 0), OUT_OF_MEMORY: 1, WORKER_DIED: 2, TIMED_OUT: 4}

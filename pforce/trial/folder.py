@@ -1,9 +1,9 @@
-"""The folder that a training leaves: names and paths, and who is at it.
+"""The folder of a training: its names and paths, requests for snapshots, and its lease.
 
-`trainings/ID/`, ID the digest of the training, whatever its budget: `experiment.json`, `checkpoints/` and `snapshots/`
-(see `pforce.training.checkpoint`), `curve/` (see `pforce.training.curve`), `wanted/` (snapshots that others ask a
-running training for), and `evaluations/CELL/` with the pictures of each evaluation and the experiment that it is of.
-Numbers are not in here: they are records (see `pforce.records`).
+`trainings/ID/`, where ID is the digest of the training, whatever its budget, holds `experiment.json`, `checkpoints/`
+and `snapshots/` (see `pforce.training.checkpoint`), `curve/` (see `pforce.training.curve`), `wanted/` (snapshots that
+other processes ask a running training for), and `evaluations/CELL/` with the pictures of each evaluation and its
+experiment. Results are not in here: they are records (see `pforce.records`).
 """
 
 from __future__ import annotations
@@ -22,22 +22,24 @@ from pforce.training.curve import read_curve
 from pforce.training.loop import Record
 
 TRAININGS = "trainings"
-"""Folder of all trainings, below a storage's root."""
+"""Folder of all trainings below a storage's root."""
 EXPERIMENT = "experiment.json"
-"""The experiment, so that checkpoints can be read without anything else."""
+"""File of the experiment, so that checkpoints can be read without anything else."""
 EVALUATIONS = "evaluations"
-"""In a training's folder: a folder for each evaluation of it."""
+"""Folder in a training's folder, with one folder per evaluation."""
 TRAINING = "training"
-"""Prefix of the leases of trainings, by their digests."""
+"""Prefix of the keys of trainings' leases, followed by the digest."""
 WANTED = "wanted"
-"""In a training's folder: an empty file for each snapshot that another process asks for, named by its images seen."""
+"""Folder in a training's folder, with one empty file per snapshot that another process asks for, named by its images
+seen."""
 SAMPLES = "samples.png"
 MAPS = "uncertainty_maps.npz"
-"""Held-out images (≤ 8, C, H, W) uint8, timesteps (T,), and σ (T, ≤ 8, h, w)."""
+"""File with maps of predicted uncertainty: held-out images (≤ 8, C, H, W) uint8, timesteps (T,), and σ (T, ≤ 8, h,
+w)."""
 
 
 def training_folder(training: str) -> str:
-    """Folder of a training (its digest), below a storage's root."""
+    """Folder of a training (its digest) below a storage's root."""
     return f"{TRAININGS}/{training}"
 
 
@@ -47,17 +49,17 @@ def evaluation_folder(folder: Path, cell: str) -> Path:
 
 
 def write_experiment(folder: Path, experiment: Experiment) -> None:
-    """Leave the experiment in a folder."""
+    """Write the experiment into a folder."""
     write_json(folder / EXPERIMENT, to_dict(experiment))
 
 
 def curve_of(
     folder: Path, training: Part, *, until: int, say: Callable[[str], None] = lambda line: None
 ) -> list[Record]:
-    """The loss curve of a training, a branch's with that of its trunk before; `read_curve`.
+    """The loss curve of a training; a branch's curve begins with its trunk's. See `read_curve`.
 
     Args:
-        folder: of the training.
+        folder: folder of the training.
     """
     branch, before = decay_of(training), []
     if branch is not None:
@@ -66,15 +68,15 @@ def curve_of(
 
 
 def ask(storage: Storage, training: str, images_seen: int) -> None:
-    """Ask whoever is at a training (its digest) to leave a snapshot at some images seen."""
+    """Ask the process that runs a training (its digest) to write a snapshot at some images seen."""
     folder = f"{training_folder(training)}/{WANTED}"
     if str(images_seen) not in storage.names(folder):
         storage.put(f"{folder}/{images_seen}", b"")
 
 
 def asked(storage: Storage, training: str) -> Sequence[str]:
-    """Snapshots of a training (its digest) that others ask for: names of their files, which strangers may have made.
-    None where a bucket does not answer."""
+    """Snapshots of a training (its digest) that other processes ask for: names of their files, which are not to be
+    trusted. Empty where a bucket does not answer."""
     try:
         return storage.names(f"{training_folder(training)}/{WANTED}")
     except StorageError:
@@ -82,16 +84,17 @@ def asked(storage: Storage, training: str) -> Sequence[str]:
 
 
 def answered(storage: Storage, training: str, images_seen: int) -> None:
-    """The inverse of `ask`: the snapshot is there. A bucket that does not answer goes on asking."""
+    """Withdraw the request of `ask`, because the snapshot is there. Where a bucket does not answer, the request
+    stays."""
     with suppress(StorageError):
         storage.remove(f"{training_folder(training)}/{WANTED}/{images_seen}")
 
 
 @contextmanager
 def held(workers: Workers, storage: Storage, key: str, doing: str, *, wait: Wait) -> Iterator[Callable[[], None]]:
-    """Hold a lease by the first of several workers; the others wait for it, or raise what it raised.
+    """Hold a lease on the first of several workers; the others wait for it, or raise the same error.
 
-    Gives a function for the first worker that raises LeaseLost where another process has taken over.
+    Yields a function that raises LeaseLost on the first worker where another process has taken over.
     """
     with ExitStack() as stack:
         leases: list[Lease] = []

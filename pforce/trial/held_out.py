@@ -1,4 +1,4 @@
-"""Measurements of a model on held-out images: each becomes a record, and arrays for figures."""
+"""Measurements of a model on held-out images: each becomes a record with arrays for figures."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from pforce.trial.subject import Subject
 from pforce.trial.watch import Phase, Progress, Watch
 
 ARRAYS = "arrays.npz"
-"""File of a held-out measurement, for figures."""
+"""Name of a held-out measurement's file of arrays for figures."""
 
 
 def _within(progress: Progress, phase: Phase, number: int, count: int, share: float) -> None:
-    """Report a share of one of several measurements."""
+    """Report the progress of one of several measurements."""
     progress(phase, (number + share) / count)
 
 
@@ -46,10 +46,10 @@ def measure_held_out(
     *,
     watch: Watch,
 ) -> None:
-    """Measure a model on held-out images, and record each measurement. Other processes may be at some of them.
+    """Measure a model on held-out images and record each measurement. Other processes may make some of them.
 
     Args:
-        wanted: (analysis, timestep as text) that no record has.
+        wanted: (analysis, timestep as text) of the measurements that have no record.
     """
     assert subject.held_out is not None
     images = subject.held_out()
@@ -112,7 +112,7 @@ _SAID: dict[Analysis, Phase] = {"loss": "validation loss", "difficulty": "diffic
 
 
 def _keep(ledger: Ledger, arrays: Arrays) -> dict[str, str]:
-    """Arrays as a file of the storage; what a record says of it. The file comes before the record."""
+    """Write arrays as a file of the storage, before the record. Returns the record's entry `files`."""
     if not arrays:
         return {}
     buffer = io.BytesIO()

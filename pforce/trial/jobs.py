@@ -1,8 +1,8 @@
 """A sampling job: many images of one model, drawn in passes that survive a kill, into the drawings of a storage.
 
 Image i starts from noise keyed by (seed, i), so neither the number of workers nor an interruption changes an image.
-What was drawn is kept as a drawing's blocks (see `pforce.trial.draw`): an evaluation of the same drawing reads it
-there, and a job of one that an evaluation drew draws what is missing only.
+Images are kept as a drawing's blocks (see `pforce.trial.draw`): an evaluation of the same drawing reads them there, and
+a job for a drawing that an evaluation made draws only the missing images.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ RECORD, LATENTS, MAPS = "job.json", "latents", "maps"
 
 
 class JobError(InputError, ValueError):
-    """A job's folder holds something else. The message says what differs."""
+    """A job's folder holds other images. The message says what differs."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is drawn."""
+    """A sampling job: a model, a sampler and a number of images."""
 
     source: str
     """Path of the model, as `load_source` reads it."""
     sha256: str
-    """SHA-256 of the model's configuration and weights: the source must still be this one when it is read again."""
+    """SHA-256 of the model's configuration and weights, which must be unchanged when the source is read again."""
     sampler: Sampler
     classes: tuple[int, ...]
-    """Image i is of class classes[i mod their number]."""
+    """Classes of the images in turn: image i has class classes[i mod len(classes)]."""
     count: int
-    """Images."""
+    """Number of images."""
     storage: str
     """URI of the storage that keeps the drawing."""
     seed: int = 0
@@ -63,11 +63,11 @@ class Job:
     heads: int | None = None
     """Attention heads of an original SiT of unusual size."""
     decoder: str | None = None
-    """Folder of an autoencoder whose decoder makes pixels of a model's latents; None keeps what the model samples."""
+    """Folder of an autoencoder that decodes the model's latents to pixels; None keeps the model's own output."""
     decoder_sha256: str | None = None
-    """SHA-256 of that folder."""
+    """SHA-256 of the decoder's folder."""
     pixels: bool = True
-    """Whether images come out, not latents."""
+    """Whether the output is images, not latents."""
 
     def __post_init__(self) -> None:
         require(self.count >= 1, "count", self.count, "≥ 1 image")
@@ -77,7 +77,7 @@ class Job:
 
     @cached_property
     def request(self) -> Request:
-        """What is asked of the model, as an evaluation asks it."""
+        """The job as a request for the model, like an evaluation's."""
         return Request(
             images=self.count,
             seed=self.seed,
@@ -93,11 +93,12 @@ class Job:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What is kept of it, as folders of the drawing."""
+        """Names of the drawing's folders in which its output is kept."""
         return (IMAGES if self.pixels else LATENTS, *([MAPS] if self.maps else []))
 
     def record(self) -> dict[str, Any]:
-        """What determines the images, as plain data. The count is not part of it: a job can be made longer."""
+        """Everything that determines the images, as plain data. The number of images is not part of it, so a job can be
+        extended."""
         return {
             "sha256": self.sha256,
             "sampler": self.sampler.canonical(),
@@ -110,21 +111,21 @@ class Job:
 
 
 class Drawn(NamedTuple):
-    """The images of a forward pass and what they cost."""
+    """The images of one pass and their cost."""
 
     span: Span
     arrays: dict[str, Arrays]
-    """Kind → arrays of these images: `images` (B, 3, H, W) uint8, or `latents` (B, C, H, W) float32; with maps
-    `timesteps`, `sigma` (B, E, h, w)."""
+    """Kind → arrays of these images: `images` (B, 3, H, W) uint8, or `latents` (B, C, H, W) float32; with maps also
+    `timesteps` and `sigma`, (B, E, h, w)."""
     num_function_evaluations: int
     forward_passes: int
     seconds: float
     device: str
-    """That drew it."""
+    """Name of the device that drew them."""
 
 
 class Drawer:
-    """Draws passes of a job. Loads the model once. SourceError where it is no longer the job's."""
+    """Draws passes of a job with a model that is loaded once. SourceError where the model has changed."""
 
     def __init__(self, job: Job, device: torch.device) -> None:
         source = load_source(job.source, weights=job.weights, heads=job.heads)
@@ -160,7 +161,7 @@ class Drawer:
 
 
 def decoder_for(source: Source, path: str, device: torch.device) -> Decoder:
-    """The decoder for a model's latents. SourceError for a model of pixels; AutoencoderError as `load_decoder`."""
+    """The decoder for a model's latents. SourceError for a model of pixels; AutoencoderError as in `load_decoder`."""
     channels = source.model.config.channels
     if channels == 3:
         raise SourceError(f"decoder {path}: {source.path} samples pixels, not latents: leave the decoder out")
@@ -168,7 +169,7 @@ def decoder_for(source: Source, path: str, device: torch.device) -> Decoder:
 
 
 def claim(folder: Path, job: Job) -> None:
-    """Make the folder of a job's outputs, or check that it is this job's. JobError naming what differs."""
+    """Make the folder of a job's outputs, or check that it is this job's. JobError names the differences."""
     path = folder / RECORD
     if not path.exists():
         write_json(path, job.record())
@@ -188,13 +189,13 @@ def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def blocks_of(job: Job) -> dict[str, Blocks]:
-    """Kind → the blocks that are kept of it."""
+    """Kind of output → its blocks."""
     storage = Storage.open(job.storage)
     return {kind: Blocks(storage, f"{folder_of(job.identity)}/{kind}") for kind in job.kinds}
 
 
 def ends_of(job: Job, blocks: Iterable[int]) -> dict[int, int]:
-    """How far each of some blocks, by its first image, is kept: the image after its last one."""
+    """First image → end of the images that are kept, for each of the given blocks."""
     several = [(kept, kept.names()) for kept in blocks_of(job).values()]
     ends: dict[int, int] = {}
     for first in blocks:
@@ -204,7 +205,7 @@ def ends_of(job: Job, blocks: Iterable[int]) -> dict[int, int]:
 
 
 def missing(job: Job) -> list[list[Span]]:
-    """Passes whose images are not kept, or damaged, grouped by the blocks that they fill."""
+    """Passes whose images are missing or damaged, grouped by the blocks that they fill."""
     return spans_to_draw(job.count, job.batch, ends_of(job, range(0, job.count, BLOCK)))
 
 
@@ -214,15 +215,15 @@ def blocks_in(group: Sequence[Span]) -> range:
 
 
 class Keeper:
-    """Takes passes in any order and keeps what is whole from each block's start on."""
+    """Takes passes in any order and keeps each block's images without gaps from its start on."""
 
     def __init__(self, job: Job, ends: dict[int, int]) -> None:
         self.blocks, self.ends = blocks_of(job), dict(ends)
         self.waiting: dict[int, dict[int, dict[str, Arrays]]] = {}
-        """Block → first image → arrays, of passes whose forerunners are still drawn."""
+        """Block → first image → arrays of passes that wait for earlier images of the block."""
 
     def take(self, drawn: Drawn) -> None:
-        """Keep a pass; it appears whole."""
+        """Keep the images of a pass; each block appears whole."""
         for first in range(drawn.span.first // BLOCK * BLOCK, drawn.span.end, BLOCK):
             low, high = max(first, drawn.span.first), min(first + BLOCK, drawn.span.end)
             rows = slice(low - drawn.span.first, high - drawn.span.first)
@@ -252,10 +253,10 @@ class Keeper:
 
 
 def drawn_batches(job: Job, keys: Sequence[str] | None = None) -> Iterator[dict[str, NDArray[Any]]]:
-    """All images in order, a block in memory at a time, cut to the job's count: all their arrays or some of them.
+    """All images of a job in order, with one block in memory at a time: all their arrays or those named by `keys`.
 
-    `images` (B, H, W, 3) uint8 or `latents` (B, C, H, W) float32, `labels` (B,), with maps `timesteps` and `sigma`
-    (B, E, h, w).
+    The arrays are `images` (B, H, W, 3) uint8 or `latents` (B, C, H, W) float32, `labels` (B,), and with maps
+    `timesteps` and `sigma`, (B, E, h, w).
     """
     several = [(blocks, blocks.names()) for blocks in blocks_of(job).values()]
     for first in range(0, job.count, BLOCK):
@@ -274,7 +275,8 @@ def drawn_batches(job: Job, keys: Sequence[str] | None = None) -> Iterator[dict[
 
 
 def recorded_batch(folder: Path) -> int | None:
-    """The batch of the job whose outputs a folder has; None where it has none."""
+    """The batch of the job whose outputs a folder holds; None where there are none. JobError where its record cannot be
+    read."""
     try:
         return int(json.loads((folder / RECORD).read_text())["batch"])
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""A model as it travels to a worker, and what that makes of it."""
+"""A model and its measurement by names and paths, as sent to workers, and its loading there."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from pforce.trial.subject import Subject, cycle_of
 
 @dataclass(frozen=True)
 class Measurable:
-    """A model, and what it is measured with, by names and paths."""
+    """A model and everything to measure it with, by names and paths."""
 
     source: str
     """Path of the model, as `load_source` reads it."""
     sha256: str
-    """Hash of its configuration and weights: the source must still be this one when it is read again."""
+    """Hash of its configuration and weights, which must be unchanged when the source is read again."""
     request: Request
     evaluation: EvaluationConfig
     sampler: Sampler
@@ -44,15 +44,16 @@ class Measurable:
     heads: int | None = None
     """Attention heads of an original SiT of unusual size."""
     decoder: str | None = None
-    """Folder of an autoencoder whose decoder makes pixels of a model's latents."""
+    """Folder of an autoencoder that decodes the model's latents to pixels."""
     detector: str = "openmoji"
     detector_weights: str | None = None
     training: str | None = None
-    """Folder of the training below the storage, where the model is one of it: pulled out of a bucket."""
+    """Folder below the storage's root of the training that the model is from, pulled from a bucket; None for other
+    models."""
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def load(self) -> Source:
-        """The model as this machine has it. SourceError where it is no longer the one that was planned with."""
+        """Load the model on this machine. SourceError where it is no longer the planned one."""
         path = self.source
         storage = Storage.open(self.storage)
         if storage.remote and self.training is not None:
@@ -69,11 +70,11 @@ class Measurable:
         return source
 
     def subject(self, device: torch.device, *, devices: float | None = None, source: Source | None = None) -> Subject:
-        """The model in memory, on a device, ready to be measured. DetectorError, AutoencoderError, SourceError pass.
+        """The model on a device, ready to be measured. DetectorError, AutoencoderError and SourceError are passed on.
 
         Args:
-            devices: that this process stands for; by default its GPU, or the cores of its threads.
-            source: the model, where it is in memory.
+            devices: devices that this process counts for; by default its GPU, or the cores of its threads.
+            source: the model, where it is in memory already.
         """
         if devices is None:
             devices = 1.0 if device.type == "cuda" else float(torch.get_num_threads())

@@ -1,8 +1,8 @@
-"""The way to measure a model: what is missing of a request is drawn and measured, and becomes records.
+"""The measurement of a model: the missing parts of a request are drawn, measured and recorded.
 
-A trial calls it on the weights in its memory, `pforce evaluate`, evaluation apart from the trainings and the search of
-samplers in their workers or in the driver: the same function, the same numbers. It is lazy (an image is drawn where a
-metric needs it) and knows nothing of where it runs.
+Trainings call it for the weights in memory; `pforce evaluate`, separate evaluation and the search of samplers call it
+in their workers or in the driver: the same function gives the same numbers. It is lazy (an image is drawn only where a
+metric needs it) and does not depend on where it runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pforce.trial.watch import UNSEEN, Watch
 
 
 class Missing(NamedTuple):
-    """What has to be measured of a request."""
+    """The missing measurements of a request."""
 
     metrics: tuple[str, ...]
     held_out: tuple[tuple[Analysis, str], ...]
@@ -30,7 +30,7 @@ class Missing(NamedTuple):
 
 
 def missing(request: Request, weights: str, ledger: Ledger) -> Missing:
-    """The parts of a request that no record has."""
+    """The parts of a request that have no record."""
     images, held_out = request.image_parts(weights), request.held_out_parts(weights)
     there = ledger.find([*images.values(), *held_out.values()])
     return Missing(
@@ -48,12 +48,12 @@ def measure(
     watch: Watch = UNSEEN,
     trim: bool = True,
 ) -> dict[str, Record] | None:
-    """Draw and measure what is missing of a request, put it into the ledger, and return all of its records.
+    """Draw and measure the missing parts of a request, put them into the ledger, and return all its records by digest.
 
     Args:
-        workers: those that share the images, each with the same model and called by all of them; the first writes
-            records and gets them, the others None. Their number changes no digit.
-        trim: of the features keep no more than KEPT_BYTES.
+        workers: workers that share the images, each with the same model; all must call this. The first writes records
+            and gets them, the others get None. Their number changes no digit.
+        trim: keep at most KEPT_BYTES of features.
     """
     todo = workers.first_does(lambda: missing(request, subject.weights, ledger))
     if workers.first and todo.held_out:

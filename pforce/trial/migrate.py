@@ -1,8 +1,8 @@
-"""Carries results of commit 0641df2 over: its lines of JSON, and the trainings of an existing storage.
+"""Migration of results of commit 0641df2 from its lines of JSON.
 
-Each old name is computed again from what lies beside it; what does not match is refused, said, and measured again. A
-result whose tensors are not here belongs to weights under a name of their own, so that it never shares a row with what
-is measured of others.
+Each old name is computed again from the parameters beside it; results that do not match are refused, reported, and
+measured again. A result whose tensors are missing gets weights under a name of their own, so that it never shares a row
+with measurements of other weights.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ KINDS_OF = {
     "frechet": ("fd", "sfd"), "frechet_infinity": ("fd_infinity",), "kernel": ("kd",),
     "precision_recall": ("precision", "recall"), "inception_score": ("is",),
 }  # fmt: skip
-"""Image metric → kinds of the distances that it gives."""
+"""Image metric → kinds of its distances."""
 HELD_OUT_KINDS: Mapping[Analysis, Sequence[str]] = {
     "loss": (VALIDATION_LOSS,), "difficulty": (*DIFFICULTY, *CALIBRATION), "context": CONTEXT,
 }  # fmt: skip
@@ -57,19 +57,19 @@ DRAWN = (CostName.NFE, CostName.FORWARD_PASSES, CostName.FLOPS, CostName.SAMPLIN
 
 @dataclass
 class Carried:
-    """What a migration did."""
+    """The outcome of a migration."""
 
     cells: int = 0
     there: int = 0
-    """Cells that were known already."""
+    """Number of cells that were known already."""
     trainings: int = 0
     refused: list[str] = field(default_factory=list)
-    """A sentence for each result that is measured again."""
+    """One sentence per result that is refused and has to be measured again."""
 
 
 @dataclass(frozen=True)
 class OldCell:
-    """A result of then, checked and named as it is today."""
+    """An old result, checked, with its present names."""
 
     sweep: str
     label: str
@@ -81,7 +81,7 @@ class OldCell:
     provenance: Mapping[str, str]
     picture: Path | None = None
     folder: Path | None = None
-    """The evaluation's, where it lies in a storage."""
+    """Folder of the evaluation, where it lies in a storage."""
 
 
 @cache
@@ -89,22 +89,22 @@ def known_detector(name: str) -> Detector | None:
     """The detector of a name; None where it cannot be loaded."""
     try:
         return load_detector(name)
-    except (DetectorError, ValueError):  # its weights are a file that is not named here
+    except (DetectorError, ValueError):  # its weights are in a file that is not given here
         return None
 
 
 def _preprocessing(name: str, sha256: str) -> str:
-    """What a detector of then does to an image. RecordError where it is not the one that is here."""
+    """Preprocessing of an old result's detector. RecordError where the detector is not available here."""
     if name == "inception":
         return InceptionDetector.preprocessing
     found = None if ":" in name else known_detector(name)
     if found is None or found.sha256 != sha256:
-        raise RecordError(f"detector {name} ({sha256[:12]}) is not at hand, so its features cannot be named")
+        raise RecordError(f"detector {name} ({sha256[:12]}) is not available, so its features cannot be named")
     return found.preprocessing
 
 
 def inputs_of_then(experiment: Experiment, metrics: Mapping[str, float], hashes: Mapping[str, str]) -> Inputs:
-    """What a result read, from its own record: no data set need be at hand."""
+    """Inputs of an old result, from its own record, without the data set."""
     evaluation = experiment.evaluation
     name = evaluation.detector_name
     references = int(metrics.get(str(MetricName("fd", name, beside="reference_images")), 0))
@@ -121,7 +121,7 @@ def inputs_of_then(experiment: Experiment, metrics: Mapping[str, float], hashes:
 
 
 def of_line(line: Mapping[str, Any], folder: Path) -> OldCell:
-    """A line of records of then. RecordError where its old names are not those of its parameters."""
+    """The result in a line of old records. RecordError where its old names do not match its parameters."""
     name, tags = f"{line['sweep']}: {line['name']}", line["tags"]
     try:
         plain = legacy.plain_of(line["params"])
@@ -148,7 +148,8 @@ def of_line(line: Mapping[str, Any], folder: Path) -> OldCell:
 
 
 def _picture(names: Sequence[str], folder: Path) -> Path | None:
-    """A picture that a line names: a name in it is not a path, so only `pictures/DIGITS/samples.png` is followed."""
+    """Path of the picture that a line names. Names in lines are not trusted, so only `pictures/DIGITS/samples.png` is
+    read."""
     for name in names:
         parts = name.split("/")
         if len(parts) == 3 and parts[2] == "samples.png" and all(re.fullmatch(r"[\w-]+", part) for part in parts[:2]):
@@ -159,10 +160,11 @@ def _picture(names: Sequence[str], folder: Path) -> Path | None:
 
 
 def put_cell(cell: OldCell, ledger: Ledger, origin: str, tensors: str | None = None) -> str:
-    """The records of a result of then; the hash of its weights.
+    """Write the records of an old result and return the hash of its weights.
 
     Args:
-        tensors: where the weights are at hand; else they get a name of their own, equal for cells of one training run.
+        tensors: hash of the weights, where they are there; else they get a name of their own, equal for cells of one
+            training.
     """
     metrics, parts = cell.metrics, cell.parts
     spent = float(metrics.get(CostName.TRAINING_SECONDS, math.nan))
@@ -170,7 +172,7 @@ def put_cell(cell: OldCell, ledger: Ledger, origin: str, tensors: str | None = N
     if tensors is None:
         tensors = digest("migrated weights", [parts.weights.digest, repr(spent), cell.provenance.get("device", "")])
     if known is None:
-        # Devices of then: the same for training and evaluation.
+        # The old format has one number of devices for training and evaluation.
         seconds = float(metrics.get(CostName.SECONDS, math.nan))
         devices = float(metrics.get(CostName.DEVICE_HOURS, math.nan)) * 3600 / seconds if seconds else math.nan
         cost = Cost(spent, spent * devices, images=float(parts.images_seen))
@@ -190,7 +192,7 @@ def put_cell(cell: OldCell, ledger: Ledger, origin: str, tensors: str | None = N
     weights = str(known.values[TENSORS])
     if weights != tensors:
         raise RecordError(
-            f"{cell.sweep}: {cell.label}: is of another run of its training than what is known; measured again"
+            f"{cell.sweep}: {cell.label}: is of another run of its training than the known one; measured again"
         )
     found = values_by_part(parts.request, weights, metrics)
     lacking = [part.canonical.get("metric") or part.canonical.get("analysis") for part, values in found if not values]
@@ -226,7 +228,7 @@ def _put(part: Part, values: Mapping[str, float], cell: OldCell, ledger: Ledger,
 def values_by_part(
     request: Request, weights: str, metrics: Mapping[str, float]
 ) -> list[tuple[Part, dict[str, float]]]:  # fmt: skip
-    """The numbers of a row, by the parts that they belong to; what its drawing has cost is the last."""
+    """The numbers of a row by the parts that they belong to; the drawing with its cost is the last."""
     found: list[tuple[Part, dict[str, float]]] = []
     for metric, part in request.image_parts(weights).items():
         distances = (MetricName(kind, request.detector["name"]) for kind in KINDS_OF[metric])
@@ -241,7 +243,7 @@ def values_by_part(
 
 
 def carry_lines(path: Path, storage: Storage, say: Say, progress: Callable[[int], None] = lambda done: None) -> Carried:
-    """Take the lines of a file into a storage, with the sweeps that they are of."""
+    """Import the lines of a file into a storage, with their sweeps."""
     carried, ledger = Carried(), Ledger(storage, say)
     entries: dict[str, list[CellEntry]] = {}
     for number, line in enumerate(legacy.read_lines(path), start=1):
@@ -262,15 +264,14 @@ def carry_lines(path: Path, storage: Storage, say: Say, progress: Callable[[int]
 
 
 def storage_of(files: Sequence[Path], folder: Path) -> Storage:
-    """A storage in a folder that has the records of these files, of this version or of commit 0641df2. For notebooks,
-    and for a look."""
+    """A storage in a folder with the records of these files, of this version or of commit 0641df2. For notebooks."""
     storage = Storage.open(folder)
     take_in(files, storage, warnings.warn)
     return storage
 
 
 def take_in(files: Iterable[Path], storage: Storage, say: Callable[[str], None]) -> None:
-    """Add the records of files, of this version or of commit 0641df2, to a storage."""
+    """Import the records of files, of this version or of commit 0641df2, into a storage."""
     for path in files:
         if exchange.is_old(path):
             carry_lines(path, storage, say)
@@ -279,18 +280,15 @@ def take_in(files: Iterable[Path], storage: Storage, say: Callable[[str], None])
 
 
 def entry_of(cell: OldCell) -> CellEntry:
-    """A result of then as a cell of its sweep."""
+    """An old result as a cell of its sweep."""
     return CellEntry.of(cell.label, cell.parts, flat_params(cell.experiment), cell.experiment.seed)
 
 
 def keep_sweeps(entries: Mapping[str, Sequence[CellEntry]], storage: Storage, origin: str) -> None:
-    """Write down which cells the sweeps of then had. A name that no sweep can have becomes one."""
+    """Write the files of the old sweeps. A name that is not possible for a sweep is adapted."""
     for name, cells in entries.items():
         several = list({cell.cell: cell for cell in cells}.values())
         own = re.sub(r"[^\w.-]", "_", name)[:200]
         own = own if own.strip(".") else f"sweep{own}"
         identity = digest("migrated sweep", [own, origin, sorted(cell.cell for cell in several)])
         SweepEntry(own, identity, several, command=f"pforce records migrate {origin}").write(storage)
-
-
-# --- the storage of then -----------------------------------------------------------------------------------------

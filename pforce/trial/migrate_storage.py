@@ -1,4 +1,4 @@
-"""Carries the trainings and results of an existing storage of commit 0641df2 over."""
+"""Migration of the trainings and results in a storage of commit 0641df2."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OLD_TRIALS = "trials"
 
 
 def _old_meta(path: Path) -> dict[str, Any]:
-    """A checkpoint's entries of then. RecordError where its tensors are not those that it names."""
+    """The entries of an old checkpoint. RecordError where its tensors are not those that it names."""
     meta = json.loads(read_small(path / "meta.json", 64 << 20))
     if not isinstance(meta, dict) or sha256_of(path / "state.safetensors") != meta.get("sha256"):
         raise RecordError(f"{path}: its tensors are not those that its meta.json names")
@@ -50,10 +50,10 @@ def carry_storage(
     known: Mapping[str, Mapping[str, str]],
     progress: Callable[[str], None] = lambda what: None,
 ) -> Carried:
-    """Carry the trainings and evaluations over that commit 0641df2 left in a storage's folder; nothing is removed.
+    """Migrate the trainings and evaluations of commit 0641df2 in a storage's folder; nothing is removed.
 
     Args:
-        known: old fingerprint → what the tracking store says of it: sweep, name, precision, device.
+        known: old fingerprint → sweep, name, precision and device from the tracking store.
     """
     carried, ledger = Carried(), Ledger(storage, say)
     entries: dict[str, list[CellEntry]] = {}
@@ -118,7 +118,7 @@ def _whole_checkpoints(folder: Path, carried: Carried) -> list[tuple[Path, dict[
         try:
             found.append((path, _old_meta(path)))
         except (OSError, ValueError, RecordError) as error:
-            carried.refused.append(f"{path}: passed over, as it is damaged ({error})")
+            carried.refused.append(f"{path}: skipped, as it is damaged ({error})")
     return found
 
 
@@ -132,18 +132,18 @@ def _resolved(experiment: Experiment, known: Mapping[str, Mapping[str, str]], fo
 
 
 def _hashes(of: Mapping[str, Any], data: str) -> dict[str, str]:
-    """What an old name holds besides the experiment."""
+    """Hashes that an old name includes besides the experiment."""
     name, reference = of["evaluation"]["detector"], of["evaluation"]["reference"]
     detector = known_detector(name) if ":" not in name else None
     if detector is None:
-        raise RecordError(f"its detector {name} is not at hand")
+        raise RecordError(f"its detector {name} is not available")
     hashes = {"data": data, "detector": detector.sha256}
     return hashes if not reference.endswith(".npz") else {**hashes, "reference": sha256_of(Path(reference))}
 
 
 def _check_name(name: str, of: Mapping[str, Any], hashes: Mapping[str, str], result: Mapping[str, Any]) -> None:
     if legacy.fingerprint(of, hashes) != name or result.get("fingerprint") != name:
-        raise RecordError("its name is not that of its experiment")
+        raise RecordError("its name does not match its experiment")
 
 
 def _old_cells(
@@ -179,7 +179,7 @@ def _old_cells(
 
 
 def _tensors(steps: Sequence[tuple[Path, Mapping[str, Any]]], experiment: Experiment) -> str | None:
-    """The hash of the finished training's averaged weights; None where it is not finished."""
+    """Hash of the finished training's averaged weights; None where it is not finished or cannot be read."""
     path, meta = steps[-1]
     if meta.get("images_seen") != experiment.training.images:
         return None
@@ -192,7 +192,8 @@ def _tensors(steps: Sequence[tuple[Path, Mapping[str, Any]]], experiment: Experi
 
 
 def _carry_checkpoint(path: Path, meta: Mapping[str, Any], target: Path, identity: str) -> None:
-    """Carry a checkpoint's tensors to their training's name of today: linked, not copied, where the file system can."""
+    """Put a checkpoint's tensors into the folder of their training's present name: linked, not copied, where
+    possible."""
     if (target / "meta.json").exists():
         return
     target.mkdir(parents=True, exist_ok=True)
@@ -206,7 +207,7 @@ def _carry_checkpoint(path: Path, meta: Mapping[str, Any], target: Path, identit
 
 
 def _curve(meta: Mapping[str, Any]) -> list[Point]:
-    """The points that a checkpoint of then held: the last 300."""
+    """The points that an old checkpoint held: the last 300."""
     return [Point(*point) for point in meta.get("curve", [])]
 
 

@@ -1,6 +1,7 @@
-"""A training's folder in a bucket: what a machine pulls before it works on it, and pushes once it is whole.
+"""The copy of a training's folder in a bucket: a machine pulls from it before it works, and pushes whole checkpoints to
+it.
 
-In the bucket a checkpoint's tensors come first and its `meta.json` last: half an upload is never taken for whole.
+A checkpoint's tensors are uploaded first and its `meta.json` last, so that half an upload never counts as whole.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ from pforce.training.curve import CURVE
 
 
 class TrialMirror:
-    """Keeps a training's folder the same here and in a bucket (a `pforce.training.callbacks.Mirror`)."""
+    """Keeps a training's folder equal here and in a bucket (a `pforce.training.callbacks.Mirror`)."""
 
     def __init__(self, storage: Storage, relative: str, about: str) -> None:
         """
         Args:
-            relative: the training's folder, below the storage's root.
-            about: name of the file in it that says what is trained; it goes with every checkpoint.
+            relative: the training's folder below the storage's root.
+            about: name of the file in it that describes the training; it is uploaded with every checkpoint.
         """
         self.storage, self.relative, self.about = storage, relative, about
         self.folder = storage.root / relative
         self.failed: set[Path] = set()
-        """What could not be uploaded; it is tried again."""
+        """Paths that could not be uploaded, to be retried."""
 
-    # --- out of the bucket -----------------------------------------------------------------------------------
+    # --- from the bucket -------------------------------------------------------------------------------------
 
     def pull(self, at_most: int) -> None:
-        """The curve, and the resumable checkpoint of the most images seen up to `at_most`. StorageError where the
-        bucket cannot be read."""
+        """Pull the curve, and the resumable checkpoint with the most images seen up to `at_most`. StorageError where
+        the bucket cannot be read."""
         for name in self.storage.list(f"{self.relative}/{CURVE}"):
             if not (self.storage.root / name).exists():
                 self.storage.fetch(name, self.storage.root / name)
@@ -51,11 +52,12 @@ class TrialMirror:
                 return
 
     def fetch(self, images_seen: int | None, *files: str, resumable: bool = False) -> None:
-        """What it takes to read a trained model: its snapshot, what it is of, and further files of the training's.
+        """Pull everything needed to read a trained model: its snapshot, its experiment, and further files of the
+        training.
 
         Args:
-            images_seen: of the snapshot; None takes the newest of all.
-            resumable: what a training goes on from, too.
+            images_seen: images seen of the snapshot; None takes the newest checkpoint.
+            resumable: also pull the moments that a training needs to resume.
         """
         for name in (self.about, *files):
             self.storage.pull(f"{self.relative}/{name}")
@@ -67,15 +69,15 @@ class TrialMirror:
         if meta is not None:
             self._fetch(path, *meta, resumable=resumable)
 
-    # --- into the bucket -------------------------------------------------------------------------------------
+    # --- to the bucket ---------------------------------------------------------------------------------------
 
     def push(self, path: Path) -> None:
-        """Upload what was just saved. Where that fails it is warned of: the next one tries again."""
+        """Upload what was just saved. Where that fails, a warning says so, and the next push retries it."""
         for each in (*sorted(self.failed), path):
             try:
                 self._push(each)
                 self.failed.discard(each)
-            except FileNotFoundError:  # a newer one has taken its place meanwhile
+            except FileNotFoundError:  # a newer one has replaced it meanwhile
                 self.failed.discard(each)
             except StorageError as error:
                 self.failed.add(each)
@@ -83,10 +85,10 @@ class TrialMirror:
                 return
 
     def finish(self, images_seen: int, evaluation: str | None = None) -> None:
-        """The snapshot, if an upload of it failed, and an evaluation's folder. StorageError as it comes.
+        """Upload the snapshot, where that failed before, and an evaluation's folder. StorageError is passed on.
 
         Args:
-            evaluation: folder below the training's.
+            evaluation: the evaluation's folder below the training's.
         """
         for path in (*sorted(self.failed), self.folder / SNAPSHOTS / str(images_seen)):
             if path.exists():
@@ -105,22 +107,24 @@ class TrialMirror:
         return found
 
     def _remote_meta(self, path: str) -> tuple[bytes, dict[str, Any]] | None:
-        """A checkpoint's record in the bucket; None where there is none that can be read."""
+        """The meta.json of a checkpoint in the bucket, as bytes and parsed; None where there is none that can be
+        read."""
         content = self.storage.read(f"{self.relative}/{path}/{META}")
         try:
             return (content, parse_meta(content, f"{path}/{META}")) if content else None
         except CheckpointError as error:
-            warnings.warn(f"damaged checkpoint passed over: {error} in {self.storage}", stacklevel=2)
+            warnings.warn(f"damaged checkpoint skipped: {error} in {self.storage}", stacklevel=2)
             return None
 
     def _fetch(self, path: str, content: bytes, meta: dict[str, Any], *, resumable: bool) -> bool:
-        """One into the mirror; it appears whole. False, with a warning, where it is damaged."""
+        """Fetch a checkpoint into the mirror, where it appears whole. Returns False, with a warning, where it is
+        damaged."""
         final = self.folder / path
         final.parent.mkdir(parents=True, exist_ok=True)
         files = {name: sha for name, sha in meta["files"].items() if name == STATE or (name == MOMENTS and resumable)}
         with (final.parent / ".pull_lock").open("w") as lock:  # workers of one machine share the mirror
             fcntl.flock(lock, fcntl.LOCK_EX)
-            for left in final.parent.glob(".pull_*/"):  # of a process that was killed
+            for left in final.parent.glob(".pull_*/"):  # left by a process that was killed
                 shutil.rmtree(left)
             if (final / META).exists() and all(_sha256(final / name) == sha for name, sha in files.items()):
                 return True
@@ -129,7 +133,7 @@ class TrialMirror:
                 for name, sha in files.items():
                     self.storage.fetch(f"{self.relative}/{path}/{name}", scratch / name)
                     if _sha256(scratch / name) != sha:
-                        warnings.warn(f"damaged checkpoint passed over: {path} in {self.storage}", stacklevel=2)
+                        warnings.warn(f"damaged checkpoint skipped: {path} in {self.storage}", stacklevel=2)
                         return False
                 (scratch / META).write_bytes(content)
                 shutil.rmtree(final, ignore_errors=True)
@@ -149,13 +153,14 @@ class TrialMirror:
         if META in there.get(own, ()):
             if self.storage.read(f"{remote}/{META}") == mine:
                 return
-            self.storage.delete(f"{remote}/{META}")  # its tensors are about to be others
+            self.storage.delete(f"{remote}/{META}")  # its tensors are about to be replaced
         self.storage.push(f"{self.relative}/{self.about}")
         self.storage.push(remote, last=META)
         self._retain(own, parse_meta(mine, own))
 
     def _retain(self, own: str, meta: dict[str, Any]) -> None:
-        """Delete all but the newest of the resumable ones up to this one; what is asked for stays wholly."""
+        """Delete all but the newest resumable checkpoints up to this one; those that are to be kept for good stay
+        whole."""
         known = []
         for path, files in self._saved().items():
             found = self._remote_meta(path) if META in files else None
@@ -168,7 +173,9 @@ class TrialMirror:
             if path.startswith(SNAPSHOTS):
                 self.storage.delete(f"{self.relative}/{path}/{MOMENTS}")
             else:
-                self.storage.delete(f"{self.relative}/{path}/{META}")  # first: what is half deleted is not whole
+                self.storage.delete(
+                    f"{self.relative}/{path}/{META}"
+                )  # first, so that a half-deleted checkpoint does not count as whole
                 self.storage.delete(f"{self.relative}/{path}")
 
 

@@ -1,4 +1,4 @@
-"""Carries out a task in the process that was given it: what every executor calls, and the same everywhere."""
+"""Carries out a task in the process that gets it: called by every executor, the same everywhere."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ from pforce.trial.watch import Watch
 from pforce.trial.where import Paths, Where
 
 MOST_MESSAGE = 4_000
-"""Characters of a failure's message as it travels; the log has more."""
+"""Most characters of a failure's message in an event; the log has all."""
 MOST_SAID = 20_000
-"""Characters of a traceback as it travels."""
+"""Most characters of a traceback in an event."""
 
 
 @dataclass(frozen=True)
 class Seat:
-    """What a process has to carry out tasks with. Nothing here changes results beyond rounding."""
+    """The resources of a process that carries out tasks. Nothing here changes results beyond rounding."""
 
     device: torch.device
     threads: int
@@ -71,13 +71,14 @@ class Seat:
     """Devices that a task occupies, over all workers, for device-hours (on a CPU: cores)."""
     workers: Workers = ALONE
     own: bool = True
-    """Whether the process does nothing else: then its output is the attempt's."""
+    """Whether the process does nothing else, so that its output belongs to the attempt."""
     callbacks: Sequence[Callback] = ()
-    """See every training."""
+    """Callbacks of all trainings."""
 
 
 class AttemptFailed(RuntimeError):
-    """An attempt ended in a way that another process may survive. This one should end."""
+    """An attempt failed in a way that makes this process unfit for further tasks: it should end, and another process
+    may retry."""
 
     def __init__(self, failed: Failed) -> None:
         self.failed = failed
@@ -88,11 +89,11 @@ class AttemptFailed(RuntimeError):
 
 
 TOGETHER = (Diverged, CheckpointError, Stopped)
-"""What all workers of a group raise at once: they go on with the next task."""
+"""Errors that all workers of a group raise at once, so that they can continue with the next task."""
 
 
 def find_data(task: Train) -> Path:
-    """The data set on this machine: built here if it can be. DataError where it is not the one that was planned."""
+    """The folder of the data set on this machine, built here if possible. DataError where it is not the planned one."""
     folder = Path(task.data)
     if task.experiment.data.name != "shards" and not folder.exists():
         folder = ensure(task.experiment.data, progress=False)
@@ -106,7 +107,7 @@ def find_data(task: Train) -> Path:
 
 
 def _place_of(task: Task) -> tuple[Storage, str]:
-    """The storage, and the folder in it that keeps what attempts at a task said."""
+    """The storage, and the folder in it that keeps the logs of attempts at a task."""
     match task:
         case Train():
             return Storage.open(task.storage), training_folder(task.training)
@@ -123,18 +124,18 @@ def _place_of(task: Task) -> tuple[Storage, str]:
 
 
 class Performer:
-    """Carries out one task after the other. A model that several of them measure is kept in memory."""
+    """Carries out one task after the other. A model that several tasks measure is kept in memory."""
 
     def __init__(self, seat: Seat) -> None:
         self.seat = seat
         self.loaded: tuple[object, Any] | None = None
-        """What the last task read, and by what it is known."""
+        """The key of the last task's model, and the model."""
 
     def __call__(self, handed: Handed, report: Report) -> None:
-        """Carry out a task, and report what it comes to: Done last, or Failed.
+        """Carry out a task and report its events; the last one is Done or Failed.
 
-        AttemptFailed, not reported yet, where this process should end: its state may be broken, or the other workers
-        of its group are left in the middle of a step.
+        Raises AttemptFailed, not reported yet, where this process should end, because its state may be broken, or
+        because the other workers of its group are in the middle of a step.
         """
         seat, task, workers = self.seat, handed.task, self.seat.workers
         torch.set_num_threads(seat.threads)
@@ -161,8 +162,8 @@ class Performer:
 
     @contextmanager
     def _output(self, task: Task, log: AttemptLog) -> Iterator[None]:
-        """A training's output goes into its log. Shorter tasks, of which there may be hundreds, have a log only where
-        there is something to be said."""
+        """Redirect a training's output into its log. Shorter tasks, of which there may be hundreds, get a log only with
+        a warning or an error."""
         if not isinstance(task, Train):
             yield
             return
@@ -174,7 +175,7 @@ class Performer:
             yield
 
     def _failed(self, error: Exception, task: Task, telling: Telling) -> Failed:
-        """What is to be reported of an error. AttemptFailed where the process should end."""
+        """The event for an error. Raises AttemptFailed where the process should end."""
         stopped = isinstance(error, Stopped)
         failure = Failure(STOPPED, str(error)) if stopped else failure_of(error)
         failure = Failure(failure.reason, shortened(failure.message, MOST_MESSAGE))
@@ -235,14 +236,14 @@ class Performer:
         if task.sharding != "none":
             environment["sharding"] = task.sharding
         if seat.device.type == "cuda":
-            torch.cuda.empty_cache()  # tasks of other processes may share the device
+            torch.cuda.empty_cache()  # other processes may share the device
         return replace(done, metrics=metrics, environment=environment)
 
     def _subject(self, model: Measurable) -> Subject:
-        """The model in memory; what is measured of it and with which sampler may differ between tasks."""
+        """The model in memory, with the task's sampler; tasks may differ in their sampler and measurements."""
         known = replace(model, request=replace(model.request, sampler={}, seed=0, images=0), sampler=Euler())
         if self.loaded is None or self.loaded[0] != known:
-            self.loaded = None  # its memory first
+            self.loaded = None  # frees its memory first
             self.loaded = (known, model.subject(self.seat.device, devices=self.seat.devices))
         found: Subject = self.loaded[1]
         return replace(found, sampler=model.sampler)
@@ -275,7 +276,7 @@ class Performer:
         features = Blocks(ledger.storage, features_folder(drawing, detector))
         pictures = Blocks(ledger.storage, f"{folder_of(drawing)}/{IMAGES}")
         kept = {}
-        if any(group[0].first % BLOCK for group in task.groups):  # the rest of a block that is kept in part
+        if any(group[0].first % BLOCK for group in task.groups):  # the rest of a block that is partly kept
             kept = features.load(request.images)
             read_pictures((features, pictures), detector, kept, request.images, subject.device)
         images = passes = 0
@@ -328,7 +329,8 @@ def _device_name(device: torch.device) -> str:
 
 
 def _left_whole(task: Task, error: Exception) -> bool:
-    """Whether an error that is no fault of the task's has left the process fit for other tasks. After one of a training
-    another process is tried; a measurement fails alone, unless the device's state is broken or memory is short."""
+    """Whether the process is fit for other tasks after an error that may not be the task's fault. A failed training is
+    retried in another process; a failed measurement leaves the process usable, unless the device's state is broken or
+    memory is exhausted."""
     broken = isinstance(error, torch.AcceleratorError | MemoryError)
     return not isinstance(task, Train) and not broken

@@ -1,4 +1,4 @@
-"""What an evaluation reads of a data set: held-out images, and what generated images are compared with."""
+"""Inputs of an evaluation: held-out images, and the reference that generated images are compared with."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from pforce.records.parts import FLOAT32, Inputs, reference_of
 
 STORED = (".npz",)
 REFERENCES = "references"
-"""Folder of reference features, below a storage's root: they can be made again."""
+"""Folder of reference features, which can be made again, below a storage's root."""
 
 
 class SplitImages:
-    """Images of a data set's split, all of them read shard by shard, or some spread evenly over it."""
+    """Images of a data set's split: all of them, read shard by shard, or some, spread evenly over it."""
 
     notes: tuple[str, ...] = ()
 
@@ -46,13 +46,13 @@ class SplitImages:
         return self.images
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """uint8 (B, 3, H, W)."""
+        """Batches (B, 3, H, W) uint8 with B = size, except the last."""
         if self.images == self.manifest.split(self.split).samples:
             return read_batches(self.folder, self.split, size)
         return iter(read_split(self.folder, self.split, limit=self.images).images.split(size))
 
     def content_hash(self) -> str:
-        """Hash of the manifest, with the split and the number of images."""
+        """Hash of the manifest with the split and the number of images."""
         return f"{self.manifest.hash} {self.split} {self.images}"
 
 
@@ -65,7 +65,7 @@ class HeldOut:
         self._read: dict[int, Batch] = {}
 
     def __call__(self, images: int) -> Batch:
-        """So many, spread evenly; all where there are fewer."""
+        """Up to that many held-out images, spread evenly over the split."""
         wanted = min(images, self.samples)
         if wanted not in self._read:
             self._read[wanted] = read_split(self.folder, "validation", limit=wanted)
@@ -78,7 +78,7 @@ def is_stored(config: EvaluationConfig) -> bool:
 
 
 def check_reference(config: EvaluationConfig, detector: Detector) -> None:
-    """StatisticsError where the reference is a file that cannot be used with the detector."""
+    """Raise StatisticsError where the reference is a file that cannot be used with the detector."""
     if is_stored(config):
         load_statistics(Path(config.reference), detector, images=False)
 
@@ -89,10 +89,10 @@ def _sha256(path: str, changed: int, size: int) -> str:
 
 
 def inputs_of(config: EvaluationConfig, manifest: Manifest, detector: Detector, *, auto: str = FLOAT32) -> Inputs:
-    """What a training and its evaluation read, by content.
+    """Inputs of a training and its evaluation, by content.
 
     Args:
-        auto: what `training.precision = auto` is on the devices that will train.
+        auto: precision that `training.precision = auto` stands for on the devices that will train.
 
     Raises:
         StatisticsError: a file of statistics cannot be read.
@@ -111,7 +111,7 @@ def inputs_of(config: EvaluationConfig, manifest: Manifest, detector: Detector, 
 
 
 def check_detector(detector: Detector, planned: Mapping[str, str]) -> None:
-    """DetectorError where a detector is not the one that was planned with, by name, hash and preprocessing."""
+    """Raise DetectorError where a detector is not the planned one by name, hash and preprocessing."""
     found = {"name": detector.name, "sha256": detector.sha256, "preprocessing": detector.preprocessing}
     for name, value in planned.items():
         if found[name] != value:
@@ -123,18 +123,18 @@ def check_detector(detector: Detector, planned: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True)
 class ReferenceImages:
-    """What generated images are compared with, before any of it is read."""
+    """The reference that generated images are compared with, not read yet."""
 
     kind: Literal["split", "statistics", "images"]
-    """Images of a data set; a file of statistics; a folder or an npz of images."""
+    """Kind of the reference: images of a data set, a file of statistics, or a folder or npz of images."""
     path: str
     """Folder of the data set, or the file or folder itself."""
     identity: str
-    """By content: what results are named by."""
+    """Identity by content, which names results."""
     images: int
-    """How many; 0 where a file does not say."""
+    """Number of images; 0 where a file does not state it."""
     size: tuple[int, int] | None = None
-    """Height and width; None where a file does not say."""
+    """Height and width; None where a file does not state them."""
     split: SplitName = "validation"
 
     def statistics(
@@ -145,10 +145,10 @@ class ReferenceImages:
         device: torch.device,
         progress: Callable[[int], None] = lambda done: None,
     ) -> ReferenceStatistics:
-        """Read through a detector, which is on the device, or from the cache.
+        """Compute the statistics with a detector, which is on the device, or read them from the cache.
 
         Args:
-            cache: folder of reference features that were made before.
+            cache: folder of reference features made before.
         """
         path = Path(self.path)
         if self.kind == "statistics":
@@ -165,7 +165,7 @@ class ReferenceImages:
             source = f"{self.images:,} {'training' if self.split == 'train' else 'held-out'} images of {path.name}"
         else:
             images, source = open_images(path), str(path)
-        version = versions_of(f"detector.{detector.name}")  # raised where its code reads an image otherwise
+        version = versions_of(f"detector.{detector.name}")  # raised where a change of its code changes features
         content = self.identity + "".join(f" version {number}" for number in version.values())
         return cached_reference(
             images, detector, cache, source=source, content=content, device=device, progress=progress
@@ -201,7 +201,7 @@ def reference_for(
     Args:
         folder: of the data set.
         detector: on the device.
-        cache: folder of reference features that were made before.
+        cache: folder of reference features made before.
     """
     found = reference_images(config, folder, inputs, 0)
     return found.statistics(detector, cache, device=device, progress=progress)

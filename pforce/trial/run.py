@@ -1,4 +1,4 @@
-"""A trial: train a model, measure it, leave records. The same in every executor."""
+"""A cell from end to end: trains a model, measures it and records both. The same in every executor."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def subject_of(
     images: HeldOut,
     detector: Detector,
 ) -> Subject:
-    """A trained model with what its experiment's evaluation measures it with."""
+    """A trained model with everything that its experiment's evaluation needs."""
     config = experiment.evaluation
     return Subject(
         model=trained.model,
@@ -63,16 +63,16 @@ def subject_of(
 def run_trial(
     experiment: Experiment, paths: Paths, where: Where, *, inputs: Inputs | None = None
 ) -> Row | None:  # fmt: skip
-    """Train, and measure what is missing; what another process is at is waited for. Errors as `train_trial`.
+    """Train, and measure the missing parts; waits for parts that another process makes. Errors as in `train_trial`.
 
-    Returns the row, on the first worker; the others get None. What is noted of a measurement is warned of.
+    Returns the row on the first worker; the others get None. Notes on measurements are given as warnings.
 
     Args:
-        inputs: what the experiment reads, by content; by default it is looked up.
+        inputs: inputs of the experiment, by content; by default they are looked up.
     """
     workers = where.workers
     manifest = data.Manifest.load(paths.data)
-    # What the evaluation reads is read first: a missing file is found before hours of training, not after.
+    # The evaluation's inputs are read first, so that a missing file is found before hours of training, not after.
     detector = experiment.evaluation.load_detector().to(where.device)
     inputs = inputs or inputs_of(experiment.evaluation, manifest, detector)
     experiment = with_precision(experiment, inputs)
@@ -93,10 +93,10 @@ def run_trial(
 def finish_trial(
     experiment: Experiment, paths: Paths, cell: CellParts, ledger: Ledger, held_out: HeldOut, *, said: bool = True
 ) -> Row:
-    """The row of a cell whose parts are all there, and the pictures of its folder.
+    """Return the row of a cell whose parts are all there, and write the pictures of its folder.
 
     Args:
-        said: warn of what is noted of the measurements.
+        said: give notes on measurements as warnings.
     """
     row = row_of(cell, ledger)
     assert row is not None  # all of it was just measured
@@ -113,7 +113,7 @@ def finish_trial(
 def leave_pictures(
     experiment: Experiment, folder: Path, cell: CellParts, ledger: Ledger, *, weights: str, held_out: HeldOut
 ) -> None:
-    """Samples and maps of uncertainty in an evaluation's folder, of what the storage keeps."""
+    """Write samples and maps of uncertainty into an evaluation's folder, as far as the storage keeps them."""
     drawing = cell.request.drawing(weights).digest
     save_samples(ledger.storage, drawing, cell.request.images, folder / SAMPLES)
     maps, times = [], []

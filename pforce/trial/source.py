@@ -1,4 +1,4 @@
-"""Where a trained model comes from: a trial's folder, a checkpoint, a model file of ours, a published checkpoint."""
+"""Sources of trained models: a training's folder, a checkpoint, a pforce model file, or a published checkpoint."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ CONTENT_KEYS = (
     "depth", "width", "heads", "patch", "image_size", "channels", "classes", "difficulty_head", "class_dropout",
     "mlp_ratio",
 )  # fmt: skip
-"""Keys of the configuration that are in every content hash."""
+"""Keys of the configuration that enter every content hash."""
 
 Weights = Literal["ema", "raw"]
 
 
 class SourceError(InputError, ValueError):
-    """No model can be had from a path. The message names it, what is wrong, and the cure."""
+    """No model can be read from a path. The message gives the path, the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A trained model and what is known of it."""
+    """A trained model and its description."""
 
     path: Path
-    """What it was read from: a file, or a checkpoint's folder."""
+    """Path from which it was read: a file, or a checkpoint's folder."""
     kind: str
-    """checkpoint, model file or published."""
+    """Kind of the source: checkpoint, model file or published."""
     model: PatchForcingTransformer
-    """On the CPU, in eval mode, float32."""
+    """The model, on the CPU, in eval mode, float32."""
     sha256: str
-    """SHA-256 of configuration and weights: two sources with one hash draw the same images."""
+    """SHA-256 of configuration and weights: two sources with the same hash draw the same images."""
     weights: str
-    """ema, raw, or unknown (a foreign file does not say)."""
+    """Kind of weights: ema, raw, or unknown (foreign files do not state it)."""
     images_seen: int | None = None
-    """In training; None where the file does not say."""
+    """Images seen in training; None where the file does not state it."""
     experiment: Experiment | None = None
-    """What trained it; None for files that do not carry it."""
+    """Experiment that trained it; None for files that do not hold it."""
 
     def about(self) -> dict[str, str | int | None]:
         """Description of the source as a flat record."""
@@ -69,14 +69,14 @@ class Source:
 
 
 def content_hash(model: PatchForcingTransformer) -> str:
-    """sha256 of a model's configuration and weights, wherever it was read from: the name of its weights."""
+    """SHA-256 of a model's configuration and weights, wherever it was read from: the name of its weights."""
     return tensors_hash(model.config, model.state_dict())
 
 
 def tensors_hash(of: ModelConfig, tensors: Mapping[str, Tensor]) -> str:
     """`content_hash` of a model that is not built.
 
-    A later field of the configuration enters only where it is not at its default, so that no name changes.
+    Fields added to the configuration later enter only where they are not at their defaults, so that no name changes.
     """
     keys = TABLE[ModelConfig].keys.items()
     config = {key: getattr(of, attribute) for attribute, key in keys if key in CONTENT_KEYS}
@@ -91,7 +91,7 @@ def tensors_hash(of: ModelConfig, tensors: Mapping[str, Tensor]) -> str:
 def _experiment(record: Path, folder: Path) -> Experiment:
     try:
         return from_dict(json.loads(record.read_text()))
-    except (OSError, ValueError) as error:  # ConfigError of another version's fields included
+    except (OSError, ValueError) as error:  # includes ConfigError for another version's fields
         raise SourceError(
             f"{folder}: {record} cannot be read ({error}), so its model is unknown: call the sweep that trained it "
             "again, or copy the experiment.json of a trial of the same model"
@@ -99,7 +99,8 @@ def _experiment(record: Path, folder: Path) -> Experiment:
 
 
 def _from_checkpoint(folder: Path, weights: Weights, record: Path | None = None) -> Source:
-    """The folder of a checkpoint or snapshot; the experiment is in `record`, or in the training's folder."""
+    """The model in the folder of a checkpoint or snapshot; the experiment is in `record`, or in the training's
+    folder."""
     experiment = _experiment(record or folder.parent.parent / EXPERIMENT, folder)
     try:
         tensors, meta = checkpoint.load(folder)
@@ -112,7 +113,7 @@ def _from_checkpoint(folder: Path, weights: Weights, record: Path | None = None)
 
 
 def _newest(paths: Sequence[Path], weights: Weights) -> Source:
-    """The checkpoint or snapshot of the most images seen that can be read."""
+    """The model in the readable checkpoint or snapshot with the most images seen."""
     seen, problems = [], []
     for path in paths:
         try:
@@ -126,7 +127,7 @@ def _newest(paths: Sequence[Path], weights: Weights) -> Source:
             problems.append(str(error))
             continue
         for problem in problems:
-            warnings.warn(f"damaged checkpoint passed over: {problem}", stacklevel=3)
+            warnings.warn(f"damaged checkpoint skipped: {problem}", stacklevel=3)
         return found
     raise SourceError("; ".join(problems))
 
@@ -139,15 +140,14 @@ def load_source(path: str | Path, *, weights: Weights = "ema", heads: int | None
     """Read a model.
 
     Args:
-        path: a training's folder, or its `checkpoints` or `snapshots` (of each the one of the most images seen is
-            taken), the folder of one evaluation of it (of which the snapshot that it measured), one checkpoint's folder
-            `step_…` or snapshot's folder, a model file of ours (`.safetensors`), or a published checkpoint (`.ckpt`,
-            `.pt`, `.pth`).
-        weights: averaged or raw, of a checkpoint of ours; other files hold one set.
+        path: a training's folder, or its `checkpoints` or `snapshots` (the newest, by images seen, is taken), the
+            folder of one of its evaluations (the measured snapshot is taken), the folder of one checkpoint, `step_…`,
+            or snapshot, a pforce model file (`.safetensors`), or a published checkpoint (`.ckpt`, `.pt`, `.pth`).
+        weights: averaged or raw weights of a checkpoint; other files hold one set.
         heads: attention heads of an original SiT of unusual size.
 
     Raises:
-        SourceError: nothing there is a model.
+        SourceError: there is no model that can be read.
         PublishedError, ModelFileError: the file is refused or damaged.
     """
     path = Path(path)

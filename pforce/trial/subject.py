@@ -1,4 +1,4 @@
-"""A model at hand, and what it is measured with."""
+"""A model in memory with everything to measure it."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from pforce.trial.draw import (
 
 @dataclass
 class Subject:
-    """A model at hand, and what it is measured with. What is read late is a function."""
+    """A model in memory with everything to measure it. Inputs that are read late are functions."""
 
     model: PatchForcingTransformer
-    """On the device, in evaluation mode."""
+    """The model, on the device, in eval mode."""
     weights: str
-    """Hash of its tensors."""
+    """Hash of the model's tensors."""
     device: torch.device
     sampler: Sampler = field(default_factory=Euler)
     labels: Callable[[], Tensor] = lambda: torch.zeros(1, dtype=torch.long)
-    """(M,); drawn image i is of class labels[i mod M]."""
+    """Function that returns classes (M,); drawn image i has class labels[i mod M]."""
     detector: Callable[[], Detector] | None = None
-    """On the device."""
+    """Function that returns the detector, on the device."""
     reference: Callable[[], ReferenceStatistics] | None = None
     held_out: Callable[[], Batch] | None = None
     batch: int = BLOCK
     """Images per forward pass."""
     decode: Decoder | None = None
     devices: float = 1.0
-    """Devices that this process stands for, for device-seconds."""
+    """Devices that this process counts for in device-seconds."""
     provenance: Mapping[str, str] = field(default_factory=dict)
 
 
 def cycle_of(config: EvaluationConfig, validation: Callable[[int], Batch], classes: int) -> Tensor:
-    """Classes of drawn images in turn, as an evaluation's rule has them.
+    """Classes of drawn images in turn, by the evaluation's rule.
 
     Args:
-        validation: so many held-out images, spread evenly.
+        validation: function from a number to that many held-out images, spread evenly.
     """
     if config.labels == "classes":
         return torch.arange(classes)

@@ -1,7 +1,7 @@
-"""What a worker is given, what it says, and what it is answered: tasks, events and answers, as frozen values.
+"""Tasks for workers, their events, and the answers to these, as frozen values.
 
-A task is all that a worker needs to know, by names and paths: it travels to other processes and machines. Whoever
-handles events matches them to the end with `assert_never`, so that a new one cannot be forgotten.
+A task is everything that a worker needs to know, by names and paths, as it is sent to other processes and machines.
+Code that handles events ends its match with `assert_never`, so that a new event cannot be forgotten.
 """
 
 from __future__ import annotations
@@ -24,56 +24,56 @@ from pforce.trial.reference import ReferenceImages
 from pforce.trial.watch import Phase
 
 STOPPED = "stopped"
-"""Reason of an attempt that was told to stop."""
+"""Reason of an attempt that was asked to stop."""
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train an experiment to its images seen and, unless others measure it, make the parts of its row."""
+    """Train an experiment to its images seen and, unless other tasks measure it, make the parts of its row."""
 
     id: str
     """Digest of the cell."""
     label: str
     experiment: Experiment
-    """Its precision is resolved."""
+    """The experiment, with resolved precision."""
     inputs: Inputs
-    """What it reads, by content."""
+    """Inputs of the experiment, by content."""
     data: str
     """Folder of the data set, on every machine."""
     storage: str
-    """URI of the storage; of a bucket every machine has a mirror of its own."""
+    """URI of the storage; for a bucket, every machine has a mirror of its own."""
     training: str
     """Digest of the training."""
     measures: bool = True
-    """Whether its measurements are made in the same process, on the weights in memory."""
+    """Whether the same process measures the weights in memory."""
     sharding: Sharding = "none"
     provenance: Mapping[str, str] = field(default_factory=dict)
-    """What the driver knows of the code."""
+    """Provenance that the driver knows: versions, commit and changes of the code."""
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """Digests of the cells that it works for."""
+        """Digests of the cells that need it."""
         return (self.id,)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """Measure weights that exist: all that is missing of a request, its held-out part, or a range of its images."""
+    """Measure existing weights: all missing parts of a request, its held-out parts, or a range of its images."""
 
     id: str
     label: str
     model: Measurable
     what: Literal["all", "held_out", "images"] = "all"
-    """images: draw a range, and keep its features."""
+    """Parts to make; images: draw a range of images and keep their features."""
     groups: tuple[tuple[Span, ...], ...] = ()
-    """The range, as passes by the blocks that they fill."""
+    """The range, as passes grouped by the blocks that they fill."""
     cells: tuple[str, ...] = ()
-    """Digests of the cells that it works for."""
+    """Digests of the cells that need it."""
 
 
 @dataclass(frozen=True)
 class MeasureImages:
-    """Measure images that are given: in the process that has them."""
+    """Measure given images, in the process that has them."""
 
     id: str
     label: str
@@ -88,7 +88,7 @@ class MeasureImages:
 
 @dataclass(frozen=True)
 class Draw:
-    """Draw a range of a sampling job's images, and keep them."""
+    """Draw and keep a range of a sampling job's images."""
 
     id: str
     label: str
@@ -102,20 +102,20 @@ Task: TypeAlias = Train | Measure | MeasureImages | Draw
 
 
 class Handed(NamedTuple):
-    """A task as it is given to a worker."""
+    """A task as a worker gets it."""
 
     task: Task
     attempt: int
-    """From 1."""
+    """Number of the attempt, from 1."""
 
 
 class Idle(Enum):
-    """Why a worker is given no task."""
+    """The reason why a worker gets no task."""
 
     WAIT = "wait"
-    """There may be one once a task under way has ended."""
+    """There may be a task once a running one has ended."""
     END = "end"
-    """There are no more, unless a task under way fails and is tried again."""
+    """There are no more tasks, unless a running one fails and is retried."""
 
 
 Next: TypeAlias = Handed | Idle
@@ -123,7 +123,7 @@ Next: TypeAlias = Handed | Idle
 
 @dataclass(frozen=True)
 class _Event:
-    """What a worker says of an attempt at a task."""
+    """A worker's report on an attempt at a task."""
 
     task: str
     """The task's id."""
@@ -132,7 +132,7 @@ class _Event:
 
 @dataclass(frozen=True)
 class Started(_Event):
-    """The attempt is at work itself: whoever was at its training before has left it."""
+    """The attempt has begun its own work; it no longer waits for another process."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,12 @@ class Waiting(_Event):
     """The attempt waits for another process."""
 
     holder: str
-    """Who that is, and what it does, in words."""
+    """The other process and its work, in words."""
 
 
 @dataclass(frozen=True)
 class Progress(_Event):
-    """How far the attempt is."""
+    """The progress of the attempt."""
 
     phase: Phase
     share: float
@@ -161,16 +161,16 @@ class CurvePoint(_Event):
 
 @dataclass(frozen=True)
 class Warned(_Event):
-    """Something that a person should know; the attempt goes on."""
+    """A warning for users; the attempt continues."""
 
     message: str
 
 
 class Spent(NamedTuple):
-    """What drawing images took."""
+    """The cost of drawing images."""
 
     images: int = 0
-    """Images drawn now; others were there."""
+    """Number of images drawn now, without those that were there."""
     num_function_evaluations: int = 0
     """NFE per image."""
     forward_passes: int = 0
@@ -183,14 +183,14 @@ class Spent(NamedTuple):
 
 @dataclass(frozen=True)
 class Done(_Event):
-    """The task is done: what it made lies in the storage."""
+    """The task is done; its results are in the storage."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Numbers of the row, or of the training as far as it is one."""
+    """Metrics of the row, or of the training where nothing was measured."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """What it ran on: device, precision, threads, workers."""
+    """Environment of the attempt: device, precision, threads, workers."""
     seconds: float = 0.0
-    """Seconds of the worker."""
+    """Seconds that the worker took."""
     spent: Spent = field(default_factory=Spent)
 
 
@@ -201,7 +201,7 @@ class Failed(_Event):
     failure: Failure
     traceback: str = ""
     log: str | None = None
-    """File of what the attempt said, below the storage's root; None where none could be written."""
+    """Log of the attempt, below the storage's root; None where it could not be written."""
 
 
 Event: TypeAlias = Started | Waiting | Progress | CurvePoint | Warned | Done | Failed

@@ -1,4 +1,4 @@
-"""What is said of an attempt while it runs: reports to the driver, whose answers are acted on, and lines of its log."""
+"""Reports of a running attempt: events to the driver, whose answers are acted on, and lines of its log."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from pforce.trial.task import CurvePoint, Event, Handed, Progress, Started, Wait
 from pforce.trial.watch import Phase
 
 REPORT_SECONDS = 2.0
-"""Between reports of progress, each of which is answered."""
+"""Seconds between reports of progress, each of which gets an answer."""
 Report = Callable[[Event], Answer]
 
 
 class StoppedAlone(Stopped):
-    """The first worker was told to stop in the middle of what it does alone; the others know nothing of it."""
+    """The first worker was asked to stop during work that it does alone; the others do not know."""
 
 
 class Telling:
-    """What is said of an attempt: to the driver, and in the log. Answers to reports are acted on at once while
-    measuring, and by the training's loop at the end of a step."""
+    """Reports of an attempt to the driver and in its log. Answers are acted on at once while measuring, and by the
+    training loop at the end of a step."""
 
     def __init__(self, handed: Handed, report: Report, log: AttemptLog, workers: Workers) -> None:
         self.task, self.attempt, self.report, self.log = handed.task.id, handed.attempt, report, log
         self.first = workers.first
         self.answer = Answer.GO_ON
-        """The last one, until the training's loop takes it."""
+        """The last answer, until the training loop takes it."""
         self.last = 0.0
         self.phase: Phase | None = None
 
@@ -48,10 +48,10 @@ class Telling:
         self.say(Started(self.task, self.attempt))
 
     def waits(self, holder: Holder | None) -> None:
-        """See `Watch.waits`. Raised by all workers of a group at once."""
+        """See `Watch.waits`. All workers of a group raise Stopped at once."""
         self.say(Waiting(self.task, self.attempt, str(holder or "another process")))
         if self.answer is Answer.CHECKPOINT_AND_STOP:
-            raise Stopped("stopped while it waited")
+            raise Stopped("stopped while waiting")
 
     def progress(self, phase: Phase, share: float) -> None:
         """See `Watch.progress`."""
@@ -63,7 +63,7 @@ class Telling:
         self.last = time.monotonic()
         self.say(Progress(self.task, self.attempt, phase, share))
         if self.answer is Answer.CHECKPOINT_AND_STOP:
-            raise StoppedAlone(f"stopped while at: {phase}")
+            raise StoppedAlone(f"stopped during: {phase}")
 
     def warn(self, message: str) -> None:
         """Report a warning."""
@@ -73,7 +73,7 @@ class Telling:
 
 
 class Reports(Callback):
-    """Reports a training's curve, and its progress now and then; hands answers to the loop."""
+    """Reports a training's curve and, every REPORT_SECONDS, its progress; passes answers to the loop."""
 
     def __init__(self, telling: Telling) -> None:
         self.telling = telling
@@ -100,7 +100,8 @@ class Reports(Callback):
 
 @contextmanager
 def warnings_to(tell: Callable[[str], None]) -> Iterator[None]:
-    """Report what pforce warns of (a damaged checkpoint or sample): a worker's own output is seen by nobody."""
+    """Report pforce's warnings (of a damaged checkpoint or sample) to the driver, as nobody sees a worker's own
+    output."""
     show = warnings.showwarning
 
     def told(message: Any, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:

@@ -1,4 +1,4 @@
-"""A training at some images seen: found in the storage, continued, or begun. The same in every executor."""
+"""A training to some images seen: found in the storage, resumed, or begun. The same in every executor."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def training_state(
     sharding: Sharding = "none",
     devices: float = 1.0,
 ) -> TrainState:
-    """A training at step 0: seeded weights, the data stream at its start.
+    """The state of a training at step 0: seeded weights, and the data stream at its start.
 
     Args:
-        identity: digest of the training; its checkpoints carry it.
+        identity: digest of the training, stored in its checkpoints.
     """
     spec = TrainingSpec(
         timesteps=experiment.timesteps,
@@ -87,7 +87,7 @@ def training_state(
 
 
 def averaged_model(state: TrainState, experiment: Experiment) -> PatchForcingTransformer:
-    """The averaged weights as a whole model on every worker. To be called by all of them."""
+    """The averaged weights as a whole model on every worker. All workers must call it."""
     if state.workers.count == 1:
         return state.ema.model
     weights = {name: whole(tensor) for name, tensor in state.ema.model.state_dict().items()}
@@ -98,23 +98,24 @@ def averaged_model(state: TrainState, experiment: Experiment) -> PatchForcingTra
 
 @dataclass
 class Trained:
-    """A training at some images seen."""
+    """The result of a training at some images seen."""
 
     model: PatchForcingTransformer
-    """Averaged weights, on the device, on every worker."""
+    """Model with averaged weights, on the device, on every worker."""
     weights: str
-    """Hash of its tensors; empty on all workers but the first."""
+    """Hash of the model's tensors; empty on all workers except the first."""
     record: Record | None
-    """Record of the weights, on the first worker."""
+    """Record of the weights; None on all workers except the first."""
 
 
 def published(
     experiment: Experiment, cell: CellParts, folder: Path, ledger: Ledger, made: Mapping[str, str]
 ) -> tuple[Record, dict[str, Tensor]] | None:
     """The record of a cell's weights and its snapshot's averaged weights by name; None where the snapshot is missing,
-    damaged, or of other weights than the record says, of which the latter is warned of.
+    or, with a warning, where it is damaged or holds other weights than the record names.
 
-    Where only the record is missing, as whoever took the snapshot was killed in between, it is made.
+    Where only the record is missing, because the process that wrote the snapshot was killed before it, the record is
+    made.
     """
     path = snapshot_path(folder, cell.images_seen)
     if not path.exists():
@@ -124,7 +125,7 @@ def published(
     except CheckpointError as error:
         if isinstance(error.__cause__, PermissionError):
             raise
-        warnings.warn(f"damaged snapshot passed over: {error}", stacklevel=2)
+        warnings.warn(f"damaged snapshot skipped: {error}", stacklevel=2)
         return None
     averaged, known = averaged_of(tensors), tensors_of(cell, ledger)
     found = tensors_hash(experiment.model, averaged)
@@ -132,25 +133,25 @@ def published(
     if not own or (known is not None and found != known[0]):
         says = known[0][:12] if known else "none"
         warnings.warn(
-            f"snapshot passed over: {path} holds other weights ({found[:12]}) than its record says ({says})",
+            f"snapshot skipped: {path} holds other weights ({found[:12]}) than its record names ({says})",
             stacklevel=2,
         )
         return None
     if known is not None:
         return known[1], averaged
-    write_segment(folder, [Point(**point) for point in meta["curve"]])  # as this comes before the record, too
+    write_segment(folder, [Point(**point) for point in meta["curve"]])  # the curve comes before the record here, too
     return _record_weights(cell, ledger, meta, found, made), averaged
 
 
 def averaged_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The averaged weights of a snapshot, by their names in the model."""
+    """The averaged weights of a snapshot by their names in the model."""
     return {name.removeprefix("ema/"): value for name, value in tensors.items() if name.startswith("ema/")}
 
 
 def _from_snapshot(
     experiment: Experiment, cell: CellParts, folder: Path, where: Where, ledger: Ledger
 ) -> Trained | None:
-    """A training that is there, on all workers. To be called by all of them."""
+    """The training in a snapshot, on all workers; None where there is none. All workers must call it."""
     found: list[tuple[Record, dict[str, Tensor]]] = []
 
     def look() -> bool:
@@ -172,13 +173,13 @@ def _from_snapshot(
 def train_trial(
     experiment: Experiment, paths: Paths, cell: CellParts, where: Where, ledger: Ledger, *, resumable: bool = False
 ) -> Trained:
-    """A training at the cell's images seen: found there, continued, or begun; which tensors it has is recorded.
-    Diverged, DataError, CheckpointError pass.
+    """Train to the cell's images seen: the training is found there, resumed, or begun, and its weights are recorded.
+    Diverged, DataError and CheckpointError are passed on.
 
-    Waits while another process is at the same training, and asks it for this snapshot.
+    While another process runs the same training, wait, and ask it for this snapshot.
 
     Args:
-        resumable: what a training goes on from has to be there, too.
+        resumable: the moments that a training needs to resume must be there, too.
     """
     workers, folder = where.workers, paths.folder(cell)
     mirror, snapshot = paths.mirror(cell), snapshot_path(folder, cell.images_seen)
@@ -205,12 +206,12 @@ def train_trial(
             with held(workers, paths.storage, f"{TRAINING}/{cell.training.digest}", "training", wait=wait) as guard:
                 where.watch.begins()
                 workers.first_does(ledger.refresh)
-                there = find()  # whoever was at it may have left it
+                there = find()  # the process that ran it may have finished it
                 if there is None:
                     there = _train(experiment, paths, cell, where, ledger, guard=guard)
-        except LeaseLost as error:  # both are raised by all workers at once
+        except LeaseLost as error:  # all workers raise both at once
             warnings.warn(str(error), stacklevel=2)
-        except _TakenMeanwhile:  # a running training has left what was asked for, and goes on
+        except _TakenMeanwhile:  # a running training has written the requested snapshot, and continues
             time.sleep(LOOK_SECONDS)
             workers.first_does(ledger.refresh)
             there = find()
@@ -220,12 +221,12 @@ def train_trial(
 
 
 class _TakenMeanwhile(Exception):
-    """The snapshot that is waited for is there."""
+    """The awaited snapshot is there."""
 
 
 @dataclass
 class _Sharing:
-    """What a training leaves for others while it runs, and takes from them."""
+    """The exchange of a running training with other processes: its snapshots and records, and theirs."""
 
     experiment: Experiment
     paths: Paths
@@ -234,15 +235,16 @@ class _Sharing:
     ledger: Ledger
     started: float = field(default_factory=time.time)
     dropped: set[int] = field(default_factory=set)
-    """Images seen of own snapshots that another process's took the place of."""
+    """Images seen of own snapshots that were dropped in favour of another process's."""
 
     @property
     def made(self) -> dict[str, str]:
-        """Provenance of what is recorded."""
+        """Provenance of the records."""
         return self.where.record(self.experiment)
 
     def admit(self, state: TrainState, tensors: Mapping[str, Tensor]) -> bool:
-        """Whoever finds another's snapshot there drops his own: something may have been measured of it."""
+        """Whether a snapshot may be written: not where another process's snapshot is there, which may have been
+        measured already."""
         own = replace(self.cell, images_seen=state.images_seen)
         folder = self.paths.folder(self.cell)
         if not snapshot_path(folder, own.images_seen).exists():
@@ -272,18 +274,20 @@ class _Sharing:
             warnings.warn(f"the snapshot at {own.images_seen:,} images is not recorded: {error}", stacklevel=2)
 
     def branch_off(self, state: TrainState) -> None:
-        """Begin a branch at its trunk's state, which is trained where it is not there. Called by all workers."""
+        """Begin a branch at its trunk's state, which is trained where it is missing. All workers must call it."""
         trunk = self.experiment.trunk
         if trunk is None or self.cell.trunk is None:
             return
         origin = CellParts(self.cell.trunk, trunk.training.images, self.cell.request)
-        while state.images_seen != origin.images_seen:  # others train the trunk on, and keep its newest moments only
+        while (
+            state.images_seen != origin.images_seen
+        ):  # other processes may train the trunk further and keep only its newest moments
             train_trial(trunk, self.paths, origin, replace(self.where, callbacks=()), self.ledger, resumable=True)
             folder = self.paths.folder(origin)
             restore(state, folder, at_most=origin.images_seen, identity=origin.training.digest)
 
     def diverged(self, state: TrainState, error: Diverged) -> None:
-        """Record that the training has diverged."""
+        """Record the divergence of the training."""
         made = self.made
         _record_training(self.experiment, self.cell, self.ledger, made, self.started)
         _record_divergence(self.cell, self.ledger, state, error, made=made, started=self.started)
@@ -292,7 +296,8 @@ class _Sharing:
 def _train(
     experiment: Experiment, paths: Paths, cell: CellParts, where: Where, ledger: Ledger, *, guard: Callable[[], None]
 ) -> Trained:
-    """Train to the cell's images seen, from the nearest earlier checkpoint. LeaseLost where another has taken over."""
+    """Train to the cell's images seen from the nearest earlier checkpoint. LeaseLost where another process has taken
+    over."""
     workers, folder, mirror = where.workers, paths.folder(cell), paths.mirror(cell)
     sharing = _Sharing(experiment, paths, cell, where, ledger)
     if workers.first:
@@ -350,7 +355,8 @@ def _record_divergence(
 
 
 def refuse_diverged(experiment: Experiment, cell: CellParts, workers: Workers, ledger: Ledger) -> None:
-    """Diverged where that is recorded: of several cells of a training one tries. To be called by all workers."""
+    """Raise Diverged where a divergence is recorded, so that only one of a training's cells tries. All workers must
+    call it."""
 
     def look() -> Record | None:
         ledger.refresh()
@@ -364,18 +370,18 @@ def refuse_diverged(experiment: Experiment, cell: CellParts, workers: Workers, l
 def _record_weights(
     cell: CellParts, ledger: Ledger, meta: Mapping[str, Any], tensors: str, made: Mapping[str, str]
 ) -> Record:
-    """Record which tensors a training has, by the meta of their snapshot."""
+    """Record the weights of a training, from the meta of their snapshot."""
     there = ledger.get(cell.weights)
     if there is not None and there.values.get(TENSORS) == tensors:
         return there
     if there is not None:
-        # Its tensors are not here any more, so nothing can be measured of them; a row never mixes two runs.
+        # Its tensors are gone, so nothing more can be measured of them; a row never mixes two runs.
         reason = "its tensors are gone, and the same recipe has given others"
         ledger.forget(there.digest, reason, who=dict(made))
         warnings.warn(
             f"training {cell.training.digest[:12]} at {cell.images_seen:,} images gave other weights here than those "
-            f"that are recorded ({there.origin or there.provenance.get('host', 'another machine')}): what was measured "
-            "of those does not count for it any more",
+            f"recorded ({there.origin or there.provenance.get('host', 'another machine')}): measurements of those no "
+            "longer count for it",
             stacklevel=2,
         )
     now, damaged = time.time(), meta["stream"]["damaged"]

@@ -1,4 +1,4 @@
-"""How far a trial is, for whoever watches it."""
+"""Callbacks that follow a running attempt."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ Phase = Literal[
     "training", "validation loss", "difficulty", "context", "features of the reference", "features of the images",
     "sampling", "distances",
 ]  # fmt: skip
-"""What a trial is doing."""
+"""Phases of an attempt."""
 Progress = Callable[[Phase, float], None]
-"""Called with what is being done and the share of it that is done."""
+"""Callback that gets the phase and the share of it that is done, in [0, 1]."""
 
 
 def quiet(phase: Phase, share: float) -> None:
-    """Shows nothing."""
+    """Ignore progress."""
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Who is told of a trial under way."""
+    """Callbacks of a running attempt."""
 
     begins: Callable[[], None] = lambda: None
-    """The trial is at work itself: whoever was at it before has left it."""
+    """Called when the attempt begins its own work and no longer waits for another process."""
     waits: Callable[[Holder | None], None] = lambda holder: None
-    """Another process is at what the trial needs."""
+    """Called while another process makes what the attempt needs, with the holder of its lease."""
     progress: Progress = quiet
 
 

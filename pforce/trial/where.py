@@ -1,4 +1,4 @@
-"""Where a trial finds its data and leaves its files, who runs it, and on what."""
+"""The paths of a training, and the processes and devices that run it."""
 
 from __future__ import annotations
 
@@ -33,48 +33,48 @@ from pforce.trial.watch import UNSEEN, Watch
 
 @dataclass(frozen=True)
 class Paths:
-    """Where a trial finds its data and leaves its files."""
+    """The folder of the data and the storage for results."""
 
     data: Path
     """Folder of the data set."""
     storage: Storage
-    """Where its folder, its drawings and its records go."""
+    """Storage for the training's folder, drawings and records."""
 
     def folder(self, cell: CellParts) -> Path:
-        """Folder of the training."""
+        """Folder of the cell's training."""
         return self.storage.root / training_folder(cell.training.digest)
 
     def mirror(self, cell: CellParts) -> TrialMirror | None:
-        """The folder in a bucket; None where the folder is the storage itself."""
+        """The copy of the training's folder in a bucket; None for a local storage."""
         if not self.storage.remote:
             return None
         return TrialMirror(self.storage, training_folder(cell.training.digest), EXPERIMENT)
 
     @property
     def references(self) -> Path:
-        """Where features of reference images are kept."""
+        """Folder of the features of reference images."""
         return self.storage.root / REFERENCES
 
 
 @dataclass(frozen=True)
 class Where:
-    """Who runs a trial, and on what. Nothing here changes results beyond rounding."""
+    """The workers, the device and the callbacks of a training. Nothing here changes results beyond rounding."""
 
     device: torch.device
     workers: Workers = ALONE
-    """The workers that share the trial; called by all of them."""
+    """The workers that share the training; all of them must call its functions."""
     sharding: Sharding = "none"
-    """How the training is shared; see `pforce.training.strategy`."""
+    """Sharding of the training; see `pforce.training.strategy`."""
     devices: float = 1.0
-    """Devices that the trial occupies, over all workers, for device-hours (on a CPU: cores)."""
+    """Devices (on a CPU: cores) that the training occupies, over all workers, for device-hours."""
     callbacks: Sequence[Callback] = ()
     """Called by the first worker only."""
     watch: Watch = UNSEEN
     provenance: Mapping[str, str] = field(default_factory=dict)
-    """What the driver knows of the code, where this process cannot see it."""
+    """Provenance that the driver knows, where this process cannot see the code."""
 
     def record(self, experiment: Experiment) -> dict[str, str]:
-        """Provenance of what is made here."""
+        """Provenance of results made here."""
         precision = "bfloat16" if use_bfloat16(experiment.training.precision, self.device) else "float32"
         return {
             **made_on(self.device, precision=precision), **self.provenance, "attention": experiment.model.attention,
@@ -84,7 +84,7 @@ class Where:
 
 
 def check_data(experiment: Experiment, folder: Path, manifest: data.Manifest, detector: Detector) -> None:
-    """ConfigError where the data set does not fit the experiment, DataError where it cannot be read."""
+    """Raise ConfigError where the data set does not fit the experiment, DataError where it cannot be read."""
     expected = {
         "model.classes": (experiment.model.classes, len(manifest.classes)),
         "model.channels": (experiment.model.channels, manifest.channels),
@@ -104,17 +104,17 @@ def check_data(experiment: Experiment, folder: Path, manifest: data.Manifest, de
 
 
 def choose_device() -> torch.device:
-    """The first GPU, or the CPU."""
+    """The first GPU, or the CPU where there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def auto_precision_on(device: torch.device) -> str:
-    """What `training.precision = auto` is on a device."""
+    """The precision that `training.precision = auto` stands for on a device."""
     return BFLOAT16 if use_bfloat16("auto", device) else FLOAT32
 
 
 def with_precision(experiment: Experiment, inputs: Inputs) -> Experiment:
-    """The experiment with `auto` resolved, as its name has it."""
+    """The experiment with the precision `auto` resolved, as in its identity."""
     if experiment.training.precision != "auto":
         return experiment
     precision: Literal["bfloat16", "float32"] = "bfloat16" if inputs.auto == "bfloat16" else "float32"

@@ -1,1 +1,1 @@
-"""Sweeps: axes, budget, objective. `python -m pforce_experiments.sweeps.NAME`, in a clone `python sweeps/NAME.py`."""
+"""Sweeps: axes, budget and report. Run as `python -m pforce_experiments.sweeps.NAME`, in a clone `sweeps/NAME.py`."""

@@ -1,17 +1,18 @@
-"""The λ sweep: what the weight of the difficulty head's likelihood does to its uncertainty and to the images.
+"""The λ sweep: effect of the weight of the difficulty head's likelihood on its uncertainty and on the images.
 
-Question: is the predicted variance the error that is made, and does a larger λ = `flow.difficulty_weight` buy that
-with worse images? The paper has λ = 0.01. The likelihood does not train the velocity (stop-gradient), but shapes the
-transformer they share; and as Adam divides gradients by their size, the head's own weights learn as fast at any λ > 0.
-Command: `python sweeps/lambda_sweep.py`, or with `--preset full` for the honest version.
-Cost: as many trials as λ times seeds; `--dry-run` says how long they take here.
+Question: does the predicted variance match the actual squared error, and does a larger λ = `flow.difficulty_weight`
+improve this at the expense of the images? The paper has λ = 0.01. The likelihood does not train the velocity
+(stop-gradient), but shapes the transformer that they share; and as Adam divides gradients by their size, the head's own
+weights learn equally fast at any λ > 0.
+Command: `python sweeps/lambda_sweep.py`; with `--preset full` a comparison that can rank.
+Cost: one trial per λ and seed; `--dry-run` estimates their time on this machine.
 Expected: with one seed and 25,600 images, R(0.6) 0.79, 0.81, 0.83 and calib(0.6) 0.71, 0.69, 0.58 at λ = 0.001, 0.01,
-0.1, at one validation loss (analysis/results/lambda_sweep.md); the full preset is not measured.
+0.1, at the same validation loss (analysis/results/lambda_sweep.md); the full preset is not measured.
 
-Ends in the table with R(t) and calib(t), the root mean square over deciles of ln(observed / expected squared error),
-0 being perfect, and in `<name>_calibration.png`. λ = 0 is allowed: nothing trains the head then, it stays at a
-variance of 1 everywhere, R has no value, and calib is |ln of the mean squared error|: what an adaptive sampler would
-be told without the likelihood.
+Results are a table with R(t) and calib(t), and `<name>_calibration.png`. calib(t) is the root mean square over deciles
+of ln(observed / expected squared error); 0 is perfect. λ = 0 is allowed: the head is then not trained, its variance
+stays 1 everywhere, R has no value, and calib is |ln of the mean squared error|, which is what an adaptive sampler would
+get without the likelihood.
 """
 
 from __future__ import annotations
@@ -49,30 +50,31 @@ from pforce.results.tables import CALIBRATION_COLUMNS, COST_COLUMNS, QUALITY_COL
 
 @dataclass(frozen=True)
 class Arguments:
-    """Trains and measures an experiment at several λ and ends in a table, a calibration figure and MLflow runs."""
+    """Train and measure an experiment at several λ; write a table, a calibration figure and MLflow runs."""
 
     experiment: Annotated[str, tyro.conf.Positional] = "openmoji32_micro"
-    """Experiment whose λ varies: a name or FILE.py:FUNCTION, of a model with a difficulty head."""
+    """Experiment whose λ varies: a name or FILE.py:FUNCTION. Its model must have a difficulty head."""
     difficulty_weight: Annotated[tuple[float, ...], tyro.conf.arg(aliases=("--values",))] = (0.001, 0.01, 0.1)
     """λ, the weights of the difficulty head's negative log-likelihood; 0 leaves the head untrained."""
     axis: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A further axis, FIELD=VALUE,VALUE,… such as timesteps.sigma=0.2,0.6; repeatable."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A field for all cells, FIELD=VALUE such as training.images=32000; repeatable."""
+    """A field's value in all cells, FIELD=VALUE such as training.images=32000; repeatable."""
     seeds: tuple[int, ...] | None = None
     """Training seeds of every cell. Default: 0; with --preset full: 0 1 2."""
     preset: Literal["quick", "full"] = "quick"
-    """quick: minutes, ranks nothing. full: the experiment's own budget and 3 seeds. --set goes over both."""
+    """quick: takes minutes, too short to rank anything. full: the experiment's own budget and 3 seeds. --set overrides
+    both."""
     name: str = "lambda_sweep"
-    """Name of the sweep: its MLflow experiment and its files."""
+    """Name of the sweep, of its MLflow experiment and of its files."""
     dry_run: bool = False
-    """Print cells, fingerprints, what is done and the time it would take; run nothing."""
+    """Print cells, fingerprints, which are done, and the time that the others would take; run nothing."""
     comparison: Annotated[Comparison, tyro.conf.arg(name="")] = field(default_factory=Comparison)
     options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
 
 
 def sweep(arguments: Arguments) -> Sweep:
-    """The sweep as data; λ in rising order, as the figure's colours are."""
+    """The sweep as data, with λ in rising order, as the figure's colours need."""
     quick = arguments.preset == "quick"
     settings = {**(QUICK if quick else {}), **parse_settings(arguments.set)}
     base = with_fields(experiment(arguments.experiment), settings)
@@ -84,7 +86,7 @@ def sweep(arguments: Arguments) -> Sweep:
 
 
 def report(planned: Plan, console: Console, comparison: Comparison = ALL_ROWS) -> None:
-    """The usual table with calibration columns, and the calibration figure."""
+    """Print the usual table with calibration columns, and write the calibration figure."""
     print_report(planned, console, (*QUALITY_COLUMNS, *CALIBRATION_COLUMNS, *COST_COLUMNS), comparison)
     frame, rows = sweep_frame(planned), table_rows(planned)
     curves = results.calibration_curves(frame, rows)
@@ -93,7 +95,7 @@ def report(planned: Plan, console: Console, comparison: Comparison = ALL_ROWS) -
         calibration_figure(curves, planned.sweep.headers, path, symbol="λ")
         push_files(planned.options.place, [path.name], console)
         console.print(f"Calibration: {path}", soft_wrap=True, highlight=False)
-    # A cell is known by its fingerprint: one that finished before calibration was measured is not run again for it.
+    # Cells that finished before calibration was measured have the same fingerprint, so they are not run again.
     drawn = {} if curves.empty else curves.groupby("row")["n"].first().to_dict()
     finished = results.cell_table(frame, rows)["n"]
     if older := sum(n - drawn.get(row, 0) for row, n in enumerate(finished)):

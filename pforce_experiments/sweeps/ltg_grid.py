@@ -1,7 +1,7 @@
-"""The LTG grid: how m, s and sigma of the timestep sampler change the images.
+"""The LTG grid: effect of m, s and sigma of the timestep sampler on the images.
 
-Without arguments: OpenMoji at 32², the micro model, a small grid that shows the whole path in minutes and ranks
-nothing. `--preset full` is the honest version: 96,000 images a cell and 3 seeds.
+Without arguments: OpenMoji at 32², the micro model, and a small grid that shows the whole path in minutes, too short to
+rank anything. `--preset full` is a comparison that can rank: 96,000 images per cell and 3 seeds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pforce.orchestration.sweep import Axis, Sweep, parse_axis
 
 @dataclass(frozen=True)
 class Arguments:
-    """Trains and measures every cell of a grid over LTG (m, s, sigma) and ends in a table and MLflow runs."""
+    """Train and measure every cell of a grid over LTG (m, s, sigma); write a table and MLflow runs."""
 
     experiment: Annotated[str, tyro.conf.Positional] = "openmoji32_micro"
     """Experiment whose fields the grid varies: a name (`pforce experiments`), or FILE.py:FUNCTION."""
@@ -35,15 +35,16 @@ class Arguments:
     axis: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A further axis, FIELD=VALUE,VALUE,… such as flow.difficulty_weight=0.001,0.01; repeatable."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A field for all cells, FIELD=VALUE such as training.images=32000; repeatable."""
+    """A field's value in all cells, FIELD=VALUE such as training.images=32000; repeatable."""
     seeds: tuple[int, ...] | None = None
     """Training seeds of every cell. Default: 0; with --preset full: 0 1 2."""
     preset: Literal["quick", "full"] = "quick"
-    """quick: minutes, ranks nothing. full: the experiment's own budget and 3 seeds. --set goes over both."""
+    """quick: takes minutes, too short to rank anything. full: the experiment's own budget and 3 seeds. --set overrides
+    both."""
     name: str = "ltg_grid"
-    """Name of the sweep: its MLflow experiment and its files."""
+    """Name of the sweep, of its MLflow experiment and of its files."""
     dry_run: bool = False
-    """Print cells, fingerprints, what is done and the time it would take; run nothing."""
+    """Print cells, fingerprints, which are done, and the time that the others would take; run nothing."""
     comparison: Annotated[Comparison, tyro.conf.arg(name="")] = field(default_factory=Comparison)
     options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
 

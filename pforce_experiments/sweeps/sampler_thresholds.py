@@ -1,11 +1,11 @@
-"""Sampler thresholds: how one trained model's sampler trades distance against function evaluations.
+"""Sampler thresholds: trade-off of distance against function evaluations in the samplers of one trained model.
 
 Nothing is trained. Optuna searches solver, NFE and the solver's own settings (quantile, inner steps, context ratio,
-start_after) for the smallest distance at the smallest NFE; all samplers start from the same noise and are held against
-the same reference. Ends in the Pareto front as a table and a picture.
+start_after) for the smallest distance at the smallest NFE; all samplers start from the same noise and are compared with
+the same reference. The result is the Pareto front, as a table and a picture.
 
-Question: which solver and settings to sample a model with, at which cost?
-Command: `python sweeps/sampler_thresholds.py`, after `sweeps/ltg_grid.py`; any checkpoint as its argument.
+Question: with which solver and settings should a model be sampled, and at which cost?
+Command: `python sweeps/sampler_thresholds.py` after `sweeps/ltg_grid.py`, or with any checkpoint as argument.
 Cost: 40 samplers of 500 images at up to 24 NFE take 7 minutes on 2 cores for the micro model.
 Measured: analysis/results/sampler_thresholds.md.
 """
@@ -33,37 +33,37 @@ from pforce.sampling import Guidance
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(ExecutorOptions, StoreOptions):
-    """Searches a trained model's samplers for the front of distance against NFE. Trains nothing."""
+    """Search a trained model's samplers for the Pareto front of distance and NFE. Nothing is trained."""
 
     model: Annotated[str, tyro.conf.Positional] = "best:ltg_grid"
     """A trial's folder or checkpoint, a model file, an MLflow run id, an experiment, or best:SWEEP."""
     trials: int = 40
-    """Samplers that are measured. The same command with more goes on."""
+    """Number of samplers to measure. The same command with a larger number continues the search."""
     images: int = 500
-    """Generated images a sampler."""
+    """Generated images per sampler."""
     reference_images: int = 1000
-    """Held-out images that they are compared with; all where there are fewer."""
+    """Number of held-out images with which they are compared; all where there are fewer."""
     samplers: tuple[str, ...] = SearchSpace.samplers
-    """Solvers that are tried: euler, dual_loop, look_ahead, random_order, or some of your own."""
+    """Solvers to try: euler, dual_loop, look_ahead, random_order, or some of your own."""
     nfe: tuple[int, int] = SearchSpace.nfe
-    """Smallest and largest number of function evaluations an image."""
+    """Smallest and largest number of function evaluations per image."""
     ranges: Annotated[Any, tyro.conf.arg(name="sampler", constructor_factory=range_options)] = None
     guidance: float = 1.0
-    """Scale of classifier-free guidance, the same for all."""
+    """Scale of classifier-free guidance, for all samplers."""
     guidance_interval: tuple[float, float] | None = None
-    """Guide only steps that start between these times."""
+    """Guide only steps that start between these two times. Default: guide all steps."""
     confirm: bool = True
-    """Measure the front again from other noise: the best of many is flattered by its noise."""
+    """Measure the front again from other noise: the best of many owes part of its result to its noise."""
     data: str | None = None
-    """Experiment whose held-out images are the reference, for models that do not say."""
+    """Experiment whose held-out images are the reference, for models that do not name one."""
     seed: int = 0
     """Seed of the search."""
     noise_seed: int = 0
-    """Seed of the noise that all samplers start from."""
+    """Seed of the noise from which all samplers start."""
     name: str = "sampler_thresholds"
-    """Name of the sweep: its MLflow experiment and its files."""
+    """Name of the sweep, of its MLflow experiment and of its files."""
     workers: int | None = None
-    """Workers, each with the model loaded. By default one a GPU, or one a core."""
+    """Number of workers, each with the model loaded. Default: one per GPU, or one per core."""
 
 
 def main() -> int:

@@ -77,7 +77,7 @@ def test_a_disturbed_training_ends_as_an_undisturbed_one(tmp_path, traps, undist
     reason = {"kill": "worker died", "memory": "out of memory"}[event]
     attempts = times + 1
     assert (tags["pforce.attempts"], tags["pforce.retried"]) == (str(attempts), "; ".join([reason] * times))
-    assert f"{reason}; attempt 2 of 3 goes on at its last checkpoint" in said
+    assert f"{reason}; attempt 2 of 3 resumes from its last checkpoint" in said
     assert steps == list(range(EVERY, STEPS + 1, EVERY))
     for name in ("val/loss", "fd/openmoji", "difficulty/pearson_t0.60"):
         close = pytest.approx(undisturbed[name], rel=1e-3 if executor == "groups" else 0, abs=0)
@@ -139,7 +139,7 @@ def test_a_log_that_cannot_be_written_disturbs_nothing(tmp_path, traps, undistur
     (folder / ATTEMPTS).write_text("in the way")
     code, said = run(plan, "processes")
     assert code == DONE
-    assert said.count("what the attempt says is not kept") == 1
+    assert said.count("the attempt's output is not kept") == 1
     assert one_run(plan)[0]["val/loss"] == undisturbed["val/loss"]
 
 

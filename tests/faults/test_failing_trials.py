@@ -34,6 +34,6 @@ def test_each_failure_is_tried_again_or_marked_and_the_table_says_so(ray_cluster
     expected = {(32, 1e20): "diverged", (HUGE, 3e-3): "out of memory", (HUGE, 1e20): "out of memory"}
     assert failed == {cell: reason for cell, reason in expected.items() if cell[1] in rates}
     assert frame["status"][32, 3e-3] == "FINISHED"
-    assert printed.count("out of memory; attempt 2 of 2 goes on") == retries * len(rates)
+    assert printed.count("out of memory; attempt 2 of 2 resumes") == retries * len(rates)
     assert "diverged; attempt" not in printed
     assert "failed" in printed.split("failing · tiny")[1]

@@ -137,7 +137,7 @@ def test_two_workers_on_two_nodes_give_the_curve_of_one_and_outlive_them(cluster
     assert list(curve) == list(range(1, 81))
     assert list(expected) == list(range(1, 51))
     assert [curve[step] for step in expected] == pytest.approx(list(expected.values()), abs=1e-4)
-    assert "attempt 2 of 3 goes on at its last checkpoint" in drill.log.read_text()
+    assert "attempt 2 of 3 resumes from its last checkpoint" in drill.log.read_text()
 
 
 def test_a_trial_of_a_lost_node_goes_on_on_another(cluster, nodes, tmp_path):

@@ -132,4 +132,4 @@ def test_ctrl_c_while_starting(tmp_path, jobs):
     assert job.stop(signal.SIGINT) < SECONDS_TO_STOP * PATIENCE
     frame = results.runs(default_uri(storage))
     assert "RUNNING" not in set(frame.get("status", []))
-    assert "goes on from here" in job.log.read_text()
+    assert "resumes from here" in job.log.read_text()

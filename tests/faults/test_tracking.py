@@ -90,14 +90,14 @@ def test_the_server_is_killed_twice_during_training_and_comes_back(own_server, t
         killed_at = driver.step()
         driver.wait_until(lambda at=killed_at: driver.step() >= at + 20)
         driver.hold.touch()
-        driver.wait_until(lambda number=number: driver.log.read_text().count("is away since") == number)
+        driver.wait_until(lambda number=number: driver.log.read_text().count("has been away since") == number)
         own_server.start()
         driver.wait_until(lambda number=number: driver.log.read_text().count("is back after") == number)
         driver.hold.unlink()
     assert driver.wait() == DONE, driver.log.read_text()
 
     log = driver.log.read_text()
-    assert log.count("is away since") == 2
+    assert log.count("has been away since") == 2
     assert log.count("is back after") == 2
     frame = results.runs(own_server.uri)
     assert frame["status"].tolist() == ["FINISHED"] * 2
@@ -118,7 +118,7 @@ def test_the_driver_is_killed_while_the_server_is_away(own_server, tmp_path, dri
     own_server.kill()
     driver.wait_until(lambda: driver.step() >= 60)
     driver.hold.touch()
-    driver.wait_until(lambda: "is away since" in driver.log.read_text())
+    driver.wait_until(lambda: "has been away since" in driver.log.read_text())
     driver.process.kill()
     driver.wait()
     driver.hold.unlink()

@@ -124,7 +124,7 @@ def test_sit_refuses_a_timestep_a_patch():
     sit = build(ModelConfig(**{**SMALL.__dict__, "difficulty_head": False}))
     x, y = inputs()
     assert sit(x, torch.rand(3), y).log_variance is None
-    with pytest.raises(ValueError, match="one timestep a sample"):
+    with pytest.raises(ValueError, match="one timestep per sample"):
         sit(x, torch.rand(3, SMALL.patches), y)
 
 

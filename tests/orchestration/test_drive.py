@@ -91,7 +91,7 @@ def test_a_worker_that_says_nothing_is_named_and_can_be_stopped(tmp_path, monkey
     console = Console(file=io.StringIO(), width=200)
 
     def stop() -> None:
-        while "no word from its worker" not in console.file.getvalue():
+        while "no report from its worker" not in console.file.getvalue():
             time.sleep(0.1)
         time.sleep(2)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -100,7 +100,7 @@ def test_a_worker_that_says_nothing_is_named_and_can_be_stopped(tmp_path, monkey
     started = time.monotonic()
     assert execute(plan, console, "processes") == STOPPED
     said = console.file.getvalue()
-    assert said.count("no word from its worker") == 1
+    assert said.count("no report from its worker") == 1
     assert "Stopped by SIGTERM" in said
     assert time.monotonic() - started < 200
     assert not multiprocessing.active_children()

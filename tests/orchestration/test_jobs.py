@@ -160,7 +160,7 @@ def test_tokens_that_are_missing_or_wrong(head, tmp_path):
         ("", "the command to run is missing"),
         ("python x.py", "the command to run is missing"),
         ("--address 127.0.0.1:6379 -- python x.py", "must be the job server's"),
-        ("--working-dir /no/such -- python x.py", "--working-dir /no/such: is no folder"),
+        ("--working-dir /no/such -- python x.py", "--working-dir /no/such: is not a folder"),
     ],
 )
 def test_what_is_wrong_with_the_call_is_said(words, message):

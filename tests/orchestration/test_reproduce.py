@@ -201,7 +201,7 @@ def test_the_papers_dry_run_is_complete_and_says_that_the_data_are_missing(name,
     monkeypatch.chdir(tmp_path)
     assert _run(["reproduce", name, "--scale", "paper", "--dry-run", "--storage", str(tmp_path / "runs")]) == DONE
     shown = capsys.readouterr().out
-    for part in ("GPU-hours a seed", "400,000", "storage:", "device-hours:", "estimated from counted products",
+    for part in ("GPU-hours per seed", "400,000", "storage:", "device-hours:", "estimated from counted products",
                  "The data are not here", "imagenet256-latents"):  # fmt: skip
         assert part in shown, part
     assert not (tmp_path / "runs").exists(), "a dry run makes nothing"

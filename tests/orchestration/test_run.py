@@ -255,7 +255,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_said(tmp_path, capsys):
     state.write_bytes(state.read_bytes()[:-3])
     capsys.readouterr()
     assert execute(plan, console, "processes") == DONE
-    assert "damaged checkpoint passed over" in capsys.readouterr().out
+    assert "damaged checkpoint skipped" in capsys.readouterr().out
     (row,), (reference,) = (results.runs(p.options.uri).to_dict("records") for p in (plan, whole))
     assert row["val/loss"] == reference["val/loss"]
     tags = mlflow.MlflowClient(plan.options.uri).get_run(row["run_id"]).data.tags
@@ -316,11 +316,11 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
 
 
 def test_the_report_writes_its_files(tmp_path, capsys):
-    """Terminal, CSV, Markdown and figure; the caveat that so short a run ranks nothing; how to open MLflow."""
+    """Terminal, CSV, Markdown and figure; the caveat that the run is too short to rank anything; how to open MLflow."""
     sweep = small_sweep(SIGMAS, name="filed")
     assert run_sweep(sweep, Options(storage=str(tmp_path)), executor="local") == DONE
     printed = capsys.readouterr().out
-    for text in ("the same distribution", "ranks nothing", "mlflow ui --backend-store-uri sqlite:///", "images seen"):
+    for text in ("the same distribution", "too short to rank anything", "mlflow ui --backend-store-uri sqlite:///", "images seen"):
         assert text in printed
     table = pd.read_csv(tmp_path / "filed.csv")
     assert list(table["sigma"]) == ["0.2", "0.5, 0.6"]

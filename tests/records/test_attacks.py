@@ -125,7 +125,7 @@ def test_a_cell_whose_newest_checkpoint_is_damaged_is_not_another_model(place):
     for name in ("best:mine", cell.digest):
         with pytest.raises(SourceError, match=r"snapshots/96.*sha256"):
             find_model(name, storage=place.root)
-    with pytest.warns(UserWarning, match="damaged checkpoint passed over"):
+    with pytest.warns(UserWarning, match="damaged checkpoint skipped"):
         assert load_source(newest.parents[2]).images_seen < 96
 
 
@@ -266,7 +266,7 @@ def test_a_raised_version_takes_its_own_cells_only(place, monkeypatch):
     monkeypatch.setitem(identity.VERSIONS, "sampler.look_ahead", 2)
     said: list[str] = []
     assert list(storage_frame(place, say=said.append)["run_name"]) == ["cell 0"]
-    assert any("1 of its 2 cells are named by an earlier version" in line for line in said)
+    assert any("1 of its 2 cells have names from an earlier version" in line for line in said)
     assert [len(entry.cells) for entry in read_sweeps(place, said.append)] == [1]
 
 

@@ -170,7 +170,7 @@ def test_what_is_too_much_to_keep_is_said_and_drawn_again(house, counted, monkey
     assert counted.taken() == 0, "all of them were kept so far"
     house.evaluate(metrics=("kernel",), **both)
     said = " ".join(capsys.readouterr().out.split())
-    assert "warning: 128 images were drawn before, but their features are not kept" in said
+    assert "warning: 128 images were drawn before, but their features are no longer kept" in said
     assert counted.taken() == 128 * NFE
     again = Ledger(Storage.open(house.root))
     assert [again.get(record.digest).values for record in found] == [record.values for record in found]  # type: ignore[union-attr]

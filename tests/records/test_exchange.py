@@ -123,7 +123,7 @@ def test_the_commands(planned, tmp_path, capsys):
     with pytest.raises(ConfigError, match=r"no such sweep.*did you mean small"):
         _run(["records", "export", "smal", "--out", str(path), "--storage", there])
     assert _run(["records", "import", str(path), "--storage", str(tmp_path / "here")]) == DONE
-    assert "0 were there" in capsys.readouterr().out
+    assert "0 already there" in capsys.readouterr().out
     assert _run(["records", "list", "--storage", str(tmp_path / "here"), "--every"]) == DONE
     printed = capsys.readouterr().out
     assert "image_metric" in printed

@@ -211,8 +211,8 @@ def digest_of(content: bytes) -> str:
         ({"provenance": {"host": 3}}, "a table of texts"),
         ({"surprise": 1}, "unknown fields surprise"),
         ({"identity": {"canonical": {}, "versions": {}, "parents": ["x"]}}, "parents are digests"),
-        ({"identity": {"canonical": {}, "versions": {}, "parents": []}}, "not what it is called by"),
-        ({"digest": "0" * 32}, "not what it is called by"),
+        ({"identity": {"canonical": {}, "versions": {}, "parents": []}}, "does not match its name"),
+        ({"digest": "0" * 32}, "does not match its name"),
         ({"values": {"a": json.loads("[" * 60 + "]" * 60)}}, "deep"),
     ],
 )

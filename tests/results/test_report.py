@@ -62,7 +62,7 @@ def test_the_report_has_the_table_notes_and_claims_in_all_its_files(tmp_path, ca
         for escaped, character in (("$-$", "−"), (r"$\times$", "×"), (r"\%", "%")):
             plain = plain.replace(escaped, character)
         assert few in plain
-        assert "96 images seen a cell, 3 seed(s)" in plain
+        assert "96 images seen per cell, 3 seed(s)" in plain
         assert claims[0][:80] in plain
     table = pd.read_csv(tmp_path / "v1.0.csv")
     assert list(table["n"]) == [3, 3, 3]
@@ -92,7 +92,7 @@ def test_cells_that_are_not_finished_are_counted_and_said(tmp_path, capsys):
         [1, 3, 2, 0], [1, 3, 0, 1], [3, 3, 0, 0],
     ]  # fmt: skip
     assert "1 of 3" in printed
-    for note in ("diverged: 1 of 3 of sigma 0.2; --again diverged tries again",
+    for note in ("diverged: 1 of 3 of sigma 0.2; --again diverged retries them",
                  "stopped: 1 of 3 of sigma 0.2 (time limit)", "running: 1 of 3 of sigma 0.4",
                  "no run: 1 of 3 of sigma 0.4"):  # fmt: skip
         assert f"note: {note}" in printed

@@ -281,10 +281,10 @@ def test_cells_without_a_result_are_named_with_their_reasons(frame):
                                  reason=["worker died", "time limit", "old"])  # fmt: skip
     rows = [ROWS[0], Row({"m": "0.7"}, ["b0", "b1", "b2", "b3", "b4"]), Row({"m": "1"}, ["c0", "c1"])]
     assert table_notes(pd.concat([runs, more]), rows) == [
-        "diverged: 1 of 5 of m 0.7; --again diverged tries again",
-        "failed: 1 of 5 of m 0.7 (worker died); the same command tries again",
-        "stopped: 1 of 5 of m 0.7 (time limit); the same command goes on",
-        "running: 1 of 2 of m 1; not in the means; where nothing runs any more, the same command goes on",
+        "diverged: 1 of 5 of m 0.7; --again diverged retries them",
+        "failed: 1 of 5 of m 0.7 (worker died); the same command retries them",
+        "stopped: 1 of 5 of m 0.7 (time limit); the same command resumes them",
+        "running: 1 of 2 of m 1; not in the means; where nothing runs any more, the same command resumes them",
         "no run: 1 of 5 of m 0.7; 1 of 2 of m 1; the same command runs what is missing",
     ]
     many = [Row({"m": str(k)}, [str(k)]) for k in range(9)]

@@ -286,7 +286,7 @@ def test_what_earlier_calls_left_is_tried_again(tracker, tmp_path):
         until(lambda: len(calls) == 2)
         page.live.end("FINISHED")
         assert page.live.finish() == 0
-    assert ["is away since" in page.said[0], "is back after" in page.said[1]] == [True, True]
+    assert ["has been away since" in page.said[0], "is back after" in page.said[1]] == [True, True]
 
 
 # --- a real server, and what networks do to it ---------------------------------------------------------------------
@@ -329,7 +329,7 @@ def test_a_server_that_hangs_holds_up_nobody_and_is_noticed(server, tmp_path, mo
             while not page.said:
                 assert time.monotonic() - started < 15 * PATIENCE
                 time.sleep(0.1)
-            assert "is away since" in page.said[0]
+            assert "has been away since" in page.said[0]
             assert "it does not answer in time" in page.said[0]
             assert page.live.flush(limit=0.5) == 1
         finally:

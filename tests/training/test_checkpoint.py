@@ -92,7 +92,7 @@ def test_a_damaged_newest_is_passed_over_with_a_warning(tmp_path, damage):
     for step in (1, 2):
         save(tmp_path, step)
     damage(tmp_path / "checkpoints" / "step_00000002")
-    with pytest.warns(UserWarning, match="damaged checkpoint passed over.*step_00000002"):
+    with pytest.warns(UserWarning, match="damaged checkpoint skipped.*step_00000002"):
         assert newest(tmp_path) == 1
     with pytest.raises(CheckpointError, match="step_00000002"):
         checkpoint.load(tmp_path / "checkpoints" / "step_00000002", resumable=True)

@@ -1,1 +1,1 @@
-"""What executors share: how many tasks fit, Ray's start, where its workers meet their driver, jobs and probes."""
+"""Code that executors share: placement of tasks, Ray's start, the rendezvous of workers and driver, jobs and probes."""

@@ -1,5 +1,5 @@
-"""How a worker's process on Ray begins. A module of its own that imports nothing heavy: what a worker needs is imported
-by its first call, with nothing collected meanwhile (a tenth of a lone trial's fixed cost)."""
+"""Entry points of worker processes on Ray. The module imports nothing heavy: a worker's imports happen in its first
+call, with the garbage collector off (a tenth of a single task's fixed cost)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pforce.base.console import imports_kept
 
 
 def alone(config: dict[str, Any]) -> None:
-    """A Tune function trainable: one worker, in this process."""
+    """Ray Tune's function trainable: one worker, in this process."""
     with imports_kept():
         import torch
 
@@ -21,8 +21,8 @@ def alone(config: dict[str, Any]) -> None:
 
 
 def of_group(config: dict[str, Any]) -> None:
-    """A Ray Train loop: all workers of a group run it. Raises where the group cannot go on (one worker's failure
-    leaves the others in a collective operation): the driver starts another group."""
+    """Ray Train's loop, which all workers of a group run. Raises where the group cannot continue (one worker's failure
+    leaves the others in a collective operation); the driver then starts another group."""
     with imports_kept():
         import torch
         import torch.distributed as dist

@@ -1,4 +1,4 @@
-"""Jobs on a Ray cluster: the same command is one job, and its exit code is the script's own."""
+"""Jobs on a Ray cluster: the same command is the same job, and the job's exit code is the script's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pforce.trial.failures import ClusterError
 PREFIX = "pforce-"
 FAILED_TO_START = 1
 AGENT_SECONDS = 60.0
-NO_AGENT = "No available agent"  # of a head that was started seconds ago: its job agent registers last
+NO_AGENT = "No available agent"  # from a head that was started seconds ago: its job agent registers last
 NO_AGENT_CURE = (
     " (the job agent of a node has not started. Where a host has several clusters, give each `ray start` a "
     "--dashboard-agent-listen-port of its own)"
@@ -32,11 +32,12 @@ ATTACHED = "attached to the job that is already there: the same command is not r
 
 RECONNECTIONS = 5
 STOP_PATIENCE = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
-"""How long Ray waits after SIGTERM before it kills a job. Its own 3 s are too short for a training's checkpoint."""
+"""Variable that sets how long Ray waits after SIGTERM before it kills a job. Its default of 3 s is too short for a
+training's checkpoint."""
 
 
 def submission_id(command: Sequence[str]) -> str:
-    """A command's submission id: one for the command, whoever submits it and whenever."""
+    """A command's submission id, which depends on the command alone."""
     text = "\0".join(command)
     return PREFIX + hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -51,13 +52,13 @@ def connect(address: str | None) -> JobSubmissionClient:
             f"{given} {where}: must be the job server's, such as http://HEAD:8265 (ray start --head prints it as the "
             "dashboard's)"
         )
-    os.environ["RAY_API_SERVER_ADDRESS"] = where  # to Ray's client the variable goes before an argument
+    os.environ["RAY_API_SERVER_ADDRESS"] = where  # Ray's client prefers the variable to an argument
     try:
         client = JobSubmissionClient(where)
         client.list_jobs()
     except AuthenticationError as error:
         raise ClusterError(
-            f"the cluster at {where} wants another token ({_first_line(error)}): export RAY_AUTH_MODE=token, and put "
+            f"the cluster at {where} needs another token ({_first_line(error)}): export RAY_AUTH_MODE=token, and put "
             "the head's token into RAY_AUTH_TOKEN, or into ~/.ray/auth_token"
         ) from None
     except (ConnectionError, RuntimeError, OSError) as error:
@@ -77,9 +78,10 @@ def _found(client: JobSubmissionClient, name: str) -> JobDetails | None:
 
 
 def submit(client: JobSubmissionClient, command: Sequence[str], working_dir: Path, console: Console) -> str:
-    """Submit a command, or find it running. Returns its submission id.
+    """Submit a command, or attach to it where it is running. Returns its submission id.
 
-    A job of this command that has ended is taken off the cluster's list, so that the same command can go on.
+    A job of this command that has ended is removed from the cluster's list, so that the same command can resume its
+    work.
     """
     name = submission_id(command)
     there = _found(client, name)
@@ -99,19 +101,21 @@ def submit(client: JobSubmissionClient, command: Sequence[str], working_dir: Pat
             )
             break
         except (RuntimeError, ValueError) as error:
-            if _found(client, name) is not None:  # another call was quicker
+            if _found(client, name) is not None:  # another call was faster
                 console.print(f"{name}: {ATTACHED}.", highlight=False, soft_wrap=True)
                 return name
             if NO_AGENT not in str(error) or time.monotonic() > until:
                 cure = NO_AGENT_CURE if NO_AGENT in str(error) else ""
                 raise ClusterError(f"the cluster does not take the job: {_first_line(error)}{cure}") from None
             time.sleep(1.0)
-    console.print(f"{name}: submitted. `ray job stop {name}` stops it; the same command then goes on.", highlight=False)
+    console.print(
+        f"{name}: submitted. `ray job stop {name}` stops it; the same command then resumes it.", highlight=False
+    )
     return name
 
 
 def follow(client: JobSubmissionClient, name: str, console: Console) -> int:
-    """Print a job's output until it ends. Returns the exit code of its script; STOPPED where it was stopped."""
+    """Print a job's output until it ends. Returns its script's exit code, or STOPPED where it was stopped."""
 
     shown = 0
 
@@ -135,8 +139,8 @@ def follow(client: JobSubmissionClient, name: str, console: Console) -> int:
             lost += 1
             if lost > RECONNECTIONS:
                 raise ClusterError(
-                    f"{name}: the connection to the cluster is lost ({_first_line(error)}). The job goes on; the same "
-                    "command watches it again"
+                    f"{name}: the connection to the cluster is lost ({_first_line(error)}). The job continues; the "
+                    "same command watches it again"
                 ) from None
         time.sleep(1.0)
     if job.status == JobStatus.SUCCEEDED:

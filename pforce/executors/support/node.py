@@ -1,6 +1,7 @@
-"""What runs on every node of a cluster. Travels there by value, so that it also runs where pforce is missing.
+"""Checks that run on every node of a cluster. The module is sent there by value, so that it also runs where pforce is
+missing.
 
-Only the standard library is imported here; everything else inside the functions, where it may be missing.
+Only the standard library is imported at the top; other imports, which may be missing, are inside functions.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from typing import Any
 
 VERSIONS = ("pforce", "torch", "ray")
 WAIT_SECONDS = 3.0
-"""For a file that another node wrote: network file systems keep what they know of a folder for a moment."""
+"""Seconds to wait for a file that another node wrote, as network file systems cache folders for a moment."""
 
 
 def facts(storage: str) -> dict[str, Any]:
-    """Plain data on this machine: versions, memory, disk, limits, and whether the data cache can be written."""
+    """Facts about this machine as plain data: versions, memory, disk, limits, and whether the data cache can be
+    written."""
     return {
         "host": socket.gethostname(),
         "python": platform.python_version(),
@@ -45,7 +47,7 @@ def _version(name: str) -> str | None:
 
 
 def free_bytes(folder: str) -> int:
-    """Free space of the file system of a folder, or of where it will be made."""
+    """Free bytes in the file system of a folder, which need not exist yet."""
     path = Path(folder).absolute()
     while not path.exists():
         path = path.parent
@@ -53,7 +55,7 @@ def free_bytes(folder: str) -> int:
 
 
 def _number(path: Path, index: int = 0) -> int | None:
-    """A number of a control file; None where it is not there, or says `max`."""
+    """A number in a control file; None where it is missing or is `max`."""
     try:
         word = path.read_text().split()[index]
         return int(word)
@@ -62,7 +64,7 @@ def _number(path: Path, index: int = 0) -> int | None:
 
 
 def _groups(root: Path, own: str) -> list[Path]:
-    """This process's control group and those around it, in version 2 of the hierarchy."""
+    """Folders of this process's control group and its parents, in version 2 of the hierarchy."""
     try:
         lines = Path(own).read_text().splitlines()
     except OSError:
@@ -85,14 +87,14 @@ def cpu_quota(root: Path = Path("/sys/fs/cgroup"), own: str = "/proc/self/cgroup
 
 
 def memory_bytes(root: Path = Path("/sys/fs/cgroup"), own: str = "/proc/self/cgroup") -> int:
-    """Main memory, or the container's share of it."""
+    """Bytes of main memory, or of the container's share of it."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     files = [*(group / "memory.max" for group in _groups(root, own)), root / "memory/memory.limit_in_bytes"]
     return min([total, *(limit for file in files if (limit := _number(file)) is not None)])
 
 
 def cache_error() -> tuple[str, str | None] | None:
-    """The data cache's folder, and why it cannot be written; None where pforce is missing."""
+    """The data cache's folder, and the reason why it cannot be written or None; None alone where pforce is missing."""
     try:
         from pforce.base.files import cache_folder
     except ImportError:
@@ -102,7 +104,7 @@ def cache_error() -> tuple[str, str | None] | None:
 
 
 def write_error(folder: Path) -> str | None:
-    """Why nothing can be written there; None where it can. The folder is made."""
+    """Reason why nothing can be written to a folder, which is made; None where it can be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder):
@@ -113,7 +115,8 @@ def write_error(folder: Path) -> str | None:
 
 
 def leave(folder: str, name: str, text: str) -> str | None:
-    """Leave a file for another node to find. Returns why it could not; the folder is not made here."""
+    """Write a file for another node to find, without making the folder. Returns the reason where that fails, else
+    None."""
     if not Path(folder).is_dir():
         return "is not there"
     try:
@@ -124,28 +127,28 @@ def leave(folder: str, name: str, text: str) -> str | None:
 
 
 def finds(folder: str, name: str, text: str, *, wait: float = WAIT_SECONDS) -> bool:
-    """Whether the file that another node left is in what this node takes for the same folder."""
+    """Whether the file that another node wrote appears in the folder of the same name on this node."""
     until = time.monotonic() + wait
     while True:
         try:
             if text in (Path(folder) / name).read_text():
                 return True
         except OSError:
-            pass  # not there, or not yet
+            pass  # not there yet
         if time.monotonic() >= until:
             return False
         time.sleep(0.1)
 
 
 def connect(host: str, port: int, timeout: float = 5.0) -> float:
-    """Seconds that a TCP connection takes. OSError where there is none."""
+    """Seconds to open a TCP connection. OSError where that fails."""
     start = time.perf_counter()
     with socket.create_connection((host, port), timeout=timeout):
         return time.perf_counter() - start
 
 
 class Inspector:
-    """An actor on one node."""
+    """An actor on one node that answers the probe."""
 
     def facts(self, storage: str) -> dict[str, Any]:
         return facts(storage)
@@ -161,7 +164,7 @@ class Inspector:
         (Path(folder) / name).unlink(missing_ok=True)
 
     def connect(self, host: str, port: int) -> tuple[float | None, str]:
-        """Seconds, or None and why not."""
+        """Seconds to open a TCP connection, or None and the reason."""
         try:
             return connect(host, port), ""
         except OSError as error:

@@ -1,4 +1,4 @@
-"""How many trials run at once, and on what: computed from the cluster so that nothing waits for ever."""
+"""Number of simultaneous tasks and their resources, computed from the cluster so that nothing waits for ever."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from pforce.base.errors import ConfigError
 
 @dataclass(frozen=True)
 class Placement:
-    """Resources of a trial and how many trials fit."""
+    """The number of tasks that fit, and the resources of each."""
 
     concurrent: int
-    """Trials at once; all of them fit into the cluster at the same time."""
+    """Simultaneous tasks; all of them fit into the cluster at once."""
     cpus: int
-    """CPU cores of a worker, and its threads."""
+    """CPU cores per worker, and its threads."""
     gpus: float
-    """GPUs of a worker; below 1 several trials share one."""
+    """GPUs per worker; below 1, several tasks share one."""
     workers: int = 1
-    """Workers of a trial."""
+    """Workers per task."""
 
     @property
     def devices(self) -> float:
-        """Devices that a trial's device-hours are counted in: its GPUs, or its CPU cores, of all its workers."""
+        """Devices that count in a task's device-hours: the GPUs, or else CPU cores, of all its workers."""
         return (self.gpus or self.cpus) * self.workers
 
 
 class Node(NamedTuple):
-    """What one machine of a cluster has."""
+    """Resources of one machine of a cluster."""
 
     cpus: int
     gpus: float
 
 
 def this_machine() -> Node:
-    """The machine that this process runs on."""
+    """Resources of the machine that this process runs on."""
     return Node(os.cpu_count() or 1, float(torch.cuda.device_count()))
 
 
 def _fitting(nodes: Sequence[Node], cpus: int, gpus: float, workers: int = 1, *, spread: bool = False) -> int:
-    """How many trials fit; a worker lies on one node, and shares of a GPU on one GPU."""
+    """Number of tasks that fit; a worker lies on one node, and a share of a GPU on one GPU."""
     places = []
     for node in nodes:
         by_gpu = math.inf if gpus == 0 else node.gpus // gpus if gpus >= 1 else int(node.gpus) * int(1 / gpus + 1e-9)
         places.append(int(min(node.cpus // cpus, by_gpu)))
     if not spread:
         return sum(places) // workers
-    # Each trial takes a place on so many different nodes: n trials use at most n places of a node.
+    # Each task takes one place on each of `workers` different nodes, so n tasks use at most n places of a node.
     trials = 0
     while sum(min(each, trials + 1) for each in places) >= (trials + 1) * workers:
         trials += 1
@@ -69,18 +69,18 @@ def place(
     workers: int = 1,
     spread: bool = False,
 ) -> Placement:
-    """Fit `cells` trials onto the nodes of a cluster.
+    """Fit `cells` tasks onto the nodes of a cluster.
 
     Args:
-        cells: trials that are to run.
-        nodes: the machines.
-        cpus: cores of a worker; None shares the cores among as many trials as there are cells or cores.
-        gpus: GPUs of a worker; None gives one where there are any.
-        exactly: all at once, or not at all.
-        workers: of a trial.
-        spread: a trial's workers lie on different nodes.
+        cells: tasks that are to run.
+        nodes: machines of the cluster.
+        cpus: cores per worker; None shares the cores among as many tasks as there are cells or cores.
+        gpus: GPUs per worker; None gives one where there are any.
+        exactly: run all tasks at once, or raise ConfigError.
+        workers: workers per task.
+        spread: put a task's workers on different nodes.
 
-    ConfigError where one trial alone, or with `exactly` one of them, does not fit: it would wait for ever.
+    ConfigError where a single task, or with `exactly` any task, does not fit: it would wait for ever.
     """
     most_cpus, most_gpus = max(node.cpus for node in nodes), max(node.gpus for node in nodes)
     gpus = (1.0 if most_gpus >= 1 else 0.0) if gpus is None else gpus
@@ -102,7 +102,7 @@ def place(
     if exactly and wanted < cells:
         raise ConfigError(f"{cells} workers at once: the cluster has room for {wanted} ({gpus:g} GPU(s) each)")
     if cpus is None:
-        # The most cores with which as many trials still fit at once.
+        # The most cores with which as many tasks still fit at once.
         cpus = max(
             c for c in range(1, most_cpus + 1) if c == 1 or _fitting(nodes, c, gpus, workers, spread=spread) >= wanted
         )

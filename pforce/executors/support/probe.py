@@ -1,7 +1,7 @@
-"""Looks at a Ray cluster, in a process of its own: `python -m pforce.executors.support.probe ADDRESS STORAGE`.
+"""A probe of a Ray cluster, in a process of its own: `python -m pforce.executors.support.probe ADDRESS STORAGE`.
 
-Ray waits for a cluster that does not answer for two minutes and then ends the process; with a wrong token it writes
-the reason to stderr only. So whoever starts this reads both outputs, and ends it. The last line of stdout is JSON.
+Ray waits two minutes for a cluster that does not answer and then ends the process; with a wrong token it writes the
+reason to stderr only. So the caller reads both outputs and ends the probe. The last line of stdout is JSON.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from pforce.executors.support import node
 
 PINGS = 5
 NODE_SECONDS = 45.0
-"""For a node to start a process and to answer."""
+"""Seconds for a node to start a process and to answer."""
 
 
 def _inspect(inspector: Any, label: str, storage: str, port: int | None) -> dict[str, Any]:
-    """Everything about one node."""
+    """Result of the probe of one node."""
 
     def ask(method: Any, *arguments: Any) -> Any:
         return ray.get(method.remote(*arguments), timeout=NODE_SECONDS)
 
     found: dict[str, Any] = {"label": label, "facts": ask(inspector.facts, storage)}
-    # Half of the shortest round trip is how wrong the difference can be.
+    # The error of the difference is at most half of the shortest round trip.
     pings = []
     for _ in range(PINGS):
         before = time.time()
@@ -52,7 +52,7 @@ def _inspect(inspector: Any, label: str, storage: str, port: int | None) -> dict
 
 
 def look(address: str, storage: str) -> dict[str, Any]:
-    """Nodes, resources, and each node's facts. Raises what Ray raises where it does not connect."""
+    """Nodes, their resources, and each node's facts. Raises Ray's error where it does not connect."""
     started = time.perf_counter()
     ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
     seconds = time.perf_counter() - started
@@ -66,13 +66,13 @@ def look(address: str, storage: str) -> dict[str, Any]:
         if hosts.count(label) > 1:
             label += f" {each['NodeID'][:6]}"
         where = NodeAffinitySchedulingStrategy(each["NodeID"], soft=False)
-        # All at once: each node starts a process for it.
+        # All at once, as each node has to start a process.
         inspectors.append((each, label, actor.options(scheduling_strategy=where).remote()))
     with socket.create_server(("", 0), backlog=len(alive) + 1) as server:
         for each, label, inspector in inspectors:
             try:
                 found = _inspect(inspector, label, storage, server.getsockname()[1])
-            except Exception as error:  # one bad node is told, and hides no other
+            except Exception as error:  # a bad node is reported and does not hide the others
                 lines = str(error).strip().splitlines()
                 found = {"label": label, "error": f"{type(error).__name__}: {lines[-1] if lines else ''}"}
             resources = each["Resources"]
@@ -82,7 +82,7 @@ def look(address: str, storage: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Prints what was found, or {"error": …, "kind": …}."""
+    """Print the result as JSON, or {"error": …, "kind": …}."""
     address, storage = sys.argv[1:]
     try:
         result = look(address, storage)

@@ -1,7 +1,7 @@
-"""Where workers on Ray take their tasks from and leave what they say: an actor on the driver's node.
+"""The rendezvous, an actor on the driver's node: workers on Ray get their tasks from it and report their events to it.
 
-A module of its own that imports nothing of ours: its process starts beside the workers', on the same cores. Tasks and
-events pass through it as bytes. Answers lie here, so a report waits for the actor, never for the driver.
+The module imports nothing of pforce, because its process starts beside the workers', on the same cores. Tasks and
+events pass through it as bytes. It holds the answers, so a report waits for the actor, never for the driver.
 """
 
 from __future__ import annotations
@@ -12,42 +12,42 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 STOP = 2
-"""`Answer.CHECKPOINT_AND_STOP`."""
+"""Value of `Answer.CHECKPOINT_AND_STOP`."""
 
 
 class News(NamedTuple):
-    """What has happened since the driver last asked."""
+    """Events since the driver's last request."""
 
     said: list[bytes]
-    """Events, in order."""
+    """Workers' events, in order."""
     asking: list[int]
-    """Seats whose workers have begun to wait for a task."""
+    """Seats whose workers now wait for a task."""
     lost: list[tuple[int, list[bytes]]]
-    """Seats at which another worker has taken the place of one that had a task, and the last words of that one."""
+    """Seats at which a new worker has replaced one that had a task, with the final errors of that one."""
     begun: int
-    """How many workers have come, ever."""
+    """Number of workers that have ever come."""
 
 
 @dataclass
 class Rendezvous:
-    """Hands out tasks that the driver leaves, and keeps events until it takes them. A seat is a place for a worker, or
-    for a group of them; one that takes a lost one's place has its number."""
+    """Hands out tasks that the driver leaves, and keeps events until the driver takes them. A seat is a place for a
+    worker or a group of workers; a replacement has the seat of the lost one."""
 
     said: list[bytes] = field(default_factory=list)
     asking: list[int] = field(default_factory=list)
     left: dict[int, bytes] = field(default_factory=dict)
     """Seat → task that waits to be fetched."""
     at: dict[int, tuple[str, int]] = field(default_factory=dict)
-    """Seat → task and attempt that its worker has."""
+    """Seat → id and attempt of its worker's task."""
     answers: dict[tuple[str, int], int] = field(default_factory=dict)
     newest: dict[int, str] = field(default_factory=dict)
     """Seat → name of its newest worker."""
     words: dict[int, list[bytes]] = field(default_factory=dict)
-    """Seat → why workers of its group have ended, as each saw it."""
+    """Seat → final errors of the workers of its group."""
     lost: list[tuple[int, list[bytes]]] = field(default_factory=list)
     begun: int = 0
     released: set[int] = field(default_factory=set)
-    """Seats whose workers end."""
+    """Seats whose workers are to end."""
     closed: bool = False
 
     def __post_init__(self) -> None:
@@ -56,10 +56,10 @@ class Rendezvous:
     # --- workers --------------------------------------------------------------------------------------------------
 
     async def next(self, seat: int, worker: str) -> bytes | None:
-        """The next task for a worker, as soon as there is one; None where there will be none.
+        """Wait for the next task for a worker; None where there will be none.
 
         Args:
-            worker: names this process.
+            worker: unique name of the worker's process.
         """
         async with self.changed:
             if self.newest.get(seat) != worker:
@@ -77,10 +77,10 @@ class Rendezvous:
             return self.left.pop(seat, None) if self.newest.get(seat) == worker else None
 
     async def report(self, seat: int, task: str, attempt: int, event: bytes, ends: bool) -> int:
-        """An event of a worker's. Returns what to do.
+        """Take an event of a worker. Returns the answer.
 
         Args:
-            ends: whether it ends the attempt.
+            ends: whether the event ends the attempt.
         """
         async with self.changed:
             self.said.append(event)
@@ -90,13 +90,14 @@ class Rendezvous:
             return STOP if self.closed else self.answers.get((task, attempt), 0)
 
     async def despair(self, seat: int, event: bytes) -> None:
-        """Why a worker of a group ends. Which of them is the cause the driver decides, when the group is gone."""
+        """Take the final error of a worker of a group. When the group is gone, the driver decides which worker's error
+        was the cause."""
         self.words.setdefault(seat, []).append(event)
 
     # --- the driver -----------------------------------------------------------------------------------------------
 
     async def news(self, seconds: float) -> News:
-        """What has happened since the last call, as soon as something has, or after some seconds."""
+        """Events since the last call, as soon as there are any, at the latest after `seconds`."""
         async with self.changed:
             with suppress(TimeoutError):
                 await asyncio.wait_for(
@@ -107,18 +108,18 @@ class Rendezvous:
             return found
 
     async def give(self, seat: int, task: str, attempt: int, content: bytes) -> None:
-        """Leave a task for a seat."""
+        """Leave a task for a seat's worker."""
         async with self.changed:
             self.left[seat], self.at[seat] = content, (task, attempt)
             self.released.discard(seat)
             self.changed.notify_all()
 
     async def tell(self, task: str, attempt: int, answer: int) -> None:
-        """Answer an attempt's reports so from now on."""
+        """Set the answer to an attempt's reports from now on."""
         self.answers[task, attempt] = answer
 
     async def drop(self, seat: int, task: str, attempt: int) -> list[bytes]:
-        """The worker that had a task is gone, and another one comes. Returns the last words of the one before."""
+        """Note that the worker with a task is gone and is being replaced. Returns its final errors."""
         async with self.changed:
             if self.at.get(seat) == (task, attempt):
                 del self.at[seat]
@@ -126,7 +127,7 @@ class Rendezvous:
             return self.words.pop(seat, [])
 
     async def ended(self, seat: int) -> list[bytes]:
-        """The workers of a seat are gone. Returns their last words."""
+        """Note that the workers of a seat are gone. Returns their final errors."""
         async with self.changed:
             for known in (self.left, self.at, self.newest):
                 known.pop(seat, None)
@@ -134,17 +135,17 @@ class Rendezvous:
             return self.words.pop(seat, [])
 
     async def release(self, seat: int) -> None:
-        """There are no more tasks for a seat: its worker ends, and what it held is free for others."""
+        """End a seat's worker, as there are no more tasks for it, and free its resources."""
         async with self.changed:
             self.released.add(seat)
             self.changed.notify_all()
 
     async def take_back(self, seat: int) -> None:
-        """A seat is to have a worker again."""
+        """Note that a seat gets a worker again."""
         self.released.discard(seat)
 
     async def close(self) -> None:
-        """Every worker ends: at its next report, if it is at a task."""
+        """End all workers, those with a task at their next report."""
         async with self.changed:
             self.closed = True
             self.changed.notify_all()

@@ -1,5 +1,6 @@
-"""The driver's side of an executor on Ray: workers sit at a rendezvous and are handed tasks one after the other, so
-that a process, its imports and a group's meeting are paid for once. How workers are started the executor says."""
+"""The driver's side of an executor on Ray: workers have seats at a rendezvous and get tasks one after the other, so
+that a process, its imports and the forming of a group are paid for once. Each executor defines how its workers are
+started."""
 
 from __future__ import annotations
 
@@ -25,11 +26,11 @@ from pforce.trial.task import Answer, Done, Event, Failed, Handed, Idle, Next
 
 TICK_SECONDS = 1.0
 WAITING_SECONDS = 60.0
-"""Workers of which none has come after so long wait for room: that is said."""
+"""Seconds without any worker after which a message says that workers wait for room."""
 ENDING_SECONDS = 15.0
-"""How long workers may take to end, once there are no more tasks."""
+"""Seconds that workers may take to end, once there are no more tasks."""
 STARTS = 3
-"""Workers that may be lost in a row before they have asked for a task."""
+"""Number of workers per seat that may be lost in a row before any has asked for a task."""
 
 
 class WorkersLost(ClusterError):
@@ -41,15 +42,15 @@ class Gone(NamedTuple):
 
     seat: int
     failure: Failure | None
-    """Why, as far as Ray knows; None where there were no more tasks."""
+    """The failure, as far as Ray knows; None where there were no more tasks."""
     replaced: bool = False
-    """Whether another worker is already on its way."""
+    """Whether another worker is being started already."""
     at: float = 0.0
-    """When that was seen, on the clock of `time.monotonic`."""
+    """Time at which it was noticed, on the clock of `time.monotonic`."""
 
 
 class Seats(ABC):
-    """Runs tasks by workers on a Ray cluster, on one that is started here where there is none."""
+    """Runs tasks in workers on a Ray cluster, which is started here where there is none."""
 
     on_cluster: ClassVar[bool] = True
 
@@ -62,18 +63,18 @@ class Seats(ABC):
         self.idle: set[int] = set()
         """Seats whose workers wait for a task."""
         self.live: set[int] = set()
-        """Seats that have workers, or soon will."""
+        """Seats that have workers or soon will."""
         self.answers: dict[tuple[str, int], Answer] = {}
         self.kept: Handed | None = None
-        """A task that waits for a worker to come."""
+        """A task that waits for a worker."""
         self.given: dict[int, float] = {}
-        """Seat → when its task was handed out."""
+        """Seat → time at which its task was handed out."""
         self.begun = self.failed_starts = 0
         self.waiting_since: float | None = None
-        """Since when all workers are still to come."""
+        """Time since which no worker is there."""
         self.said_room = False
 
-    # --- what an executor says of its own ------------------------------------------------------------------------
+    # --- defined by each executor ---------------------------------------------------------------------------------
 
     @abstractmethod
     def start(self, seats: list[int]) -> None:
@@ -81,15 +82,15 @@ class Seats(ABC):
 
     @abstractmethod
     def ended(self) -> Iterable[Gone]:
-        """Seats whose workers were seen to end since the last call."""
+        """Seats whose workers have ended since the last call."""
 
     @abstractmethod
     def finish(self, seconds: float) -> None:
-        """Wait until what runs in threads of this process has ended, so long at most."""
+        """Wait until the threads of this process have ended, at most `seconds`."""
 
     @property
     def worker_config(self) -> dict[str, Any]:
-        """What a worker is told as it starts, plain data: where it meets the driver, and what it has."""
+        """Configuration of a worker as plain data: the name of the rendezvous, and the worker's resources."""
         p = self.placement
         return {"meeting": self.meeting, "threads": p.cpus, "devices": p.devices, "gpus": p.gpus}
 
@@ -97,7 +98,7 @@ class Seats(ABC):
 
     def __enter__(self) -> Self:
         s = self.setup
-        s.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)  # closed to others: it names the storage
+        s.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)  # private, because it names the storage
         self.cluster = Cluster(s.address)
         try:
             nodes = self.cluster.nodes
@@ -109,7 +110,7 @@ class Seats(ABC):
             actor: Any = ray.remote(Rendezvous)
             options = actor.options(name=self.meeting, num_cpus=0, scheduling_strategy=here, max_concurrency=10_000)
             self.actor = options.remote()
-            # They start while the driver opens its page.
+            # They start while the driver opens its page in MLflow.
             self.live = set(range(self.placement.concurrent))
             self.start(sorted(self.live))
         except BaseException:
@@ -140,7 +141,7 @@ class Seats(ABC):
             if news.begun > self.begun:
                 self.begun, self.failed_starts = news.begun, 0
             for content in news.said:
-                self._hear(pickle.loads(content), listen)  # of our own workers
+                self._hear(pickle.loads(content), listen)  # from our own workers
             for gone in self.ended():
                 self._gone(gone, listen)
             for seat, words in news.lost:
@@ -159,7 +160,7 @@ class Seats(ABC):
             ray.get(self.actor.tell.remote(*key, int(answer)))
 
     def _lost(self, seat: int, words: list[bytes], failure: Failure | None, listen: Listen) -> None:
-        """The worker of a seat is gone, or all of a group: what becomes of the task that it had is the listener's."""
+        """Report the failure of a task whose worker or group is gone; the listener decides whether to retry it."""
         handed = self.at.pop(seat, None)
         if handed is None:
             return
@@ -173,7 +174,7 @@ class Seats(ABC):
         if gone.replaced and gone.failure is not None:
             self._failed_start(gone.failure)
             handed = self.at.get(gone.seat)
-            if handed is not None and self.given[gone.seat] < gone.at:  # else it is the new worker's
+            if handed is not None and self.given[gone.seat] < gone.at:  # otherwise it is the new worker's task
                 words = ray.get(self.actor.drop.remote(gone.seat, handed.task.id, handed.attempt))
                 self._lost(gone.seat, words, gone.failure, listen)
             return
@@ -185,14 +186,15 @@ class Seats(ABC):
             self._failed_start(gone.failure)
 
     def _failed_start(self, failure: Failure) -> None:
-        """A worker was lost before it had asked for a task."""
+        """Count a worker that was lost before it asked for a task. WorkersLost where there are too many."""
         self.failed_starts += 1
         if self.failed_starts >= STARTS * self.placement.concurrent:
             workers = f"group of {self.placement.workers} workers" if self.placement.workers > 1 else "worker"
             raise WorkersLost(f"no {workers} could be started: {failure.message}")
 
     def _hand_out(self, hand: Hand) -> bool:
-        """Give tasks to those who wait, and end those for whom there is none. Returns whether anything is under way."""
+        """Give tasks to waiting workers, and end those for whom there is none. Returns whether any task is running or
+        waiting."""
         while self.idle and (following := self._following(hand)) is not Idle.WAIT:
             seat = min(self.idle)
             self.idle.discard(seat)
@@ -205,14 +207,14 @@ class Seats(ABC):
         dead = set(range(self.placement.concurrent)) - self.live
         coming = self.live - set(self.at) - self.idle
         if dead and not (self.idle or coming) and isinstance(self._following(hand), Handed):
-            seat = min(dead)  # a task is tried again, and nobody is there for it
+            seat = min(dead)  # a task is retried and no worker is left for it
             self.live.add(seat)
             ray.get(self.actor.take_back.remote(seat))
             self.start([seat])
         return bool(self.at) or isinstance(self._following(hand), Handed)
 
     def _following(self, hand: Hand) -> Next:
-        """The next task, which is kept until somebody takes it."""
+        """The next task, which is kept until a worker takes it."""
         following = self.kept or hand()
         if isinstance(following, Handed):
             self.kept = following
@@ -224,7 +226,7 @@ class Seats(ABC):
         ray.get(self.actor.give.remote(seat, handed.task.id, handed.attempt, content))
 
     def _say_room(self) -> None:
-        """Say that workers wait for room: they would wait in silence, and for ever."""
+        """Tell the user once that workers wait for room, as they may wait for ever."""
         if self.at or self.idle or not self.live:
             self.waiting_since, self.said_room = None, False
             return

@@ -1,4 +1,4 @@
-"""Joins or starts a Ray cluster: the one place that does, with its logging, and signals put back."""
+"""Start of Ray: the only module that joins or starts a cluster. It sets Ray's logging and restores signal handlers."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from pforce.base.console import signals_kept
 from pforce.executors.support.placement import Node
 from pforce.trial.failures import ClusterError
 
-# Nothing reads the state that Tune keeps of an experiment; its failing to (a race with its own clean-up) is no error.
-# A lost worker is said by whoever listens, in a line.
+# The state that Tune keeps of an experiment is not used, so its errors (a race with its own clean-up) do not matter.
+# A lost worker is reported in one line by the loop.
 for _name in ("ray.tune.execution.experiment_state", "ray.tune.execution.tune_controller"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 def start_ray(address: str | None = None) -> list[Node]:
-    """Connect to the cluster at `address` or RAY_ADDRESS, else start one here. Returns its nodes. ClusterError where
-    the cluster does not take us.
+    """Connect to the cluster at `address` or RAY_ADDRESS, or start one here. Returns its nodes. ClusterError where the
+    cluster refuses this driver.
 
-    The dashboard stays on (loopback only): without it a trial stopped by a scheduler leaks its placement group.
+    The dashboard stays on (loopback only): without it, a trial that a scheduler stops leaks its placement group.
     """
     if not ray.is_initialized():
         wanted = address or os.environ.get("RAY_ADDRESS") or "local"
         try:
-            with signals_kept():  # Ray puts a handler of its own over SIGTERM, which ends without a clean-up
+            with signals_kept():  # Ray replaces SIGTERM's handler by one that ends without a clean-up
                 ray.init(address=wanted, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, RayError) as error:
             if wanted == "local":
@@ -42,7 +42,7 @@ def start_ray(address: str | None = None) -> list[Node]:
 
 
 class Cluster:
-    """A cluster that this process has joined, or started and ends."""
+    """A cluster that this process has joined, or that it has started and will end."""
 
     def __init__(self, address: str | None) -> None:
         self.ours = not ray.is_initialized()

@@ -1,4 +1,4 @@
-"""What runs in a worker's process on Ray: task after task, until the rendezvous has no more."""
+"""The loop of a worker process on Ray: it runs task after task until the rendezvous has no more."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pforce.trial.task import Answer, Done, Event, Failed, Handed
 def serve(meeting: str, seat: int, on: Seat) -> None:
     """Carry out tasks until there are no more. All workers of a group call it.
 
-    AttemptFailed where this process should end: the driver has another one take its place.
+    Raises AttemptFailed where this process should end; the driver then replaces it.
 
     Args:
         meeting: name of the rendezvous.
-        seat: number of the worker's, or the group's, place there.
+        seat: number of the worker's or group's seat there.
     """
     rendezvous: Any = ray.get_actor(meeting)
     name, workers, perform = uuid.uuid4().hex, on.workers, Performer(on)
@@ -29,7 +29,7 @@ def serve(meeting: str, seat: int, on: Seat) -> None:
         return found
 
     def report(event: Event) -> Answer:
-        # Awaited: the process may be gone right after it. About a millisecond.
+        # Waits about a millisecond, because the process may end right after it.
         ends, content = isinstance(event, Done | Failed), pickle.dumps(event)
         return Answer(ray.get(rendezvous.report.remote(seat, event.task, event.attempt, content, ends)))
 

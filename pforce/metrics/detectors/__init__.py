@@ -15,7 +15,7 @@ NAMES = (*classifier.NAMES, *FROM_FILES)
 
 
 def check_name(name: str, where: str = "detector") -> None:
-    """FieldError for what is neither a detector's name nor package.module:function."""
+    """Raise FieldError for a text that is neither a detector's name nor package.module:function."""
     require(name in NAMES or ":" in name, where, name, f"one of {', '.join(NAMES)}, or package.module:function")
 
 
@@ -24,13 +24,13 @@ def load_detector(name: str, weights: str | Path | None = None, sha256: str | No
 
     Args:
         name: `openmoji` or `fashion-mnist` (shipped with their weights), `inception` or `dinov2` (from a file), or
-            `package.module:function`, a function of yours that makes one.
-        weights: the file.
-        sha256: its hash or the first digits of it.
+            `package.module:function`, your own function that makes one.
+        weights: the file with the weights.
+        sha256: hash of the file, or its first digits.
 
     Raises:
-        FieldError: an unknown name, or weights for a detector that has its own.
-        DetectorError: weights are missing or changed.
+        FieldError: the name is unknown, or weights are given for a detector that has its own.
+        DetectorError: the weights are missing or changed.
     """
     check_name(name)
     own = name in classifier.NAMES or ":" in name

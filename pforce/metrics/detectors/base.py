@@ -1,4 +1,4 @@
-"""What a distance needs of a feature detector."""
+"""The interface of feature detectors."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from pforce.base.errors import InputError
 
 
 class DetectorError(InputError, RuntimeError):
-    """A detector's files are missing or not the ones its record names. The message says which, and the cure."""
+    """A detector's files are missing or are not those that its record names. The message gives the file and the
+    remedy."""
 
 
 class Reading(NamedTuple):
-    """What a detector sees in a batch of images, float32. A row depends on its image only."""
+    """A detector's output for a batch of images, float32. Each row depends on its image only."""
 
     features: Tensor
-    """(B, D), what distances compare."""
+    """Features that distances compare, (B, D)."""
     logits: Tensor | None = None
-    """(B, classes) without bias, for the Inception Score; None of detectors without such classes."""
+    """Logits without bias, (B, classes), for the Inception Score; None for detectors without ImageNet's classes."""
     spatial: Tensor | None = None
-    """(B, S) features with a place in the image, for sFID; None of detectors that have none."""
+    """Spatial features (B, S), for sFID; None for detectors without them."""
 
 
 class Detector(Protocol):
     """A frozen network whose features are compared between two sets of images."""
 
     name: str
-    """As in the metric's name: `fd/<name>`."""
+    """Name of the detector in names of metrics: `fd/<name>`."""
     feature_size: int
-    """D."""
+    """Number D of features."""
     minimum_size: int
     """Smallest height and width of an image, in pixels."""
     sha256: str
     """SHA-256 of the weights: features of different weights are not comparable."""
     preprocessing: str
-    """What is done to an image before the network, in words: part of the identity of features."""
+    """Preprocessing of an image before the network, in words; it is part of the identity of features."""
 
     def to(self, device: torch.device) -> Self:
         """The detector on that device."""
         ...
 
     def read(self, images: Tensor) -> Reading:
-        """(B, 3, H, W) uint8 images → what is seen in them.
+        """Features of uint8 images (B, 3, H, W).
 
-        Bytes, because that is what files hold and what published statistics were made from: images that come from a
-        sampler and the same images read from PNG files give the same features.
-        ValueError for another shape or type.
+        Images are bytes because files hold bytes and published statistics were made from them: images from a sampler
+        and the same images read from PNG files have the same features. ValueError for another shape or type.
         """
         ...

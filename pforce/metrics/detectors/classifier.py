@@ -1,8 +1,8 @@
-"""The detectors of our own: small classifiers, each of one data set, shipped with their weights.
+"""pforce's own detectors: small classifiers, one per data set, shipped with their weights.
 
-Their features make Fréchet distances on small data comparable between machines without a download. They are
-reported as `fd/openmoji` and `fd/fashion-mnist`, never as FID. `pforce_experiments/train_detector.py` trains them; the
-accuracy on held-out images is in the JSON beside the weights.
+Their features make Fréchet distances on small data comparable between machines without a download. They are reported as
+`fd/openmoji` and `fd/fashion-mnist`, never as FID. `pforce_experiments/train_detector.py` trains them; the accuracy on
+held-out images is in the JSON beside the weights.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ NAMES = ("openmoji", "fashion-mnist")
 INPUT_SIZE = 32
 FEATURE_SIZE = 64
 FOLDER = Path(__file__).parent
-"""Holds `<name>.safetensors` and `<name>.json` of each."""
+"""Folder with `<name>.safetensors` and `<name>.json` of each detector."""
 
 
 @dataclass(frozen=True)
 class DetectorRecord:
-    """What `<name>.json` says about the weights beside it."""
+    """Content of `<name>.json`, which describes the weights beside it."""
 
     weights_sha256: str
     classes: int
     held_out_accuracy: float
     held_out_images: int
     held_out_majority_share: float
-    """What always guessing the commonest class would reach on the same images."""
+    """Accuracy of always guessing the most common class on the same images."""
     training_images: int
     data_manifest_hash: str
     training: dict[str, Any]
@@ -46,7 +46,7 @@ class DetectorRecord:
 
 
 def _stage(inputs: int, outputs: int) -> nn.Sequential:
-    """Two 3×3 convolutions. Batch norm, so that at evaluation an image's features do not depend on its batch."""
+    """Two 3×3 convolutions with batch norm, so that at evaluation an image's features do not depend on its batch."""
     layers: list[nn.Module] = []
     for width in (inputs, outputs):
         layers += [nn.Conv2d(width, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
@@ -60,7 +60,7 @@ def _check_shape(images: Tensor) -> None:
 
 
 def _averaged(images: Tensor) -> Tensor:
-    """(B, C, H, H) → (B, C, 32, 32): means over areas, as two small matrix products."""
+    """Images averaged over areas, as two small matrix products: (B, C, H, H) → (B, C, 32, 32)."""
     size = images.shape[-1]
     if size == INPUT_SIZE:
         return images
@@ -69,10 +69,11 @@ def _averaged(images: Tensor) -> Tensor:
 
 
 def fuse(detector: ClassifierDetector) -> ClassifierDetector:
-    """Speed up a detector that is not trained any more: equal features to rounding in about half the time on a CPU.
+    """Speed up a trained detector: features equal up to rounding, in about half the time on a CPU.
 
-    Batch norms are folded into their convolutions, channels lie last, and ReLUs work in place and after the pooling,
-    with which they commute: a new tensor of some MB for each of them costs as much as their arithmetic.
+    Batch norms are folded into their convolutions, the memory format is channels-last, and ReLUs work in place and
+    after the pooling, with which they commute: a new tensor of some MB for each of them would cost as much as their
+    arithmetic.
     """
     layers: list[nn.Module] = []
     for stage in detector.stages:
@@ -105,7 +106,8 @@ class ClassifierDetector(nn.Module):
         self.classifier = nn.Linear(FEATURE_SIZE, classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) float in [−1, 1], square, at least 32² → (B, 64) float32. Larger images are averaged down.
+        """Features (B, 64) float32 of square images (B, 3, H, W) float in [−1, 1], at least 32²; larger ones are
+        averaged down.
 
         Raises:
             ValueError: images of another shape.
@@ -116,13 +118,13 @@ class ClassifierDetector(nn.Module):
         return pooled
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) float in [−1, 1] → (B, classes) logits."""
+        """Logits (B, classes) of images (B, 3, H, W) float in [−1, 1]."""
         logits: Tensor = self.classifier(self.features(images))
         return logits
 
     def read(self, images: Tensor) -> Reading:
-        """(B, 3, H, W) uint8, square, at least 32² → its (B, 64) features. No logits: the classes are not
-        ImageNet's, and a score of them would be taken for the Inception Score.
+        """Features (B, 64) of square uint8 images (B, 3, H, W), at least 32². No logits: the classes are not
+        ImageNet's, and a score of them would be mistaken for the Inception Score.
 
         Raises:
             ValueError: images of another shape or type.
@@ -137,7 +139,7 @@ def read_record(name: str, folder: Path = FOLDER) -> DetectorRecord:
     """The record shipped with the weights of that name.
 
     Raises:
-        DetectorError: it is missing or unreadable.
+        DetectorError: the record is missing or unreadable.
     """
     path = folder / f"{name}.json"
     try:
@@ -150,10 +152,10 @@ def load(name: str, folder: Path = FOLDER, *, fused: bool = True) -> ClassifierD
     """The shipped detector of that name, frozen and in eval mode.
 
     Args:
-        fused: as `fuse` makes it; False keeps the layers that were trained.
+        fused: speed it up with `fuse`; False keeps the trained layers.
 
     Raises:
-        DetectorError: the weights are missing, or are not the ones the record names.
+        DetectorError: the weights are missing, or are not those that the record names.
     """
     record = read_record(name, folder)
     weights = folder / f"{name}.safetensors"

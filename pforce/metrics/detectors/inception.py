@@ -1,7 +1,7 @@
-"""`inception`: torch-fidelity's Inception v3, with weights from a file of yours. Nothing is downloaded.
+"""Detector `inception`: torch-fidelity's Inception v3, with weights from your file. Nothing is downloaded.
 
-Its Fréchet distance is what papers call FID. The spatial features for sFID are the first 7 channels of Mixed_6d in
-NHWC order, 17 · 17 · 7 = 2,023 numbers, as ADM's evaluator takes them.
+Its Fréchet distance is what papers call FID. The spatial features for sFID are the first 7 channels of Mixed_6d in NHWC
+order, 17 · 17 · 7 = 2,023 numbers, as ADM's evaluator takes them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pforce.base.files import sha256_of
 from pforce.metrics.detectors.base import DetectorError, Reading
 
 OFFICIAL_SHA256 = "6726825d"
-"""First digits of the hash of torch-fidelity's converted TensorFlow weights, which their file name carries."""
+"""First digits of the SHA-256 of torch-fidelity's converted TensorFlow weights, part of their file's name."""
 OFFICIAL_FILE = "weights-inception-2015-12-05-6726825d.pth"
 WHERE = (
     f"the file {OFFICIAL_FILE} of torch-fidelity's release v0.2.0 "
@@ -47,7 +47,8 @@ class InceptionDetector(nn.Module):
         return super().to(*where, **how)
 
     def read(self, images: Tensor) -> Reading:
-        """(B, 3, H, W) uint8 images of any size. ValueError for others."""
+        """Features, logits and spatial features of uint8 images (B, 3, H, W) of any size. ValueError for another shape
+        or type."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
                 f"images {tuple(images.shape)} of {images.dtype}: must be (B, 3, H, W) uint8 (pforce.images.to_uint8)"
@@ -68,11 +69,11 @@ def load(weights: str | Path | None, sha256: str | None = None) -> InceptionDete
     """The detector with weights from a file whose hash is checked before it is read.
 
     Args:
-        weights: the file.
-        sha256: its hash or the first digits of it; by default those of the official file.
+        weights: the file with the weights.
+        sha256: hash of the file, or its first digits; by default those of the official file.
 
     Raises:
-        DetectorError: no file, another hash, or not Inception's weights.
+        DetectorError: there is no file, it has another hash, or it does not hold Inception's weights.
     """
     expected = (sha256 or OFFICIAL_SHA256).lower()
     if weights is None:
@@ -93,7 +94,7 @@ def load(weights: str | Path | None, sha256: str | None = None) -> InceptionDete
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     try:
-        # torch-fidelity unpickles the file. Read as plain tensors first, which refuses one that runs code.
+        # torch-fidelity unpickles the file, so it is read as plain tensors first, which refuses a file that runs code.
         torch.load(path, map_location="cpu", weights_only=True)
         network = FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)

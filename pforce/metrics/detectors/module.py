@@ -1,4 +1,4 @@
-"""Any torch module as a detector, and DINOv2 from timm with weights from a file."""
+"""Detectors from any torch module, and DINOv2 from timm with weights from a file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DINO_SIZE = 224
 
 
 def weights_hash(module: nn.Module) -> str:
-    """sha256 of a module's layers, parameters and buffers."""
+    """SHA-256, in hexadecimal, of a module's layers, parameters and buffers."""
     digest = hashlib.sha256(repr(module).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
@@ -31,7 +31,7 @@ def weights_hash(module: nn.Module) -> str:
 
 
 def _resized(images: Tensor, size: int) -> Tensor:
-    """uint8 (B, 3, H, W) to float32 (B, 3, size, size), bicubic with antialiasing, values still 0…255."""
+    """Resize uint8 (B, 3, H, W) to float32 (B, 3, size, size), bicubic with antialiasing, values still 0…255."""
     values = images.float()
     if values.shape[-2:] == (size, size):
         return values
@@ -39,14 +39,14 @@ def _resized(images: Tensor, size: int) -> Tensor:
 
 
 class ModuleDetector(nn.Module):
-    """A torch module that turns normalised images into features.
+    """A detector made from a torch module that turns normalised images into features.
 
     Args:
-        module: (B, 3, size, size) float32 → (B, D) or any shape, which is flattened.
-        name: as in `fd/<name>`.
-        size: images are resized to it, bicubic with antialiasing.
-        mean, std: of each channel, of values in [0, 1].
-        sha256: of the weights; computed where it is not given.
+        module: module from (B, 3, size, size) float32 to (B, D) or any shape, which is flattened.
+        name: name in names of metrics, `fd/<name>`.
+        size: height and width in pixels to which images are resized, bicubic with antialiasing.
+        mean, std: mean and standard deviation of each channel, for values in [0, 1].
+        sha256: SHA-256 of the weights; computed where it is not given.
     """
 
     minimum_size = 1
@@ -73,8 +73,8 @@ class ModuleDetector(nn.Module):
             probe = torch.arange(3 * size * size, dtype=torch.float32).mul(37).remainder(256).to(torch.uint8)
             features = self.to(device).read(probe.view(1, 3, size, size).to(device)).features
         self.feature_size = features.shape[1]
-        # Layers and weights do not say what `forward` does with them; what it makes of an image does, to the digits
-        # that do not depend on the machine.
+        # Layers and weights do not show what `forward` does; its output for one image does, rounded to digits that do
+        # not depend on the machine.
         told = ",".join(f"{value:.2e}" for value in features.flatten()[:64].tolist())
         self.sha256 = sha256 or hashlib.sha256(f"{weights_hash(module)} {told}".encode()).hexdigest()
 
@@ -83,7 +83,8 @@ class ModuleDetector(nn.Module):
         return super().to(*where, **how)
 
     def read(self, images: Tensor) -> Reading:
-        """(B, 3, H, W) uint8 images of any size. ValueError for others; TypeError where the module gives no tensor."""
+        """Features of uint8 images (B, 3, H, W) of any size. ValueError for another shape or type; TypeError where the
+        module returns no tensor."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
                 f"images {tuple(images.shape)} of {images.dtype}: must be (B, 3, H, W) uint8 (pforce.images.to_uint8)"
@@ -95,9 +96,9 @@ class ModuleDetector(nn.Module):
 
 
 def from_path(target: str) -> Detector:
-    """A detector made by a function of yours, named `package.module:function`.
+    """A detector made by your own function, named `package.module:function`.
 
-    DetectorError where there is no such function, or what it makes is no detector.
+    DetectorError where there is no such function, or where it does not return a detector.
     """
     module_name, _, function_name = target.partition(":")
     try:
@@ -129,11 +130,13 @@ def load_dinov2(weights: str | Path | None, sha256: str | None = None, model: st
     """DINOv2's class token from timm (extra `dino`), with weights from a file. Nothing is downloaded.
 
     Args:
-        weights: a state dict of timm's model (.safetensors or .pth). sha256: its hash or the first digits of it.
-        model: timm's name.
+        weights: file with a state dict of timm's model (.safetensors or .pth).
+        sha256: hash of the file, or its first digits.
+        model: timm's name of the model.
 
     Raises:
-        DetectorError: no timm, no file, another hash, or the weights of another model.
+        DetectorError: timm is not installed, there is no file, it has another hash, or it holds another model's
+            weights.
     """
     try:
         import timm

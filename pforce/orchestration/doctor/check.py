@@ -1,4 +1,4 @@
-"""What a check returns, and how one that crashes is told."""
+"""Results of checks, and the report of a check that crashes."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ SIGNS: dict[State, str] = {"ok": "✓", "warning": "!", "problem": "✗"}
 
 
 class Check(NamedTuple):
-    """What was looked at, how it is, what was found, and what to do about it."""
+    """The result of a check: its subject, its state, the finding, and the remedy."""
 
     name: str
     state: State
-    """problem: would stop a run, or spoil it."""
+    """State of the subject; a problem would stop or spoil a run."""
     found: str
     cure: str = ""
 
 
 def checked(name: str, check: Callable[[], Check | list[Check]]) -> list[Check]:
-    """Its results; a check that crashes is a problem with the exception, and stops no other check."""
+    """The results of a check; one that crashes is a problem with the exception, and does not stop other checks."""
     try:
         result = check()
-    except Exception as error:  # whatever it is, the user learns of it as of any other problem
+    except Exception as error:  # any exception is reported like any other problem
         text = f"the check itself failed: {type(error).__name__}: {error}"
         return [Check(name, "problem", text, "Run it again; if it fails again, please report this message.")]
     return [result] if isinstance(result, Check) else result
 
 
 def gib(count: float) -> str:
-    """Bytes as GiB."""
+    """A number of bytes as text in GiB."""
     return f"{count / 2**30:,.1f} GiB"

@@ -1,4 +1,4 @@
-"""Checks of a Ray cluster, from what `probe` found on it."""
+"""Checks of a Ray cluster, from the results of `probe`."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from pforce.trial.failures import ClusterError
 
 CONNECT_SECONDS = 3.0
 LIMIT_SECONDS = 120.0
-"""For the whole look at a cluster."""
+"""Most seconds for the probe of a whole cluster."""
 SKEW_WARNING, SKEW_PROBLEM = 1.0, 30.0
 TOKEN_CURE = (
     "Every node and client needs RAY_AUTH_MODE=token and the cluster's token: copy ~/.ray/auth_token from its head "
     "node (or set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to its file)."
 )
 REFUSED = "InvalidAuthToken"
-"""In what Ray's own client writes to stderr, again and again."""
+"""Word that Ray's client writes to stderr where the token is refused."""
 
 
 def token_source() -> str | None:
-    """Where Ray takes its token from, in its own order; None where there is none."""
+    """Source of Ray's token, in Ray's order of preference; None where there is none."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return "RAY_AUTH_TOKEN"
     if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
@@ -40,25 +40,25 @@ def token_source() -> str | None:
 
 
 def authentication() -> Check:
-    """Ray's token on this machine, before anything is connected."""
+    """Check Ray's token on this machine, before any connection."""
     mode, source = os.environ.get("RAY_AUTH_MODE", ""), token_source()
     if mode == "token" and source is None:
         return Check("Ray token", "problem", "RAY_AUTH_MODE=token, but there is no token", TOKEN_CURE)
     if mode == "token":
         return Check("Ray token", "ok", f"RAY_AUTH_MODE=token, token of {source}")
     if source is not None:
-        cure = f"If the cluster wants a token, connecting fails. {TOKEN_CURE}"
+        cure = f"If the cluster requires a token, connecting fails. {TOKEN_CURE}"
         return Check("Ray token", "warning", f"a token in {source}, but RAY_AUTH_MODE is not set", cure)
     cure = f"A cluster without a token runs anybody's code. {TOKEN_CURE}"
     return Check("Ray token", "warning", "none, and RAY_AUTH_MODE is not set", cure)
 
 
 def unreachable(address: str) -> Check | None:
-    """A problem where nothing listens at host:port; None where something does, or the address names no port."""
+    """A problem where nothing listens at host:port; None where something listens, or the address has no port."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         return None
-    # Ray takes a loopback address for that of its node, on which alone it may listen.
+    # Ray takes a loopback address as that of its node, and may listen on the node's own address only.
     hosts = [host, socket.gethostname()] if host in ("127.0.0.1", "localhost") else [host]
     for each in hosts:
         try:
@@ -73,7 +73,7 @@ def unreachable(address: str) -> Check | None:
 
 
 def check_cluster(address: str | None) -> None:
-    """ClusterError, with the cure, where nothing answers at the address or this machine has no token to show."""
+    """Raise ClusterError, with the remedy, where nothing answers at the address or this machine has no token."""
     if address is None or address in ("local", "auto"):
         return
     for check in (authentication(), unreachable(address)):
@@ -82,7 +82,7 @@ def check_cluster(address: str | None) -> None:
 
 
 def look(address: str, storage: Path, *, limit: float = LIMIT_SECONDS) -> dict[str, Any] | Check:
-    """What `probe` found, or the problem that there is no connection."""
+    """Run `probe` and return its result, or the problem where there is no connection."""
     with subprocess.Popen(
         [sys.executable, "-m", "pforce.executors.support.probe", address, str(storage)],
         stdout=subprocess.PIPE,
@@ -101,7 +101,7 @@ def look(address: str, storage: Path, *, limit: float = LIMIT_SECONDS) -> dict[s
                 said.append(line)
                 if REFUSED in line:
                     refused.set()
-                    process.kill()  # it would try for 20 s more
+                    process.kill()  # it would retry for another 20 s
 
         listener = threading.Thread(target=listen)
         listener.start()
@@ -116,7 +116,7 @@ def look(address: str, storage: Path, *, limit: float = LIMIT_SECONDS) -> dict[s
     lines = output.strip().splitlines()
     if process.returncode != 0 or not lines:
         last = said[-1].strip() if said else f"exit code {process.returncode}"
-        text = f"{address} could not be looked at within {limit:.0f} s: {last}"
+        text = f"{address} could not be inspected within {limit:.0f} s: {last}"
         return Check("Ray cluster", "problem", text, "Look at the head node's log: /tmp/ray/session_latest/logs.")
     found: dict[str, Any] = json.loads(lines[-1])
     if "error" in found:
@@ -129,11 +129,11 @@ def look(address: str, storage: Path, *, limit: float = LIMIT_SECONDS) -> dict[s
 def _connection_cure(error: str) -> str:
     if "ersion mismatch" in error:
         return "Install the cluster's versions of Python and Ray on this machine, or the other way round."
-    return "Check --ray-address (or RAY_ADDRESS); `ray status` on the head node tells its own."
+    return "Check --ray-address (or RAY_ADDRESS); `ray status` on the head node shows it."
 
 
 def cluster(found: dict[str, Any], address: str) -> list[Check]:
-    """The connection, and nodes that could not be looked at."""
+    """Check the connection, and report nodes that could not be inspected."""
     nodes = found["nodes"]
     cpus, gpus = (sum(node[name] for node in nodes) for name in ("cpus", "gpus"))
     dead = f"; {found['dead']} node(s) that are gone" if found["dead"] else ""
@@ -147,7 +147,7 @@ def cluster(found: dict[str, Any], address: str) -> list[Check]:
 
 
 def room(nodes: list[Node], workers: int) -> Check:
-    """Whether so many workers fit at once."""
+    """Check whether that many workers fit at once."""
     try:
         placement = place(workers, nodes=nodes, cpus=None, gpus=None, exactly=True)
     except ConfigError as error:
@@ -157,7 +157,7 @@ def room(nodes: list[Node], workers: int) -> Check:
 
 
 def shared_storage(nodes: list[dict[str, Any]], storage: Path) -> Check:
-    """Every node writes a file that the driver reads."""
+    """Check that the driver can read a file that each node writes."""
     failed = [f"{node['label']} ({node['storage_error']})" for node in nodes if node["storage_error"]]
     apart = [node["label"] for node in nodes if not node["storage_error"] and not node["storage_shared"]]
     cure = "Give --storage a folder that all nodes mount at the same path (NFS), with write permission for the user."
@@ -170,7 +170,7 @@ def shared_storage(nodes: list[dict[str, Any]], storage: Path) -> Check:
 
 
 def clocks(nodes: list[dict[str, Any]]) -> Check:
-    """Offsets from this machine's clock: half a round trip exact."""
+    """Check the nodes' clock offsets from this machine, which are exact to half a round trip."""
     worst = max(nodes, key=lambda node: abs(node["clock_offset"]))
     skew, half = abs(worst["clock_offset"]), worst["round_trip"] / 2
     text = f"at most {skew:.3f} s apart (± {half:.3f} s)"
@@ -182,7 +182,7 @@ def clocks(nodes: list[dict[str, Any]]) -> Check:
 
 
 def rendezvous(nodes: list[dict[str, Any]]) -> Check:
-    """A TCP connection from every node to a free port of this one, as gloo and NCCL make them."""
+    """Check TCP connections from every node to a free port of this one, as gloo and NCCL make them."""
     failed = [f"{node['label']} ({node['connect_error']})" for node in nodes if node["connect_seconds"] is None]
     if failed:
         cure = ("Open all ports between the nodes (workers meet at free ports), or set GLOO_SOCKET_IFNAME and "

@@ -27,14 +27,16 @@ def diagnose(
     workers: int | None = None,
     told: Told = lambda what: None,
 ) -> list[Check]:
-    """Look at this machine, its stores and, with an address, at every node of the cluster. Raises nothing.
+    """Check this machine, its stores and, with an address, every node of the cluster. Raises nothing.
 
-    Ray is not started: without an address there are local checks only.
+    Ray is not started: without an address there are only local checks.
 
     Args:
-        storage: where sweeps leave their files.
-        tracking_uri: MLflow store; by default the database in the storage folder.
-        told: called with what is looked at next.
+        storage: storage of sweeps.
+        tracking_uri: MLflow store; by default, the database in the storage folder.
+        ray_address: address of the cluster.
+        workers: number of workers that have to fit.
+        told: called with the name of what is checked next.
     """
     place = storage if isinstance(storage, Storage) else Storage.open(storage)
     told("this machine")
@@ -82,7 +84,7 @@ def _look(address: str, storage: Path, looked: list[dict[str, Any]]) -> list[Che
 
 
 def _of_nodes(found: dict[str, Any] | None, place: Storage, address: str | None, workers: int | None) -> list[Check]:
-    """What is checked on every node: those of the cluster, or this machine alone."""
+    """Checks of every node of the cluster, or of this machine alone."""
     own = node.facts(str(place.root))
     facts = {own["host"]: own}
     room = [this_machine()]
@@ -109,6 +111,6 @@ def _of_nodes(found: dict[str, Any] | None, place: Storage, address: str | None,
 
 
 def address_of(ray_address: str | None) -> str | None:
-    """The cluster that a sweep would connect to; None where it would start one here."""
+    """Address of the cluster that a sweep would connect to; None where it would start one here."""
     address = ray_address or os.environ.get("RAY_ADDRESS") or None
     return None if address == "local" else address

@@ -1,4 +1,4 @@
-"""Checks over the facts of one or several machines (see `node.facts`): what they lack, by name."""
+"""Checks of facts about one or several machines (see `node.facts`), which name the machines with problems."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _lowest(nodes: Mapping[str, Facts], value: Callable[[Facts], float]) -> tupl
 
 
 def shared_memory(nodes: Mapping[str, Facts]) -> Check:
-    """Size of /dev/shm, where Ray keeps its objects."""
+    """Check the size of /dev/shm, where Ray keeps its objects."""
     small = {
         name: facts
         for name, facts in nodes.items()
@@ -51,7 +51,7 @@ def shared_memory(nodes: Mapping[str, Facts]) -> Check:
 
 
 def disk(nodes: Mapping[str, Facts]) -> list[Check]:
-    """Free space of the storage and of /tmp."""
+    """Check the free space of the storage and of /tmp."""
     checks = []
     for folder in next(iter(nodes.values()))["free"]:
         name, free = _lowest(nodes, lambda facts, folder=folder: facts["free"][folder])  # type: ignore[misc]
@@ -64,7 +64,7 @@ def disk(nodes: Mapping[str, Facts]) -> list[Check]:
 
 
 def open_files(nodes: Mapping[str, Facts]) -> Check:
-    """The limit of open files; matters with many processes of a cluster."""
+    """Check the limit of open files, which matters with many processes on a cluster."""
     name, limit = _lowest(nodes, lambda facts: facts["open_files"][0])
     text = f"limit {limit:,.0f}{_where([name], nodes)}"
     if len(nodes) == 1 or limit >= OPEN_FILES:
@@ -75,7 +75,7 @@ def open_files(nodes: Mapping[str, Facts]) -> Check:
 
 
 def cpus(nodes: Mapping[str, Facts]) -> Check:
-    """Cores that are seen against those that a container may use."""
+    """Check the visible cores against those that a container may use."""
     over = {
         name: facts
         for name, facts in nodes.items()
@@ -97,7 +97,7 @@ def cpus(nodes: Mapping[str, Facts]) -> Check:
 
 
 def cache(nodes: Mapping[str, Facts]) -> Check:
-    """The folder in which data sets are built."""
+    """Check the folder in which data sets are built."""
     failed = {name: facts["cache"] for name, facts in nodes.items() if facts["cache"] and facts["cache"][1]}
     if failed:
         folder, error = next(iter(failed.values()))
@@ -108,7 +108,7 @@ def cache(nodes: Mapping[str, Facts]) -> Check:
 
 
 def versions(nodes: Mapping[str, Facts], own: Facts) -> list[Check]:
-    """Checks that every node has the Python, torch, Ray and pforce of this machine."""
+    """Check that every node has this machine's versions of Python, torch, Ray and pforce."""
     checks = []
     for what in ("python", *VERSIONS):
         other = {name: facts[what] for name, facts in nodes.items() if facts[what] != own[what]}

@@ -1,4 +1,4 @@
-"""Checks of this machine's Python, torch and what torch finds."""
+"""Checks of this machine's software: Python, packages, torch, and the devices that torch finds."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pforce.orchestration.doctor.check import Check
 
 
 def python() -> Check:
-    """Python and pforce."""
+    """Report the versions of Python and pforce."""
     version = importlib.metadata.version("pforce")
     return Check("Python", "ok", f"Python {platform.python_version()} ({sys.prefix}), pforce {version}")
 
 
 def packages() -> Check:
-    """Whether what pforce requires is installed, in versions that it was tested with."""
+    """Check that the packages that pforce requires are installed in suitable versions."""
     wrong = []
     for text in importlib.metadata.requires("pforce") or []:
         requirement = Requirement(text)
@@ -43,7 +43,7 @@ def packages() -> Check:
 
 
 def gpus() -> Check:
-    """Driver, CUDA, devices and bfloat16."""
+    """Check driver, CUDA, devices and bfloat16."""
     built = f"torch {torch.__version__}, " + (f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA")
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -67,7 +67,7 @@ def _driver() -> str:
 
 
 def communication() -> Check:
-    """NCCL for workers with GPUs, gloo for those without."""
+    """Check NCCL, for workers with GPUs, and gloo, for those without."""
     name, devices = "NCCL", torch.cuda.device_count()
     if torch.distributed.is_nccl_available():
         version = ".".join(map(str, torch.cuda.nccl.version()))
@@ -80,7 +80,7 @@ def communication() -> Check:
 
 
 def attention() -> Check:
-    """Which attention a model's `attention` field would get."""
+    """Check the attention backends that a model's `attention` field can choose."""
     kinds = {
         "flash": torch.backends.cuda.flash_sdp_enabled(),
         "memory-efficient": torch.backends.cuda.mem_efficient_sdp_enabled(),
@@ -99,21 +99,21 @@ def attention() -> Check:
 
 
 def torchvision() -> Check:
-    """Whether torchvision's compiled part fits this torch; torch-fidelity and timm need it."""
+    """Check that torchvision's compiled part fits this torch; torch-fidelity and timm need it."""
     versions = f"torchvision {importlib.metadata.version('torchvision')} with torch {torch.__version__}"
     try:
         from torchvision.ops import nms
 
         nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
-    except Exception as error:  # ImportError, RuntimeError or OSError, by what does not fit
+    except Exception as error:  # ImportError, RuntimeError or OSError, depending on what does not fit
         cure = "Install both from one source: pip install --upgrade torch torchvision"
         return Check("torchvision", "problem", f"{versions}: {type(error).__name__}: {error}", cure)
     return Check("torchvision", "ok", f"{versions}: its operators work")
 
 
 def process_starts() -> Check:
-    """Whether something installed slows the start of every process of Ray."""
-    # jsonschema, which Ray imports, looks for it, and it builds a grammar as it is imported.
+    """Check whether an installed package slows the start of Ray's processes."""
+    # jsonschema, which Ray imports, imports it where it is installed, and it builds a grammar at import.
     if importlib.util.find_spec("rfc3987_syntax") is None:
         return Check("process starts", "ok", "nothing known to slow them is installed")
     text = "rfc3987-syntax is installed (JupyterLab brings it): each process of Ray starts about 0.75 s later"

@@ -1,4 +1,4 @@
-"""Checks of what a run writes to: the tracking store, and the storage folder."""
+"""Checks of the tracking store and the storage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
 
 
 def tracking(uri: str, storage: Path, *, limit: float = STORE_SECONDS) -> Check:
-    """Whether the MLflow store answers, in time and with the schema of this MLflow."""
+    """Check that the MLflow store answers in time and with this MLflow's schema."""
     name, shown = "MLflow store", mask(uri)
     database = sqlite_path(uri)
     if database is not None and not database.exists():
@@ -28,7 +28,7 @@ def tracking(uri: str, storage: Path, *, limit: float = STORE_SECONDS) -> Check:
     parts = urlsplit(uri)
     until = time.monotonic() + limit
     port = parts.port or PORTS.get(parts.scheme.split("+")[0])
-    if parts.hostname and port:  # MLflow itself would try for minutes
+    if parts.hostname and port:  # MLflow itself would retry for minutes
         try:
             connect(parts.hostname, port, limit / 2)
         except OSError as error:
@@ -40,15 +40,15 @@ def tracking(uri: str, storage: Path, *, limit: float = STORE_SECONDS) -> Check:
     def ask() -> None:
         try:
             found.append(sweep_names(Tracker(uri, artifacts=storage / "artifacts")))
-        except Exception as error:  # raised in this thread it would be lost
+        except Exception as error:  # an exception in this thread would be lost
             found.append(error)
 
-    # A daemon: one that hangs in a server that never answers must not keep the command from ending.
+    # A daemon thread, so that a server that never answers does not keep the command from ending.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(max(0.0, until - time.monotonic()))
     if not found:
-        cure = "See whether the server is overloaded, or another process holds the database; then try again."
+        cure = "See whether the server is overloaded, or another process holds the database; then retry."
         return Check(name, "problem", f"{shown}: no answer within {limit:.0f} s", cure)
     (result,) = found
     if isinstance(result, TrackingError):
@@ -59,7 +59,7 @@ def tracking(uri: str, storage: Path, *, limit: float = STORE_SECONDS) -> Check:
 
 
 def storage_folder(storage: Storage) -> Check:
-    """Whether the storage, a folder or a bucket, can be written from here."""
+    """Check that the storage, a folder or a bucket, can be written from here."""
     try:
         storage.check()
     except StorageError as error:
