@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 import torch
 
-from pforce.storage import Storage, StorageError, default_storage
+from pforce.storage import Storage, StorageError, default_storage, place
 from pforce.storage.uri import RAY_JOB
 from pforce.training import checkpoint
 from pforce.trial.mirror import TrialMirror
@@ -277,8 +277,9 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(server, tmp_path, mo
         assert newest(other) == 5
 
 
-def test_uploads_fail_and_the_training_goes_on(tmp_path):
+def test_uploads_fail_and_the_training_goes_on(tmp_path, monkeypatch):
     """The server goes away and comes back empty: a warning, and at the end the newest checkpoint is there."""
+    monkeypatch.setattr(place, "PAUSES_SECONDS", (0.1,))
     with s3_server() as first:
         first.client().create_bucket(Bucket="bucket")
         mirror, _ = mirrored(first, "gone")

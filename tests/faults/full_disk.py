@@ -11,10 +11,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from pforce import results  # noqa: E402
+from pforce.executors.processes import STARTS  # noqa: E402
 from pforce.tracking import Tracker, default_uri  # noqa: E402
 from pforce.training.checkpoint import CheckpointError, load, saved  # noqa: E402
+from tests.support.starts import PFORCE, completed  # noqa: E402
 
-BATCH, STEPS, EVERY = 64, 400, 10
+BATCH, STEPS, EVERY = 64, 160, 10
 DISK_KILOBYTES = 24 * 1024
 FIELDS = {
     "model.depth": 2, "model.width": 32, "model.heads": 2, "training.images": STEPS * BATCH,
@@ -24,25 +26,18 @@ FIELDS = {
 
 
 def command(kind: str, storage: Path) -> list[str]:
+    """`pforce train` in one process, or a sweep whose trials are in others."""
     where = ["--storage", str(storage), "--cpus-per-trial", "1"]
     if kind == "train":
         fields = [part for name, value in FIELDS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-        return [
-            sys.executable,
-            "-c",
-            "from pforce.cli import main; main()",
-            "train",
-            "openmoji32_micro",
-            *fields,
-            *where,
-        ]
+        return [PFORCE, "train", "openmoji32_micro", *fields, *where]
     fields = [part for name, value in FIELDS.items() for part in ("--set", f"{name}={value}")]
     script = str(ROOT / "sweeps" / "ltg_grid.py")
-    return [sys.executable, script, "--m", "0.7", "--sigma", "0.2", *fields, *where]
+    return [script, "--m", "0.7", "--sigma", "0.2", *fields, *where, "--executor", "processes"]
 
 
 def call(kind: str, storage: Path) -> dict[str, object]:
-    done = subprocess.run(command(kind, storage), capture_output=True, text=True, check=False, timeout=270)
+    done = completed(*command(kind, storage), timeout=270)
     return {"code": done.returncode, "output": done.stdout + done.stderr}
 
 
@@ -59,8 +54,8 @@ def curve(storage: Path, run_id: str) -> list[int]:
     return [point.step // BATCH for point in history]
 
 
-def main() -> None:
-    kind, kilobytes, disk, report = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
+def drill(kind: str, kilobytes: int, disk: Path) -> dict[str, object]:
+    """What became of a training that had so much room for its checkpoints, and of the same command with more."""
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_KILOBYTES}k", "none", str(disk)], check=True)
     storage = disk / "runs"
@@ -83,7 +78,14 @@ def main() -> None:
     steps = curve(storage, frame["run_id"].iloc[0])
     repeated = [step for index, step in enumerate(steps) if step in steps[:index]]
     found["repeated_before_checkpoint"] = [step for step in repeated if step <= int(str(found["newest"]))]
-    report.write_text(json.dumps(found))
+    return found
+
+
+def main() -> None:
+    folder, train, sweep = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    STARTS.set_forkserver_preload(["tests.support.preload"])  # begins here: with this process's file systems
+    report = {kind: drill(kind, room, folder / kind) for kind, room in (("train", train), ("sweep", sweep))}
+    (folder / "report.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -28,16 +28,23 @@ def unshare() -> list[str]:
     pytest.skip("a file system that is full needs a mount namespace (unshare), which this machine does not allow")
 
 
-@pytest.mark.parametrize(
-    ("kind", "kilobytes"), [("train", moments("disk", 150, 550)[0]), ("sweep", moments("disk", 150, 550)[1])]
-)
-def test_a_full_disk_stops_the_sweep_and_keeps_the_last_checkpoint(tmp_path, openmoji_folder, kind, kilobytes):
-    """Exit code 4 with the cure, a whole checkpoint on the disk, nothing RUNNING; with room the same command ends."""
-    report = tmp_path / "report.json"
-    command = [*unshare(), sys.executable, str(SCRIPT), kind, str(kilobytes), str(tmp_path / "disk"), str(report)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=580, cwd=ROOT)
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, openmoji_folder) -> dict[str, dict[str, object]]:
+    """What became of both kinds of call, each on a disk of its own."""
+    folder = tmp_path_factory.mktemp("disks")
+    rooms = map(str, moments("disk", 150, 550))
+    done = subprocess.run(
+        [*unshare(), sys.executable, str(SCRIPT), str(folder), *rooms],
+        capture_output=True, text=True, check=False, timeout=580, cwd=ROOT,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(report.read_text())
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.mark.parametrize("kind", ["train", "sweep"])
+def test_a_full_disk_stops_the_sweep_and_keeps_the_last_checkpoint(report, kind):
+    """Exit code 4 with the cure, a whole checkpoint on the disk, nothing RUNNING; with room the same command ends."""
+    found = report[kind]
     assert found["first"]["code"] == STOPPED, found["first"]["output"]
     said = " ".join(found["first"]["output"].split())
     assert "the disk is full" in said

@@ -8,6 +8,7 @@ import time
 from pforce.base.console import exit_on_errors
 from pforce.orchestration.options import Options
 from pforce.orchestration.script import run_sweep
+from pforce.storage import place
 from pforce.training.loop import Callback, Record, TrainState
 from tests.orchestration.conftest import small_sweep
 
@@ -25,6 +26,7 @@ class Slowly(Callback):
 
 def main() -> int:
     storage, tracking_uri, steps, seconds = sys.argv[1:]
+    place.PAUSES_SECONDS = (0.1,)  # without a server each file waits as long
     slowly = Slowly(float(seconds))
     options = Options(storage=storage, tracking_uri=tracking_uri, retries=0)  # a try takes long without a server
     return run_sweep(small_sweep(steps=int(steps)), options, executor="local", callbacks=[slowly])

@@ -320,7 +320,12 @@ def test_the_report_writes_its_files(tmp_path, capsys):
     sweep = small_sweep(SIGMAS, name="filed")
     assert run_sweep(sweep, Options(storage=str(tmp_path)), executor="local") == DONE
     printed = capsys.readouterr().out
-    for text in ("the same distribution", "too short to rank anything", "mlflow ui --backend-store-uri sqlite:///", "images seen"):
+    for text in (
+        "the same distribution",
+        "too short to rank anything",
+        "mlflow ui --backend-store-uri sqlite:///",
+        "images seen",
+    ):
         assert text in printed
     table = pd.read_csv(tmp_path / "filed.csv")
     assert list(table["sigma"]) == ["0.2", "0.5, 0.6"]

@@ -195,7 +195,7 @@ def test_a_snapshot_that_is_not_what_its_record_says(tmp_path, alone, harm):
     if harm == "missing":
         row = trial(asked, tmp_path)
     else:
-        with pytest.warns(UserWarning, match="passed over"):
+        with pytest.warns(UserWarning, match="skipped"):
             row = trial(asked, tmp_path)
     shared = {name: value for name, value in numbers(row).items() if not name.startswith("kd")}
     assert shared == numbers(alone[SHORT][1])
