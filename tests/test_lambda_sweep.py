@@ -93,6 +93,7 @@ def test_errors_are_one_message_and_exit_code_2(arguments, message, tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 def test_help_in_a_process_of_its_own(tmp_path):
     """From another folder: what the script imports of the other sweep is found there too."""
     done = subprocess.run(

@@ -47,6 +47,7 @@ def decoder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.process
 def test_everything_at_once(trained, tmp_path):
     command = ("sample", str(trained), "--sampler", "dual_loop", "--nfe", "8", "--count", "12", "--classes", "2", "7",
                "--sampler.guidance.scale", "1.5", "--save", "grid", "images", "npz", "--save-maps", "--animate",
@@ -94,12 +95,14 @@ def interrupted(arguments: list[str], storage: Path, sent: signal.Signals) -> in
 MANY = ["--nfe", "24", "--count", "400", "--batch", "4", "--save", "npz"]
 
 
+@pytest.mark.process
 def test_a_stopped_call_says_so_and_keeps_what_it_drew(trained, tmp_path):
     assert interrupted(["sample", str(trained), *MANY], tmp_path / "stopped", signal.SIGTERM) == 4
     assert 70 <= max(blocks(tmp_path / "stopped").values()) < 400
     assert not list((tmp_path / "stopped").rglob(".tmp*"))
 
 
+@pytest.mark.process
 def test_a_killed_call_goes_on_where_it_was(trained, tmp_path):
     """SIGKILL in the middle; the same command keeps the finished blocks and ends with the undisturbed images."""
     arguments = ["sample", str(trained), *MANY]
@@ -118,6 +121,7 @@ def test_a_killed_call_goes_on_where_it_was(trained, tmp_path):
         assert np.array_equal(a["arr_0"], b["arr_0"])
 
 
+@pytest.mark.process
 def test_published_latents_and_their_decoder(latent, decoder, tmp_path):
     """Without a decoder the latents are written; with one their pictures, decoded from the same latents."""
     common = ("sample", str(latent), "--nfe", "4", "--count", "3", "--save", "npz", "grid")
@@ -183,6 +187,7 @@ def test_a_model_without_label_dropout_is_not_guided(tmp_path, refusal):
     assert "without label dropout" in refusal("sample", "m.safetensors", "--sampler.guidance.scale", "2")
 
 
+@pytest.mark.process
 def test_checkpoints_go_out_and_come_in_bit_for_bit(trained, tmp_path):
     exported = pforce("checkpoint", "export", str(trained), str(tmp_path / "m.ckpt"))
     assert exported.returncode == 0, exported.stderr

@@ -161,6 +161,7 @@ def test_a_missing_bucket(server):
     assert "make it, or correct its name" in refusal(server.uri("none/x"))
 
 
+@pytest.mark.process
 def test_no_permission():
     """A user of the server's who may list and not write, and one whom it does not know."""
     with s3_server(INITIAL_NO_AUTH_ACTION_COUNT="4") as strict:
@@ -277,6 +278,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(server, tmp_path, mo
         assert newest(other) == 5
 
 
+@pytest.mark.process
 def test_uploads_fail_and_the_training_goes_on(tmp_path, monkeypatch):
     """The server goes away and comes back empty: a warning, and at the end the newest checkpoint is there."""
     monkeypatch.setattr(place, "PAUSES_SECONDS", (0.1,))

@@ -108,6 +108,7 @@ def test_cost_and_its_file(storage, tmp_path, capsys):
         assert out(capsys, "cost", "--by", by, "--storage", str(storage))[0] == 0
 
 
+@pytest.mark.process
 @pytest.mark.timeout(400)
 def test_watching_shows_it_anew_until_it_is_interrupted(storage):
     with Start([PFORCE, "runs", "--watch", "1", "--storage", str(storage)]) as process:
@@ -155,6 +156,7 @@ def test_logs_of_a_cell(storage, capsys):
             out(capsys, "logs", *words, "--storage", str(storage))
 
 
+@pytest.mark.process
 def test_a_log_is_followed_while_it_grows_and_its_text_obeys_nobody(storage, tmp_path):
     """A process follows; attempts come after that; what a terminal would obey is left out."""
     frame = runs(storage, "first")

@@ -104,6 +104,7 @@ def test_drawings_are_on_white(openmoji_folder: Path) -> None:
     assert (images.flatten(1).double().std(dim=1) > 1).all()
 
 
+@pytest.mark.process
 def test_same_bytes_each_time_and_interruption_leaves_nothing(openmoji_folder: Path, tmp_path: Path) -> None:
     """Oracle: the session's build, byte for byte, against one made in another process after a killed one."""
     destination = tmp_path / "openmoji"
@@ -121,6 +122,7 @@ def test_same_bytes_each_time_and_interruption_leaves_nothing(openmoji_folder: P
     assert {path.name: path.read_bytes() for path in destination.iterdir()} == expected
 
 
+@pytest.mark.process
 def test_two_builders_at_once(openmoji_folder: Path, tmp_path: Path) -> None:
     """Oracle: both real processes succeed, one folder is left, with the session build's hash."""
     destination = tmp_path / "openmoji"

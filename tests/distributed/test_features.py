@@ -15,6 +15,8 @@ from pforce.metrics.detectors import load_detector
 from pforce.metrics.features import read_padded
 from pforce.metrics.frechet import MomentSums, distance_of_moments, frechet_distance, moments
 
+pytestmark = pytest.mark.process
+
 IMAGES, BATCH = 203, 16
 
 

@@ -21,7 +21,7 @@ from pforce.trial.where import Paths, Where
 from tests.training.conftest import DATA, tiny
 from tests.training.helpers import CPU, InterruptAt, Interrupted, Told, run
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.process]
 STEPS = 50
 
 

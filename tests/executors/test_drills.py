@@ -23,7 +23,7 @@ from tests.faults.drills import moments, one_run
 from tests.orchestration.conftest import make_plan
 from tests.trap import set_trap, trapped
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.drill]
 STEPS, EVERY = 60, 5
 EXECUTORS = ("local", "processes", "tune", "groups")
 

@@ -15,6 +15,8 @@ from pforce_experiments.sweeps.ltg_grid import Arguments, sweep
 from tests.faults.drills import moments
 from tests.faults.driver_killed import ARGUMENTS, is_good, round_of, table
 
+pytestmark = pytest.mark.drill
+
 
 @pytest.fixture(scope="module")
 def undisturbed(openmoji_folder, tmp_path_factory) -> pd.DataFrame:

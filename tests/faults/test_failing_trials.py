@@ -12,7 +12,7 @@ from pforce.orchestration.sweep import Axis, Sweep
 from pforce.tracking import default_uri
 from tests.training.conftest import tiny
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.drill]
 HUGE = 1_000_000
 """A width whose one matrix has 12 TB."""
 

@@ -14,7 +14,7 @@ import pytest
 from pforce.base.console import DONE, STOPPED
 from tests.faults.drills import moments
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.drill]
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("full_disk.py")
 

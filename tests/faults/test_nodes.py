@@ -25,7 +25,7 @@ from tests.faults.drills import moments, newest_step
 from tests.orchestration.processes import processes
 from tests.support.starts import Start
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.drill]
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 64
 SMALL = [

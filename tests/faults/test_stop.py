@@ -19,7 +19,7 @@ from pforce.tracking import default_uri
 from tests.clock import PATIENCE
 from tests.support.starts import Start
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.drill]
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "sweeps" / "ltg_grid.py"

@@ -19,7 +19,7 @@ from tests.faults.driver import LOG_EVERY, STEPS
 from tests.support.starts import Start
 from tests.tracking.servers import MlflowServer
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.drill]
 POINTS = [16 * step for step in range(LOG_EVERY, STEPS + 1, LOG_EVERY)]
 """Images seen at each point of a cell's curve: 16 a step."""
 

@@ -19,7 +19,7 @@ from tests.faults.drills import moments
 from tests.faults.driver import STEPS
 from tests.faults.test_tracking import POINTS, Driver, curves, drivers  # noqa: F401  # a fixture
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.drill]
 
 
 def trained(storage: Path) -> dict[str, list[tuple[int, int]]]:

@@ -9,12 +9,14 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.drill
+
 
 @pytest.mark.timeout(600)
 def test_a_trial_killed_at_any_write_gives_the_undisturbed_numbers(tmp_path):
     """Trainer and measurer: checkpoints, snapshots, curve, records, what they keep, blocks of drawings, leases."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.write_points", str(tmp_path), "20"],
+        [sys.executable, "-m", "tests.faults.write_points", str(tmp_path), "8"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

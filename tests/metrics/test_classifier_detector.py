@@ -157,6 +157,7 @@ def test_refuses_an_unknown_detector() -> None:
         load_detector("resnet")
 
 
+@pytest.mark.process
 def test_needs_no_data_packages() -> None:
     """Oracle: the modules a fresh process has loaded after importing the detectors."""
     code = "import sys, pforce.metrics.detectors.classifier; print(*sys.modules)"

@@ -72,6 +72,7 @@ def both(weights: Path) -> tuple[Tensor, Tensor, FeatureSet, FeatureSet]:
     return a, b, *(read_features(detector, images.split(10), size=10) for images in (a, b))
 
 
+@pytest.mark.process
 @pytest.mark.timeout(600)
 def test_the_numbers_are_torch_fidelitys(weights: Path, both: tuple[Tensor, Tensor, FeatureSet, FeatureSet]) -> None:
     """Oracle: torch-fidelity's own metrics, from images to numbers, 1e-6 relative."""

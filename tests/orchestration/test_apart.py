@@ -19,7 +19,7 @@ from pforce.tracking import default_uri
 from tests.orchestration.conftest import small_sweep
 from tests.training.conftest import tiny
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.process]
 ONE_CELLS = ("cost/", "throughput/", "train/")
 """Times, and the curve of a shared training, which is with the cell that ran it."""
 

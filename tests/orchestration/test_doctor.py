@@ -61,6 +61,7 @@ def states(checks: dict[str, list[dict[str, str]]], state: str) -> set[str]:
     return {name for name, found in checks.items() if any(check["state"] == state for check in found)}
 
 
+@pytest.mark.process
 def test_a_sound_machine_is_told_without_starting_ray(tmp_path):
     storage = tmp_path / "runs"
     code, checks = doctor("--storage", str(storage), "--workers", "1")
@@ -71,6 +72,7 @@ def test_a_sound_machine_is_told_without_starting_ray(tmp_path):
     assert list(storage.iterdir()) == []  # no database is made by looking
 
 
+@pytest.mark.process
 def test_each_fault_is_told_with_its_cure_and_hides_no_other(tmp_path):
     storage, port = tmp_path / "file", free_port()
     storage.write_text("not a folder")
@@ -217,6 +219,7 @@ def test_a_node_that_cannot_be_reached():
     assert cluster.room([Node(1, 0.0), Node(1, 0.0)], 3).state == "problem"
 
 
+@pytest.mark.process
 def test_what_runs_on_a_node_needs_no_pforce_there():
     import ray
 
@@ -259,6 +262,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
         process.wait(timeout=60)
 
 
+@pytest.mark.process
 @pytest.mark.timeout(400)
 def test_every_node_of_a_cluster_is_looked_at(guarded, tmp_path):
     address, token = guarded
@@ -275,6 +279,7 @@ def test_every_node_of_a_cluster_is_looked_at(guarded, tmp_path):
     assert list(storage.iterdir()) == []  # nothing is left there
 
 
+@pytest.mark.process
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("kind", ["wrong", "none sent", "missing"])
 def test_a_token_that_the_cluster_refuses(guarded, tmp_path, kind):

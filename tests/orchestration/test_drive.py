@@ -81,6 +81,7 @@ def test_a_full_disk_stops_everything(tmp_path):
         loop.listen(Failed(task.id, attempt, Failure("disk full", "no space")))
 
 
+@pytest.mark.process
 @pytest.mark.timeout(300)
 def test_a_worker_that_says_nothing_is_named_and_can_be_stopped(tmp_path, monkeypatch):
     """It hangs in its third step: after a while that is said, once. SIGTERM gives it its grace, and ends it."""

@@ -22,8 +22,9 @@ from pforce.commands.submit import submit
 from pforce.executors.support.jobs import NO_AGENT, submission_id
 from pforce.tracking import default_uri
 from tests.ports import free_port
+from tests.support.starts import completed
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.process]
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 SMALL = [
@@ -60,6 +61,10 @@ class Head:
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
 
+    def call(self, words: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """A Python command in such a shell: `pforce …` or `python SCRIPT …`."""
+        return completed(*shlex.split(words.removeprefix("python ")), env={**self.env, **env}, alone=True)
+
     def stop(self) -> None:
         """End this head's own processes: `ray stop` would end those of every cluster of the machine."""
         for process in Path("/proc").glob("[0-9]*"):
@@ -90,7 +95,7 @@ def test_ray_job_submit_from_a_clean_shell(head, tmp_path):
     """As the README writes it: the table is in the job's output, the runs are below the absolute storage."""
     storage = tmp_path / "runs"
     command = sweep(storage)
-    name = head.shell(f"pforce submit --id -- {command}").stdout.strip()
+    name = head.call(f"pforce submit --id -- {command}").stdout.strip()
     done = head.shell(f"ray job submit --working-dir . --submission-id {name} -- {command}", check=False)
     while NO_AGENT in done.stdout + done.stderr:  # the head was started a second ago; `pforce submit` waits itself
         time.sleep(1.0)
@@ -104,7 +109,7 @@ def test_ray_job_submit_from_a_clean_shell(head, tmp_path):
     assert len(results.runs(default_uri(storage))) == 1
 
     # The same through pforce: it finds the job that ended, runs the command again, which trains nothing.
-    through = head.shell(f"pforce submit -- {command}")
+    through = head.call(f"pforce submit -- {command}")
     assert "ended before (SUCCEEDED); submitted again" in " ".join(through.stdout.split())
     assert "1 finished before" in through.stdout
     assert len(results.runs(default_uri(storage))) == 1
@@ -113,8 +118,8 @@ def test_ray_job_submit_from_a_clean_shell(head, tmp_path):
 def test_exit_codes_are_the_scripts_own(head, tmp_path):
     """3 where a trial failed; what is wrong with the command line is 2, before any worker starts."""
     diverging = sweep(tmp_path / "runs", "--set", "optimizer.learning_rate=1e20", "--set", "training.images=640")
-    assert head.shell(f"pforce submit -- {diverging}", check=False).returncode == SOME_FAILED
-    wrong = head.shell(f"pforce submit -- python sweeps/ltg_grid.py --sigma -1 --storage {tmp_path}", check=False)
+    assert head.call(f"pforce submit -- {diverging}").returncode == SOME_FAILED
+    wrong = head.call(f"pforce submit -- python sweeps/ltg_grid.py --sigma -1 --storage {tmp_path}")
     assert wrong.returncode == USAGE_ERROR
     assert "timesteps.sigma = -1.0: must be > 0" in wrong.stdout
 
@@ -123,7 +128,7 @@ def test_submitted_twice_it_runs_once_and_can_be_stopped(head, tmp_path):
     """The second call shows the first one's output; `ray job stop` ends both with 4; the same command goes on."""
     storage = tmp_path / "runs"
     command = sweep(storage, "--set", "training.images=6400000")
-    first = head.shell(f"pforce submit --no-wait -- {command}")
+    first = head.call(f"pforce submit --no-wait -- {command}")
     assert first.returncode == DONE
     while not list(storage.glob("trainings/*/checkpoints/step_*")) and not list(storage.glob("trainings/*/.lock")):
         time.sleep(0.2)
@@ -144,11 +149,11 @@ def test_tokens_that_are_missing_or_wrong(head, tmp_path):
     """Said before anything is submitted, with the cure."""
     command = sweep(tmp_path / "runs")
     for env in ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "w" * 64}, {"RAY_AUTH_MODE": "disabled"}):
-        done = head.shell(f"pforce submit -- {command}", check=False, **env)
+        done = head.call(f"pforce submit -- {command}", **env)
         assert done.returncode == USAGE_ERROR, done.stdout + done.stderr
         assert "RAY_AUTH_MODE=token" in " ".join(done.stderr.split())
     gone = f"http://127.0.0.1:{free_port()}"
-    done = head.shell(f"pforce submit -- {command}", check=False, RAY_API_SERVER_ADDRESS=gone)
+    done = head.call(f"pforce submit -- {command}", RAY_API_SERVER_ADDRESS=gone)
     assert done.returncode == USAGE_ERROR
     assert f"no job server answers at {gone}" in " ".join(done.stderr.split())
     assert not (tmp_path / "runs").exists()
@@ -171,15 +176,15 @@ def test_what_is_wrong_with_the_call_is_said(words, message):
 def test_a_sweep_that_cannot_reach_its_cluster_says_so_before_it_starts(head, tmp_path):
     """Nothing listens; no token to show; a wrong one: each with its cure, exit code 2, and nothing was recorded."""
     command = sweep(tmp_path / "runs")
-    gone = head.shell(f"{command} --ray-address 127.0.0.1:{free_port()}", check=False)
+    gone = head.call(f"{command} --ray-address 127.0.0.1:{free_port()}")
     assert gone.returncode == USAGE_ERROR
     assert "nothing answers at 127.0.0.1" in " ".join(gone.stderr.split())
     address = f"--ray-address 127.0.0.1:{head.port}"
     (tmp_path / "home").mkdir()
-    missing = head.shell(f"{command} {address}", check=False, HOME=str(tmp_path / "home"))
+    missing = head.call(f"{command} {address}", HOME=str(tmp_path / "home"))
     assert missing.returncode == USAGE_ERROR
     assert "there is no token" in " ".join(missing.stderr.split())
-    wrong = head.shell(f"{command} {address}", check=False, RAY_AUTH_TOKEN="w" * 64)
+    wrong = head.call(f"{command} {address}", RAY_AUTH_TOKEN="w" * 64)
     assert wrong.returncode == USAGE_ERROR, wrong.stdout + wrong.stderr
     assert "does not take this driver" in " ".join(wrong.stderr.split())
     assert results.runs(default_uri(tmp_path / "runs")).empty

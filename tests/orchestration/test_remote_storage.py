@@ -31,7 +31,7 @@ from tests.support.starts import Start, completed, pforce
 FILES = ("meta.json", "moments.safetensors", "state.safetensors")
 """Files of a checkpoint that a training can go on from."""
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.process]
 
 
 @pytest.fixture(autouse=True)

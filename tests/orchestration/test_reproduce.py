@@ -39,7 +39,7 @@ from pforce_experiments.paper import SCALES, TABLES
 from tests.clock import PATIENCE
 from tests.support.starts import PFORCE, Start, pforce
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.process]
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = SCALES["smoke"]
 NAMES = [table.name for table in TABLES]
@@ -47,7 +47,7 @@ TIMES = ["seconds", "device-hours"]
 
 
 def run(table: Table, storage: Path, **options) -> int:
-    where, console = Options(storage=str(storage), executor="local"), Console(quiet=True)
+    where, console = Options(storage=str(storage), executor="local", cpus_per_trial=1), Console(quiet=True)
     return reproduce(table, SMOKE, where, console, tflops=1.0, gpus=1, **options)
 
 

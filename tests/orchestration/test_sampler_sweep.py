@@ -124,6 +124,7 @@ def test_a_sampler_that_fails_is_told_and_the_others_go_on(subject, tmp_path):
     assert frame["reason"].notna().all()
 
 
+@pytest.mark.process
 def test_several_workers_give_the_same_numbers(subject, tmp_path):
     """The order of suggestions may differ; a sampler that both measured has one distance."""
     frames = []

@@ -77,6 +77,7 @@ def _put(root: str, value: float) -> None:
         ledger.put(record(value, part=replace(PART, canonical={"images": number})))
 
 
+@pytest.mark.process
 def test_writers_at_the_same_time(storage):
     """Three processes put 50 parts each: every record is whole, and all three of each are there."""
     with ProcessPoolExecutor(3) as pool:

@@ -70,6 +70,7 @@ def at_once(root: Path, experiment: Experiment, count: int) -> list[dict]:
     return [json.loads(out.read_text()) for out in outs]
 
 
+@pytest.mark.process
 @pytest.mark.timeout(400)
 def test_several_at_once_do_everything_once(tmp_path):
     """Three processes with one cell: the steps, and the forwards of drawing and measuring, of one alone."""

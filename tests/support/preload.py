@@ -1,4 +1,7 @@
-"""Imported by the server that forks the tests' drivers and workers, and by nothing else: see `tests.support.starts`."""
+"""Imported by the server that forks the tests' drivers and workers, and by nothing else: see `tests.support.starts`.
+
+Not Ray: as it is imported it reads from the environment whether there are tokens, and clusters of tests differ in that.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,6 @@ for _name in (
     ),
     "pforce_experiments.sweeps.lambda_sweep",
     "pforce_experiments.sweeps.ltg_grid",
-    "ray.train",
-    "ray.tune",
 ):
     importlib.import_module(_name)
 gc.enable()

@@ -1,4 +1,4 @@
-"""Python commands as processes that begin at once: forked off a server that has imported pforce, Ray and MLflow.
+"""Python commands as processes that begin at once: forked off a server that has imported pforce and MLflow.
 
 They are processes of their own, with their own environment, folder, output, signals and exit code; only the import is
 shared. What a fresh interpreter does is the oracle of some tests, which call `subprocess` instead.
@@ -134,16 +134,26 @@ class Start:
 
 
 def completed(
-    *words: str | Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout: float = 400
+    *words: str | Path,
+    cwd: Path = ROOT,
+    env: Mapping[str, str] | None = None,
+    alone: bool = False,
+    timeout: float = 400,
 ) -> subprocess.CompletedProcess[str]:
     """A command from its start to its end, output and errors captured.
 
     Args:
-        env: what its environment has besides.
+        env: what its environment has besides; with `alone`, all of it.
     """
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder) / "out", Path(folder) / "err"
-        started = Start([str(word) for word in words], log=out, err=err, cwd=cwd, env={**os.environ, **(env or {})})
+        started = Start(
+            [str(word) for word in words],
+            log=out,
+            err=err,
+            cwd=cwd,
+            env={**({} if alone else os.environ), **(env or {})},
+        )
         try:
             code = started.wait(timeout)
         finally:

@@ -45,6 +45,7 @@ def refused(match: str) -> Iterator[None]:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.process
 def test_a_database_of_an_older_schema_is_left_as_it_is(tmp_path):
     """Made by MLflow's own migrations, stopped before the last. The command that the error names is its cure."""
     uri = default_uri(tmp_path)
@@ -80,6 +81,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])
 def test_a_database_locked_by_another_process(tmp_path, kind, monkeypatch):
     """Before any training, with nothing written; reading goes on where the lock lets it."""
@@ -154,6 +156,7 @@ def test_a_database_that_refuses(tmp_path):
         Tracker(postgres.uri(), artifacts=tmp_path)
 
 
+@pytest.mark.process
 def test_a_missing_driver_is_named():
     """In a process of its own whose imports of psycopg fail, as without the package."""
     code = """

@@ -31,6 +31,7 @@ def _show(folder: Path, cells: tuple[str, ...]) -> None:
     page.show(keyed(page, *cells))
 
 
+@pytest.mark.process
 def test_three_processes_at_once_make_each_run_once(tmp_path):
     """With a store that is not there yet."""
     cells = tuple(f"{number:032x}" for number in range(250))
@@ -47,6 +48,7 @@ def test_three_processes_at_once_make_each_run_once(tmp_path):
     assert names == {"Default", "grid"}
 
 
+@pytest.mark.process
 def test_a_mirror_killed_at_random_moments_is_caught_up(tmp_path):
     """SIGKILL, again and again, to a process that shows 2,000 cells; at the end each run is there once and whole."""
     cells = tuple(f"{number:032x}" for number in range(2000))

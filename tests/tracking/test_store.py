@@ -107,6 +107,7 @@ Tracker(f"sqlite:///{sys.argv[1]}/mlflow.db", artifacts=Path(sys.argv[1]) / "art
 """
 
 
+@pytest.mark.process
 @pytest.mark.timeout(400)
 def test_a_database_whose_making_is_killed_is_made_again(tmp_path, monkeypatch):
     """Real SIGKILLs at moments within the seconds that MLflow takes: there is a whole database or none."""

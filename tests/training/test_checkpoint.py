@@ -151,6 +151,7 @@ def test_a_training_that_goes_through_old_images_again_keeps_its_own(tmp_path):
     assert [path.name[-2:] for path in checkpoint.saved(tmp_path)] == ["09", "10"]
 
 
+@pytest.mark.process
 def test_a_kill_while_writing_leaves_whole_checkpoints(tmp_path):
     """A process that saves without end is killed at several moments; what is left always loads."""
     code = (
