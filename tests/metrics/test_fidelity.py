@@ -17,6 +17,7 @@ from pforce.metrics.distances import distances, few_images
 from pforce.metrics.features import FeatureSet, read_features
 from pforce.metrics.fidelity import inception_score, kernel_distance, precision_recall
 from pforce.metrics.image_sets import ImageTensor
+from pforce.metrics.intervals import jackknife
 from pforce.metrics.reference import cached_reference
 
 IMAGES = 24
@@ -97,8 +98,9 @@ def test_the_numbers_are_torch_fidelitys(weights: Path, both: tuple[Tensor, Tens
     assert 0 < near.precision.value < 1 or 0 < near.recall.value < 1, "the test's images must overlap in part"
 
 
-def test_names_and_counts_of_all_metrics(weights: Path, both: tuple[Tensor, Tensor, FeatureSet, FeatureSet]) -> None:
+def test_names_and_counts_of_all_metrics(weights: Path, both, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: DESIGN's names. Every distance has its interval and both numbers of images."""
+    monkeypatch.setitem(jackknife.__kwdefaults__, "groups", 3)  # each takes an eigendecomposition of 2,048²
     _, b, fa, _ = both
     detector = load_detector("inception", weights, sha256_of(weights))
     reference = cached_reference(ImageTensor(b), detector, None, source="these")

@@ -273,6 +273,7 @@ def test_saving_is_atomic_and_float32(tmp_path, monkeypatch):
     assert path.read_bytes() == whole
 
 
+@pytest.mark.process  # of a compiler
 def test_a_compiled_model_is_saved_under_bare_names(tmp_path):
     model = awake(TINY)
     save_published(torch.compile(model), tmp_path / "model.ckpt")  # compiles nothing: it is never called

@@ -24,6 +24,8 @@ from pforce.trial.run import run_trial
 from pforce.trial.where import Paths, Where
 from tests.training.conftest import DATA, tiny
 
+pytestmark = pytest.mark.drill
+
 TIMES = ("cost/", "throughput/")
 
 FIRST = with_fields(tiny(6), {"evaluation.images": 60, "evaluation.batch": 8})  # no whole block, so that one goes on

@@ -21,6 +21,8 @@ from tests.buckets import KEYS
 from tests.ports import free_port
 from tests.support.starts import Start
 
+pytestmark = pytest.mark.process
+
 QUICK = "from pforce.records import lease; lease.PATIENCE, lease.BEAT_SECONDS, lease.LOOK_SECONDS = 1.0, 0.1, 0.05\n"
 
 
@@ -54,7 +56,6 @@ HOLD = (
 )
 
 
-@pytest.mark.process
 def test_one_at_a_time(place):
     with leased(place, "a/key", "working") as mine:
         other = Contender(place, "a/key", "waiting")
@@ -84,7 +85,6 @@ def test_a_contender_waits_as_long_as_there_is_a_beat(place):
             time.sleep(0.05)
 
 
-@pytest.mark.process
 def test_a_killed_process_of_this_machine_is_not_waited_for(place):
     holder = process(place, HOLD)
     assert holder.stdout is not None
@@ -99,7 +99,6 @@ def test_a_killed_process_of_this_machine_is_not_waited_for(place):
     mine.release()
 
 
-@pytest.mark.process
 def test_a_stopped_holder_is_taken_over_and_publishes_nothing(place):
     """SIGSTOP for longer than the patience, then SIGCONT: its own look tells it, and its beat and its end change
     nothing."""
@@ -145,7 +144,6 @@ def test_clocks_of_other_machines_are_not_compared(place, monkeypatch):
         held.release()
 
 
-@pytest.mark.process
 def test_many_processes_do_each_piece_once(place, tmp_path):
     """Four processes are given the same twelve pieces; each piece is done by one, and all of them end."""
     done = tmp_path / "done"
@@ -263,7 +261,6 @@ def test_leases_that_cannot_be_written_are_said(tmp_path):
         Contender(Storage.open(tmp_path), "key", "waiting").try_acquire()
 
 
-@pytest.mark.process
 def test_a_process_is_known_by_its_start(tmp_path):
     """A later process of the same number, or one of another machine, is not taken for it."""
     here = Holder.here("working")

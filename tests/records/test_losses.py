@@ -41,7 +41,7 @@ from tests.support.asked import asked
 from tests.support.starts import PFORCE, Start
 from tests.tracking.servers import MlflowServer
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.drill]
 MISSING = ("run_id", "parent", "start_time", "last_activity", "end_time", "attempts", "source")
 """What a run that is made again has anew, what only events tell, and the path of a model that was copied."""
 SWEEP = small_sweep(Axis("timesteps.sigma", (0.2, 0.5)))

@@ -348,6 +348,7 @@ def test_nothing_of_an_evaluation_is_read_after_the_next(solver, guidance):
         assert torch.equal(a, b)
 
 
+@pytest.mark.process  # of a compiler
 def test_compiled_solvers_agree():
     """Under torch.compile (full graph, so no break on data) the solvers give what they give without."""
     model = awake()

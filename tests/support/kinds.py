@@ -19,7 +19,7 @@ TESTS = Path(__file__).resolve().parents[1]
 KINDS = {
     "unit": "starts no process; all of them take less than two minutes",
     "process": "starts processes: commands, workers, servers, a Ray cluster",
-    "drill": "kills processes, takes away disks, nodes, servers, and continues",
+    "drill": "kills processes, damages files, takes away disks, nodes and stores, and goes on",
 }
 FIXTURES = {"ray_cluster", "server", "own_server", "smoke", "head", "cluster"}
 """Fixtures that start processes, or need what processes have left."""

@@ -21,7 +21,7 @@ from tests.clock import PATIENCE
 from tests.orchestration.conftest import console, make_plan, small_sweep  # noqa: F401  # a fixture
 from tests.tracking.servers import PASSWORD, MlflowServer, Postgres
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.process]
 
 
 @pytest.fixture(scope="module")

@@ -179,6 +179,7 @@ def test_ema_by_its_formula(tmp_path, warmup):
     torch.testing.assert_close(state.ema.model.final_layer.linear.bias, average, atol=1e-6, rtol=0)
 
 
+@pytest.mark.process  # of a compiler
 def test_compiled_training_gives_the_same_losses():
     """torch.compile by config, against eager; the checkpoint's names carry no `_orig_mod.`."""
     _, eager = run(tiny(3))
