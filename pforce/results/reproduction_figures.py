@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pforce.results.difficulty_figures import BAND, BASELINE, OURS, PAPER, _style
 from pforce.results.figures import MARKERS
@@ -35,6 +36,7 @@ def bars_figure(table: pd.DataFrame, measured: str, paper: str | None = None) ->
             axis.set_title(title, loc="left", fontsize=9)
             axis.grid(alpha=0.25)
             axis.margins(x=0.12)
+            axis.xaxis.set_major_locator(MaxNLocator(5))  # long labels of near values would touch
         axes[0].set_yticks(places, table["row"])
         axes[0].set_ylim(-0.7, len(table) - 0.3)
         return figure
