@@ -184,10 +184,19 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def sqlite_uri(path: Path) -> str:
-    """The URI of a sqlite database for any path, as `?` and `%41` have a meaning in URIs."""
+    """The URI of a sqlite database for any path, as `?` and `%41` have a meaning in URIs.
+
+    TrackingError where SQLAlchemy has none for it: before 2.1, for a path with a `?`.
+    """
     import sqlalchemy
 
-    return sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
+    uri = sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
+    if sqlite_path(uri) != path:
+        raise TrackingError(
+            f"{path}: SQLAlchemy {sqlalchemy.__version__} cannot open a database below a folder of this name; give "
+            "another folder, or pip install 'sqlalchemy>=2.1'"
+        )
+    return uri
 
 
 def _sqlite(path: Path) -> closing[sqlite3.Connection]:
@@ -235,6 +244,8 @@ def _check_database(uri: str) -> None:
             revisions = [row[0] for row in rows]
     except ImportError as error:
         cure = next((cure for start, cure in DRIVERS.items() if uri.startswith(start)), f"pip install {error.name}")
+        if error.name == "psycopg2":  # which SQLAlchemy takes before 2.1 where no other one is named
+            cure += ", and write postgresql+psycopg:// instead of postgresql://"
         raise TrackingError(f"tracking database {uri}: its driver is not installed ({error}): {cure}") from error
     except (ArgumentError, NoSuchModuleError) as error:
         raise TrackingError(f"tracking URI {uri} cannot be read: {error}. Check --tracking-uri") from error

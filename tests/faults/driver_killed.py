@@ -59,8 +59,19 @@ def processes_with(mark: str) -> list[int]:
     return found
 
 
+def command_of(process: int) -> bytes:
+    """The command line of a process; empty where it has ended."""
+    try:
+        return (Path("/proc") / str(process) / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 class Call:
     """The sweep's command as a process."""
+
+    waits_for_agents = True
+    """Ray's agents may take a minute to end by themselves."""
 
     def __init__(self, storage: Path, log: Path, executor: str = "tune") -> None:
         self.mark, self.log = str(uuid.uuid4()), log
@@ -86,11 +97,13 @@ class Call:
         self.process.wait()
         killed = time.monotonic()
         while (left := processes_with(self.mark)) and time.monotonic() - killed < patience:
+            if not self.waits_for_agents and all(b"agent" in command_of(each) for each in left):
+                break
             time.sleep(0.1)
         seconds = time.monotonic() - killed
         for process in left:
             with suppress(OSError):
-                self.left.append((Path("/proc") / str(process) / "cmdline").read_bytes().split(b"\0")[0].decode())
+                self.left.append(command_of(process).split(b"\0")[0].decode())
                 os.kill(process, signal.SIGKILL)
         return seconds
 

@@ -13,7 +13,7 @@ from pforce.orchestration.options import Options
 from pforce.orchestration.script import run_sweep
 from pforce_experiments.sweeps.ltg_grid import Arguments, sweep
 from tests.faults.drills import moments
-from tests.faults.driver_killed import ARGUMENTS, is_good, round_of, table
+from tests.faults.driver_killed import ARGUMENTS, Call, is_good, round_of, table
 
 pytestmark = pytest.mark.drill
 
@@ -29,9 +29,10 @@ def undisturbed(openmoji_folder, tmp_path_factory) -> pd.DataFrame:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("executor", ["local", "processes", "tune", "groups"])
-def test_a_sweep_whose_driver_is_killed_continues(undisturbed, tmp_path, executor):
+def test_a_sweep_whose_driver_is_killed_continues(undisturbed, tmp_path, executor, monkeypatch):
     """The table of the undisturbed sweep, a run a cell, nothing lost but work since the last checkpoint, and no worker
     of the killed driver left."""
+    monkeypatch.setattr(Call, "waits_for_agents", False)
     moment = moments(f"driver {executor}", 10, 120, count=1)
     found = round_of(tmp_path / "round", moment, undisturbed, of_steps=True, patience=20, executor=executor)
     assert is_good(found), found

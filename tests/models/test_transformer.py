@@ -164,6 +164,7 @@ def test_sdpa_is_attention():
     torch.testing.assert_close(sdpa(q, k, v), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.process  # of a compiler
 def test_compiled_levels_keep_their_shapes():
     """torch.compile: one graph for other timesteps and other indices, and the same numbers."""
     model = awake()

@@ -146,7 +146,7 @@ def test_options_that_do_not_fit_an_executor_are_refused(tmp_path, capsys, given
 
 def test_a_table_that_is_killed_and_continued_equals_the_uninterrupted_one(smoke, tmp_path):
     """SIGKILL once a cell is finished and the next is under way; then to its end."""
-    command = ["reproduce", "difficulty", "--storage", str(tmp_path), "--executor", "local"]
+    command = ["reproduce", "difficulty", "--storage", str(tmp_path), "--executor", "local", "--cpus-per-trial", "1"]
     process = Start([PFORCE, *command], log=tmp_path / "log")
     end = time.monotonic() + 60 * PATIENCE
     while not list(tmp_path.glob("trainings/*/evaluations/*/samples.png")):

@@ -7,7 +7,9 @@ import os
 import tarfile
 from pathlib import Path
 
+import mlflow
 import pytest
+from packaging.version import Version
 
 from pforce.base.console import DONE, make_console
 from pforce.base.errors import ConfigError
@@ -203,6 +205,8 @@ def half() -> Sweep:
 
 def test_a_storage_of_then_goes_on(tmp_path, openmoji_folder, capsys):
     """Half a sweep: two cells are found with their numbers, the third one's training too, and nothing is trained."""
+    if Version(mlflow.__version__) < Version("3.17"):
+        pytest.skip("its database was written by MLflow 3.17, whose schema an older one cannot read")
     with tarfile.open(THEN / "storage.tar.xz") as archive:
         archive.extractall(tmp_path / "runs", filter="data")
     before = sorted(path for path in (tmp_path / "runs").rglob("*") if path.is_file())

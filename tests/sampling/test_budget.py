@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel  # torch 2.8 counts no products of its fast attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from pforce.base.errors import FieldError
@@ -168,7 +169,7 @@ def test_flops_are_those_of_the_model(sampler, guidance):
     """Oracle: torch's own counter, while the sampler draws an image from the model."""
     model = awake(patch=2, height=8, width=4)
     config = SAMPLERS[sampler](12, guidance=guidance)
-    with FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         list(generate(model, config, torch.zeros(1, dtype=torch.long), seed=0, batch=1, device="cpu"))
     assert count_flops(model.config, config) == counter.get_total_flops() > 0
 
@@ -178,6 +179,6 @@ def test_flops_of_a_pass():
     cases = (({"difficulty_head": False}, torch.rand(1)), ({}, torch.rand(1, 8)), ({"mlp_ratio": 2.0}, torch.rand(1)))
     for settings, t in cases:
         model = awake(patch=2, height=8, width=4, **settings)
-        with FlopCounterMode(display=False) as counter:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(torch.randn(1, model.config.channels, 8, 4), t, torch.zeros(1, dtype=torch.long))
         assert forward_flops(model.config, t.numel()) == counter.get_total_flops()

@@ -15,11 +15,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 
 from tests.ports import free_port
 
 START_SECONDS = 90
 PASSWORD = "correct-horse-battery"
+
+
+POSTGRES = "postgresql" if sqlalchemy.__version__ >= "2.1" else "postgresql+psycopg"
+"""What SQLAlchemy calls a PostgreSQL that psycopg connects to."""
 
 
 class MlflowServer:
@@ -84,7 +89,7 @@ class Postgres:
         self.process: subprocess.Popen[bytes] | None = None
 
     def uri(self, password: str = PASSWORD, database: str = "tracking") -> str:
-        return f"postgresql://pforce:{password}@127.0.0.1:{self.port}/{database}"
+        return f"{POSTGRES}://pforce:{password}@127.0.0.1:{self.port}/{database}"
 
     def start(self) -> None:
         data, word = self.folder / "data", self.folder / "password"

@@ -27,7 +27,7 @@ from pforce.tracking import Tracker, TrackingError, checks, default_uri, mask
 from pforce.tracking.checks import store_name
 from tests.clock import PATIENCE
 from tests.orchestration.conftest import make_plan, small_sweep
-from tests.tracking.servers import PASSWORD, Postgres, free_port
+from tests.tracking.servers import PASSWORD, POSTGRES, Postgres, free_port
 
 pytestmark = pytest.mark.timeout(400)
 SECONDS = 10.5
@@ -149,7 +149,7 @@ def test_a_database_that_refuses(tmp_path):
             Tracker(postgres.uri(), artifacts=tmp_path)
         postgres.create("tracking")
         tracker = Tracker(postgres.uri(), artifacts=tmp_path)
-        assert tracker.shown == f"postgresql://pforce:***@127.0.0.1:{postgres.port}/tracking"
+        assert tracker.shown == f"{POSTGRES}://pforce:***@127.0.0.1:{postgres.port}/tracking"
     finally:
         postgres.stop()
     with refused("Connection refused.*Check host and port"):

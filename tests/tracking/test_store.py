@@ -6,6 +6,7 @@ import time
 
 import mlflow
 import pytest
+import sqlalchemy
 
 from pforce import results
 from pforce.tracking import Tags, Tracker, TrackingError, default_uri, runs_frame, sqlite_path, sweep_names
@@ -127,6 +128,10 @@ def test_a_database_whose_making_is_killed_is_made_again(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["runs", "runs?a=b", "runs%41", "runsA", "ru ns", "ru\nns", "r@h:5"])
 def test_a_storage_has_a_database_of_its_own_whatever_it_is_called(tmp_path, name):
     """`?` and `%41` mean something in a URI; two storages must not share one database for it."""
+    if "?" in name and sqlalchemy.__version__ < "2.1":
+        with pytest.raises(TrackingError, match="give another folder"):
+            default_uri(tmp_path / name)
+        return
     uri = default_uri(tmp_path / name)
     assert sqlite_path(uri) == tmp_path / name / "mlflow.db"
     Tracker(uri, artifacts=tmp_path / name).client.create_experiment("some")
