@@ -24,9 +24,11 @@ from pforce.base.errors import require
 from pforce.config import modules, named
 from pforce.metrics.config import EvaluationConfig
 from pforce.sampling import SAMPLERS, Euler, Guidance, Sampler
-from pforce.sampling.samplers import own_settings, require_settings
+from pforce.sampling.samplers import COMMON, own_settings, require_settings
 from pforce.trial.source import Source
 
+SHARED = tuple(name for name in COMMON if name != "guidance")
+"""Settings that all samplers have, beside guidance with its own."""
 NFE = "--nfe"
 """Short form of --sampler.num-function-evaluations."""
 T = TypeVar("T")
@@ -141,7 +143,7 @@ def sampler_settings() -> type:
     options: dict[str, Any] = {
         name: _option(hints[name], common[name], f"the experiment's, or {getattr(Euler(), name)}",
                       short=NFE if name == "num_function_evaluations" else None)
-        for name in ("num_function_evaluations", "spacing", "shift")
+        for name in SHARED
     }  # fmt: skip
     for name, hint in get_type_hints(Guidance).items():
         default = f"the experiment's, or {getattr(Guidance(), name)}"
@@ -185,9 +187,7 @@ def sampler_of(options: SamplerOptions, source: Source) -> Sampler:
     base = source.experiment.sampler if source.experiment else Euler()
     cls: type[Sampler] = type(base) if options.sampler is None else named(Sampler, options.sampler, "sampler")
     own = given(options.settings)
-    common: dict[str, Any] = {
-        name: own.pop(name) for name in ("num_function_evaluations", "spacing", "shift") if name in own
-    }
+    common: dict[str, Any] = {name: own.pop(name) for name in SHARED if name in own}
     asked: dict[str, Any] = {
         name: own.pop(f"guidance_{name}", getattr(base.guidance, name)) for name in ("scale", "interval")
     }
@@ -200,7 +200,7 @@ def sampler_of(options: SamplerOptions, source: Source) -> Sampler:
     require_settings(cls, own)
     if common.get("spacing", "shifted") != "shifted":
         common.setdefault("shift", cls.shift)  # the experiment's would contradict it
-    kept: dict[str, Any] = {name: getattr(base, name) for name in ("num_function_evaluations", "spacing", "shift")}
+    kept: dict[str, Any] = {name: getattr(base, name) for name in SHARED}
     replaced = cls.overruled(own)
     if cls is type(base):
         kept |= {name: getattr(base, name) for name in own_settings(cls)}
