@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -28,15 +29,19 @@ class Report:
     question: str = ""
     """Question that the table answers."""
 
+    @cached_property
+    def _texts(self) -> pd.DataFrame:
+        return formats.display(self.table)
+
     @property
     def header(self) -> list[str]:
         """Names of the shown columns."""
-        return [str(name) for name in formats.display(self.table).columns]
+        return [str(name) for name in self._texts.columns]
 
     @property
     def cells(self) -> Iterator[list[str]]:
         """Rows of the table as texts."""
-        return (list(map(str, row)) for row in formats.display(self.table).itertuples(index=False))
+        return (list(map(str, row)) for row in self._texts.itertuples(index=False))
 
     @property
     def legend(self) -> str:

@@ -5,22 +5,25 @@ Not Ray: as it is imported it reads from the environment whether there are token
 
 from __future__ import annotations
 
-import gc
 import importlib
 
 import pforce.executors.support.preload  # noqa: F401
+from pforce.base.console import imports_kept
 
-gc.disable()
-for _name in (
+NEEDED = (
     "mlflow.store.tracking.sqlalchemy_store",
     "pforce.cli",
-    *(
-        f"pforce.commands.{name}"
-        for name in ("evaluate", "mirror", "records", "reproduce", "report", "runs", "sample", "train")
-    ),
+    "pforce.commands.evaluate",
+    "pforce.commands.mirror",
+    "pforce.commands.records",
+    "pforce.commands.report",
+    "pforce.commands.reproduce",
+    "pforce.commands.runs",
+    "pforce.commands.sample",
+    "pforce.commands.train",
     "pforce_experiments.sweeps.lambda_sweep",
     "pforce_experiments.sweeps.ltg_grid",
-):
-    importlib.import_module(_name)
-gc.enable()
-gc.freeze()
+)
+with imports_kept():
+    for _name in NEEDED:
+        importlib.import_module(_name)

@@ -3,19 +3,14 @@ that each begins at once and shares the memory of it."""
 
 from __future__ import annotations
 
-import gc
-import importlib
-import signal
+from pforce.base.console import imports_kept, leave_signals_to_driver
 
-gc.disable()
-for _name in (
-    "pforce.executors.processes",
-    "pforce.trial.run",
-    "pforce.metrics.detectors",
-    "PIL.Image",
-    "matplotlib.figure",
-):
-    importlib.import_module(_name)
-gc.enable()
-gc.freeze()  # else the first collection of each worker copies the pages that are shared
-signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends it to all processes of a step: the driver says when to stop
+with imports_kept():
+    import matplotlib.figure  # noqa: F401
+    import PIL.Image  # noqa: F401
+
+    import pforce.executors.processes
+    import pforce.metrics.detectors
+    import pforce.trial.run  # noqa: F401
+
+leave_signals_to_driver()  # Slurm sends SIGTERM to all processes of a step; without the server no end is known
