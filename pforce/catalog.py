@@ -88,7 +88,11 @@ def _functions(module: ModuleType) -> dict[str, Callable[[], Experiment]]:
     for name, function in inspect.getmembers(module, inspect.isfunction):
         if function.__module__ != module.__name__ or name.startswith("_"):
             continue
-        signature = inspect.signature(function, eval_str=True)
+        try:
+            signature = inspect.signature(function, eval_str=True)
+        except Exception as error:  # an annotation is any expression
+            where = f"{module.__file__}: {name}"
+            raise ConfigError(f"{where}: its annotations cannot be read: {type(error).__name__}: {error}") from error
         if signature.return_annotation is Experiment and not signature.parameters:
             found[name] = function
     return found
@@ -126,15 +130,34 @@ def find(text: str) -> Callable[[], Experiment]:
     imported.
     """
     if is_file(text):
-        path, name = _split(text)
-        found = _functions(_module_of(path))
-        return _chosen(found, path, name, "function `def NAME() -> Experiment`", [*found])
+        return _in_file(*_split(text))
     known = experiments()
     function = known.get(text.rsplit(".", 1)[-1])
     if function is None or ("." in text and not f".{function.__module__}".endswith(f".{text.rsplit('.', 1)[0]}")):
         hint = did_you_mean(text.rsplit(".", 1)[-1], sorted(known), "experiments are:")
         raise ConfigError(f"{text}: unknown experiment; {hint}")
     return function
+
+
+def _in_file(path: Path, name: str) -> Callable[[], Experiment]:
+    """A function in a file. One that is named needs no annotation: its value is checked when it is called."""
+    module = _module_of(path)
+    there = {
+        key: value for key, value in inspect.getmembers(module, inspect.isfunction)
+        if value.__module__ == module.__name__ and not key.startswith("_")
+    }  # fmt: skip
+    if name in there:
+        needed = [p.name for p in inspect.signature(there[name]).parameters.values() if p.default is p.empty]
+        if needed:
+            raise ConfigError(f"{path}:{name}: needs {', '.join(needed)}: an experiment's function takes no arguments")
+        return there[name]
+    found = _functions(module)
+    if not found and there and not name:
+        raise ConfigError(
+            f"{path}: has no function annotated `-> Experiment`; annotate one, or name it as {path}:NAME "
+            f"({', '.join(there)})"
+        )
+    return _chosen(found, path, name, "function `def NAME() -> Experiment`", [*found])
 
 
 # --- files -------------------------------------------------------------------------------------------------------
@@ -163,7 +186,7 @@ def _module_of(path: Path) -> ModuleType:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file raises
+    except (Exception, SystemExit) as error:  # whatever the user's file raises
         del sys.modules[name]
         where = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
         what = error.msg if isinstance(error, SyntaxError) else error

@@ -139,7 +139,7 @@ def module_of_experiments(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def server():
     """An S3 server of this module's own, with an empty bucket."""
-    from tests.buckets import s3_server
+    from tests.support.buckets import s3_server
 
     with s3_server() as running:
         running.client().create_bucket(Bucket="bucket")

@@ -29,6 +29,8 @@ def helper(x: int) -> int:
     return x
 """
 )
+LATER = "from __future__ import annotations\n"
+PLAIN = MINE.replace(" -> Experiment", "")
 LIAR = MINE.replace("return replace(openmoji32_micro(), seed=2)", "return {}")
 BROKEN = MINE.replace("return replace(openmoji32_micro(), seed=2)", "raise KeyError('no')")
 SAMPLER = """
@@ -74,6 +76,8 @@ def test_an_experiment_of_a_file(file):
     assert catalog.experiment(f"{same_name}:openmoji64_s").seed == 2
     assert catalog.experiment("openmoji32_micro") == openmoji32_micro()
     assert "openmoji32_micro_twice" not in catalog.experiments()
+    plain = file(PLAIN, "plain.py")
+    assert catalog.experiment(f"{plain}:openmoji32_micro_twice").seed == 2, "one that is named needs no annotation"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +88,10 @@ def test_an_experiment_of_a_file(file):
         ("x = 1", "", r"mine\.py: has no function `def NAME\(\) -> Experiment`"),
         (TWO, "", r"has several: openmoji32_micro_twice, other; say which as .*mine\.py:NAME"),
         (TWO, ":othr", r"mine\.py:othr: not in the file, .*did you mean other\?"),
-        (TWO, ":helper", r"mine\.py:helper: not in the file, or no function"),
+        (TWO, ":helper", r"mine\.py:helper: needs x: an experiment's function takes no arguments"),
+        (PLAIN, "", r"mine\.py: has no function annotated `-> Experiment`; annotate one, or name it"),
+        ("raise SystemExit(3)", "", r"mine\.py: SystemExit: 3"),
+        (LATER + "def f() -> Nothing: ...", "", r"mine\.py: f: its annotations cannot be read: NameError"),
         (LIAR, "", r"returned dict: must return an Experiment"),
         (BROKEN, "", r"KeyError: 'no'"),
         (SAMPLER, "", r"timesteps is a Own of the file itself, .* put the class into a module"),

@@ -14,8 +14,8 @@ from pforce.storage import Storage, StorageError, default_storage, place
 from pforce.storage.uri import RAY_JOB
 from pforce.training import checkpoint
 from pforce.trial.mirror import TrialMirror
-from tests.buckets import KEYS, Server, s3_server
-from tests.clock import PATIENCE
+from tests.support.buckets import KEYS, Server, s3_server
+from tests.support.clock import PATIENCE
 
 pytestmark = pytest.mark.timeout(400)
 SECONDS_TO_REFUSE = 15

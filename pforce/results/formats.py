@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -89,15 +92,60 @@ def to_markdown(table: pd.DataFrame, notes: Sequence[str] = (), claims: Sequence
     return "\n\n".join(filter(None, parts))
 
 
-def to_terminal(table: pd.DataFrame, title: str) -> Table:
-    """The table for rich, with the legend as its caption."""
-    shown = display(table)
-    result = Table(title=title, title_justify="left", caption=legend(table) or None, caption_justify="left")
+def to_terminal(table: pd.DataFrame, title: str, width: int) -> list[Table]:
+    """The table for rich, with the legend as its caption; in parts below each other, each with the settings, where it
+    is wider than `width` characters, and row by row where even a part would be."""
+    shown = display(table).rename(columns=str)
+    needed = {name: _width(name, shown[name]) for name in map(str, shown.columns)}
+    settings = [*itertools.takewhile(lambda name: _is_setting(table, name), shown.columns)]
+    numbers = [name for name in shown.columns if name not in settings]
+    room = width - 1 - sum(needed[name] for name in settings)
+    if len(shown) and room < max((needed[name] for name in numbers), default=0):
+        parts = [_facts(row) for _, row in shown.iterrows()]
+    else:
+        parts = [_part(shown[[*settings, *group]]) for group in _filled(numbers, needed, room)]
+    parts[0].title, parts[0].title_justify = title, "left"
+    parts[-1].caption, parts[-1].caption_justify = legend(table) or None, "left"
+    return parts
+
+
+def _is_setting(table: pd.DataFrame, name: str) -> bool:
+    return name != "n" and _decimals(name) is None and not any(f"{name}{end}" in table for end in HIDDEN)
+
+
+def _width(name: str, column: pd.Series) -> int:
+    """Characters of a column with its border and margins; its name may break between words, its values may not."""
+    return 3 + max(map(cell_len, [*name.split(" "), *map(str, column)]))
+
+
+def _filled(names: Sequence[str], needed: Mapping[str, int], room: int) -> list[list[str]]:
+    """Groups of columns, each as many as there is room for."""
+    groups: list[list[str]] = [[]]
+    for name in names:
+        if groups[-1] and sum(needed[each] for each in groups[-1]) + needed[name] > room:
+            groups.append([])
+        groups[-1].append(name)
+    return groups
+
+
+def _part(shown: pd.DataFrame) -> Table:
+    result = Table()
     for name in shown.columns:
-        result.add_column(Text(str(name)), justify="right", overflow="fold")
+        # Broken here: rich would rather break numbers than names.
+        lines = textwrap.wrap(name, _width(name, shown[name]) - 3, break_long_words=False, break_on_hyphens=False)
+        result.add_column(Text("\n".join(lines)), justify="right", no_wrap=True)
     for _, row in shown.iterrows():
         # As Text: brackets are not markup.
         result.add_row(*(Text(str(value)) for value in row))
+    return result
+
+
+def _facts(row: pd.Series) -> Table:
+    result = Table(show_header=False)
+    result.add_column(overflow="fold")
+    result.add_column(justify="right", no_wrap=True)
+    for name, value in row.items():
+        result.add_row(Text(str(name)), Text(str(value)))
     return result
 
 

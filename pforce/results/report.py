@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
 
 from pforce.results import formats
 from pforce.results.page import Section, page
@@ -48,13 +47,10 @@ class Report:
         """Explanation of ± and brackets in the table."""
         return formats.legend(self.table)
 
-    def shown(self) -> Table:
-        """The table for a terminal."""
-        return formats.to_terminal(self.table, self.title)
-
     def print(self, console: Console) -> None:
         """Print the table, notes and claims on a terminal."""
-        console.print(self.shown())
+        for part in formats.to_terminal(self.table, self.title, console.width):
+            console.print(part)
         claims = ["Claims:", *(f"  {claim}" for claim in self.claims)] if self.claims else []
         for line in (*(f"note: {note}" for note in self.notes), *claims):
             console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -243,3 +243,19 @@ class OnRecord(Callback):
 
     def on_record(self, state: TrainState, record: Record) -> None:
         self.function(record)
+
+
+class StepsOnly(Callback):
+    """Passes steps and requested checkpoints to other callbacks, but no point of the curve: for a trunk that a branch
+    trains first, whose curve is not the branch's."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self.callbacks = callbacks
+
+    def on_step(self, state: TrainState) -> None:
+        for callback in self.callbacks:
+            callback.on_step(state)
+
+    def on_checkpoint(self, state: TrainState) -> None:
+        for callback in self.callbacks:
+            callback.on_checkpoint(state)

@@ -34,7 +34,7 @@ from pforce.training import (
     train,
     whole,
 )
-from pforce.training.callbacks import restore
+from pforce.training.callbacks import StepsOnly, restore
 from pforce.training.checkpoint import CheckpointError, snapshot_path
 from pforce.training.curve import write_segment
 from pforce.training.loop import Record as Point
@@ -279,10 +279,11 @@ class _Sharing:
         if trunk is None or self.cell.trunk is None:
             return
         origin = CellParts(self.cell.trunk, trunk.training.images, self.cell.request)
+        where = replace(self.where, callbacks=[StepsOnly(self.where.callbacks)])
         while (
             state.images_seen != origin.images_seen
         ):  # other processes may train the trunk further and keep only its newest moments
-            train_trial(trunk, self.paths, origin, replace(self.where, callbacks=()), self.ledger, resumable=True)
+            train_trial(trunk, self.paths, origin, where, self.ledger, resumable=True)
             folder = self.paths.folder(origin)
             restore(state, folder, at_most=origin.images_seen, identity=origin.training.digest)
 

@@ -21,7 +21,7 @@ from pforce.storage import Storage
 from pforce.trial.attempts import ATTEMPTS, logs_of
 from tests.faults.drills import moments, one_run
 from tests.orchestration.conftest import make_plan
-from tests.trap import set_trap, trapped
+from tests.support.trap import set_trap, trapped
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.drill]
 STEPS, EVERY = 60, 5

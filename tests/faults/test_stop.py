@@ -16,7 +16,7 @@ import pytest
 from pforce import results
 from pforce.base.console import DONE, STOPPED
 from pforce.tracking import default_uri
-from tests.clock import PATIENCE
+from tests.support.clock import PATIENCE
 from tests.support.starts import Start
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.drill]

@@ -23,8 +23,8 @@ from pforce.orchestration.doctor.check import Check, checked
 from pforce.orchestration.doctor.diagnose import _tracking
 from pforce.storage import Storage
 from pforce.tracking import Tracker, default_uri
-from tests.clock import PATIENCE
-from tests.ports import free_port
+from tests.support.clock import PATIENCE
+from tests.support.ports import free_port
 
 TOKEN = "5a" * 32
 CLUSTER = """

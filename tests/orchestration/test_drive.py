@@ -23,7 +23,7 @@ from pforce.orchestration.trials import Trials, entries
 from pforce.trial.failures import Failure
 from pforce.trial.task import Answer, Done, Failed, Handed, Idle, Progress, Started, Warned
 from tests.orchestration.conftest import make_plan, small_sweep
-from tests.trap import set_trap, trapped
+from tests.support.trap import set_trap, trapped
 
 
 def loop_of(storage: Path, *, retries: int = 2) -> tuple[drive._Drive, Recorder, Console]:

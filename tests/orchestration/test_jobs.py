@@ -21,7 +21,7 @@ from pforce.base.errors import ConfigError
 from pforce.commands.submit import submit
 from pforce.executors.support.jobs import NO_AGENT, submission_id
 from pforce.tracking import default_uri
-from tests.ports import free_port
+from tests.support.ports import free_port
 from tests.support.starts import completed
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.process]

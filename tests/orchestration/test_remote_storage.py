@@ -24,8 +24,8 @@ from pforce.orchestration.plan import Plan, plan
 from pforce.orchestration.script import run_sweep
 from pforce.storage import StorageError
 from pforce.trial.source import load_source
-from tests.buckets import KEYS, Server, s3_server
 from tests.orchestration.conftest import make_plan, small_sweep
+from tests.support.buckets import KEYS, Server, s3_server
 from tests.support.starts import Start, completed, pforce
 
 FILES = ("meta.json", "moments.safetensors", "state.safetensors")

@@ -36,7 +36,7 @@ from pforce.timesteps import LTG
 from pforce.tracking import default_uri
 from pforce_experiments import paper
 from pforce_experiments.paper import SCALES, TABLES
-from tests.clock import PATIENCE
+from tests.support.clock import PATIENCE
 from tests.support.starts import PFORCE, Start, pforce
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.process]

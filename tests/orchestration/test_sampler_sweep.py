@@ -29,8 +29,8 @@ from pforce.tracking import Tracker, default_uri
 from pforce.training.checkpoint import snapshot_path
 from pforce.trial.measurable import Measurable
 from pforce.trial.source import SourceError, load_source
-from tests.performing import measured
 from tests.results.conftest import planned_with
+from tests.support.performing import measured
 from tests.training.conftest import tiny
 
 pytestmark = pytest.mark.timeout(600)

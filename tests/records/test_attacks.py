@@ -40,8 +40,8 @@ from pforce.trial.reference import SplitImages, inputs_of
 from pforce.trial.run import run_trial
 from pforce.trial.source import SourceError, load_source
 from pforce.trial.where import Paths, Where
-from tests.buckets import KEYS
-from tests.performing import done
+from tests.support.buckets import KEYS
+from tests.support.performing import done
 from tests.training.conftest import DATA, tiny
 
 CPU = Where(torch.device("cpu"))

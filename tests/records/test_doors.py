@@ -32,8 +32,8 @@ from pforce.storage import Storage
 from pforce.trial.run import run_trial
 from pforce.trial.source import load_source
 from pforce.trial.where import Paths, Where
-from tests.performing import done, measured
 from tests.support.asked import asked
+from tests.support.performing import done, measured
 from tests.training.conftest import DATA, tiny
 
 pytestmark = pytest.mark.timeout(600)

@@ -17,8 +17,8 @@ import pytest
 from pforce.records import lease
 from pforce.records.lease import Contender, Holder, LeaseError, LeaseLost, leased, shared
 from pforce.storage import Storage
-from tests.buckets import KEYS
-from tests.ports import free_port
+from tests.support.buckets import KEYS
+from tests.support.ports import free_port
 from tests.support.starts import Start
 
 pytestmark = pytest.mark.process

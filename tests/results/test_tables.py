@@ -26,6 +26,7 @@ from pforce.results import (
     to_terminal,
 )
 from pforce.results.figures import calibration_figure, cell_figure, panels_of
+from pforce.results.formats import display
 from pforce.results.tables import CALIBRATION_COLUMNS, COLUMNS, COST_COLUMNS, HIDDEN, QUALITY_COLUMNS
 
 
@@ -94,8 +95,9 @@ def test_text_shows_spread_only_where_there_is_one(frame):
     assert "7.0000 |" in text
     assert "–" in text
     assert "96,000" in text
+    (whole,) = to_terminal(cell_table(frame, ROWS), "title", 200)
     console = Console(width=200, record=True)
-    console.print(to_terminal(cell_table(frame, ROWS), "title"))
+    console.print(whole)
     assert "2.2500 ± 1.0607" in console.export_text()
 
 
@@ -156,10 +158,23 @@ def test_the_calibration_figure_is_written(calibrated, tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
-def test_a_narrow_terminal_cuts_no_number_and_no_name(frame):
-    console = Console(width=60, record=True)
-    console.print(to_terminal(cell_table(frame, ROWS), "title"))
-    assert "…" not in console.export_text()
+@pytest.mark.parametrize("width", [24, 60, 80])
+def test_a_narrow_terminal_cuts_no_number_and_no_name(frame, width):
+    """Parts below each other, each with the settings; row by row where even a part would be too wide."""
+    table = cell_table(frame, ROWS)
+    console = Console(width=width, record=True)
+    parts = to_terminal(table, "title", width)
+    for part in parts:
+        console.print(part)
+    text = console.export_text()
+    assert len(parts) == {24: len(table), 60: 2, 80: 1}[width]
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    shown = display(table)
+    for name in shown.columns:
+        assert all(str(value) in text for value in shown[name]), name
+        assert width == 24 or all(word in text for word in str(name).split(" "))
+    assert text.count("standard deviation") <= 1
 
 
 def measured(detector: str, *, n: int = 1, **metrics: float) -> pd.DataFrame:
@@ -221,7 +236,7 @@ def test_one_seed_shows_the_interval_over_images_and_several_their_spread():
     assert "  5.52 |" in to_markdown(cell_table(older, ONE))
     assert legend(cell_table(older, ONE)) == ""
     console = Console(width=200, record=True)
-    console.print(to_terminal(one, "title"))
+    console.print(*to_terminal(one, "title", 200))
     text = console.export_text()
     assert "5.52 [5.32, 5.77]" in text
     assert "[ ]: 95 % interval over images." in text

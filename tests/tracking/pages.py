@@ -10,7 +10,7 @@ from typing import Any
 from pforce import results
 from pforce.storage import Storage
 from pforce.tracking import Live, Mirror, Point, Tags, Tracker, View
-from tests.clock import PATIENCE
+from tests.support.clock import PATIENCE
 
 
 class Page:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 START_SECONDS = 90
 PASSWORD = "correct-horse-battery"

@@ -25,8 +25,8 @@ from pforce.orchestration.options import Options
 from pforce.orchestration.script import print_mlflow, run_sweep
 from pforce.tracking import Tracker, TrackingError, checks, default_uri, mask
 from pforce.tracking.checks import store_name
-from tests.clock import PATIENCE
 from tests.orchestration.conftest import make_plan, small_sweep
+from tests.support.clock import PATIENCE
 from tests.tracking.servers import PASSWORD, POSTGRES, Postgres, free_port
 
 pytestmark = pytest.mark.timeout(400)

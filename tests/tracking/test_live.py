@@ -15,7 +15,7 @@ from pforce import results
 from pforce.storage import Storage
 from pforce.tracking import Live, Mirror, Point, Shown, Tags, Tracker, TrackingError, View, checks, default_uri
 from pforce.tracking import live as lives
-from tests.clock import PATIENCE
+from tests.support.clock import PATIENCE
 from tests.tracking.pages import Page, point, until, whole
 from tests.tracking.wire import Wire
 

@@ -17,8 +17,8 @@ from pforce.orchestration.launch import execute
 from pforce.orchestration.script import keep_sweep
 from pforce.orchestration.sweep import Axis
 from pforce.tracking import TrackingError
-from tests.clock import PATIENCE
 from tests.orchestration.conftest import console, make_plan, small_sweep  # noqa: F401  # a fixture
+from tests.support.clock import PATIENCE
 from tests.tracking.servers import PASSWORD, MlflowServer, Postgres
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.process]

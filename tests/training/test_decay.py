@@ -18,6 +18,7 @@ from pforce.results.costs import run_costs
 from pforce.storage import Storage
 from pforce.training import Diverged, checkpoint, loop, train
 from pforce.training.checkpoint import snapshot_path
+from pforce.training.outcome import Answer, Stopped
 from pforce.trial.folder import curve_of
 from tests.records.test_attacks import keep, parts_of
 from tests.training.conftest import tiny
@@ -64,7 +65,7 @@ def test_a_branch_is_one_training_with_these_rates(tmp_path, alone):
     counted = Steps()
     after = trial(decayed(), tmp_path, counted)
     assert numbers(after) == numbers(row)
-    assert counted.steps == list(range(START + 1, START + DECAY + 1)), "the trunk's moments at its start were gone"
+    assert counted.steps == list(range(1, START + DECAY + 1)), "the trunk's moments at its start were gone"
     assert steps_of(of(START + 7), tmp_path) == []
 
 
@@ -76,8 +77,25 @@ def test_trunk_and_branch_share_their_beginning(tmp_path, alone):
     assert counted.steps == list(range(START + 1, START + DECAY + 1))
     assert steps_of(of(START + 3), tmp_path) == [START + 1, START + 2, START + 3], "the trunk goes on"
     shorter = decayed(START + 2, 2)
-    assert steps_of(shorter, tmp_path) == [START + 1, START + 2]
+    assert steps_of(shorter, tmp_path) == list(range(1, START + 3)), "the trunk's moments at its start were gone"
     assert steps_of(decayed(), tmp_path) == []
+
+
+def test_a_stop_reaches_the_trunk(tmp_path, alone):
+    """The trunk is stopped as the branch would be, keeps a checkpoint, and goes on there."""
+
+    class Stop(Steps):
+        def on_step(self, state: loop.TrainState) -> None:
+            super().on_step(state)
+            if state.step == START - 3:
+                state.answer = Answer.CHECKPOINT_AND_STOP
+
+    stop, counted = Stop(), Steps()
+    with pytest.raises(Stopped, match=f"{16 * (START - 3)} images"):
+        trial(decayed(), tmp_path, stop)
+    assert stop.steps == list(range(1, START - 2))
+    assert numbers(trial(decayed(), tmp_path, counted)) == numbers(alone[1])
+    assert counted.steps == list(range(START - 2, START + DECAY + 1))
 
 
 def test_its_curve_is_its_trunks_and_its_own(tmp_path):
@@ -112,7 +130,7 @@ def test_a_table_counts_a_trunk_once():
 def test_snapshots_of_a_decayed_training_are_decayed_each(tmp_path):
     sweep = Sweep("s", decayed(20, **{"training.snapshots": (16 * 12,)}), (Axis("timesteps.m", (0.7,)),))
     taken = [steps_of(cell.experiment, tmp_path) for cell in sweep.cells()]
-    assert taken == [[9, 10, 11, 12], [17, 18, 19, 20]]
+    assert taken == [list(range(1, 13)), list(range(9, 21))], "trunks to 8 and 16, and their branches"
 
 
 def test_a_branch_of_what_diverged_is_not_tried(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from urllib.error import URLError
 
 import boto3
 
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 KEYS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "secret/of+tester", "AWS_DEFAULT_REGION": "us-east-1"}
 
