@@ -21,11 +21,10 @@ from torch import Tensor
 from pforce.base.errors import require
 from pforce.data.config import DataConfig
 from pforce.data.manifest import DataError, Manifest, Shard, SplitName
-from pforce.data.shards import DamageCount, DecodedShard, ShardCache, decode_shard
+from pforce.data.shards import CACHE, DamageCount, DecodedShard, ShardCache, load_shard
 from pforce.seeding import generator
 
 STATE_FORMAT = 1
-GIBIBYTE = 2**30
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ class TrainingStream:
         batch: the global batch size, a multiple of V.
         seed: the experiment's seed.
         rank, world_size: this process's rank among world_size; V must be a multiple of world_size.
-        cache_bytes: bytes of decoded shards kept in addition to each stream's current one.
+        cache: decoded shards kept in addition to each stream's current one; by default, this process's.
 
     Attributes:
         manifest: manifest of the dataset.
@@ -131,7 +130,7 @@ class TrainingStream:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        cache_bytes: int = GIBIBYTE,
+        cache: ShardCache = CACHE,
     ) -> None:
         count = config.streams
         require(world_size > 0 and count % world_size == 0, "streams", count, f"a multiple of the {world_size} workers")
@@ -140,7 +139,7 @@ class TrainingStream:
         check_streams(folder, self.manifest, config, batch=batch)
         shards = self.manifest.train.shards
         self._folder, self._seed, self._count = folder, seed, count
-        self._cache = ShardCache(cache_bytes)
+        self._cache = cache
         self._damage = DamageCount(folder, self.manifest.train)
         self._executor = _decoding_threads()
         self._share = batch // count  # samples of each stream in a batch
@@ -209,11 +208,8 @@ class TrainingStream:
         return merge_states(states)
 
     def _load(self, shard: Shard) -> DecodedShard:
-        decoded = self._cache.get(shard.name)
-        if decoded is None:
-            decoded = decode_shard(self._folder, shard, self.manifest, self._executor)
-            self._damage.add(shard, decoded)
-            self._cache.put(shard.name, decoded)
+        decoded = load_shard(self._folder, shard, self.manifest, self._executor, cache=self._cache)
+        self._damage.add(shard, decoded)
         return decoded
 
 
@@ -264,7 +260,7 @@ def read_split(folder: Path, split: SplitName, *, limit: int | None = None) -> B
             first += shard.samples
             if len(wanted) == 0:
                 continue
-            decoded = decode_shard(folder, shard, manifest, executor)
+            decoded = load_shard(folder, shard, manifest, executor)
             damage.add(shard, decoded)
             kept = wanted[decoded.intact[wanted]]
             skipped += len(wanted) - len(kept)
@@ -283,7 +279,7 @@ def read_batches(folder: Path, split: SplitName, size: int) -> Iterator[Tensor]:
     rest: list[Tensor] = []
     with _decoding_threads() as executor:
         for shard in shards.shards:
-            decoded = decode_shard(folder, shard, manifest, executor)
+            decoded = load_shard(folder, shard, manifest, executor, keep=False)
             damage.add(shard, decoded)
             *whole, last = torch.cat([*rest, decoded.images[decoded.intact]]).split(size)
             yield from whole

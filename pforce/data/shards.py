@@ -8,10 +8,11 @@ import logging
 import struct
 import zlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg")
 MAXIMUM_DAMAGED_SHARE = 0.01
+GIBIBYTE = 2**30
 
 _DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error)
 """Errors that Pillow raises for broken files (a bad PNG chunk is a SyntaxError)."""
@@ -193,16 +195,53 @@ class ShardCache:
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget_bytes = budget_bytes
-        self._shards: OrderedDict[str, DecodedShard] = OrderedDict()
+        self._shards: OrderedDict[Hashable, DecodedShard] = OrderedDict()
         self._bytes = 0
+        self._lock = Lock()
 
-    def get(self, name: str) -> DecodedShard | None:
-        if name in self._shards:
-            self._shards.move_to_end(name)
-        return self._shards.get(name)
+    def get(self, key: Hashable) -> DecodedShard | None:
+        """The shard of a key, where it is there."""
+        with self._lock:
+            if key in self._shards:
+                self._shards.move_to_end(key)
+            return self._shards.get(key)
 
-    def put(self, name: str, shard: DecodedShard) -> None:
-        self._shards[name] = shard
-        self._bytes += shard.bytes
-        while self._bytes > self._budget_bytes:
-            self._bytes -= self._shards.popitem(last=False)[1].bytes
+    def put(self, key: Hashable, shard: DecodedShard) -> None:
+        """Keep a shard, and drop others where there is no room."""
+        with self._lock:
+            if key in self._shards:
+                return
+            self._shards[key] = shard
+            self._bytes += shard.bytes
+            while self._bytes > self._budget_bytes:
+                self._bytes -= self._shards.popitem(last=False)[1].bytes
+
+
+CACHE = ShardCache(GIBIBYTE)
+"""Decoded shards of this process: its next training or evaluation of the same data decodes none of them again."""
+
+
+def load_shard(
+    folder: Path, shard: Shard, manifest: Manifest, executor: Executor, *, cache: ShardCache = CACHE, keep: bool = True
+) -> DecodedShard:
+    """A decoded shard, from the cache where its file has not changed since, judged by its inode, size and time.
+
+    Args:
+        keep: put it into the cache.
+
+    Raises:
+        DataError: as in `decode_shard`.
+    """
+    path = folder / shard.name
+    try:
+        about = path.stat()
+    except OSError as error:
+        raise DataError(f"shard {path} cannot be read: {error}. Copy it there again") from error
+    file = (path.absolute(), about.st_ino, about.st_size, about.st_mtime_ns)
+    key = (file, shard, manifest.resolution, len(manifest.classes))
+    found = cache.get(key)
+    if found is None:
+        found = decode_shard(folder, shard, manifest, executor)
+        if keep:
+            cache.put(key, found)
+    return found

@@ -23,7 +23,7 @@ from pforce.trial.task import Answer, Done, Event, Failed, Handed, Idle
 
 STARTS = multiprocessing.get_context("forkserver")
 """Where processes come from: a server that has imported all that they need, and has touched no GPU, which they may."""
-STARTS.set_forkserver_preload(["pforce.executors.preload"])
+STARTS.set_forkserver_preload(["pforce.executors.support.preload"])
 FREE = Idle.WAIT
 """Message of a process that is ready for another task."""
 TICK_SECONDS = 1.0

@@ -11,16 +11,20 @@ import dataclasses
 import hashlib
 import itertools
 import logging
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from pforce import data
 from pforce.base.errors import FieldError
 from pforce.data import Batch, DataConfig, DataError, TrainingStream, merge_states, openmoji, read_split
 from pforce.data.emoji import CLASSES
-from pforce.data.manifest import Manifest, Split
+from pforce.data.manifest import Manifest, Shard, Split
+from pforce.data.shards import DecodedShard, ShardCache
 from pforce.data.writer import Sample
 from tests.data.helpers import RESOLUTION, sample, shards, write_samples
 
@@ -140,9 +144,36 @@ def test_resume_on_another_number_of_workers(folder: Path) -> None:
 
 def test_a_small_cache_changes_nothing(folder: Path) -> None:
     """Oracle: the same reader with everything in memory."""
-    large, none = (TrainingStream(folder, CONFIG, batch=8, seed=0, cache_bytes=size) for size in (2**30, 0))
+    large, none = (TrainingStream(folder, CONFIG, batch=8, seed=0, cache=ShardCache(size)) for size in (2**30, 0))
     for _ in range(12):
         assert_equal(large.next_batch(), none.next_batch())
+
+
+def test_a_process_decodes_a_shard_once_while_its_file_is_the_same(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    """Two streams and a split of the same data; then the file is changed, which is noticed, and put back."""
+    there = tmp_path / "data"
+    shutil.copytree(folder, there)
+    decoded: list[str] = []
+    decode = data.shards.decode_shard
+
+    def counted(there: Path, shard: Shard, *rest: Any) -> DecodedShard:
+        decoded.append(shard.name)
+        return decode(there, shard, *rest)
+
+    monkeypatch.setattr(data.shards, "decode_shard", counted)
+    for _ in range(2):
+        stream = TrainingStream(there, CONFIG, batch=8, seed=0)
+        for _ in range(12):
+            stream.next_batch()
+        read_split(there, "train")
+    assert len(decoded) == len(set(decoded)) == len(stream.manifest.train.shards)
+    path = there / decoded[0]
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + b"x")
+    with pytest.raises(DataError, match="was changed"):
+        read_split(there, "train")
+    path.write_bytes(content)
+    assert len(read_split(there, "train").images)
 
 
 @pytest.fixture(scope="module")

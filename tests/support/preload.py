@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 
-import pforce.executors.preload  # noqa: F401
+import pforce.executors.support.preload  # noqa: F401
 from pforce.base.console import imports_kept
 
 NEEDED = (
