@@ -13,7 +13,7 @@ from pforce.orchestration.options import Options
 from pforce.orchestration.script import run_sweep
 from pforce_experiments.sweeps.ltg_grid import Arguments, sweep
 from tests.faults.drills import moments
-from tests.faults.driver_killed import ARGUMENTS, Call, is_good, round_of, table
+from tests.faults.driver_killed import ARGUMENTS, SIGMAS, Call, is_good, round_of, table
 
 pytestmark = pytest.mark.drill
 
@@ -23,7 +23,9 @@ def undisturbed(openmoji_folder, tmp_path_factory) -> pd.DataFrame:
     """The table of the same sweep, carried out in this process."""
     folder: Path = tmp_path_factory.mktemp("undisturbed")
     options = Options(storage=str(folder), cpus_per_trial=1)
-    assert run_sweep(sweep(tyro.cli(Arguments, args=ARGUMENTS)), options, executor="local") == DONE
+    assert (
+        run_sweep(sweep(tyro.cli(Arguments, args=[*ARGUMENTS, "--sigma", *SIGMAS])), options, executor="local") == DONE
+    )
     return table(folder)
 
 
@@ -33,7 +35,7 @@ def test_a_sweep_whose_driver_is_killed_continues(undisturbed, tmp_path, executo
     """The table of the undisturbed sweep, a run a cell, nothing lost but work since the last checkpoint, and no worker
     of the killed driver left."""
     monkeypatch.setattr(Call, "waits_for_agents", False)
-    moment = moments(f"driver {executor}", 10, 120, count=1)
+    moment = moments(f"driver {executor}", 10, 60 if executor == "groups" else 120, count=1)
     found = round_of(tmp_path / "round", moment, undisturbed, of_steps=True, patience=20, executor=executor)
     assert is_good(found), found
     assert len(found["killed after s"]) == 1
