@@ -9,8 +9,10 @@ with imports_kept():
     import matplotlib.figure  # noqa: F401
     import PIL.Image  # noqa: F401
 
-    import pforce.executors.processes
+    import pforce.executors.support.placement
+    import pforce.executors.support.setup
     import pforce.metrics.detectors
+    import pforce.trial.perform
     import pforce.trial.run  # noqa: F401
 
 leave_signals_to_driver()  # Slurm sends SIGTERM to all processes of a step; without the server no end is known
