@@ -142,7 +142,7 @@ def _call(command: Command, name: str, words: list[str]) -> int:
     if command.own:
         code = function(words)
         return code
-    from pforce.commands.options import parse
+    from pforce.commands.command_line import parse
 
     if command.arguments:
         code = function(parse(getattr(module, command.arguments), name, words))

@@ -34,14 +34,41 @@ def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 REFUSED = [
     (("train", "openmoji32_mico"), "unknown experiment; did you mean openmoji32_micro"),
-    (("train", "openmoji32_micro", "--timesteps.sigma", "-1"), "sigma = -1.0: must be > 0"),
-    (("train", "openmoji32_micro", "--timesteps.s", "0"), "s = 0.0: must be > 0"),
+    (("train", "openmoji32_micro", "--timesteps.sigma", "-1"), "error: timesteps.sigma = -1.0: must be > 0"),
+    (("train", "openmoji32_micro", "--timesteps.s", "0"), "error: timesteps.s = 0.0: must be > 0"),
+    (("train", "openmoji32_micro", "--training.images", "0"), "error: training.images = 0: must be a positive mult"),
+    (("train", "openmoji32_micro", "--sampler.guidance.scale", "-1"), "error: sampler.guidance.scale = -1.0: must be"),
+    (("train", "openmoji32_micro", "--workers", "0"), "error: workers = 0: must be ≥ 1"),
+    (("train", "openmoji32_micro", "--nfe", "few"), "num_function_evaluations = 'few': must be an integer"),
+    (
+        ("train", "openmoji32_micro", "--sampler", "dual_lop"),
+        "sampler = 'dual_lop': must be one of euler, dual_loop, look_ahead, random_order; did you mean dual_loop?",
+    ),
+    (("train", "openmoji32_micro", "--timesteps=ltgg"), "ltg; did you mean ltg?"),
+    (("train", "openmoji32_micro", "--timesteps"), "--timesteps: its value is missing"),
+    (("evaluate", "x", "--evaluation.images", "few"), "error: evaluation.images = 'few': must be an integer"),
+    (("evaluate", "x", "--evaluation.seed", "1", "--seed=1"), "--seed"),
+    (("evaluate", "x", "--sampler.guidance.interval", "1"), "guidance.interval = '1': must be 2 values, each a number"),
+    (
+        ("evaluate", "x", "--evaluation.metrics", "kernel", "frechett"),
+        "error: evaluation.metrics = 'frechett': must be "
+        "one of frechet, kernel, precision_recall, inception_score; did you mean frechet?",
+    ),
+    (
+        ("sample", "x", "--sampler.spacing=liner"),
+        "error: sampler.spacing = 'liner': must be one of linear, cosine, shifted; did you mean linear?",
+    ),
+    (
+        ("sample", "x", "--save", "picture"),
+        "save = 'picture': must be one of grid, images, npz (a list takes all words",
+    ),
+    (("runs", "--watch", "often"), "error: watch = 'often': must be a number"),
     (("train", "openmoji32_micro", "--timesteps.sigm", "1"), "--timesteps.sigma"),
-    (("train", "openmoji32_micro", "--model.depth", "two"), "--model.depth"),
+    (("train", "openmoji32_micro", "--model.depth", "two"), "error: model.depth = 'two': must be an integer"),
     (("train", "openmoji32_micro", "--model.heads", "5"), "must be a divisor of the width 128"),
     (("train", "openmoji32_micro", "--data.resolution", "30"), "must be a multiple of model.patch = 4"),
     (("trian",), "Did you mean `pforce train`"),
-    (("data", "build", "imagenet"), "openmoji"),
+    (("data", "build", "imagenet"), "error: name = 'imagenet': must be one of openmoji, fashion-mnist"),
     (("train", "openmoji32_micro", "--storage", "/proc/nothing"), "cannot be written"),
     (("train", "imagenet256_pft_b"), "imagenet256-latents"),
     (("train", "openmoji32_micro", "--ray-address", "head:6379"), "without Ray"),
@@ -52,6 +79,11 @@ REFUSED_SWEEPS = [
     (("--sigma", "0"), "timesteps.sigma = 0.0: must be > 0"),
     (("openmoji32_macro",), "did you mean openmoji32_micro"),
     (("--set", "seed=4"), "set with --seeds"),
+    (
+        ("--m", "0", "0.7", "openmoji32_s"),
+        "error: m = 'openmoji32_s': must be a number (a list takes all words up to t",
+    ),
+    (("--set", "sampler=dual_lop"), "did you mean dual_loop?"),
     (("--name", "ltg/v2"), "name = 'ltg/v2'"),
     (("--set", "timesteps=ltg,srm"), "must be one of"),
     (("--set", "data.resolution=30"), "must be a multiple of model.patch = 4"),
@@ -126,12 +158,32 @@ def test_help_explains():
     helped = run("-c", code, "train", "openmoji32_micro", "--help")
     assert helped.returncode == 0, helped.stderr
     fields = helped.stdout
-    for word in ("--timesteps.sigma FLOAT", "--model.attention {sdpa,flash}", "Global batch", "--storage STR"):
+    for word in (
+        "--nfe INT",
+        "--evaluation.no-extrapolate",
+        "--timesteps.sigma FLOAT",
+        "--model.attention {sdpa,flash}",
+        "Global batch",
+        "--storage STR",
+    ):
         assert word in fields
     assert "--preset {quick,full}" in run(str(ROOT / "sweeps" / "ltg_grid.py"), "--help").stdout
     without_a_name = pforce("train").stdout
     assert "EXPERIMENT" in without_a_name
     assert "openmoji32_sit_micro" in without_a_name
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_help_has_colours_on_a_terminal_unless_they_are_not_wanted(no_color, monkeypatch, capsys):
+    """Oracle: https://no-color.org."""
+    for name, value in (("TERM", "xterm"), ("NO_COLOR", no_color)):
+        monkeypatch.setenv(name, value)
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["pforce", "runs", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    assert ("\x1b[" in capsys.readouterr().out) == (not no_color)
 
 
 @pytest.mark.process

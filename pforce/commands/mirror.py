@@ -21,7 +21,7 @@ from pforce.tracking.checks import why
 
 
 def mirror(
-    sweeps: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    sweeps: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[SWEEP …]")] = (),
     *,
     store: Store,
     restore: bool = False,

@@ -31,7 +31,9 @@ from pforce.tracking import runs_frame, sqlite_path
 from pforce.trial.migrate import Carried, carry_lines
 from pforce.trial.migrate_storage import carry_storage
 
-Names = Annotated[tuple[str, ...], tyro.conf.Positional]
+Sweeps = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[SWEEP …]")]
+Digests = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIGEST …")]
+Files = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE …")]
 FIRST = "a sweep, `pforce train` or `pforce evaluate` makes the first"
 MOST_SHOWN = 40
 
@@ -83,7 +85,7 @@ def _whole_name(text: str, ledger: Ledger) -> str:
     return found[0]
 
 
-def show_record(digest: Annotated[str, tyro.conf.Positional], *, store: Place) -> int:
+def show_record(digest: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIGEST")], *, store: Place) -> int:
     """Print a whole record as JSON: values, inputs, machine and software, and cost.
 
     Where a part was measured twice with different numbers, all of its records are printed; the first is the one that
@@ -99,7 +101,7 @@ def show_record(digest: Annotated[str, tyro.conf.Positional], *, store: Place) -
     return DONE
 
 
-def forget_records(digests: Names, *, reason: str, store: Place) -> int:
+def forget_records(digests: Digests, *, reason: str, store: Place) -> int:
     """Write a tombstone for records: they no longer count, and what needs them is measured again.
 
     Nothing is deleted, and records of a part's inputs still count: to measure a model anew, forget all of its parts.
@@ -119,7 +121,7 @@ def forget_records(digests: Names, *, reason: str, store: Place) -> int:
     return DONE
 
 
-def export_records(sweeps: Names, *, out: Path, store: Place) -> int:
+def export_records(sweeps: Sweeps, *, out: Path, store: Place) -> int:
     """Write sweeps and their records as JSON lines, for another storage or a repository.
 
     Args:
@@ -140,7 +142,7 @@ def export_records(sweeps: Names, *, out: Path, store: Place) -> int:
 
 
 def import_records(
-    sources: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    sources: Files,
     *,
     store: Store,
 ) -> int:
@@ -174,7 +176,7 @@ def import_records(
 
 
 def migrate_records(
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[FILE …]")],
     *,
     store: Store,
 ) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
 import tyro
@@ -17,7 +18,7 @@ from pforce.results.page import page
 
 
 def report(
-    sweeps: tyro.conf.Positional[tuple[str, ...]],
+    sweeps: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SWEEP …")],
     *,
     out: Path | None = None,
     title: str = "Patch Forcing: what was measured",

@@ -28,7 +28,7 @@ BAR = 8
 
 
 def runs(
-    sweep: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="SWEEP")] = None,
+    sweep: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[SWEEP]")] = None,
     *,
     trials: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     every: Annotated[bool, tyro.conf.arg(name="all"), tyro.conf.FlagCreatePairsOff] = False,

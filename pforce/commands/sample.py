@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from pforce import seeding
 from pforce.base.console import DONE, SOME_FAILED, STOPPED, duration, make_console
-from pforce.base.errors import ConfigError, require
+from pforce.base.errors import ConfigError, require, require_applies
 from pforce.base.files import folder_hash, write_json
 from pforce.commands.options import SamplerOptions, sampler_of
 from pforce.data import Manifest, ensure
@@ -47,7 +47,7 @@ Output = Literal["grid", "images", "npz"]
 class Arguments(SamplerOptions, WorkerOptions, StoreOptions):
     """Draw images of a trained model. The same command resumes a stopped call; the same seed gives the same images."""
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A trial's folder or checkpoint, a .safetensors or published .ckpt file, an MLflow run id, a trained experiment,
     or best:SWEEP such as best:ltg_grid (the run of a sweep with the smallest distance)."""
     out: Path | None = None
@@ -175,17 +175,13 @@ def _tell(job: Job, source: Source, spent: Spent, folder: Path, console: Console
 
 def _check(a: Arguments, source: Source) -> bool:
     """Raise FieldError or ConfigError where this model cannot give these outputs; return whether images are pixels."""
-    maps = a.save_maps or a.animate
-    require(
-        not maps or source.model.config.difficulty_head,
-        "save_maps, animate",
-        True,
-        "left out for a SiT: it predicts no uncertainty",
-    )
+    for name, asked in (("save_maps", a.save_maps), ("animate", a.animate)):
+        possible = not asked or source.model.config.difficulty_head
+        require_applies(possible, name, asked, "to a SiT, which predicts no uncertainty")
     if a.decoder is not None:
         decoder_for(source, str(a.decoder), torch.device("cpu"))  # refused here, before anything is drawn
     pixels = source.model.config.channels == 3 or a.decoder is not None
-    require(pixels or not a.animate, "animate", True, "left out for latents without a --decoder")
+    require_applies(pixels or not a.animate, "animate", True, "to latents without a --decoder")
     return pixels
 
 

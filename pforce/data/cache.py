@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from pathlib import Path
 
-from pforce.base.errors import require
+from pforce.base.errors import require, require_applies
 from pforce.base.files import cache_folder
 from pforce.data import fashion_mnist, openmoji
 from pforce.data.config import DataConfig
@@ -24,8 +24,8 @@ def ensure(config: DataConfig, *, source: Path | None = None, progress: bool = T
         FieldError: a resolution that is not allowed or not the dataset's, or a source for a dataset that takes none.
         DataError: the cache cannot be written, the folder is not a complete dataset, or there are no IDX files.
     """
-    allowed = f'left out: name is "{config.name}", and only fashion-mnist is made from files'
-    require(source is None or config.name == "fashion-mnist", "source", source, allowed)
+    why = f"to {config.name}: only fashion-mnist is made from files"
+    require_applies(source is None or config.name == "fashion-mnist", "source", source, why)
     if config.name == "shards":
         assert config.path is not None  # DataConfig refuses shards without a path
         folder = Path(config.path)

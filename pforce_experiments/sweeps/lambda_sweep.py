@@ -28,7 +28,7 @@ from pforce import results
 from pforce.base.console import exit_on_errors
 from pforce.base.errors import ConfigError
 from pforce.catalog import experiment
-from pforce.commands.options import parse
+from pforce.commands.command_line import parse
 from pforce.config import with_fields
 from pforce.orchestration.options import Options
 from pforce.orchestration.plan import Plan
@@ -52,7 +52,7 @@ from pforce.results.tables import CALIBRATION_COLUMNS, COST_COLUMNS, QUALITY_COL
 class Arguments:
     """Train and measure an experiment at several λ; write a table, a calibration figure and MLflow runs."""
 
-    experiment: Annotated[str, tyro.conf.Positional] = "openmoji32_micro"
+    experiment: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[EXPERIMENT]")] = "openmoji32_micro"
     """Experiment whose λ varies: a name or FILE.py:FUNCTION. Its model must have a difficulty head."""
     difficulty_weight: Annotated[tuple[float, ...], tyro.conf.arg(aliases=("--values",))] = (0.001, 0.01, 0.1)
     """λ, the weights of the difficulty head's negative log-likelihood; 0 leaves the head untrained."""

@@ -19,7 +19,8 @@ import tyro
 
 from pforce.base.console import exit_on_errors, make_console
 from pforce.base.errors import require
-from pforce.commands.options import given, parse, range_options
+from pforce.commands.command_line import parse
+from pforce.commands.options import given, range_options
 from pforce.config import modules
 from pforce.executors.executor import Workforce
 from pforce.orchestration.find import find_model
@@ -35,7 +36,7 @@ from pforce.sampling import Guidance
 class Arguments(ExecutorOptions, StoreOptions):
     """Search a trained model's samplers for the Pareto front of distance and NFE. Nothing is trained."""
 
-    model: Annotated[str, tyro.conf.Positional] = "best:ltg_grid"
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = "best:ltg_grid"
     """A trial's folder or checkpoint, a model file, an MLflow run id, an experiment, or best:SWEEP."""
     trials: int = 40
     """Number of samplers to measure. The same command with a larger number continues the search."""

@@ -49,7 +49,7 @@ def test_samplers_can_be_an_axis():
         (
             [Axis("timesteps.sharpness", (1.0,))],
             (0,),
-            "timesteps.sharpness = 1.0: must be left out: it is a setting of srm",
+            "timesteps.sharpness = 1.0: does not apply to ltg: it is a setting of srm",
         ),
     ],
 )
