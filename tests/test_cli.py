@@ -14,7 +14,7 @@ from pforce import cli, results
 from pforce.base.console import exit_on_errors
 from pforce.data import Manifest
 from pforce.tracking import default_uri
-from pforce_experiments.sweeps import ltg_grid
+from pforce_experiments.sweeps import ltg_grid, sampler_thresholds
 from tests.support.starts import pforce
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,6 +119,20 @@ def test_the_sweep_script_refuses_the_same_way(arguments, message, tmp_path, mon
     assert stopped.value.code == 2
     assert message in words(capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_advice_names_an_option_where_there_is_one():
+    assert ltg_grid.sweep(ltg_grid.Arguments()).longer == "--preset full"
+    assert ltg_grid.sweep(ltg_grid.Arguments(preset="full")).longer == ""
+
+
+def test_a_list_that_has_taken_the_model_says_where_it_ends(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sampler_thresholds.py", "--samplers", "euler", "runs/trainings/x"])
+    with pytest.raises(SystemExit, match="2"):
+        exit_on_errors(sampler_thresholds.main)
+    said = words(capsys.readouterr().err)
+    assert said.startswith("error: samplers = 'runs/trainings/x': must be one of euler, dual_loop")
+    assert said.endswith("(a list takes all words up to the next option, or up to --)")
 
 
 @pytest.mark.process

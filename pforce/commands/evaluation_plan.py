@@ -324,7 +324,7 @@ def plan_model(a: Arguments, console: Console) -> Evaluation:
         about |= _flat(sampler.canonical(), "sampler.") | {"images": evaluation.images, "labels": evaluation.labels}
         about |= _about(a, detector, reference)
         if sampler.unspent:
-            console.print(f"warning: {sampler.unspent}", highlight=False)
+            console.print(f"note: {sampler.unspent}", highlight=False)
     if data is not None and set(measured) != {"images"}:
         about |= {"held_out": request.held_out["images"], "data_hash": data.manifest.hash}
     model = Measurable(

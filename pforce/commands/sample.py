@@ -228,7 +228,7 @@ def sample(a: Arguments) -> int:
         highlight=False, soft_wrap=True,
     )  # fmt: skip
     if sampler.unspent:
-        console.print(f"warning: {sampler.unspent}", highlight=False)
+        console.print(f"note: {sampler.unspent}", highlight=False)
     claim(folder, job)
     started = time.time()
     try:

@@ -308,7 +308,7 @@ def _caveat(sweep: Sweep) -> str:
     if min(images) < HONEST_IMAGES or seeds < HONEST_SEEDS:
         text += (
             f" This run is too short to rank anything: a comparison needs at least {HONEST_IMAGES:,} images per cell "
-            f"and {HONEST_SEEDS} seeds (--preset full)."
+            f"and {HONEST_SEEDS} seeds{f' ({sweep.longer})' if sweep.longer else ''}."
         )
     return text
 

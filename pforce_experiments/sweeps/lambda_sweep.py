@@ -82,7 +82,8 @@ def sweep(arguments: Arguments) -> Sweep:
         raise ConfigError(f"{base.name}: a model without a difficulty head has no λ; give an experiment of a PFT")
     weights = Axis("flow.difficulty_weight", tuple(sorted(arguments.difficulty_weight)))
     axes = (weights, *(parse_axis(text) for text in arguments.axis))
-    return Sweep(arguments.name, base, axes, arguments.seeds or ((0,) if quick else (0, 1, 2)))
+    seeds = arguments.seeds or ((0,) if quick else (0, 1, 2))
+    return Sweep(arguments.name, base, axes, seeds, longer="--preset full" if quick else "")
 
 
 def report(planned: Plan, console: Console, comparison: Comparison = ALL_ROWS) -> None:

@@ -60,7 +60,8 @@ def sweep(arguments: Arguments) -> Sweep:
         Axis("timesteps.sigma", arguments.sigma),
         *(parse_axis(text) for text in arguments.axis),
     )
-    return Sweep(arguments.name, base, axes, arguments.seeds or ((0,) if quick else (0, 1, 2)))
+    seeds = arguments.seeds or ((0,) if quick else (0, 1, 2))
+    return Sweep(arguments.name, base, axes, seeds, longer="--preset full" if quick else "")
 
 
 def main() -> int:

@@ -18,8 +18,8 @@ from typing import Annotated, Any
 import tyro
 
 from pforce.base.console import exit_on_errors, make_console
-from pforce.base.errors import require
-from pforce.commands.command_line import parse
+from pforce.base.errors import HINT, ConfigError, FieldError, require
+from pforce.commands.command_line import LIST_ENDS, parse
 from pforce.commands.options import given, range_options
 from pforce.config import modules
 from pforce.executors.executor import Workforce
@@ -67,13 +67,24 @@ class Arguments(ExecutorOptions, StoreOptions):
     """Number of workers, each with the model loaded. Default: one per GPU, or one per core."""
 
 
+def _space(a: Arguments) -> SearchSpace:
+    """The space that is searched. FieldError as `SearchSpace` raises it; ConfigError for an unknown sampler, which may
+    be the model that the list has taken."""
+    try:
+        return SearchSpace(a.samplers, a.nfe, given(a.ranges))
+    except FieldError as error:
+        if error.field != "samplers" or HINT in error.allowed:
+            raise
+        raise ConfigError(f"{error} ({LIST_ENDS})") from error
+
+
 def main() -> int:
     """Entry point."""
     a = parse(Arguments, description=__doc__)
     console = make_console()
     require(a.trials >= 1, "trials", a.trials, "≥ 1")
     modules()  # samplers of a user's own are registered there
-    space = SearchSpace(a.samplers, a.nfe, given(a.ranges))
+    space = _space(a)
     guidance = Guidance(a.guidance, a.guidance_interval)
     a.check()
     storage = a.place

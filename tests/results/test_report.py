@@ -78,6 +78,7 @@ def test_one_seed_is_one_line_and_shows_intervals_over_images(tmp_path, capsys):
     ]
     assert "5.00 [4.80, 5.20]" in printed
     assert "[ ]: 95 % interval over images." in printed
+    assert "at least 96,000 images per cell and 3 seeds." in printed  # no option that this sweep does not have
 
 
 @pytest.mark.usefixtures("wide")
