@@ -12,6 +12,7 @@ from rich.text import Text
 
 from pforce.base.console import DONE, USAGE_ERROR, make_console
 from pforce.base.errors import require
+from pforce.base.words import counted
 from pforce.commands.stores import Store
 from pforce.orchestration.doctor import SIGNS, Check, diagnose
 from pforce.orchestration.doctor.diagnose import address_of
@@ -55,8 +56,8 @@ def doctor(
         )
     else:
         console.print(checks_table(checks))
-        told = "nothing would stop a run" if not wrong else f"{wrong} problem(s) would stop or spoil a run"
-        console.print(Text(f"{told}; {warned} warning(s)", style="bold red" if wrong else "bold green"))
+        told = "nothing would stop a run" if not wrong else f"{counted(wrong, 'problem')} would stop or spoil a run"
+        console.print(Text(f"{told}; {counted(warned, 'warning')}", style="bold red" if wrong else "bold green"))
     return USAGE_ERROR if wrong else DONE
 
 

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from pforce.base.console import DONE, SOME_FAILED, make_console
 from pforce.base.errors import ConfigError, InputError
+from pforce.base.words import counted
 from pforce.commands.stores import Store
 from pforce.records.ledger import Ledger
 from pforce.records.sweeps import SweepEntry, read_sweeps
@@ -89,7 +90,7 @@ def mirror_storage(
     deleted = f", {total.deleted} deleted in MLflow stay deleted (--restore shows them)" if total.deleted else ""
     refused = f", {total.refused} refused" if total.refused else ""
     say(
-        f"{tracker.shown}: {total.made} run(s) made, {total.updated} updated, {total.there} already up to date"
+        f"{tracker.shown}: {counted(total.made, 'run')} made, {total.updated} updated, {total.there} already up to date"
         f"{deleted}{refused}"
     )
     return SOME_FAILED if total.refused else DONE

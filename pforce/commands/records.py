@@ -18,6 +18,7 @@ from rich.text import Text
 
 from pforce.base.console import DONE, make_console
 from pforce.base.errors import ConfigError
+from pforce.base.words import counted
 from pforce.commands.mirror import mirror_storage
 from pforce.commands.stores import Place, Store
 from pforce.orchestration.options import StorageOptions, StoreOptions
@@ -60,7 +61,7 @@ def list_records(*, kind: Kind | None = None, every: bool = False, store: Place)
     if not found:
         console.print(f"No records in {place}: {FIRST}.", highlight=False, markup=False, soft_wrap=True)
         return DONE
-    table = Table(title=f"{len(found):,} records", title_justify="left")
+    table = Table(title=counted(len(found), "record"), title_justify="left")
     for name in ("digest", "kind", "finished", "seconds", "values", "origin"):
         table.add_column(name, justify="right" if name == "seconds" else "left", overflow="fold")
     for record in found if every else found[:MOST_SHOWN]:
@@ -117,7 +118,7 @@ def forget_records(digests: Digests, *, reason: str, store: Place) -> int:
     place.check()
     for name in [_whole_name(text, ledger) for text in digests]:  # a wrong name is reported before any is forgotten
         count = ledger.forget(name, reason, who=provenance())
-        console.print(f"{name}: {count} record(s) forgotten", highlight=False)
+        console.print(f"{name}: {counted(count, 'record')} forgotten", highlight=False)
     return DONE
 
 
@@ -137,7 +138,7 @@ def export_records(sweeps: Sweeps, *, out: Path, store: Place) -> int:
         records, written = exchange.export(place, sweeps, out, _say(console))
     except OSError as error:
         raise ConfigError(f"out = {out}: cannot be written ({error.strerror}); give another file") from error
-    console.print(f"{out}: {records} records of {written} sweep(s)", highlight=False, markup=False)
+    console.print(f"{out}: {counted(records, 'record')} of {counted(written, 'sweep')}", highlight=False, markup=False)
     return DONE
 
 
@@ -169,7 +170,8 @@ def import_records(
             if path.is_dir()
             else exchange.import_lines(place, path, say)
         )
-        console.print(f"{path}: {taken.made} records imported, {taken.there} already there, {taken.sweeps} sweep(s)",
+        console.print(f"{path}: {counted(taken.made, 'record')} imported, {taken.there} already there, "
+                      f"{counted(taken.sweeps, 'sweep')}",
                       highlight=False, markup=False)  # fmt: skip
     _show(store, console)
     return DONE
@@ -200,7 +202,7 @@ def migrate_records(
                 place, _say(console), _tracked(store, console),
                 lambda what: status.update(f"carrying {what} over …"),
             )  # fmt: skip
-        console.print(f"{carried.trainings} training(s) carried over", highlight=False)
+        console.print(f"{counted(carried.trainings, 'training')} carried over", highlight=False)
         _told(carried, str(old), console)
     elif not files:
         console.print(f"{place}: holds no trainings of commit 0641df2 (folder trials); name files of its records",
@@ -222,8 +224,8 @@ def _carry(path: Path, place: Storage, console: Console) -> Carried:
 
 
 def _told(carried: Carried, what: str, console: Console) -> None:
-    console.print(f"{what}: {carried.cells} cell(s) carried over, {len(carried.refused)} refused", highlight=False,
-                  markup=False)  # fmt: skip
+    told = f"{what}: {counted(carried.cells, 'cell')} carried over, {len(carried.refused)} refused"
+    console.print(told, highlight=False, markup=False)
     for line in carried.refused:
         console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)
 
@@ -246,8 +248,8 @@ def _tracked(store: StoreOptions, console: Console) -> dict[str, dict[str, str]]
     searched = frame["sampler.json"].notna().sum() if "sampler.json" in frame else 0
     if searched:
         console.print(
-            f"{searched} measurement(s) of sampler searches recorded too little to be identified: they are measured "
-            "again",
+            f"{counted(int(searched), 'measurement')} of sampler searches recorded too little to be identified: they "
+            "are measured again",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
     return found

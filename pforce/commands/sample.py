@@ -18,6 +18,7 @@ from pforce import seeding
 from pforce.base.console import DONE, SOME_FAILED, STOPPED, duration, make_console
 from pforce.base.errors import ConfigError, require, require_applies
 from pforce.base.files import folder_hash, write_json
+from pforce.base.words import counted
 from pforce.commands.options import SamplerOptions, sampler_of
 from pforce.data import Manifest, ensure
 from pforce.metrics.names import CostName
@@ -141,7 +142,7 @@ def _write(a: Arguments, job: Job, folder: Path, console: Console, *, pixels: bo
     if "images" in a.save and pixels:
         with _exporting(console, job, "writing PNG files") as told:
             drawn.write_images(job, folder / "images", told)
-        console.print(f"{folder / 'images'}: {job.count:,} PNG files", highlight=False)
+        console.print(f"{folder / 'images'}: {counted(job.count, 'PNG file')}", highlight=False)
     if "grid" in a.save and pixels:
         drawn.write_grid(job, folder / "grid.png")
         console.print(f"{folder / 'grid.png'}: the first {min(job.count, drawn.GRID_IMAGES)}", highlight=False)
@@ -162,7 +163,7 @@ def _tell(job: Job, source: Source, spent: Spent, folder: Path, console: Console
             "device": spent.device,
         }
         console.print(
-            f"{spent.images:,} images in {duration(seconds)}: {spent.num_function_evaluations} NFE, "
+            f"{counted(spent.images, 'image')} in {duration(seconds)}: {spent.num_function_evaluations} NFE, "
             f"{spent.forward_passes} forward passes, {flops / 1e9:.2f} GFLOPs and {per_image:.4f} s of a "
             "worker per image",
             highlight=False,
@@ -223,8 +224,8 @@ def sample(a: Arguments) -> int:
     )  # fmt: skip
     seen = f", {source.images_seen:,} images seen" if source.images_seen is not None else ""
     console.print(
-        f"{source.path} ({source.kind}, {source.weights} weights{seen}): {job.count:,} images, {sampler.name}, "
-        f"{sampler.schedule().num_function_evaluations} NFE",
+        f"{source.path} ({source.kind}, {source.weights} weights{seen}): {counted(job.count, 'image')}, "
+        f"{sampler.name}, {sampler.schedule().num_function_evaluations} NFE",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
     if sampler.unspent:

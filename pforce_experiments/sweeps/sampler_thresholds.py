@@ -19,6 +19,7 @@ import tyro
 
 from pforce.base.console import exit_on_errors, make_console
 from pforce.base.errors import HINT, ConfigError, FieldError, require
+from pforce.base.words import counted
 from pforce.commands.command_line import LIST_ENDS, parse
 from pforce.commands.options import given, range_options
 from pforce.config import modules
@@ -95,7 +96,11 @@ def main() -> int:
     )
     sweep = SamplerSweep(a.name, subject, space, a.trials, guidance, a.seed, confirm=a.confirm, weights=source.weights)
     tracker = a.tracker
-    console.print(f"{source.path}: {a.trials} samplers, {a.images} images each", soft_wrap=True, highlight=False)
+    console.print(
+        f"{source.path}: {counted(a.trials, 'sampler')}, {counted(a.images, 'image')} each",
+        soft_wrap=True,
+        highlight=False,
+    )
     outcome = run(sweep, tracker, storage, console, Workforce(a.executor, a.workers, a.ray_address))
     if report(sweep, source, outcome, storage.root, console):
         push_files(storage, [f"{sweep.name}.{ending}" for ending in ("csv", "md", "tex", "html", "png")], console)

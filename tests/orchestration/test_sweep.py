@@ -6,6 +6,7 @@ import pytest
 
 from pforce.base.console import duration
 from pforce.base.errors import ConfigError
+from pforce.base.words import counted
 from pforce.config import flat_params, with_fields
 from pforce.executors.support.placement import Node, place
 from pforce.orchestration.calibration import estimate
@@ -132,11 +133,13 @@ def test_placement_never_asks_for_more_than_there_is(cells, nodes, wanted, expec
 
 
 def test_a_trial_that_can_never_be_placed_is_refused():
-    with pytest.raises(ConfigError, match="--gpus-per-trial 1: must be between 0 and 0"):
+    with pytest.raises(ConfigError, match="--gpus-per-trial 1: must be 0, as there is no GPU here"):
         place(1, nodes=[LAPTOP], cpus=None, gpus=1.0)
+    with pytest.raises(ConfigError, match="--gpus-per-trial 3: must be between 0 and 2, what the largest node has"):
+        place(1, nodes=[NODE], cpus=None, gpus=3.0)
     with pytest.raises(ConfigError, match="--cpus-per-trial 9: must be between 1 and 8"):
         place(1, nodes=[NODE, NODE], cpus=9, gpus=None)
-    with pytest.raises(ConfigError, match="no node has 8 cores and 1 GPUs together"):
+    with pytest.raises(ConfigError, match="no node has 8 cores and 1 GPU together"):
         place(1, nodes=[Node(8, 0), Node(2, 1)], cpus=8, gpus=1.0)
 
 
@@ -170,6 +173,12 @@ def test_values_that_differ_never_look_alike():
     assert format_value(0.1) == "0.1"
     assert format_value(1e-4) == "0.0001"
     assert format_value(1000000.5) != format_value(1000000.25)
+
+
+def test_counts_have_their_noun():
+    found = (counted(1, "cell"), counted(2, "cell"), counted(1024, "process", "processes"), counted(0.25, "GPU"))
+    assert found == ("1 cell", "2 cells", "1,024 processes", "0.25 GPUs")
+    assert counted(1.0, "GPU") == "1 GPU"
 
 
 def test_durations():
