@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from pforce import cli, results
-from pforce.base.console import exit_on_errors
+from pforce.base.console import exit_on_errors, make_console, under_way
 from pforce.data import Manifest
+from pforce.orchestration.display import Display
 from pforce.tracking import default_uri
 from pforce_experiments.sweeps import ltg_grid, sampler_thresholds
 from tests.support.starts import pforce
@@ -198,6 +199,22 @@ def test_help_has_colours_on_a_terminal_unless_they_are_not_wanted(no_color, mon
     with pytest.raises(SystemExit, match="0"):
         cli.main()
     assert ("\x1b[" in capsys.readouterr().out) == (not no_color)
+
+
+@pytest.mark.parametrize("ci", ["", "1"])
+def test_nothing_moves_on_a_terminal_of_ci(ci, monkeypatch, capsys):
+    """Oracle: a bar moves the cursor, a line does not."""
+    for name, value in (("TERM", "xterm"), ("CI", ci)):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    console = make_console()
+    assert console.is_terminal
+    with under_way(console, "looking …") as say, Display(console, "sweep", 1) as display:
+        say("looking again …")
+        display.end("a", "done")
+    out = capsys.readouterr().out
+    assert "a: done" in out
+    assert ("\x1b[" in out) == (not ci)
 
 
 @pytest.mark.process

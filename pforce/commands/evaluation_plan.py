@@ -144,7 +144,7 @@ class _Data:
 def _data(experiment: Experiment | None, console: Console) -> _Data | None:
     if experiment is None:
         return None
-    folder = ensure(experiment.data, progress=console.is_terminal).absolute()
+    folder = ensure(experiment.data, progress=console.is_interactive).absolute()
     return _Data(folder, Manifest.load(folder))
 
 

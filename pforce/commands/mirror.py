@@ -75,7 +75,7 @@ def mirror_storage(
     shows, total = Mirror(tracker, place, say), Shown()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     pages: dict[str, Page] = {}
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with Progress(*columns, console=console, disable=not console.is_interactive, transient=True) as progress:
         task = progress.add_task("runs", total=sum(len(entry.cells) for entry in entries))
         before = 0
         for entry in entries:

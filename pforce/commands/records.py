@@ -16,7 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from pforce.base.console import DONE, make_console
+from pforce.base.console import DONE, make_console, under_way
 from pforce.base.errors import ConfigError
 from pforce.base.words import counted
 from pforce.commands.mirror import mirror_storage
@@ -197,10 +197,10 @@ def migrate_records(
         _told(_carry(path, place, console), str(path), console)
     old = place.root / "trials"
     if old.is_dir():
-        with console.status("carrying trainings over …") as status:
+        with under_way(console, "carrying trainings over …") as say:
             carried = carry_storage(
                 place, _say(console), _tracked(store, console),
-                lambda what: status.update(f"carrying {what} over …"),
+                lambda what: say(f"carrying {what} over …"),
             )  # fmt: skip
         console.print(f"{counted(carried.trainings, 'training')} carried over", highlight=False)
         _told(carried, str(old), console)
@@ -213,7 +213,7 @@ def migrate_records(
 
 @contextmanager
 def _bar(console: Console, what: str, total: int) -> Iterator[exchange.Advance]:
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+    with Progress(console=console, disable=not console.is_interactive, transient=True) as progress:
         task = progress.add_task(what, total=total)
         yield lambda done: progress.update(task, completed=done)
 

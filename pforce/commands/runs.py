@@ -64,7 +64,7 @@ def _watch(console: Console, tracker: Tracker, seconds: float, sweep: str | None
     def shown() -> RenderableType:
         return view(tracker, console.width, sweep, trials=trials, every=every)
 
-    if not console.is_terminal:
+    if not console.is_interactive:
         while True:
             console.print(shown())
             time.sleep(seconds)

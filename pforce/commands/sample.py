@@ -124,7 +124,7 @@ def _show_first(a: Arguments, job: Job, source: Source, folder: Path, console: C
 @contextmanager
 def _exporting(console: Console, job: Job, what: str) -> Iterator[drawn.Told]:
     """Progress bar, shown on a terminal only."""
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_interactive) as progress:
         task = progress.add_task(what, total=job.count)
         yield lambda done: progress.update(task, completed=done)
 

@@ -144,7 +144,7 @@ def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
     if is_installed():
         tracking_uri_of(options.place, options.tracking_uri)
     options.place.check()
-    folder = ensure(sweep.base.data, progress=console.is_terminal).absolute()  # workers have another directory
+    folder = ensure(sweep.base.data, progress=console.is_interactive).absolute()  # workers have another directory
     manifest = Manifest.load(folder)
     manifest.check(folder)
     detector = sweep.base.evaluation.load_detector()
