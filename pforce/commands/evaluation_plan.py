@@ -22,7 +22,7 @@ from pforce.metrics.context import CONTEXT_TIMESTEPS
 from pforce.metrics.detectors import Detector, load_detector
 from pforce.metrics.difficulty import TIMESTEPS
 from pforce.metrics.distances import IMAGE_METRICS, ImageMetric
-from pforce.metrics.image_sets import open_images
+from pforce.metrics.image_sets import ImageSet, ImageSetError, open_images
 from pforce.metrics.reference import BATCH, is_statistics, load_statistics
 from pforce.orchestration.evaluation import Evaluation
 from pforce.orchestration.find import find_model
@@ -173,7 +173,12 @@ def _detector(a: Arguments, experiment: Experiment | None) -> tuple[Detector, st
     return detector, name, str(Path(weights).absolute()) if weights else None
 
 
-def _reference(a: Arguments, data: _Data | None, detector: Detector) -> ReferenceImages:
+def _print_notes(images: ImageSet, path: str | Path, console: Console) -> None:
+    for note in images.notes:
+        console.print(f"note: {path}: {note}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _reference(a: Arguments, data: _Data | None, detector: Detector, console: Console) -> ReferenceImages:
     """The reference of the comparison. Errors of its file are raised before anything is drawn."""
     count = given(a.evaluation).get("reference_images")
     if a.reference in ("validation", "train"):
@@ -192,7 +197,11 @@ def _reference(a: Arguments, data: _Data | None, detector: Detector) -> Referenc
     if path.suffix == ".npz" and is_statistics(path):
         found = load_statistics(path, detector, images=False)
         return ReferenceImages("statistics", str(path.absolute()), f"file:{found.identity}", found.moments.n or 0)
-    images = open_images(path)
+    try:
+        images = open_images(path)
+    except ImageSetError as error:
+        raise ImageSetError(f"evaluation.reference = {error}") from error
+    _print_notes(images, path, console)
     return ReferenceImages(
         "images", str(path.absolute()), f"images:{images.content_hash()}", len(images), images.size
     )  # fmt: skip
@@ -253,10 +262,9 @@ def plan_images(a: Arguments, console: Console) -> Evaluation:
     for name, value in of_models.items():
         raise DoesNotApply(name.replace("guidance_", "guidance."), value, "to images, which are measured as they are")
     detector, _, _ = _detector(a, experiment)
-    reference = _reference(a, _data(experiment, console), detector)
+    reference = _reference(a, _data(experiment, console), detector, console)
     _check_sizes(reference, images.size, detector)
-    for note in images.notes:
-        console.print(f"note: {a.target}: {note}", highlight=False, soft_wrap=True, markup=False)
+    _print_notes(images, a.target, console)
     content = images.content_hash()
     parts = {
         metric: Part(
@@ -306,7 +314,7 @@ def plan_model(a: Arguments, console: Console) -> Evaluation:
     check_sampler(sampler, config)
     detector, detector_name, detector_weights = _detector(a, experiment)
     evaluation = evaluation_of(a, detector, detector_name)
-    reference = _reference(a, data, detector)
+    reference = _reference(a, data, detector, console)
     decoder = None
     if a.decoder is not None and "images" in measured:
         decoder_for(source, str(a.decoder), torch.device("cpu"))
