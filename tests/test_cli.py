@@ -68,7 +68,10 @@ REFUSED = [
     (("train", "openmoji32_micro", "--model.depth", "two"), "error: model.depth = 'two': must be an integer"),
     (("train", "openmoji32_micro", "--model.heads", "5"), "must be a divisor of the width 128"),
     (("train", "openmoji32_micro", "--data.resolution", "30"), "must be a multiple of model.patch = 4"),
-    (("trian",), "Did you mean `pforce train`"),
+    (("trian",), "error: pforce trian: unknown command. Did you mean `pforce train`?"),
+    (("records",), "error: pforce records: its subcommand is missing pforce records SUBCOMMAND [--help] records list"),
+    (("records", "lits"), "error: pforce records lits: unknown command. Did you mean `pforce records list`?"),
+    (("records", "export", "--out", "x.txt"), "out = 'x.txt': must be a name that ends in .jsonl"),
     (("data", "build", "imagenet"), "error: name = 'imagenet': must be one of openmoji, fashion-mnist"),
     (("train", "openmoji32_micro", "--storage", "/proc/nothing"), "cannot be written"),
     (("train", "imagenet256_pft_b"), "imagenet256-latents"),
@@ -141,6 +144,14 @@ def test_a_refusal_in_a_process_of_its_own(tmp_path):
     done = run(str(ROOT / "sweeps" / "ltg_grid.py"), "--axis", "timesteps.sigm=1", cwd=tmp_path)
     assert done.returncode == 2
     assert words(done.stderr).startswith("error: timesteps.sigm: unknown field")
+
+
+@pytest.mark.parametrize("group", sorted({words[0] for words in cli.COMMANDS if len(words) > 1}))
+def test_the_help_of_a_group_lists_its_commands(group, capsys):
+    assert cli._run([group, "--help"]) == 0
+    out = capsys.readouterr().out
+    listed = [words for words in cli.COMMANDS if f" {' '.join(words)} " in out]
+    assert listed == [words for words in cli.COMMANDS if words[0] == group]
 
 
 @pytest.mark.process

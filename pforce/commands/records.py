@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pforce.base.console import DONE, make_console, under_way
-from pforce.base.errors import ConfigError
+from pforce.base.errors import ConfigError, require
 from pforce.base.words import counted
 from pforce.commands.mirror import mirror_storage
 from pforce.commands.stores import Place, Store
@@ -37,6 +37,7 @@ Digests = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar
 Files = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE …")]
 FIRST = "a sweep, `pforce train` or `pforce evaluate` makes the first"
 MOST_SHOWN = 40
+SUFFIX = ".jsonl"
 
 
 def _say(console: Console) -> exchange.Say:
@@ -129,6 +130,7 @@ def export_records(sweeps: Sweeps, *, out: Path, store: Place) -> int:
         sweeps: names of sweeps; without any, all are written.
         out: the file to write; its name ends in .jsonl.
     """
+    require(out.suffix == SUFFIX, "out", str(out), f"a name that ends in {SUFFIX}: JSON lines are written")
     console = make_console()
     place, _ = _open(store, console)
     known = exchange.sweep_names(place, _say(console))

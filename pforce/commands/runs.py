@@ -90,9 +90,10 @@ def view(
     if sweep is not None or trials:
         of_trials = progress.trials(found.runs, now)
         parents = found.sweeps.set_index("run_id", drop=False)
-        for run_id in table["run_id"]:
+        for run_id, differs in zip(table["run_id"], table["differs"], strict=True):
             parent = parents.loc[run_id]
-            title = f"{parent['sweep']}, started {clock(parent['start_time'], now)}"
+            which = f" ({differs})" if differs else ""
+            title = f"{parent['sweep']}{which}, started {clock(parent['start_time'], now)}"
             parts.append(trials_table(progress.members(parent, of_trials), now, width, title))
     more = len(found.sweeps) - len(table)
     if more:
@@ -150,7 +151,7 @@ def sweeps_table(table: pd.DataFrame, now: pd.Timestamp, width: int) -> Table:
         left, last = about(row["seconds_left"]), clock(row["last_activity"], now)
         times = (clock(row["started"], now), last, left) if wide else (last if left == NONE else f"{left} left",)
         shown.add_row(
-            Text(row["sweep"]),
+            Text.assemble(row["sweep"], (f"\n{row['differs']}" if row["differs"] else "", "dim")),
             _state(row, now, since=wide),
             _counts(row),
             bar(row["progress"], COLOURS[row["state"]], BAR if wide else 0),
