@@ -21,6 +21,19 @@ class ConfigError(InputError, ValueError):
     """An experiment or a sweep is not well-formed. The message names the field, the value and what is allowed."""
 
 
+class UnknownName(ConfigError):
+    """A part that is chosen by name has an unknown one.
+
+    Attributes:
+        part: the part (`sampler`).
+        name: its name.
+    """
+
+    def __init__(self, part: str, name: object, known: Iterable[str]) -> None:
+        self.part, self.name = part, name
+        super().__init__(f"{part} = {name!r}: must be {one_of(name, known)}")
+
+
 class FieldError(InputError, ValueError):
     """A field holds a value that is not allowed.
 
