@@ -130,13 +130,24 @@ def test_advice_names_an_option_where_there_is_one():
     assert ltg_grid.sweep(ltg_grid.Arguments(preset="full")).longer == ""
 
 
-def test_a_list_that_has_taken_the_model_says_where_it_ends(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["sampler_thresholds.py", "--samplers", "euler", "runs/trainings/x"])
+REFUSED_SEARCHES = [
+    (("--samplers", "euler", "dual_lop"), "random_order; did you mean dual_loop?"),
+    (
+        ("--samplers", "euler", "runs/trainings/x"),
+        "random_order (a list takes all words up to the next",
+    ),
+    (("--sampler.quantile", "0.9", "0.1"), "error: sampler.quantile = (0.9, 0.1): must be (low, high) with low ≤ high"),
+    (("--guidance", "-1"), "error: guidance = -1.0: must be ≥ 0"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED_SEARCHES)
+def test_a_search_of_samplers_refuses_the_same_way(arguments, message, monkeypatch, capsys):
+    """A list option that stands before the model takes it for one of its values."""
+    monkeypatch.setattr(sys, "argv", ["sampler_thresholds.py", *arguments])
     with pytest.raises(SystemExit, match="2"):
         exit_on_errors(sampler_thresholds.main)
-    said = words(capsys.readouterr().err)
-    assert said.startswith("error: samplers = 'runs/trainings/x': must be one of euler, dual_loop")
-    assert said.endswith("(a list takes all words up to the next option, or up to --)")
+    assert message in words(capsys.readouterr().err)
 
 
 @pytest.mark.process

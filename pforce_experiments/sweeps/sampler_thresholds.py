@@ -69,14 +69,25 @@ class Arguments(ExecutorOptions, StoreOptions):
 
 
 def _space(a: Arguments) -> SearchSpace:
-    """The space that is searched. FieldError as `SearchSpace` raises it; ConfigError for an unknown sampler, which may
-    be the model that the list has taken."""
+    """The space that is searched. FieldError as `SearchSpace` raises it, with the options' names; ConfigError for an
+    unknown sampler, which may be the model that the list has taken."""
     try:
         return SearchSpace(a.samplers, a.nfe, given(a.ranges))
     except FieldError as error:
+        if error.field in given(a.ranges):
+            raise error.below("sampler.") from error
         if error.field != "samplers" or HINT in error.allowed:
             raise
         raise ConfigError(f"{error} ({LIST_ENDS})") from error
+
+
+def _guidance(a: Arguments) -> Guidance:
+    """The guidance of all samplers. FieldError with the option's name."""
+    try:
+        return Guidance(a.guidance, a.guidance_interval)
+    except FieldError as error:
+        option = "guidance" if error.field == "scale" else "guidance_interval"
+        raise FieldError(option, error.value, error.allowed) from error
 
 
 def main() -> int:
@@ -86,7 +97,7 @@ def main() -> int:
     require(a.trials >= 1, "trials", a.trials, "≥ 1")
     modules()  # samplers of a user's own are registered there
     space = _space(a)
-    guidance = Guidance(a.guidance, a.guidance_interval)
+    guidance = _guidance(a)
     a.check()
     storage = a.place
     source = find_model(a.model, storage=a.storage, tracking_uri=a.tracking_uri)

@@ -133,7 +133,7 @@ def test_placement_never_asks_for_more_than_there_is(cells, nodes, wanted, expec
 
 
 def test_a_trial_that_can_never_be_placed_is_refused():
-    with pytest.raises(ConfigError, match="--gpus-per-trial 1: must be 0, as there is no GPU here"):
+    with pytest.raises(ConfigError, match="--gpus-per-trial 1: must be 0, as no node here has a GPU"):
         place(1, nodes=[LAPTOP], cpus=None, gpus=1.0)
     with pytest.raises(ConfigError, match="--gpus-per-trial 3: must be between 0 and 2, what the largest node has"):
         place(1, nodes=[NODE], cpus=None, gpus=3.0)

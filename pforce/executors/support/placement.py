@@ -86,7 +86,9 @@ def place(
     most_cpus, most_gpus = max(node.cpus for node in nodes), max(node.gpus for node in nodes)
     gpus = (1.0 if most_gpus >= 1 else 0.0) if gpus is None else gpus
     if not 0 <= gpus <= most_gpus:
-        most = f"between 0 and {most_gpus:g}, what the largest node has" if most_gpus else "0, as there is no GPU here"
+        most = (
+            f"between 0 and {most_gpus:g}, what the largest node has" if most_gpus else "0, as no node here has a GPU"
+        )
         raise ConfigError(f"--gpus-per-trial {gpus:g}: must be {most}")
     if cpus is not None and not 0 < cpus <= most_cpus:
         raise ConfigError(f"--cpus-per-trial {cpus}: must be between 1 and {most_cpus}, what the largest node has")
