@@ -49,7 +49,10 @@ REFUSED = [
     (("train", "openmoji32_micro", "--timesteps"), "--timesteps: its value is missing"),
     (("evaluate", "x", "--evaluation.images", "few"), "error: evaluation.images = 'few': must be an integer"),
     (("evaluate", "x", "--evaluation.seed", "1", "--seed=1"), "--seed"),
-    (("evaluate", "x", "--sampler.guidance.interval", "1"), "guidance.interval = '1': must be 2 values, each a number"),
+    (
+        ("evaluate", "x", "--sampler.guidance.interval", "0", "x"),
+        "guidance.interval = '0 x': must be 2 values, each a numb",
+    ),
     (
         ("evaluate", "x", "--evaluation.metrics", "kernel", "frechett"),
         "error: evaluation.metrics = 'frechett': must be "
