@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pforce.base.console import DONE, USAGE_ERROR, exit_on_errors, imports_kept
 
@@ -120,15 +121,26 @@ def _run(arguments: list[str]) -> int:
     for words, command in COMMANDS.items():
         if tuple(arguments[: len(words)]) == words:
             return _call(command, f"pforce {' '.join(words)}", arguments[len(words) :])
-    asked = not arguments or arguments[0] in ("-h", "--help")
+    return _list(arguments)
+
+
+def _list(arguments: list[str]) -> int:
+    """List the commands, or those of the group that the first word names; with an error unless that was asked for."""
+    group = arguments[0] if arguments and any(words[0] == arguments[0] for words in COMMANDS) else None
+    rest = arguments[1:] if group else arguments
+    asked = not arguments or (bool(rest) and rest[0] in ("-h", "--help"))
+    shown = {" ".join(words): command for words, command in COMMANDS.items() if group in (None, words[0])}
     console = Console(stderr=not asked)
     if not asked:
-        near = difflib.get_close_matches(" ".join(arguments[:2]), [" ".join(words) for words in COMMANDS], n=1)
+        near = difflib.get_close_matches(" ".join(arguments[:2]), shown, n=1)
         hint = f" Did you mean `pforce {near[0]}`?" if near else ""
-        console.print(f"[bold red]error:[/] pforce {arguments[0]}: unknown command.{hint}")
-    table = Table(title="pforce COMMAND [--help]", title_justify="left", show_header=False, box=None)
-    for words, command in COMMANDS.items():
-        table.add_row(" ".join(words), command.summary)
+        unknown = f"pforce {' '.join(arguments[: 2 if group else 1])}: unknown command.{hint}"
+        error = unknown if rest else f"pforce {group}: its subcommand is missing"
+        console.print(Text.assemble(("error: ", "bold red"), error), soft_wrap=True)
+    title = f"pforce {group or 'COMMAND'}{' SUBCOMMAND' if group else ''} [--help]"
+    table = Table(title=title, title_justify="left", show_header=False, box=None)
+    for words, command in shown.items():
+        table.add_row(words, command.summary)
     console.print(table)
     return DONE if asked else USAGE_ERROR
 
@@ -142,7 +154,7 @@ def _call(command: Command, name: str, words: list[str]) -> int:
     if command.own:
         code = function(words)
         return code
-    from pforce.commands.options import parse
+    from pforce.commands.command_line import parse
 
     if command.arguments:
         code = function(parse(getattr(module, command.arguments), name, words))

@@ -22,7 +22,7 @@ from importlib.metadata import entry_points
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
 
-from pforce.base.errors import ConfigError, FieldError, did_you_mean, not_a_setting, require
+from pforce.base.errors import ConfigError, FieldError, UnknownName, did_you_mean, not_a_setting, require
 from pforce.data.config import DataConfig
 from pforce.flow import FlowConfig
 from pforce.metrics.config import EvaluationConfig
@@ -152,7 +152,7 @@ def named(kind: type, name: Any, path: str) -> type:
     if isinstance(name, str) and name not in known:
         modules()
     if not isinstance(name, str) or name not in known:
-        raise ConfigError(f"{path} = {name!r}: must be one of {', '.join(known)}")
+        raise UnknownName(path, name, known)
     return known[name]
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pforce.base.console import stop_on_signals
+from pforce.base.words import counted
 from pforce.config import flat_params
 from pforce.data import Manifest
 from pforce.executors.executor import make
@@ -102,7 +103,7 @@ class Cells(Source):
         if found is None:
             return Idle.END
         item, inputs = found
-        made = {"launcher": f"gpu_suite, {self.arguments.processes} process(es)"}
+        made = {"launcher": f"gpu_suite, {counted(self.arguments.processes, 'process', 'processes')}"}
         return Train(
             item.fingerprint, item.label, item.experiment, inputs, str(self.arguments.data), self.storage.uri,
             item.training, provenance=made,
@@ -151,7 +152,10 @@ def main() -> None:
     storage = Storage.open(arguments.storage)
     take_in([path for path in (*arguments.known, output) if path.exists()], storage, say)
     cells = list(planned(arguments, storage))
-    print(f"{len(cells)} cells to run, {arguments.processes} at a time, {arguments.minutes:g} minutes", flush=True)
+    print(
+        f"{counted(len(cells), 'cell')} to run, {arguments.processes} at a time, {arguments.minutes:g} minutes",
+        flush=True,
+    )
 
     source, device = Cells(cells, arguments, storage), choose_device()
     console = Console(width=200)

@@ -236,11 +236,17 @@ def test_bad_input_is_refused_before_anything_is_drawn(trained, drawn, tmp_path)
     refused(trained, storage, "images = 1", FieldError, images=1)
     refused(trained, storage, "workers = 0", FieldError, workers=0)
     refused(trained, storage, "does not exist", ImageSetError, reference=str(tmp_path / "absent"))
-    refused(drawn / "samples.npz", storage, "measure = .*left out", FieldError, measure=("difficulty",))
+    refused(drawn / "samples.npz", storage, "measure = .*does not apply", FieldError, measure=("difficulty",))
     refused(drawn / "samples.npz", storage, "images = 5", FieldError, images=5)
-    refused(drawn / "samples.npz", storage, "quantile = 0.3: must be left out for images", FieldError, quantile=0.3)
     refused(
-        trained, storage, "quantile = 0.3: must be left out: it is a setting of dual_loop", FieldError, quantile=0.3
+        drawn / "samples.npz", storage, "sampler.quantile = 0.3: does not apply to images", FieldError, quantile=0.3
+    )
+    refused(
+        trained,
+        storage,
+        "sampler.quantile = 0.3: does not apply to euler: it is a setting of dual_loop",
+        FieldError,
+        quantile=0.3,
     )
     refused(trained, storage, "ends in .npz", FieldError, save_reference=tmp_path / "reference.bin")
     folder = tmp_path / "mixed"
@@ -277,7 +283,13 @@ def test_a_sit_has_no_difficulty(tmp_path) -> None:
 def test_the_help_explains() -> None:
     shown = pforce("evaluate", "--help")
     assert shown.returncode == 0
-    for word in ("best:ltg_grid", "validation or train images", "--evaluation.detector-weights", "FID"):
+    for word in (
+        "best:ltg_grid",
+        "validation or train images",
+        "--evaluation.detector-weights",
+        "--evaluation.no-extrapolate",
+        "FID",
+    ):
         assert word in shown.stdout
     wrong = pforce("evaluate", "absent/folder")
     assert wrong.returncode == 2

@@ -102,7 +102,7 @@ def test_it_is_configured(finer):
     with pytest.raises(ConfigError, match=r"sampler\.parts = 0: must be ≥ 1"):
         with_fields(experiment, {"sampler.parts": 0})
     with pytest.raises(
-        ConfigError, match=r"sampler\.parts = 2: must be left out: it is a setting of finer; euler has n"
+        ConfigError, match=r"sampler\.parts = 2: does not apply to euler: it is a setting of finer; euler has n"
     ):
         with_fields(openmoji32_micro(), {"sampler.parts": 2})
     with pytest.raises(FieldError, match="num_function_evaluations = 2: must be ≥ 3 for finer with parts = 3"):
@@ -175,7 +175,7 @@ def test_it_is_an_option_of_every_command(finer, trained, tmp_path, monkeypatch,
     cost = json.loads(Path("runs/samples/cost.json").read_text())
     assert cost["sampler"] | {"parts": 3, "seed": 5, "drift": 0.0, "name": "finer"} == cost["sampler"]
     refused = called("sample", str(trained), "--sampler.parts", "3")
-    assert "parts = 3: must be left out: it is a setting of finer; euler has none" in refused
+    assert "sampler.parts = 3: does not apply to euler: it is a setting of finer; euler has none" in refused
     assert "sampler = 'fine': must be one of euler, " in called("sample", str(trained), "--sampler", "fine")
     assert "drift FLOAT finer: none is no drift at all." in called("evaluate", "--help")
     monkeypatch.setattr(sys, "argv", ["sampler_thresholds.py", "--help"])
@@ -205,7 +205,7 @@ def test_it_is_searched(finer):
         ({"parts": (2.0, 3.0)}, r"parts = \(2.0, 3.0\): must be two integers"),
         ({"parts": (2, 5)}, r"nfe = \(4, 12\): must be enough for all that is searched"),
         ({"parts": (3, 2)}, r"parts = \(3, 2\): must be \(low, high\)"),
-        ({"quantile": (0.1, 0.2)}, "must be left out: what is searched of euler, finer is parts, seed"),
+        ({"quantile": (0.1, 0.2)}, "does not apply to euler, finer, of which parts, seed is searched"),
     ):
         with pytest.raises(FieldError, match=message):
             SearchSpace(("euler", "finer"), (4, 12), ranges)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from pforce import catalog, cli, timesteps
-from pforce.config import field_paths, from_dict, to_dict, with_fields
+from pforce.config import EXPERIMENTS, field_paths, from_dict, to_dict, with_fields
 from pforce.flow import Prediction
 from pforce.records.parts import Inputs, training_part
 from pforce_experiments.openmoji32 import openmoji32_micro
@@ -64,6 +65,14 @@ def test_the_solver_of_the_readme_is_a_sampler(module_of_experiments):
         return abs(x1.mean().item() - math.e)
 
     assert error(32) / error(16) == pytest.approx(1 / 4, rel=0.1)
+
+
+def test_the_experiment_and_the_package_of_the_guide_are_found(tmp_path):
+    (source,) = [block for block in blocks("python") if "def my_experiment" in block]
+    (tmp_path / "mine.py").write_text(source)
+    assert catalog.experiment(f"{tmp_path / 'mine.py'}:my_experiment").model.width == 256
+    (project,) = map(tomllib.loads, blocks("toml"))
+    assert list(project["project"]["entry-points"]) == [EXPERIMENTS]
 
 
 def test_links_lead_somewhere():

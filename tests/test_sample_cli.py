@@ -148,7 +148,7 @@ REFUSED = [
     (("{trained}", "--sampler", "dual_loop", "--sampler.quantile", "0"), "quantile = 0.0: must be between 0 and 1"),
     (("{trained}", "--sampler", "dual_loop", "--sampler.quantile", "1"), "quantile = 1.0: must be between 0 and 1"),
     (("{trained}", "--sampler", "dual_loop", "--nfe", "3"), "must be ≥ 4 for dual_loop"),
-    (("{trained}", "--sampler.context-ratio", "2"), "context_ratio = 2.0: must be left out"),
+    (("{trained}", "--sampler.context-ratio", "2"), "sampler.context_ratio = 2.0: does not apply to"),
     (("{trained}", "--count", "0"), "count = 0: must be ≥ 1"),
     (("{trained}", "--batch", "0"), "batch = 0: must be ≥ 1"),
     (("{trained}", "--decoder", "vae"), "samples pixels, not latents"),

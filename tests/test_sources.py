@@ -66,6 +66,21 @@ def test_what_is_no_model_is_refused(trained, tmp_path):
         load_source(tmp_path / "copy")
 
 
+def test_a_sampler_of_a_package_that_is_not_installed_is_named(trained, tmp_path):
+    """Once, however many checkpoints there are, and with the cure."""
+    shutil.copytree(trained, tmp_path / "copy")
+    record = tmp_path / "copy" / "experiment.json"
+    content = json.loads(record.read_text())
+    content["sampler"]["name"] = "theirs"
+    record.write_text(json.dumps(content))
+    with pytest.raises(SourceError) as refused:
+        load_source(tmp_path / "copy")
+    assert str(refused.value) == (
+        f"{record}: its sampler theirs is not installed here: install the package that it comes from; the package "
+        "names its modules by an entry point pforce.experiments"
+    )
+
+
 def test_the_experiment_lies_beside_the_checkpoints(trained):
     assert json.loads((trained / "experiment.json").read_text())["name"] == "tiny"
 

@@ -60,10 +60,22 @@ def imports_kept() -> Iterator[None]:
             gc.enable()
 
 
-def make_console() -> Console:
-    """A console; wide enough for a table where the output is not a terminal (a log, a pipe)."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
+def make_console(*, stderr: bool = False) -> Console:
+    """A console; wide enough for a table where the output is not a terminal (a log, a pipe). Where CI is set, as on
+    machines that build and test, a terminal is only a log: it is not interactive, and nothing on it is animated."""
+    console = Console(stderr=stderr, force_interactive=False if os.environ.get("CI") else None)
+    return console if console.is_terminal else Console(stderr=stderr, width=200)
+
+
+@contextmanager
+def under_way(console: Console, text: str) -> Iterator[Callable[[str], None]]:
+    """Show a moving sign beside a text during the block, on an interactive terminal only; yield a function that changes
+    the text."""
+    if not console.is_interactive:
+        yield lambda text: None
+        return
+    with console.status(text) as status:
+        yield status.update
 
 
 def duration(seconds: float) -> str:

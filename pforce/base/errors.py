@@ -8,7 +8,9 @@ path of the field, and hashing on top.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Self
 
 
 class InputError(Exception):
@@ -17,6 +19,19 @@ class InputError(Exception):
 
 class ConfigError(InputError, ValueError):
     """An experiment or a sweep is not well-formed. The message names the field, the value and what is allowed."""
+
+
+class UnknownName(ConfigError):
+    """A part that is chosen by name has an unknown one.
+
+    Attributes:
+        part: the part (`sampler`).
+        name: its name.
+    """
+
+    def __init__(self, part: str, name: object, known: Iterable[str]) -> None:
+        self.part, self.name = part, name
+        super().__init__(f"{part} = {name!r}: must be {one_of(name, known)}")
 
 
 class FieldError(InputError, ValueError):
@@ -28,9 +43,32 @@ class FieldError(InputError, ValueError):
         allowed: the values that it may hold, as a phrase that follows "must be".
     """
 
+    rule = "must be {}"
+    """Sentence about the field, with `allowed` in place of the braces."""
+
     def __init__(self, field: str, value: object, allowed: str) -> None:
         self.field, self.value, self.allowed = field, value, allowed
-        super().__init__(f"{field} = {value!r}: must be {allowed}")
+        super().__init__(f"{field} = {value!r}: {self.rule.format(allowed)}")
+
+    def below(self, prefix: str) -> Self:
+        """The error with a longer name of the field: `images` below `training.` is `training.images`."""
+        return type(self)(f"{prefix}{self.field}", self.value, self.allowed)
+
+
+class DoesNotApply(FieldError):
+    """A field was given that the other choices make meaningless. `allowed` says to what or beside what it has no
+    meaning."""
+
+    rule = "does not apply {}; leave it out"
+
+
+@contextmanager
+def fields_below(prefix: str) -> Iterator[None]:
+    """Name the fields of errors in this block from the outside: `images` below `training.` is `training.images`."""
+    try:
+        yield
+    except FieldError as error:
+        raise error.below(prefix) from error
 
 
 def require(condition: bool, field: str, value: object, allowed: str) -> None:
@@ -42,6 +80,23 @@ def require(condition: bool, field: str, value: object, allowed: str) -> None:
         raise FieldError(field, value, allowed)
 
 
+def require_applies(condition: bool, field: str, value: object, why: str) -> None:
+    """Raise `DoesNotApply(field, value, why)` unless the condition holds.
+
+    Args:
+        why: phrase that follows "does not apply": "to a SiT, which predicts no uncertainty".
+    """
+    if not condition:
+        raise DoesNotApply(field, value, why)
+
+
+def require_one_of(field: str, value: object, known: Iterable[str]) -> None:
+    """Raise FieldError, with the nearest name, unless the value is one of these names."""
+    names = list(known)
+    if value not in names:
+        raise FieldError(field, value, one_of(value, names))
+
+
 def not_a_setting(field: str, value: object, chosen: str, settings: Mapping[str, Sequence[str]]) -> FieldError:
     """The error for a setting that the chosen object does not have; it says which other choices have it.
 
@@ -51,9 +106,18 @@ def not_a_setting(field: str, value: object, chosen: str, settings: Mapping[str,
     name = field.rsplit(".", 1)[-1]
     others = [other for other, own in settings.items() if name in own]
     has = f"a setting of {', '.join(others)}" if others else f"no setting of {', '.join(settings)}"
-    return FieldError(
-        field, value, f"left out: it is {has}; {chosen} has {', '.join(settings.get(chosen, ())) or 'none'}"
-    )
+    own = ", ".join(settings.get(chosen, ())) or "none"
+    return DoesNotApply(field, value, f"to {chosen}: it is {has}; {chosen} has {own}")
+
+
+HINT = "did you mean"
+
+
+def one_of(value: object, known: Iterable[str]) -> str:
+    """What a field must be whose value is none of these names: "one of X, Y; did you mean Y?"."""
+    names = list(known)
+    near = difflib.get_close_matches(str(value), names, n=1)
+    return f"one of {', '.join(names)}" + (f"; {HINT} {near[0]}?" if near else "")
 
 
 def did_you_mean(name: str, known: Iterable[str], listed: str = "there are", *, cutoff: float = 0.6) -> str:
@@ -65,4 +129,4 @@ def did_you_mean(name: str, known: Iterable[str], listed: str = "there are", *, 
     """
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
-    return f"did you mean {near[0]}?" if near else f"{listed} {', '.join(names) or 'none'}"
+    return f"{HINT} {near[0]}?" if near else f"{listed} {', '.join(names) or 'none'}"

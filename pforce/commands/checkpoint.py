@@ -19,8 +19,9 @@ from pforce.models import TimestepLevels, save_model, save_published
 from pforce.orchestration.find import find_model
 from pforce.trial.source import PUBLISHED_SUFFIXES, Source, SourceError, content_hash, load_source
 
-Text = Annotated[str, tyro.conf.Positional]
-File = Annotated[Path, tyro.conf.Positional]
+Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+Published = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+Destination = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DESTINATION")]
 
 
 def _refuse_overwriting(destination: Path, suffixes: tuple[str, ...]) -> None:
@@ -39,7 +40,7 @@ def _check_same(source: Source, destination: Path) -> None:
             raise SourceError(f"{destination}: {name} differs from what was read: the file system may be at fault")
 
 
-def import_checkpoint(source: File, destination: File, heads: int | None = None) -> int:
+def import_checkpoint(source: Published, destination: Destination, heads: int | None = None) -> int:
     """Read a published checkpoint (PFT, SiT, or the original SiT) and write it as a pforce model file.
 
     Args:
@@ -58,8 +59,8 @@ def import_checkpoint(source: File, destination: File, heads: int | None = None)
 
 
 def export_checkpoint(
-    source: Text,
-    destination: File,
+    source: Model,
+    destination: Destination,
     *,
     weights: Literal["ema", "raw"] = "ema",
     store: Store,
@@ -98,7 +99,7 @@ def _said(source: Source) -> str:
 
 @torch.no_grad()
 def verify_checkpoint(
-    source: Text,
+    source: Model,
     *,
     weights: Literal["ema", "raw"] = "ema",
     heads: int | None = None,

@@ -11,6 +11,7 @@ from rich.text import Text
 from pforce.base.console import DONE, make_console
 from pforce.base.errors import ConfigError
 from pforce.base.files import write_whole
+from pforce.base.words import counted
 from pforce.commands.stores import FIRST_RUN, SHORT, WIDE, Store, about, open_store
 from pforce.results.costs import OUTCOMES, By, costs, run_costs
 from pforce.tracking import runs_frame
@@ -46,7 +47,7 @@ def cost(*, by: By = "sweep", csv: Path | None = None, store: Store) -> int:
             write_whole(csv, lambda scratch: table.to_csv(scratch, index=False))
         except OSError as error:
             raise ConfigError(f"csv = {csv}: cannot be written ({error.strerror}); give another file") from error
-        console.print(f"{csv}: {len(table)} rows", highlight=False, markup=False)
+        console.print(f"{csv}: {counted(len(table), 'row')}", highlight=False, markup=False)
     return DONE
 
 
@@ -55,8 +56,8 @@ def notes(of_runs: pd.DataFrame) -> list[str]:
     found = []
     unrecorded, shared = int((~of_runs["recorded"]).sum()), of_runs["shared_hours"].sum()
     if unrecorded:
-        found.append(f"{unrecorded} run(s) recorded no cost (ended before the first point of their curve, or made "
-                     "by an earlier version): they count as 0")  # fmt: skip
+        found.append(f"{counted(unrecorded, 'run')} recorded no cost (ended before the first point of their curve, or "
+                     "made by an earlier version): they count as 0")  # fmt: skip
     if shared >= 5e-4:
         found.append(f"{shared:,.3f} device-hours of trainings that several trials share are counted once")
     if (of_runs["kind"] == "unknown").any():

@@ -6,12 +6,12 @@ import json as json_module
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pforce.base.console import DONE, USAGE_ERROR, make_console
+from pforce.base.console import DONE, USAGE_ERROR, make_console, under_way
 from pforce.base.errors import require
+from pforce.base.words import counted
 from pforce.commands.stores import Store
 from pforce.orchestration.doctor import SIGNS, Check, diagnose
 from pforce.orchestration.doctor.diagnose import address_of
@@ -39,13 +39,13 @@ def doctor(
     require(workers is None or workers >= 1, "workers", workers, "≥ 1")
     console = make_console()
     place = store.place
-    with Console(stderr=True).status("checking …") as status:
+    with under_way(make_console(stderr=True), "checking …") as say:
         checks = diagnose(
             place,
             store.tracking_uri,
             ray_address=address_of(ray_address),
             workers=workers,
-            told=lambda what: status.update(f"checking {what} …"),
+            told=lambda what: say(f"checking {what} …"),
         )
     wrong = sum(check.state == "problem" for check in checks)
     warned = sum(check.state == "warning" for check in checks)
@@ -55,8 +55,8 @@ def doctor(
         )
     else:
         console.print(checks_table(checks))
-        told = "nothing would stop a run" if not wrong else f"{wrong} problem(s) would stop or spoil a run"
-        console.print(Text(f"{told}; {warned} warning(s)", style="bold red" if wrong else "bold green"))
+        told = "nothing would stop a run" if not wrong else f"{counted(wrong, 'problem')} would stop or spoil a run"
+        console.print(Text(f"{told}; {counted(warned, 'warning')}", style="bold red" if wrong else "bold green"))
     return USAGE_ERROR if wrong else DONE
 
 

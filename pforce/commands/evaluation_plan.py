@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 
 from pforce import catalog
-from pforce.base.errors import ConfigError, require
+from pforce.base.errors import ConfigError, DoesNotApply, FieldError, fields_below, require, require_applies
 from pforce.base.files import folder_hash
 from pforce.commands.options import SamplerOptions, evaluation_settings, given, sampler_of
 from pforce.config import Experiment
@@ -22,7 +22,7 @@ from pforce.metrics.context import CONTEXT_TIMESTEPS
 from pforce.metrics.detectors import Detector, load_detector
 from pforce.metrics.difficulty import TIMESTEPS
 from pforce.metrics.distances import IMAGE_METRICS, ImageMetric
-from pforce.metrics.image_sets import open_images
+from pforce.metrics.image_sets import ImageSet, ImageSetError, open_images
 from pforce.metrics.reference import BATCH, is_statistics, load_statistics
 from pforce.orchestration.evaluation import Evaluation
 from pforce.orchestration.find import find_model
@@ -61,7 +61,7 @@ class Arguments(SamplerOptions, WorkerOptions, StoreOptions):
     figures to a folder. What was measured before is shown again; the same command resumes a stopped evaluation.
     """
 
-    target: Annotated[str, tyro.conf.Positional]
+    target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
     """A model, a folder of images, or an .npz of images (uint8 NHWC arr_0). A model is a trial's folder or checkpoint,
     a .safetensors or published .ckpt file, an MLflow run id, a trained experiment, or best:SWEEP such as
     best:ltg_grid."""
@@ -110,7 +110,8 @@ def evaluation_of(a: Arguments, detector: Detector, name: str) -> EvaluationConf
     if asked.get("reference", own[0]) not in own:  # a file or folder, read by `_reference`
         asked.pop("reference")
     asked.pop("detector_weights", None)  # its hash counts instead
-    return replace(DEFAULTS, **asked)
+    with fields_below("evaluation."):
+        return replace(DEFAULTS, **asked)
 
 
 def is_model(target: str) -> bool:
@@ -143,7 +144,7 @@ class _Data:
 def _data(experiment: Experiment | None, console: Console) -> _Data | None:
     if experiment is None:
         return None
-    folder = ensure(experiment.data, progress=console.is_terminal).absolute()
+    folder = ensure(experiment.data, progress=console.is_interactive).absolute()
     return _Data(folder, Manifest.load(folder))
 
 
@@ -154,39 +155,53 @@ def _detector(a: Arguments, experiment: Experiment | None) -> tuple[Detector, st
     name = chosen or (experiment.evaluation.detector if experiment else None)
     if chosen is None and a.data is None and name is not None and ":" in name:
         raise ConfigError(
-            f"detector = {name}: comes from the model's file, and loading it would run its code; give "
+            f"evaluation.detector = {name}: comes from the model's file, and loading it would run its code; give "
             f"--evaluation.detector {name} if you trust it"
         )
     if name is None:
         raise ConfigError(
-            "detector: not given, and no data set suggests one: --evaluation.detector openmoji, fashion-mnist, "
-            "inception (with --evaluation.detector-weights), dinov2 or package.module:function"
+            "evaluation.detector: not given, and no data set suggests one: --evaluation.detector openmoji, "
+            "fashion-mnist, inception (with --evaluation.detector-weights), dinov2 or package.module:function"
         )
     weights = asked.get("detector_weights")
     if weights is None and chosen is None and experiment:
         weights = experiment.evaluation.detector_weights
-    return load_detector(name, weights, a.detector_sha256), name, str(Path(weights).absolute()) if weights else None
+    try:
+        detector = load_detector(name, weights, a.detector_sha256)
+    except FieldError as error:
+        raise (error if error.field == "detector_sha256" else error.below("evaluation.")) from error
+    return detector, name, str(Path(weights).absolute()) if weights else None
 
 
-def _reference(a: Arguments, data: _Data | None, detector: Detector) -> ReferenceImages:
+def _print_notes(images: ImageSet, path: str | Path, console: Console) -> None:
+    for note in images.notes:
+        console.print(f"note: {path}: {note}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _reference(a: Arguments, data: _Data | None, detector: Detector, console: Console) -> ReferenceImages:
     """The reference of the comparison. Errors of its file are raised before anything is drawn."""
     count = given(a.evaluation).get("reference_images")
     if a.reference in ("validation", "train"):
         if data is None:
             raise ConfigError(
-                f"reference = {a.reference}: no data set is known; name one with --data, such as openmoji32_micro, or "
-                "give --evaluation.reference a folder or .npz of images, or an .npz of statistics"
+                f"evaluation.reference = {a.reference}: no data set is known; name one with --data, such as "
+                "openmoji32_micro, or give --evaluation.reference a folder or .npz of images, or an .npz of statistics"
             )
-        config = EvaluationConfig(reference=a.reference, reference_images=count)
+        with fields_below("evaluation."):
+            config = EvaluationConfig(reference=a.reference, reference_images=count)
         inputs = inputs_of(config, data.manifest, detector)
         return reference_images(config, data.folder, inputs, data.manifest.resolution)
-    allowed = "left out, as the reference is a file or folder of its own"
-    require(count is None, "reference_images", count, allowed)
+    why = "to a reference that is a file or folder of its own"
+    require_applies(count is None, "evaluation.reference_images", count, why)
     path = Path(a.reference)
     if path.suffix == ".npz" and is_statistics(path):
         found = load_statistics(path, detector, images=False)
         return ReferenceImages("statistics", str(path.absolute()), f"file:{found.identity}", found.moments.n or 0)
-    images = open_images(path)
+    try:
+        images = open_images(path)
+    except ImageSetError as error:
+        raise ImageSetError(f"evaluation.reference = {error}") from error
+    _print_notes(images, path, console)
     return ReferenceImages(
         "images", str(path.absolute()), f"images:{images.content_hash()}", len(images), images.size
     )  # fmt: skip
@@ -242,14 +257,14 @@ def plan_images(a: Arguments, console: Console) -> Evaluation:
     of_models |= {"measure": ", ".join(a.measure)} if a.measure else {}
     of_models |= {"weights": a.weights} if a.weights != "ema" else {}
     of_models |= {"workers": a.workers} if a.workers != 1 else {}
-    of_models |= {name: value for name, value in given(a.evaluation).items() if name in OF_MODELS}
-    for name, value in {**of_models, **given(a.settings)}.items():
-        require(False, name, value, "left out for images: they are measured as they are")
+    of_models |= {f"evaluation.{name}": value for name, value in given(a.evaluation).items() if name in OF_MODELS}
+    of_models |= {f"sampler.{name}": value for name, value in given(a.settings).items()}
+    for name, value in of_models.items():
+        raise DoesNotApply(name.replace("guidance_", "guidance."), value, "to images, which are measured as they are")
     detector, _, _ = _detector(a, experiment)
-    reference = _reference(a, _data(experiment, console), detector)
+    reference = _reference(a, _data(experiment, console), detector, console)
     _check_sizes(reference, images.size, detector)
-    for note in images.notes:
-        console.print(f"note: {a.target}: {note}", highlight=False, soft_wrap=True, markup=False)
+    _print_notes(images, a.target, console)
     content = images.content_hash()
     parts = {
         metric: Part(
@@ -271,7 +286,7 @@ def _measured(a: Arguments, source: Source, data: _Data | None) -> tuple[Measure
     head = source.model.config.difficulty_head
     if a.measure:
         wrong = [part for part in a.measure if part in ("difficulty", "context") and not head]
-        require(not wrong, "measure", ", ".join(wrong), "left out for a SiT: it has no difficulty head")
+        require_applies(not wrong, "measure", ", ".join(wrong), "to a SiT, which has no difficulty head")
         require(
             data is not None or set(a.measure) == {"images"},
             "measure",
@@ -299,7 +314,7 @@ def plan_model(a: Arguments, console: Console) -> Evaluation:
     check_sampler(sampler, config)
     detector, detector_name, detector_weights = _detector(a, experiment)
     evaluation = evaluation_of(a, detector, detector_name)
-    reference = _reference(a, data, detector)
+    reference = _reference(a, data, detector, console)
     decoder = None
     if a.decoder is not None and "images" in measured:
         decoder_for(source, str(a.decoder), torch.device("cpu"))
@@ -317,7 +332,7 @@ def plan_model(a: Arguments, console: Console) -> Evaluation:
         about |= _flat(sampler.canonical(), "sampler.") | {"images": evaluation.images, "labels": evaluation.labels}
         about |= _about(a, detector, reference)
         if sampler.unspent:
-            console.print(f"warning: {sampler.unspent}", highlight=False)
+            console.print(f"note: {sampler.unspent}", highlight=False)
     if data is not None and set(measured) != {"images"}:
         about |= {"held_out": request.held_out["images"], "data_hash": data.manifest.hash}
     model = Measurable(

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from pforce.base.console import DONE, SOME_FAILED, make_console
 from pforce.base.errors import ConfigError, InputError
+from pforce.base.words import counted
 from pforce.commands.stores import Store
 from pforce.records.ledger import Ledger
 from pforce.records.sweeps import SweepEntry, read_sweeps
@@ -21,7 +22,7 @@ from pforce.tracking.checks import why
 
 
 def mirror(
-    sweeps: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    sweeps: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[SWEEP …]")] = (),
     *,
     store: Store,
     restore: bool = False,
@@ -74,7 +75,7 @@ def mirror_storage(
     shows, total = Mirror(tracker, place, say), Shown()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     pages: dict[str, Page] = {}
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with Progress(*columns, console=console, disable=not console.is_interactive, transient=True) as progress:
         task = progress.add_task("runs", total=sum(len(entry.cells) for entry in entries))
         before = 0
         for entry in entries:
@@ -89,7 +90,7 @@ def mirror_storage(
     deleted = f", {total.deleted} deleted in MLflow stay deleted (--restore shows them)" if total.deleted else ""
     refused = f", {total.refused} refused" if total.refused else ""
     say(
-        f"{tracker.shown}: {total.made} run(s) made, {total.updated} updated, {total.there} already up to date"
+        f"{tracker.shown}: {counted(total.made, 'run')} made, {total.updated} updated, {total.there} already up to date"
         f"{deleted}{refused}"
     )
     return SOME_FAILED if total.refused else DONE

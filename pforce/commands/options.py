@@ -6,21 +6,17 @@ of a sampler or an evaluation becomes an option of all commands.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
-import itertools
-import textwrap
-import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, reduce
 from operator import or_
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 
-from pforce.base.errors import require
+from pforce.base.errors import fields_below, require_applies
+from pforce.commands.command_line import SHORT_NAMES, metavar_of, texts, without_none
 from pforce.config import modules, named
 from pforce.metrics.config import EvaluationConfig
 from pforce.sampling import SAMPLERS, Euler, Guidance, Sampler
@@ -29,84 +25,18 @@ from pforce.trial.source import Source
 
 SHARED = tuple(name for name in COMMON if name != "guidance")
 """Settings that all samplers have, beside guidance with its own."""
-NFE = "--nfe"
-"""Short form of --sampler.num-function-evaluations."""
-T = TypeVar("T")
-_OPTIONAL = (Union, types.UnionType)
 
 
-def texts(cls: type) -> dict[str, str]:
-    """Field → the text below it in its class, base classes included; empty where a class has no source."""
-    found: dict[str, str] = {}
-    for each in reversed(cls.__mro__):
-        try:
-            body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0].body  # type: ignore[attr-defined]
-        except (OSError, TypeError):  # made in a console, or built into Python
-            continue
-        for field, text in itertools.pairwise(body):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
-                found[field.target.id] = inspect.cleandoc(str(ast.literal_eval(text.value)))
-    return found
-
-
-def _metavar(hint: Any) -> str:
-    """Placeholder for an option's value in help: `INT`, `{ema,raw}`, `FLOAT FLOAT`, `[FLOAT …]`."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in _OPTIONAL:
-        return "|".join(dict.fromkeys(_metavar(each) for each in inner if each is not type(None)))
-    if origin is Literal:
-        return "{" + ",".join(map(str, inner)) + "}"
-    if origin is tuple:
-        return f"[{_metavar(inner[0])} …]" if Ellipsis in inner else " ".join(map(_metavar, inner))
-    return "{True,False}" if hint is bool else str(hint.__name__).upper()
-
-
-READABLE = tyro.constructors.ConstructorRegistry()
-"""Rules by which command lines show the fields of dataclasses."""
-_asking: list[type] = []
-
-
-@READABLE.struct_rule
-def _readable(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
-    """Fields of a dataclass as tyro has them, but with texts as paragraphs (tyro keeps the source's line breaks), and
-    `PATH` where tyro shows `{None}|PATH`."""
-    cls = info.type
-    if _asking or not (dataclasses.is_dataclass(cls) and isinstance(cls, type)):
-        return None
-    _asking.append(cls)  # else this rule would call itself instead of tyro's own
-    try:
-        spec = tyro.constructors.ConstructorRegistry.get_struct_spec(info)
-    finally:
-        _asking.pop()
-    if not isinstance(spec, tyro.constructors.StructConstructorSpec):
-        return None
-    about, fields = texts(cls), []
-    for field in spec.fields:
-        hint: Any = field.type
-        if get_origin(hint) in _OPTIONAL and field.default is None:
-            hint = Annotated[hint, tyro.conf.arg(metavar=_metavar(hint))]
-        text = " ".join(about[field.name].split()) if field.name in about else field.helptext
-        fields.append(dataclasses.replace(field, type=hint, helptext=text))
-    return dataclasses.replace(spec, fields=tuple(fields))
-
-
-def parse(target: Callable[..., T], name: str | None = None, words: Sequence[str] | None = None, **options: Any) -> T:
-    """Parse a command line into an instance of a dataclass, or into the result of a function.
-
-    Args:
-        name: name of the command in help; default: the script's.
-        words: the command line without that name; default: this process's own.
-        options: further options of `tyro.cli`.
-    """
-    return tyro.cli(target, prog=name, args=words, registry=READABLE, **options)
-
-
-def _option(hint: Any, text: str, default: str, *, name: str | None = None, short: str | None = None) -> Any:
-    """Type of an option that may be left out."""
-    hint = reduce(or_, get_args(hint)) if get_origin(hint) in _OPTIONAL else hint
+def _option(field: str, hint: Any, text: str, default: str, *, name: str | None = None) -> Any:
+    """Type of an option that may be left out; one that is true or false is a flag, as in the class itself."""
+    kind: Any = without_none(hint)
+    short, hinted = SHORT_NAMES.get(field), f"(default: {default})"
+    if kind is bool:
+        flag: Any = tyro.conf.arg(name=name, help=text, help_behavior_hint=hinted)
+        return Annotated[bool | None, tyro.conf.DisallowNone, flag]
     return Annotated[
-        hint | None,
-        tyro.conf.arg(name=name, help=text, metavar=_metavar(hint), help_behavior_hint=f"(default: {default})",
+        kind | None,
+        tyro.conf.arg(name=name, help=text, metavar=metavar_of(kind), help_behavior_hint=hinted,
                       aliases=[short] if short else None),
     ]  # fmt: skip
 
@@ -141,19 +71,18 @@ def sampler_settings() -> type:
     common, guidance = texts(Sampler), texts(Guidance)
     hints = get_type_hints(Sampler)
     options: dict[str, Any] = {
-        name: _option(hints[name], common[name], f"the experiment's, or {getattr(Euler(), name)}",
-                      short=NFE if name == "num_function_evaluations" else None)
+        name: _option(name, hints[name], common[name], f"the experiment's, or {getattr(Euler(), name)}")
         for name in SHARED
-    }  # fmt: skip
+    }
     for name, hint in get_type_hints(Guidance).items():
         default = f"the experiment's, or {getattr(Guidance(), name)}"
-        options[f"guidance_{name}"] = _option(hint, guidance[name], default, name=f"guidance.{name}")
+        options[f"guidance_{name}"] = _option(name, hint, guidance[name], default, name=f"guidance.{name}")
     for setting, samplers in _settings():
         kinds = dict.fromkeys(get_type_hints(cls)[setting] for cls in samplers.values())
         defaults = dict.fromkeys(
             str(f.default) for cls in samplers.values() for f in dataclasses.fields(cls) if f.name == setting
         )
-        options[setting] = _option(reduce(or_, kinds), _help(setting, samplers), " or ".join(defaults))
+        options[setting] = _option(setting, reduce(or_, kinds), _help(setting, samplers), " or ".join(defaults))
     about = "Settings of the sampler. Defaults are those of the model's experiment."
     return _made("SamplerSettings", about, options)
 
@@ -167,7 +96,7 @@ def range_options() -> type:
             tried = [cls.searched[setting] for cls in searching.values()]
             shown = ", ".join(dict.fromkeys(f"{r.low:g} to {r.high:g} in steps of {r.step:g}" for r in tried))
             number: Any = int if all(each.integer for each in tried) else float
-            options[setting] = _option(tuple[number, number], _help(setting, searching), shown)
+            options[setting] = _option(setting, tuple[number, number], _help(setting, searching), shown)
     return _made("Ranges", "Smallest and largest value of a setting that is searched.", options)
 
 
@@ -191,21 +120,20 @@ def sampler_of(options: SamplerOptions, source: Source) -> Sampler:
     asked: dict[str, Any] = {
         name: own.pop(f"guidance_{name}", getattr(base.guidance, name)) for name in ("scale", "interval")
     }
-    require(
-        asked["scale"] != 1 or "guidance_interval" not in given(options.settings),
-        "sampler.guidance.interval",
-        asked["interval"],
-        "left out without --sampler.guidance.scale, or with a scale of 1",
-    )
-    require_settings(cls, own)
+    guided = asked["scale"] != 1 or "guidance_interval" not in given(options.settings)
+    why = "without --sampler.guidance.scale, or with a scale of 1"
+    require_applies(guided, "sampler.guidance.interval", asked["interval"], why)
     if common.get("spacing", "shifted") != "shifted":
         common.setdefault("shift", cls.shift)  # the experiment's would contradict it
     kept: dict[str, Any] = {name: getattr(base, name) for name in SHARED}
     replaced = cls.overruled(own)
     if cls is type(base):
         kept |= {name: getattr(base, name) for name in own_settings(cls)}
-    fields: dict[str, Any] = {**kept, **replaced, **own, **common, "guidance": Guidance(**asked)}
-    return cls(**fields)
+    with fields_below("sampler."):
+        require_settings(cls, own)
+        with fields_below("guidance."):
+            guidance = Guidance(**asked)
+        return cls(**{**kept, **replaced, **own, **common, "guidance": guidance})
 
 
 EVALUATION_DEFAULTS: Mapping[str, str] = {
@@ -234,7 +162,8 @@ def evaluation_settings(defaults: EvaluationConfig) -> type:
     for name, hint in hints.items():
         value = getattr(defaults, name)
         plain = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        options[name] = _option(hint, EVALUATION_TEXTS.get(name, about[name]), EVALUATION_DEFAULTS.get(name, plain))
+        text, default = EVALUATION_TEXTS.get(name, about[name]), EVALUATION_DEFAULTS.get(name, plain)
+        options[name] = _option(name, hint, text, default)
     return _made(
         "EvaluationSettings",
         "Settings of the evaluation: metrics, reference, detector, and numbers of images.",

@@ -16,8 +16,9 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from pforce.base.console import DONE, make_console
-from pforce.base.errors import ConfigError
+from pforce.base.console import DONE, make_console, under_way
+from pforce.base.errors import ConfigError, require
+from pforce.base.words import counted
 from pforce.commands.mirror import mirror_storage
 from pforce.commands.stores import Place, Store
 from pforce.orchestration.options import StorageOptions, StoreOptions
@@ -31,9 +32,12 @@ from pforce.tracking import runs_frame, sqlite_path
 from pforce.trial.migrate import Carried, carry_lines
 from pforce.trial.migrate_storage import carry_storage
 
-Names = Annotated[tuple[str, ...], tyro.conf.Positional]
+Sweeps = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[SWEEP …]")]
+Digests = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIGEST …")]
+Files = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE …")]
 FIRST = "a sweep, `pforce train` or `pforce evaluate` makes the first"
 MOST_SHOWN = 40
+SUFFIX = ".jsonl"
 
 
 def _say(console: Console) -> exchange.Say:
@@ -58,7 +62,7 @@ def list_records(*, kind: Kind | None = None, every: bool = False, store: Place)
     if not found:
         console.print(f"No records in {place}: {FIRST}.", highlight=False, markup=False, soft_wrap=True)
         return DONE
-    table = Table(title=f"{len(found):,} records", title_justify="left")
+    table = Table(title=counted(len(found), "record"), title_justify="left")
     for name in ("digest", "kind", "finished", "seconds", "values", "origin"):
         table.add_column(name, justify="right" if name == "seconds" else "left", overflow="fold")
     for record in found if every else found[:MOST_SHOWN]:
@@ -83,7 +87,7 @@ def _whole_name(text: str, ledger: Ledger) -> str:
     return found[0]
 
 
-def show_record(digest: Annotated[str, tyro.conf.Positional], *, store: Place) -> int:
+def show_record(digest: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIGEST")], *, store: Place) -> int:
     """Print a whole record as JSON: values, inputs, machine and software, and cost.
 
     Where a part was measured twice with different numbers, all of its records are printed; the first is the one that
@@ -99,7 +103,7 @@ def show_record(digest: Annotated[str, tyro.conf.Positional], *, store: Place) -
     return DONE
 
 
-def forget_records(digests: Names, *, reason: str, store: Place) -> int:
+def forget_records(digests: Digests, *, reason: str, store: Place) -> int:
     """Write a tombstone for records: they no longer count, and what needs them is measured again.
 
     Nothing is deleted, and records of a part's inputs still count: to measure a model anew, forget all of its parts.
@@ -115,17 +119,18 @@ def forget_records(digests: Names, *, reason: str, store: Place) -> int:
     place.check()
     for name in [_whole_name(text, ledger) for text in digests]:  # a wrong name is reported before any is forgotten
         count = ledger.forget(name, reason, who=provenance())
-        console.print(f"{name}: {count} record(s) forgotten", highlight=False)
+        console.print(f"{name}: {counted(count, 'record')} forgotten", highlight=False)
     return DONE
 
 
-def export_records(sweeps: Names, *, out: Path, store: Place) -> int:
+def export_records(sweeps: Sweeps, *, out: Path, store: Place) -> int:
     """Write sweeps and their records as JSON lines, for another storage or a repository.
 
     Args:
         sweeps: names of sweeps; without any, all are written.
         out: the file to write; its name ends in .jsonl.
     """
+    require(out.suffix == SUFFIX, "out", str(out), f"a name that ends in {SUFFIX}: JSON lines are written")
     console = make_console()
     place, _ = _open(store, console)
     known = exchange.sweep_names(place, _say(console))
@@ -135,12 +140,12 @@ def export_records(sweeps: Names, *, out: Path, store: Place) -> int:
         records, written = exchange.export(place, sweeps, out, _say(console))
     except OSError as error:
         raise ConfigError(f"out = {out}: cannot be written ({error.strerror}); give another file") from error
-    console.print(f"{out}: {records} records of {written} sweep(s)", highlight=False, markup=False)
+    console.print(f"{out}: {counted(records, 'record')} of {counted(written, 'sweep')}", highlight=False, markup=False)
     return DONE
 
 
 def import_records(
-    sources: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    sources: Files,
     *,
     store: Store,
 ) -> int:
@@ -167,14 +172,15 @@ def import_records(
             if path.is_dir()
             else exchange.import_lines(place, path, say)
         )
-        console.print(f"{path}: {taken.made} records imported, {taken.there} already there, {taken.sweeps} sweep(s)",
+        console.print(f"{path}: {counted(taken.made, 'record')} imported, {taken.there} already there, "
+                      f"{counted(taken.sweeps, 'sweep')}",
                       highlight=False, markup=False)  # fmt: skip
     _show(store, console)
     return DONE
 
 
 def migrate_records(
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[FILE …]")],
     *,
     store: Store,
 ) -> int:
@@ -193,12 +199,12 @@ def migrate_records(
         _told(_carry(path, place, console), str(path), console)
     old = place.root / "trials"
     if old.is_dir():
-        with console.status("carrying trainings over …") as status:
+        with under_way(console, "carrying trainings over …") as say:
             carried = carry_storage(
                 place, _say(console), _tracked(store, console),
-                lambda what: status.update(f"carrying {what} over …"),
+                lambda what: say(f"carrying {what} over …"),
             )  # fmt: skip
-        console.print(f"{carried.trainings} training(s) carried over", highlight=False)
+        console.print(f"{counted(carried.trainings, 'training')} carried over", highlight=False)
         _told(carried, str(old), console)
     elif not files:
         console.print(f"{place}: holds no trainings of commit 0641df2 (folder trials); name files of its records",
@@ -209,7 +215,7 @@ def migrate_records(
 
 @contextmanager
 def _bar(console: Console, what: str, total: int) -> Iterator[exchange.Advance]:
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+    with Progress(console=console, disable=not console.is_interactive, transient=True) as progress:
         task = progress.add_task(what, total=total)
         yield lambda done: progress.update(task, completed=done)
 
@@ -220,8 +226,8 @@ def _carry(path: Path, place: Storage, console: Console) -> Carried:
 
 
 def _told(carried: Carried, what: str, console: Console) -> None:
-    console.print(f"{what}: {carried.cells} cell(s) carried over, {len(carried.refused)} refused", highlight=False,
-                  markup=False)  # fmt: skip
+    told = f"{what}: {counted(carried.cells, 'cell')} carried over, {len(carried.refused)} refused"
+    console.print(told, highlight=False, markup=False)
     for line in carried.refused:
         console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)
 
@@ -244,8 +250,8 @@ def _tracked(store: StoreOptions, console: Console) -> dict[str, dict[str, str]]
     searched = frame["sampler.json"].notna().sum() if "sampler.json" in frame else 0
     if searched:
         console.print(
-            f"{searched} measurement(s) of sampler searches recorded too little to be identified: they are measured "
-            "again",
+            f"{counted(int(searched), 'measurement')} of sampler searches recorded too little to be identified: they "
+            "are measured again",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
 import tyro
@@ -10,6 +11,7 @@ import tyro
 from pforce.base.console import DONE, make_console
 from pforce.base.errors import ConfigError
 from pforce.base.files import write_bytes
+from pforce.base.words import counted
 from pforce.commands.stores import Place
 from pforce.orchestration.options import check_folder
 from pforce.orchestration.report import Source, section_of
@@ -17,7 +19,7 @@ from pforce.results.page import page
 
 
 def report(
-    sweeps: tyro.conf.Positional[tuple[str, ...]],
+    sweeps: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SWEEP …")],
     *,
     out: Path | None = None,
     title: str = "Patch Forcing: what was measured",
@@ -41,5 +43,7 @@ def report(
     intro = f"{', '.join(sweeps)}. Made {pd.Timestamp.now():%d %B %Y, %H:%M}. Numbers are means over training seeds."
     text = page(title, intro, sections)
     write_bytes(path, text.encode("ascii"))
-    console.print(f"{path}: {len(sections)} sweep(s), {len(text) / 1e6:.1f} MB", highlight=False, soft_wrap=True)
+    console.print(
+        f"{path}: {counted(len(sections), 'sweep')}, {len(text) / 1e6:.1f} MB", highlight=False, soft_wrap=True
+    )
     return DONE

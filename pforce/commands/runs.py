@@ -28,7 +28,7 @@ BAR = 8
 
 
 def runs(
-    sweep: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="SWEEP")] = None,
+    sweep: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[SWEEP]")] = None,
     *,
     trials: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     every: Annotated[bool, tyro.conf.arg(name="all"), tyro.conf.FlagCreatePairsOff] = False,
@@ -64,7 +64,7 @@ def _watch(console: Console, tracker: Tracker, seconds: float, sweep: str | None
     def shown() -> RenderableType:
         return view(tracker, console.width, sweep, trials=trials, every=every)
 
-    if not console.is_terminal:
+    if not console.is_interactive:
         while True:
             console.print(shown())
             time.sleep(seconds)
@@ -90,9 +90,10 @@ def view(
     if sweep is not None or trials:
         of_trials = progress.trials(found.runs, now)
         parents = found.sweeps.set_index("run_id", drop=False)
-        for run_id in table["run_id"]:
+        for run_id, differs in zip(table["run_id"], table["differs"], strict=True):
             parent = parents.loc[run_id]
-            title = f"{parent['sweep']}, started {clock(parent['start_time'], now)}"
+            which = f" ({differs})" if differs else ""
+            title = f"{parent['sweep']}{which}, started {clock(parent['start_time'], now)}"
             parts.append(trials_table(progress.members(parent, of_trials), now, width, title))
     more = len(found.sweeps) - len(table)
     if more:
@@ -150,7 +151,7 @@ def sweeps_table(table: pd.DataFrame, now: pd.Timestamp, width: int) -> Table:
         left, last = about(row["seconds_left"]), clock(row["last_activity"], now)
         times = (clock(row["started"], now), last, left) if wide else (last if left == NONE else f"{left} left",)
         shown.add_row(
-            Text(row["sweep"]),
+            Text.assemble(row["sweep"], (f"\n{row['differs']}" if row["differs"] else "", "dim")),
             _state(row, now, since=wide),
             _counts(row),
             bar(row["progress"], COLOURS[row["state"]], BAR if wide else 0),

@@ -16,8 +16,9 @@ from rich.progress import Progress
 
 from pforce import seeding
 from pforce.base.console import DONE, SOME_FAILED, STOPPED, duration, make_console
-from pforce.base.errors import ConfigError, require
+from pforce.base.errors import ConfigError, require, require_applies
 from pforce.base.files import folder_hash, write_json
+from pforce.base.words import counted
 from pforce.commands.options import SamplerOptions, sampler_of
 from pforce.data import Manifest, ensure
 from pforce.metrics.names import CostName
@@ -47,7 +48,7 @@ Output = Literal["grid", "images", "npz"]
 class Arguments(SamplerOptions, WorkerOptions, StoreOptions):
     """Draw images of a trained model. The same command resumes a stopped call; the same seed gives the same images."""
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A trial's folder or checkpoint, a .safetensors or published .ckpt file, an MLflow run id, a trained experiment,
     or best:SWEEP such as best:ltg_grid (the run of a sweep with the smallest distance)."""
     out: Path | None = None
@@ -123,7 +124,7 @@ def _show_first(a: Arguments, job: Job, source: Source, folder: Path, console: C
 @contextmanager
 def _exporting(console: Console, job: Job, what: str) -> Iterator[drawn.Told]:
     """Progress bar, shown on a terminal only."""
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_interactive) as progress:
         task = progress.add_task(what, total=job.count)
         yield lambda done: progress.update(task, completed=done)
 
@@ -141,7 +142,7 @@ def _write(a: Arguments, job: Job, folder: Path, console: Console, *, pixels: bo
     if "images" in a.save and pixels:
         with _exporting(console, job, "writing PNG files") as told:
             drawn.write_images(job, folder / "images", told)
-        console.print(f"{folder / 'images'}: {job.count:,} PNG files", highlight=False)
+        console.print(f"{folder / 'images'}: {counted(job.count, 'PNG file')}", highlight=False)
     if "grid" in a.save and pixels:
         drawn.write_grid(job, folder / "grid.png")
         console.print(f"{folder / 'grid.png'}: the first {min(job.count, drawn.GRID_IMAGES)}", highlight=False)
@@ -162,7 +163,7 @@ def _tell(job: Job, source: Source, spent: Spent, folder: Path, console: Console
             "device": spent.device,
         }
         console.print(
-            f"{spent.images:,} images in {duration(seconds)}: {spent.num_function_evaluations} NFE, "
+            f"{counted(spent.images, 'image')} in {duration(seconds)}: {spent.num_function_evaluations} NFE, "
             f"{spent.forward_passes} forward passes, {flops / 1e9:.2f} GFLOPs and {per_image:.4f} s of a "
             "worker per image",
             highlight=False,
@@ -175,17 +176,13 @@ def _tell(job: Job, source: Source, spent: Spent, folder: Path, console: Console
 
 def _check(a: Arguments, source: Source) -> bool:
     """Raise FieldError or ConfigError where this model cannot give these outputs; return whether images are pixels."""
-    maps = a.save_maps or a.animate
-    require(
-        not maps or source.model.config.difficulty_head,
-        "save_maps, animate",
-        True,
-        "left out for a SiT: it predicts no uncertainty",
-    )
+    for name, asked in (("save_maps", a.save_maps), ("animate", a.animate)):
+        possible = not asked or source.model.config.difficulty_head
+        require_applies(possible, name, asked, "to a SiT, which predicts no uncertainty")
     if a.decoder is not None:
         decoder_for(source, str(a.decoder), torch.device("cpu"))  # refused here, before anything is drawn
     pixels = source.model.config.channels == 3 or a.decoder is not None
-    require(pixels or not a.animate, "animate", True, "left out for latents without a --decoder")
+    require_applies(pixels or not a.animate, "animate", True, "to latents without a --decoder")
     return pixels
 
 
@@ -227,12 +224,12 @@ def sample(a: Arguments) -> int:
     )  # fmt: skip
     seen = f", {source.images_seen:,} images seen" if source.images_seen is not None else ""
     console.print(
-        f"{source.path} ({source.kind}, {source.weights} weights{seen}): {job.count:,} images, {sampler.name}, "
-        f"{sampler.schedule().num_function_evaluations} NFE",
+        f"{source.path} ({source.kind}, {source.weights} weights{seen}): {counted(job.count, 'image')}, "
+        f"{sampler.name}, {sampler.schedule().num_function_evaluations} NFE",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
     if sampler.unspent:
-        console.print(f"warning: {sampler.unspent}", highlight=False)
+        console.print(f"note: {sampler.unspent}", highlight=False)
     claim(folder, job)
     started = time.time()
     try:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from pforce.base.console import DONE, make_console
 from pforce.base.errors import ConfigError
-from pforce.commands.options import parse
+from pforce.commands.command_line import parse
 
 USAGE = "pforce submit [--address http://HEAD:8265] [--no-wait] -- python sweeps/ltg_grid.py --storage /shared/runs"
 

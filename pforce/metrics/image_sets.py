@@ -9,9 +9,10 @@ import hashlib
 import os
 import zipfile
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -23,10 +24,13 @@ from torch import Tensor
 
 from pforce.base.errors import InputError
 from pforce.base.files import sha256_of
+from pforce.base.words import counted
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LOSSY = (".jpg", ".jpeg", ".webp")
 CHANNELS = 3
+MOST_SHOWN = 4
+"""Most subfolders that a note names."""
 WORTH_THREADS = 128
 """Height or width from which images are decoded on threads. Below it, threads spend their time on Python's lock (10,000
 images of 64² took 1.2 s on one thread and 2.2 s on two)."""
@@ -55,46 +59,68 @@ class ImageSet(Protocol):
         ...
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file. ImageSetError where it cannot be decoded."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except (OSError, ValueError, SyntaxError) as error:  # a bad PNG chunk is a SyntaxError
+        raise ImageSetError(f"{path}: cannot be decoded ({error}). Remove it or write it again") from error
+
+
 class ImageFolder:
-    """The image files below a folder, sorted by path; decoded on threads while the detector works.
+    """The image files of a folder and its subfolders, sorted by path; decoded on threads while the detector works.
 
     Grey and palette images become RGB and transparency is dropped, as in torch-fidelity. ImageSetError where there are
-    fewer than two images, one is broken, or sizes differ.
+    fewer than two images, one is broken, or sizes differ: by the files' headers at once, by their content when it is
+    read.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.paths = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        # os.walk passes over a subfolder that vanishes meanwhile, such as another process's temporary one.
+        found = (Path(place, name) for place, _, names in os.walk(self.folder) for name in names)
+        self.paths = sorted(path for path in found if path.suffix.lower() in SUFFIXES)
         if len(self.paths) < 2:
-            raise ImageSetError(
-                f"{self.folder}: holds {len(self.paths)} image files ({', '.join(SUFFIXES)}); a distance needs 2"
-            )
-        first = self._decode(self.paths[0])
-        self.size = (first.shape[0], first.shape[1])
-        with Image.open(self.paths[0]) as image:
-            self.notes: tuple[str, ...] = () if image.mode == "RGB" else (f"images of mode {image.mode} read as RGB",)
+            count = counted(len(self.paths), "image file")
+            raise ImageSetError(f"{self.folder}: holds {count} ({', '.join(SUFFIXES)}); a distance needs 2")
+        self.size, mode = self._header(self.paths[0])
+        for path in self.paths[1:]:
+            self._check_size(path, self._header(path)[0])
+        self.notes: tuple[str, ...] = () if mode == "RGB" else (f"images of mode {mode} read as RGB",)
         if any(path.suffix.lower() in LOSSY for path in self.paths):
             self.notes += ("lossy image files: a distance depends on their compression",)
+        inner = Counter(str(path.parent.relative_to(self.folder)) for path in self.paths if path.parent != self.folder)
+        if inner:
+            shown = ", ".join([*list(inner)[:MOST_SHOWN], *(["…"] if len(inner) > MOST_SHOWN else [])])
+            where = f"{counted(len(inner), 'subfolder')} ({shown})"
+            self.notes += (f"{inner.total():,} of its {counted(len(self.paths), 'image')} are in {where}",)
+
+    def _header(self, path: Path) -> tuple[tuple[int, int], str]:
+        """(height, width) and mode of an image, from the beginning of its file."""
+        with _opened(path) as image:
+            return (image.height, image.width), image.mode
+
+    def _check_size(self, path: Path, size: tuple[int, int]) -> None:
+        if size != self.size:
+            height, width = self.size
+            raise ImageSetError(
+                f"{path}: {size[1]}×{size[0]} pixels, but {self.paths[0].name} has {width}×{height}: all images must "
+                "be of one size. Resize them, or move those of another size away"
+            )
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def _decode(self, path: Path) -> NDArray[np.uint8]:
-        try:
-            with Image.open(path) as image:
-                return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError) as error:  # a bad PNG chunk is a SyntaxError
-            raise ImageSetError(f"{path}: cannot be decoded ({error}). Remove it or write it again") from error
+        with _opened(path) as image:
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
     def _fill(self, pixels: NDArray[np.uint8], paths: Sequence[Path]) -> None:
         for row, path in enumerate(paths):
             image = self._decode(path)
-            if image.shape[:2] != self.size:
-                height, width = self.size
-                raise ImageSetError(
-                    f"{path}: {image.shape[1]}×{image.shape[0]} pixels, but {self.paths[0].name} has {width}×{height}: "
-                    "all images must be of one size. Resize them, or move those of another size away"
-                )
+            self._check_size(path, (image.shape[0], image.shape[1]))  # files may have changed since
             pixels[row] = image
 
     def batches(self, size: int) -> Iterator[Tensor]:
@@ -242,7 +268,8 @@ def open_images(path: str | Path) -> ImageFolder | ImageArray:
     path = Path(path)
     if path.is_dir():
         return ImageFolder(path)
+    if not path.exists():
+        raise ImageSetError(f"{path}: does not exist; give a folder of images, or an .npz file")
     if path.suffix == ".npz":
         return ImageArray(path)
-    found = "does not exist" if not path.exists() else "is neither a folder nor an .npz file"
-    raise ImageSetError(f"{path}: {found}")
+    raise ImageSetError(f"{path}: is neither a folder nor an .npz file")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 
-from pforce.base.errors import FieldError, did_you_mean, require
+from pforce.base.errors import FieldError, did_you_mean, require, require_applies
 
 Beside = Literal["low", "high", "images", "reference_images", "features"]
 """Endings of names of numbers that stand beside a value: bounds of its interval over images, and counts of what it was
@@ -144,7 +144,7 @@ class MetricName:
             given = getattr(self, field) is not None
             require(given or field not in kind.keys, field, None, f"given in a name of {self.kind}")
             allowed = not given or field in (*kind.keys, *kind.optional)
-            require(allowed, field, getattr(self, field), f"left out of a name of {self.kind}")
+            require_applies(allowed, field, getattr(self, field), f"to a name of {self.kind}")
         beside = self.beside is None or self.beside in kind.beside
         require(beside, "beside", self.beside, f"one of {', '.join(kind.beside) or 'none'} in a name of {self.kind}")
         if self.detector is not None:

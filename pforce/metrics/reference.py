@@ -182,6 +182,11 @@ def load_statistics(
         with np.load(path) as arrays:
             found = {name: arrays[name] for name in arrays.files if name != "arr_0"}
             stored_images = "arr_0" in arrays.files
+    except FileNotFoundError as error:
+        raise StatisticsError(
+            f"evaluation.reference = {path}: does not exist; give the file of statistics (.npz) that the reference's "
+            "authors publish, or one that `pforce evaluate --save-reference` writes"
+        ) from error
     except BROKEN as error:
         raise StatisticsError(f"reference statistics {path}: cannot be read ({error})") from error
     for name in ("mu", "sigma"):

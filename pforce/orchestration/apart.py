@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 
 from pforce.base.errors import ConfigError
+from pforce.base.words import counted
 from pforce.executors.executor import Workforce
 from pforce.orchestration.drive import Exit, RetryPolicy, Source, drive
 from pforce.orchestration.options import SCRATCH
@@ -162,8 +163,8 @@ def evaluate(
     if not source.tasks:
         return Exit()
     say(
-        f"{len(source.items)} cells to evaluate separately, on {plan.options.evaluation_workers} worker(s): "
-        f"{source.images:,} images"
+        f"{counted(len(source.items), 'cell')} to evaluate separately, on "
+        f"{counted(plan.options.evaluation_workers or 1, 'worker')}: {counted(source.images, 'image')}"
     )
     workforce, name, scratch = workforce_of(plan), f"{plan.sweep.name}-apart", plan.options.root / SCRATCH
     with ExitStack() as stack:

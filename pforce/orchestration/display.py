@@ -1,4 +1,4 @@
-"""Progress of running work of any kind: bars on a terminal, lines elsewhere."""
+"""Progress of running work of any kind: bars on an interactive terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class Display:
         self.at_start = self.finished
 
     def __enter__(self) -> Display:
-        if self.console.is_terminal:
+        if self.console.is_interactive:
             self.progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.console.is_terminal:  # elsewhere it would print an empty line
+        if self.console.is_interactive:  # elsewhere it would print an empty line
             self.progress.stop()
 
     def update(self, label: str, share: float, note: str, *, units: int = 1) -> None:
@@ -63,7 +63,7 @@ class Display:
         self.shares[label] = share * units
         self.progress.update(self.tasks[label], completed=share, note=note)
         self._advance()
-        if not self.console.is_terminal and time.monotonic() - self.last_line > LINE_EVERY_SECONDS:
+        if not self.console.is_interactive and time.monotonic() - self.last_line > LINE_EVERY_SECONDS:
             self.last_line = time.monotonic()
             self.console.print(self._line(f"{label}: {note}"), highlight=False, markup=False)
 

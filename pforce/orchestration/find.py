@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from pforce import catalog
+from pforce.base.errors import HINT, did_you_mean
 from pforce.config import flat_params, from_flat
 from pforce.data import Manifest, ensure
 from pforce.metrics.distances import metric_name
@@ -90,18 +91,24 @@ def _find(text: str, storage: str | Path, tracking_uri: str | None) -> tuple[Pat
         raise SourceError(f"{text}: does not exist. A model is {FORMS}")
     place, problems = Storage.open(storage), _Problems()
     ledger = Ledger(place, problems)
-    cells = {cell.cell: cell for entry in read_sweeps(place, problems) for cell in entry.cells}
+    entries = list(read_sweeps(place, problems))
+    cells = {cell.cell: cell for entry in entries for cell in entry.cells}
     if not cells and tracking_uri is None:
         raise SourceError(
             f"{text}: no such file, and {place} holds no sweeps (set --storage). A model is {FORMS}{problems}"
         )
     if text.startswith(BEST):
-        return _of_cell(place, ledger, _entry(cells, _best(place, ledger, text.removeprefix(BEST)), text), text)
+        sweep = text.removeprefix(BEST)
+        if sweep not in (names := dict.fromkeys(entry.name for entry in entries)):
+            raise SourceError(f"{text}: {place} has no sweep {sweep}; {did_you_mean(sweep, names)}{problems}")
+        return _of_cell(place, ledger, _entry(cells, _best(place, ledger, sweep), text), text)
     if re.fullmatch(r"[0-9a-f]{32}", text):
         wanted = text if text in cells else _of_run(place, tracking_uri, text)
         return _of_cell(place, ledger, _entry(cells, wanted, text), text)
     if text not in catalog.experiments():
-        raise SourceError(f"{text}: no such file, experiment or run. A model is {FORMS}")
+        near = did_you_mean(text, [*catalog.experiments(), *(f"{BEST}{entry.name}" for entry in entries)])
+        hint = f"; {near}" if HINT in near else "."
+        raise SourceError(f"{text}: no such file, experiment or run{hint} A model is {FORMS}")
     experiment = catalog.experiment(text)
     evaluation = experiment.evaluation
     manifest, detector = Manifest.load(ensure(experiment.data)), evaluation.load_detector()

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pforce.base.console import DONE, SOME_FAILED, STOPPED, stop_on_signals
+from pforce.base.words import counted
 from pforce.executors.executor import Executor, make
 from pforce.orchestration import apart
 from pforce.orchestration.display import Display
@@ -62,7 +63,7 @@ def show_finished(plan: Plan, say: Callable[[str], None]) -> None:
         say(f"warning: {plan.tracker.shown} does not show this sweep: {why(error)}. {CATCH_UP}")
         return
     if shown.made or shown.updated:
-        say(f"{shown.made} run(s) made in {plan.tracker.shown}, {shown.updated} brought up to date")
+        say(f"{counted(shown.made, 'run')} made in {plan.tracker.shown}, {shown.updated} brought up to date")
 
 
 def execute(plan: Plan, console: Console, executor: str, *, callbacks: Sequence[Callback] = ()) -> int:
@@ -118,13 +119,14 @@ def _page(plan: Plan, identity: str, say: Callable[[str], None]) -> Iterator[Liv
 def describe(plan: Plan, executor: Executor) -> str:
     """A sentence on the number of simultaneous trials and their resources."""
     placement, options = executor.placement, plan.options
-    gpus = f" and {placement.gpus:g} GPU(s)" if placement.gpus else ""
-    text = f"{len(plan.missing)} trials, {placement.concurrent} at a time, each on "
+    gpus = f" and {counted(placement.gpus, 'GPU')}" if placement.gpus else ""
+    text = f"{counted(len(plan.missing), 'trial')}, {placement.concurrent} at a time, each on "
+    cores = counted(placement.cpus, "core")
     if placement.workers == 1:
-        return f"{text}{placement.cpus} core(s){gpus}"
+        return f"{text}{cores}{gpus}"
     spread = ", each on a node of its own" if options.spread else ""
     return (
-        f"{text}{placement.workers} workers of {placement.cpus} core(s){gpus}{spread}; a worker that does not answer "
+        f"{text}{placement.workers} workers of {cores}{gpus}{spread}; a worker that does not answer "
         f"is given up after {options.collective_timeout:g} s"
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pforce.base.errors import ConfigError, require
+from pforce.base.errors import ConfigError, require, require_one_of
 from pforce.executors.executor import Workforce, names
 from pforce.executors.support.setup import Setup
 from pforce.storage import Storage, default_storage, in_ray_job
@@ -81,7 +81,7 @@ class ExecutorOptions:
 
     def __post_init__(self) -> None:
         if self.executor is not None:
-            require(self.executor in names(), "executor", self.executor, f"one of {', '.join(names())}")
+            require_one_of("executor", self.executor, names())
 
 
 @dataclass(frozen=True, kw_only=True)

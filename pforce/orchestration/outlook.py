@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pforce import flow
+from pforce.base.words import counted
 from pforce.config import Experiment
 from pforce.data import DataError, ensure
 from pforce.models import ModelConfig, PatchForcingTransformer
@@ -106,7 +107,9 @@ def outlook(cells: list[Cell]) -> Outlook:
 def print_outlook(sweep: Sweep, console: Console, *, tflops: float, gpus: int) -> None:
     """Print the rows of a table, and the total cost with its basis."""
     cells = sweep.cells()
-    table = Table(title=f"{sweep.name}: {len(cells)} cells ({len(sweep.seeds)} seeds)", title_justify="left")
+    table = Table(
+        title=f"{sweep.name}: {counted(len(cells), 'cell')} ({counted(len(sweep.seeds), 'seed')})", title_justify="left"
+    )
     for name in ("row", "parameters", "steps", "images", "NFE", "images drawn", "GPU-hours per seed, alone"):
         table.add_column(name, justify="left" if name == "row" else "right")
     for cell in (cell for cell in cells if cell.experiment.seed == sweep.seeds[0]):
@@ -120,11 +123,11 @@ def print_outlook(sweep: Sweep, console: Console, *, tflops: float, gpus: int) -
     o = outlook(cells)
     hours = o.gpu_hours(tflops)
     lines = [
-        f"{o.cells} cells share {o.trainings} trainings: {o.steps:,} steps, {o.images_trained:,} images trained on, "
-        f"{o.images_drawn:,} drawn",
+        f"{counted(o.cells, 'cell')} from {counted(o.trainings, 'training')}: {o.steps:,} steps, "
+        f"{o.images_trained:,} images trained on, {o.images_drawn:,} drawn",
         f"storage: {o.storage_bytes / 1e9:,.1f} GB of snapshots and checkpoints ({KEPT} per training with weights, "
         "averages, two moments)",
-        f"device-hours: {hours:,.1f} GPU-hours, {hours / gpus:,.1f} hours on {gpus} GPU(s)",
+        f"device-hours: {hours:,.1f} GPU-hours, {hours / gpus:,.1f} hours on {counted(gpus, 'GPU')}",
         f"estimated from counted products: {o.training_flops:.3g} FLOP of training, {o.evaluation_flops:.3g} of "
         f"sampling and measuring, at {tflops:g} TFLOP/s per GPU: an assumption (--tflops), 38 % of what an H100 "
         "reached in bfloat16 matrix products by default",

@@ -18,7 +18,7 @@ from pforce.base.errors import ConfigError
 from pforce.config import Experiment, flat_params
 from pforce.data import Manifest, ensure
 from pforce.orchestration.options import Options, tracker_of, tracking_uri_of
-from pforce.orchestration.sweep import Sweep, Work, same_distribution_notes
+from pforce.orchestration.sweep import Sweep, Work, same_distribution_notes, unspent_notes
 from pforce.records import provenance as made
 from pforce.records.lease import Contender, LeaseError, held_below
 from pforce.records.ledger import Ledger
@@ -144,7 +144,7 @@ def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
     if is_installed():
         tracking_uri_of(options.place, options.tracking_uri)
     options.place.check()
-    folder = ensure(sweep.base.data, progress=console.is_terminal).absolute()  # workers have another directory
+    folder = ensure(sweep.base.data, progress=console.is_interactive).absolute()  # workers have another directory
     manifest = Manifest.load(folder)
     manifest.check(folder)
     detector = sweep.base.evaluation.load_detector()
@@ -164,7 +164,7 @@ def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
     check_reference(sweep.base.evaluation, detector)
     inputs = inputs_of(sweep.base.evaluation, manifest, detector, auto=auto_precision(options))
     work, ledger = sweep.work(inputs), Ledger(options.place, say)
-    notes = same_distribution_notes(work)
+    notes = [*same_distribution_notes(work), *unspent_notes(work)]
     beyond = beyond_kept(max(item.experiment.evaluation.images for item in work), detector)
     notes += [beyond] if beyond else []
     if sweep.base.training.precision == "auto" and options.ray_address and inputs.auto == FLOAT32:

@@ -9,6 +9,7 @@ import pandas as pd
 from pforce import catalog, results
 from pforce.base.console import duration
 from pforce.base.errors import ConfigError, did_you_mean
+from pforce.base.words import counted
 from pforce.config import flat_params
 from pforce.orchestration.plan import provenance
 from pforce.orchestration.reproduce import Reproduction, known_tables, read
@@ -116,7 +117,7 @@ def _of_sweep(name: str, frame: pd.DataFrame, source: Source, commands: list[str
         drawn.append((png(bars_figure(shown, metric)), f"{metric}, bars of one standard deviation over seeds"))
     return Section(
         title=name,
-        about=f"{len(results.finished(own, rows))} finished cells.",
+        about=f"{counted(len(results.finished(own, rows)), 'finished cell')}.",
         report=Report(table, "", results.table_notes(own, rows), claims),
         figures=drawn,
         pictures=_pictures(own, list(zip(names, rows, strict=True)), source),

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from pforce import catalog
 from pforce.base.errors import ConfigError
+from pforce.base.words import counted
 from pforce.config import Experiment
 from pforce.data import Manifest, ensure
 from pforce.orchestration.sampler_sweep import Outcome, SamplerSweep
@@ -82,7 +83,8 @@ def report(sweep: SamplerSweep, source: Source, outcome: Outcome, folder: Path, 
         return False
     front = frame[frame["front"]].sort_values("NFE").drop(columns="front")
     seen = f"{source.images_seen:,} images seen" if source.images_seen is not None else "images seen unknown"
-    title = f"{sweep.name}: the front of {len(frame)} samplers on {source.path.name} ({seen}, {source.weights} weights)"
+    model = f"{source.path.name} ({seen}, {source.weights} weights)"
+    title = f"{sweep.name}: the front of {counted(len(frame), 'sampler')} on {model}"
     known = [name for name in front if name == "again" or front[name].notna().any()]
     shown = front[known].rename(columns={"again": f"{distance}, other noise"})
     found = Report(shown, title, [_caveat(sweep, frame, distance)])
@@ -103,8 +105,9 @@ def report(sweep: SamplerSweep, source: Source, outcome: Outcome, folder: Path, 
     ):  # for only a few, most of it would be the wait for the last one
         idle = outcome.seconds * outcome.workers - outcome.busy_seconds
         console.print(
-            f"{outcome.measured} measurements in {outcome.seconds:.0f} s on {outcome.workers} worker(s); outside of "
-            f"sampling {idle / outcome.measured:.2f} s of a worker per measurement.",
+            f"{counted(outcome.measured, 'measurement')} in {outcome.seconds:.0f} s on "
+            f"{counted(outcome.workers, 'worker')}; outside of sampling "
+            f"{idle / outcome.measured:.2f} s of a worker per measurement.",
             highlight=False,
             soft_wrap=True,
         )

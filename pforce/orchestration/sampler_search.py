@@ -16,7 +16,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from pforce.base.errors import FieldError, require
+from pforce.base.errors import FieldError, require, require_applies, require_one_of
 from pforce.models import ModelConfig
 from pforce.sampling import SAMPLERS, Euler, Guidance, Range, Sampler, check_sampler
 
@@ -40,14 +40,12 @@ class SearchSpace:
     def __post_init__(self) -> None:
         require(len(self.samplers) > 0, "samplers", self.samplers, "at least one")
         for name in self.samplers:
-            require(name in SAMPLERS, "samplers", name, f"one of {', '.join(SAMPLERS)}")
+            require_one_of("samplers", name, SAMPLERS)
         low, high = self.nfe
         require(1 <= low <= high, "nfe", self.nfe, "(low, high) with 1 ≤ low ≤ high")
         for setting, ends in self.ranges.items():
-            allowed = (
-                f"left out: what is searched of {', '.join(self.samplers)} is {', '.join(self.settings) or 'the NFE'}"
-            )
-            require(setting in self.settings, setting, ends, allowed)
+            tried = f"to {', '.join(self.samplers)}, of which {', '.join(self.settings) or 'the NFE'} is searched"
+            require_applies(setting in self.settings, setting, ends, tried)
             require(ends[0] <= ends[1], setting, ends, "(low, high) with low ≤ high")
             declared = [SAMPLERS[name].searched.get(setting) for name in self.samplers]
             integers = any(each is not None and each.integer for each in declared)

@@ -18,6 +18,7 @@ from rich.table import Table
 from pforce import results
 from pforce.base.console import DONE, STOPPED, duration, make_console
 from pforce.base.errors import ConfigError, require
+from pforce.base.words import counted
 from pforce.config import with_fields
 from pforce.executors.executor import make
 from pforce.orchestration.calibration import TIMED_EVALUATIONS, TIMED_STEPS, estimate
@@ -106,8 +107,8 @@ def run_sweep(
     keep_sweep(planned)
     diverged = f", {len(planned.diverged)} diverged before (--again diverged runs them)" if planned.diverged else ""
     console.print(
-        f"{sweep.name}: {len(sweep.cells())} cells, {len(planned.work)} distinct, {len(planned.done)} finished "
-        f"before{diverged}"
+        f"{sweep.name}: {counted(len(sweep.cells()), 'cell')}, {len(planned.work)} distinct, "
+        f"{len(planned.done)} finished before{diverged}"
     )
     # Ray would wait for minutes for a cluster that does not answer.
     if planned.missing and make(name, setup_of(options, sweep.name, tasks=1)).on_cluster:
@@ -302,19 +303,19 @@ def _caveat(sweep: Sweep) -> str:
     images, seeds = {e.training.images for e in cells}, len(sweep.seeds)
     generated, nfe = {e.evaluation.images for e in cells}, {e.sampler.num_function_evaluations for e in cells}
     text = (
-        f"{told(images)} images seen per cell, {seeds} seed(s); distances on {told(generated)} generated images, "
-        f"{told(nfe)} NFE, averaged weights."
+        f"{told(images)} images seen per cell, {counted(seeds, 'seed')}; distances on {told(generated)} "
+        f"generated images, {told(nfe)} NFE, averaged weights."
     )
     if min(images) < HONEST_IMAGES or seeds < HONEST_SEEDS:
         text += (
             f" This run is too short to rank anything: a comparison needs at least {HONEST_IMAGES:,} images per cell "
-            f"and {HONEST_SEEDS} seeds (--preset full)."
+            f"and {HONEST_SEEDS} seeds{f' ({sweep.longer})' if sweep.longer else ''}."
         )
     return text
 
 
 def _print_dry_run(planned: Plan, console: Console) -> None:
-    table = Table(title=f"{planned.sweep.name}: {len(planned.work)} trials", title_justify="left")
+    table = Table(title=f"{planned.sweep.name}: {counted(len(planned.work), 'trial')}", title_justify="left")
     for name in ("cell", "fingerprint", "state"):
         table.add_column(name)
     for item in planned.work:
@@ -342,8 +343,8 @@ def _print_dry_run(planned: Plan, console: Console) -> None:
     console.print(
         f"Estimate for this machine, from {TIMED_STEPS} training steps and {TIMED_EVALUATIONS} evaluations: "
         f"{e.training_seconds + e.evaluation_seconds:,.0f} s per trial ({e.training_seconds:,.0f} s training), "
-        f"{e.placement.concurrent} at a time on {e.placement.cpus} core(s){each}: about {duration(e.seconds)} for "
-        f"{len(planned.missing)} trials.",
+        f"{e.placement.concurrent} at a time on {counted(e.placement.cpus, 'core')}{each}: about "
+        f"{duration(e.seconds)} for {counted(len(planned.missing), 'trial')}.",
         highlight=False,
         soft_wrap=True,
     )

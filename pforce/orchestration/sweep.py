@@ -109,6 +109,8 @@ class Sweep:
     seeds: tuple[int, ...] = (0,)
     rows: tuple[NamedRow, ...] = ()
     """Named rows, which form an axis `row` before all others; without any, the grid is over the base alone."""
+    longer: str = ""
+    """Option of the command that makes this sweep long enough to rank its cells; empty where it has none."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+", self.name):
@@ -203,6 +205,12 @@ def same_distribution_notes(work: list[Work]) -> list[str]:
             names = " and ".join(cell.label for cell in item.cells)
             notes.append(f"{names}: the same distribution (fingerprint {item.fingerprint[:12]}); run once")
     return notes
+
+
+def unspent_notes(work: list[Work]) -> list[str]:
+    """One sentence per sampler that cannot spend the NFE that it is given."""
+    found = (item.experiment.sampler.unspent for item in work)
+    return list(dict.fromkeys(sentence for sentence in found if sentence is not None))
 
 
 def parse_axis(text: str) -> Axis:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pforce.base.errors import require
+from pforce.base.errors import require_one_of
 
 FOLDER = Path(__file__).with_name("paper_tables")
 
@@ -23,6 +23,6 @@ def paper_table(name: str) -> pd.DataFrame:
     B/2, read off bar charts to within ± `reading_error`), `context_helps` (loss on uncertain patches, read off curves
     at their start, minimum and end), `difficulty` (Pearson's R). FieldError for an unknown name.
     """
-    require(name in paper_names(), "name", name, f"one of {', '.join(paper_names())}")
+    require_one_of("name", name, paper_names())
     # An empty field is missing; the word "none", in the column `guidance`, is a value.
     return pd.read_csv(FOLDER / f"{name}.csv", keep_default_na=False, na_values=[""])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from pforce.config import Experiment
 from pforce.metrics.names import THROUGHPUT, CostName
 from pforce.records.status import FAILED, FINISHED, KILLED, UNDER_WAY
 from pforce.results.frames import Row, cells, primary_metric, smaller_is_better
@@ -23,8 +25,12 @@ TRIAL_COLUMNS = [
 ]  # fmt: skip
 SWEEP_COLUMNS = [
     "sweep", "state", "planned", "done", "running", "failed", "stopped", "progress", "device_hours", "started",
-    "last_activity", "seconds_left", "metric", "best", "run_id",
+    "last_activity", "seconds_left", "metric", "best", "differs", "run_id",
 ]  # fmt: skip
+GROUPS = tuple(f"{each.name}." for each in dataclasses.fields(Experiment))
+TOLD_FIRST = ("name", "training.images", "seed", "timesteps", "sampler.name")
+"""Fields of an experiment that distinguish sweeps best, in this order."""
+MOST_TOLD = 3
 
 
 class Read(NamedTuple):
@@ -105,14 +111,18 @@ def sweeps(found: Read, now: pd.Timestamp) -> pd.DataFrame:
 
     Cells that another sweep has finished count as done. progress is the share of the planned images; device_hours sums
     all trials, including failed and stopped ones; seconds_left is NaN where nothing runs. best is the best value of
-    metric (see `primary_metric`) among the finished trials.
+    metric (see `primary_metric`) among the finished trials. differs is what tells sweeps of one name apart.
 
     Args:
         found: result of `read`.
         now: present time in UTC, from `now_utc`.
     """
     of_trials = trials(found.runs, now)
-    rows = [_sweep(parent, found.runs, of_trials, now) for _, parent in found.sweeps.iterrows()]
+    told = _differences(found, of_trials)
+    rows = [
+        {**_sweep(parent, found.runs, of_trials, now), "differs": told.get(parent["run_id"], "")}
+        for _, parent in found.sweeps.iterrows()
+    ]
     frame = pd.DataFrame(rows, columns=SWEEP_COLUMNS)
     return frame.sort_values("started", ascending=False, ignore_index=True, kind="stable")
 
@@ -159,6 +169,36 @@ def _sweep(parent: pd.Series[Any], runs: pd.DataFrame, of_trials: pd.DataFrame, 
         "best": best,
         "run_id": parent["run_id"],
     }
+
+
+def _differences(found: Read, of_trials: pd.DataFrame) -> dict[str, str]:
+    """Run id of a sweep → the fields that all its trials have in common and in which other sweeps of its name differ,
+    such as `images=6,400, seed=1`; nothing for a name that one sweep has."""
+    told: dict[str, str] = {}
+    if found.sweeps.empty:
+        return told
+    known = [str(name) for name in found.runs]
+    columns = [name for name in TOLD_FIRST if name in known]
+    columns += [name for name in known if name.startswith(GROUPS) and name not in TOLD_FIRST]
+    for _, same in found.sweeps.groupby("sweep"):
+        if len(same) < 2 or not columns:
+            continue
+        common: dict[str, pd.Series[Any]] = {}
+        for _, parent in same.iterrows():
+            own = found.runs.loc[members(parent, of_trials).index, columns].astype(str)
+            if len(own):
+                common[parent["run_id"]] = own.iloc[0].where(own.nunique() == 1)
+        values = pd.DataFrame(common).T
+        differing = [name for name in values if values[name].notna().all() and values[name].nunique() > 1]
+        for run_id, row in values[differing[:MOST_TOLD]].iterrows():
+            told[str(run_id)] = ", ".join(_assignment(str(name), str(value)) for name, value in row.items())
+    return told
+
+
+def _assignment(name: str, value: str) -> str:
+    """A field and its value as text: `images=6,400`; an experiment's name alone."""
+    shown = f"{float(value):,g}" if value.replace(".", "", 1).isdecimal() and float(value) < 1e6 else value
+    return shown if name == "name" else f"{name.rsplit('.', 1)[-1]}={shown}"
 
 
 def _ended(parent: pd.Series[Any]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pforce.base.errors import require
+from pforce.base.errors import require, require_one_of
 from pforce.models.config import ModelConfig
 from pforce.sampling.budget import Schedule
 from pforce.sampling.samplers import SAMPLERS, SHIFT, Sampler, require_settings
@@ -36,7 +36,7 @@ def timesteps_for(
     FieldError for an unknown solver or setting, or an NFE that is not enough for one step.
     """
     name = sampler if isinstance(sampler, str) else sampler.__name__
-    require(name in SAMPLERS, "sampler", name, f"one of {', '.join(SAMPLERS)}")
+    require_one_of("sampler", name, SAMPLERS)
     require_settings(SAMPLERS[name], own)
     if spacing == "shifted":
         own["shift"] = shift

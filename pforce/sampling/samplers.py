@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pforce import grid, seeding
-from pforce.base.errors import not_a_setting, require
+from pforce.base.errors import not_a_setting, require, require_applies, require_one_of
 from pforce.sampling.budget import Schedule, affordable
 from pforce.sampling.confidence import Generators, require_share, require_threshold
 from pforce.sampling.guidance import Denoiser, Guidance
@@ -70,10 +70,10 @@ class Sampler(ABC):
 
     def __post_init__(self) -> None:
         require(self.num_function_evaluations >= 1, "num_function_evaluations", self.num_function_evaluations, "≥ 1")
-        require(self.spacing in SPACINGS, "spacing", self.spacing, f"one of {', '.join(SPACINGS)}")
+        require_one_of("spacing", self.spacing, SPACINGS)
         require(0 < self.shift < math.inf, "shift", self.shift, "> 0")
-        shifted = self.spacing == "shifted"
-        require(self.shift == SHIFT or shifted, "shift", self.shift, "left out, or spacing = shifted")
+        usual = self.shift == SHIFT or self.spacing == "shifted"
+        require_applies(usual, "shift", self.shift, f"to the spacing {self.spacing}, only to shifted")
         self.check()
         self.schedule()  # refuses an NFE that is too small for one step
 
@@ -237,14 +237,10 @@ class UncertaintySampler(Sampler):
     def check(self) -> None:
         require_share(self.quantile)
         require_threshold(self.threshold)
-        require(self.pooling in grid.POOLINGS, "pooling", self.pooling, f"one of {', '.join(grid.POOLINGS)}")
+        require_one_of("pooling", self.pooling, grid.POOLINGS)
         default = type(self).quantile
-        require(
-            self.threshold is None or self.quantile == default,
-            "quantile",
-            self.quantile,
-            f"left out (which is {default}) where a threshold is given",
-        )
+        alone = self.threshold is None or self.quantile == default
+        require_applies(alone, "quantile", self.quantile, "beside a threshold, which replaces it")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pforce.base.errors import require
+from pforce.base.errors import require, require_one_of
 
 Spacing = Literal["linear", "cosine", "shifted"]
 SPACINGS: tuple[Spacing, ...] = ("linear", "cosine", "shifted")
@@ -24,7 +24,7 @@ def spaced(steps: int, spacing: Spacing = "linear", *, shift: float = 3.0) -> Te
         shift: shift of the shifted spacing, > 0.
     """
     require(steps >= 1, "steps", steps, "≥ 1")
-    require(spacing in SPACINGS, "spacing", spacing, f"one of {', '.join(SPACINGS)}")
+    require_one_of("spacing", spacing, SPACINGS)
     require(0 < shift < math.inf, "shift", shift, "> 0")
     u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     match spacing:

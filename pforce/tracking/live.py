@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from pforce.base.words import counted
 from pforce.records.status import KILLED, RUNNING, Status
 from pforce.tracking.changes import Changing, GoneError, Trial, flush_seconds, now
 from pforce.tracking.checks import TrackingError, short_requests, transient, why
@@ -358,7 +359,7 @@ class Live:
         """Call `flush`, and report what is missing and how it will be shown. Returns the number of incomplete runs."""
         left = self.flush(limit=limit)
         if left:
-            self.say(f"{left} run(s) in {self.tracker.shown} do not show everything yet: {CATCH_UP}")
+            self.say(f"{counted(left, 'run')} of {self.tracker.shown} not shown in full yet: {CATCH_UP}")
         elif self.trials and not self.caught_up:
             self.say(f"{self.tracker.shown} may lack results of earlier calls: {CATCH_UP}")
         return left

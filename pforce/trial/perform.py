@@ -15,6 +15,7 @@ from typing import Any, assert_never
 
 import torch
 
+from pforce.base.words import counted
 from pforce.data import DataError, Manifest, ensure
 from pforce.metrics.features import read_features
 from pforce.metrics.reference import BATCH
@@ -142,7 +143,7 @@ class Performer:
         storage, folder = _place_of(task)
         about = (
             f"attempt {handed.attempt} at {task.label} ({task.id[:12]}), {time.strftime('%Y-%m-%d %H:%M:%S %Z')}, host "
-            f"{socket.gethostname()}, process {os.getpid()}, {seat.device}, {seat.threads} thread(s), torch "
+            f"{socket.gethostname()}, process {os.getpid()}, {seat.device}, {counted(seat.threads, 'thread')}, torch "
             f"{torch.__version__}"
         )
         log = AttemptLog(storage, folder, about, rank=workers.rank)

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from pforce.base.errors import InputError
-from pforce.config import Experiment, from_dict
+from pforce.base.errors import InputError, UnknownName
+from pforce.config import EXPERIMENTS, Experiment, from_dict
 from pforce.models import PatchForcingTransformer, load_model, load_published
 from pforce.models.config import ModelConfig
 from pforce.models.weights import WeightsError, filled
@@ -88,20 +88,34 @@ def tensors_hash(of: ModelConfig, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _experiment(record: Path, folder: Path) -> Experiment:
+def _parsed(text: str, where: Path) -> Experiment:
+    """An experiment from its JSON. ValueError where it is damaged or another version's; SourceError where a part of it
+    is of a package that is not installed."""
     try:
-        return from_dict(json.loads(record.read_text()))
+        return from_dict(json.loads(text))
+    except UnknownName as error:
+        raise SourceError(
+            f"{where}: its {error.part} {error.name} is not installed here: install the package that it comes from; "
+            f"the package names its modules by an entry point {EXPERIMENTS}"
+        ) from error
+
+
+def _experiment(record: Path) -> Experiment:
+    try:
+        return _parsed(record.read_text(), record)
+    except SourceError:
+        raise
     except (OSError, ValueError) as error:  # includes ConfigError for another version's fields
         raise SourceError(
-            f"{folder}: {record} cannot be read ({error}), so its model is unknown: call the sweep that trained it "
-            "again, or copy the experiment.json of a trial of the same model"
+            f"{record} cannot be read ({error}), so its model is unknown: call the sweep that trained it again, or "
+            "copy the experiment.json of a trial of the same model"
         ) from error
 
 
 def _from_checkpoint(folder: Path, weights: Weights, record: Path | None = None) -> Source:
     """The model in the folder of a checkpoint or snapshot; the experiment is in `record`, or in the training's
     folder."""
-    experiment = _experiment(record or folder.parent.parent / EXPERIMENT, folder)
+    experiment = _experiment(record or folder.parent.parent / EXPERIMENT)
     try:
         tensors, meta = checkpoint.load(folder)
         prefix = "ema/" if weights == "ema" else "model/"
@@ -129,7 +143,7 @@ def _newest(paths: Sequence[Path], weights: Weights) -> Source:
         for problem in problems:
             warnings.warn(f"damaged checkpoint skipped: {problem}", stacklevel=3)
         return found
-    raise SourceError("; ".join(problems))
+    raise SourceError("; ".join(dict.fromkeys(problems)))  # all of a training have one experiment
 
 
 def _optional(value: Any, kind: type) -> Any:
@@ -157,7 +171,7 @@ def load_source(path: str | Path, *, weights: Weights = "ema", heads: int | None
             return _from_checkpoint(path, weights)
         if path.parent.name == EVALUATIONS:
             training, record = path.parent.parent, path / EXPERIMENT
-            return _from_checkpoint(snapshot_path(training, _experiment(record, path).training.images), weights, record)
+            return _from_checkpoint(snapshot_path(training, _experiment(record).training.images), weights, record)
         paths = saved(path.parent if path.name in (CHECKPOINTS, SNAPSHOTS) else path)
         if path.name in (CHECKPOINTS, SNAPSHOTS):
             paths = [each for each in paths if each.parent == path]
@@ -170,7 +184,9 @@ def load_source(path: str | Path, *, weights: Weights = "ema", heads: int | None
         images = _optional(about.get("images_seen"), int)
         text = _optional(about.get("experiment_json"), str)
         try:
-            experiment = from_dict(json.loads(text)) if text else None
+            experiment = _parsed(text, path) if text else None
+        except SourceError:
+            raise
         except ValueError as error:
             raise SourceError(f"{path}: the experiment in it cannot be read ({error})") from error
         return Source(path.absolute(), "model file", model, content_hash(model), told, images, experiment)

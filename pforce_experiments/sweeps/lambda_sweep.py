@@ -28,7 +28,7 @@ from pforce import results
 from pforce.base.console import exit_on_errors
 from pforce.base.errors import ConfigError
 from pforce.catalog import experiment
-from pforce.commands.options import parse
+from pforce.commands.command_line import parse
 from pforce.config import with_fields
 from pforce.orchestration.options import Options
 from pforce.orchestration.plan import Plan
@@ -52,7 +52,7 @@ from pforce.results.tables import CALIBRATION_COLUMNS, COST_COLUMNS, QUALITY_COL
 class Arguments:
     """Train and measure an experiment at several λ; write a table, a calibration figure and MLflow runs."""
 
-    experiment: Annotated[str, tyro.conf.Positional] = "openmoji32_micro"
+    experiment: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[EXPERIMENT]")] = "openmoji32_micro"
     """Experiment whose λ varies: a name or FILE.py:FUNCTION. Its model must have a difficulty head."""
     difficulty_weight: Annotated[tuple[float, ...], tyro.conf.arg(aliases=("--values",))] = (0.001, 0.01, 0.1)
     """λ, the weights of the difficulty head's negative log-likelihood; 0 leaves the head untrained."""
@@ -82,7 +82,8 @@ def sweep(arguments: Arguments) -> Sweep:
         raise ConfigError(f"{base.name}: a model without a difficulty head has no λ; give an experiment of a PFT")
     weights = Axis("flow.difficulty_weight", tuple(sorted(arguments.difficulty_weight)))
     axes = (weights, *(parse_axis(text) for text in arguments.axis))
-    return Sweep(arguments.name, base, axes, arguments.seeds or ((0,) if quick else (0, 1, 2)))
+    seeds = arguments.seeds or ((0,) if quick else (0, 1, 2))
+    return Sweep(arguments.name, base, axes, seeds, longer="--preset full" if quick else "")
 
 
 def report(planned: Plan, console: Console, comparison: Comparison = ALL_ROWS) -> None:

@@ -13,7 +13,7 @@ import tyro
 
 from pforce.base.console import exit_on_errors
 from pforce.catalog import experiment
-from pforce.commands.options import parse
+from pforce.commands.command_line import parse
 from pforce.config import Experiment, with_fields
 from pforce.orchestration.options import Options
 from pforce.orchestration.script import QUICK, Comparison, parse_settings, run_sweep
@@ -24,7 +24,7 @@ from pforce.orchestration.sweep import Axis, Sweep, parse_axis
 class Arguments:
     """Train and measure every cell of a grid over LTG (m, s, sigma); write a table and MLflow runs."""
 
-    experiment: Annotated[str, tyro.conf.Positional] = "openmoji32_micro"
+    experiment: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[EXPERIMENT]")] = "openmoji32_micro"
     """Experiment whose fields the grid varies: a name (`pforce experiments`), or FILE.py:FUNCTION."""
     m: tuple[float, ...] = (0.0, 0.7)
     """Means of the logit of the largest timestep."""
@@ -60,7 +60,8 @@ def sweep(arguments: Arguments) -> Sweep:
         Axis("timesteps.sigma", arguments.sigma),
         *(parse_axis(text) for text in arguments.axis),
     )
-    return Sweep(arguments.name, base, axes, arguments.seeds or ((0,) if quick else (0, 1, 2)))
+    seeds = arguments.seeds or ((0,) if quick else (0, 1, 2))
+    return Sweep(arguments.name, base, axes, seeds, longer="--preset full" if quick else "")
 
 
 def main() -> int:

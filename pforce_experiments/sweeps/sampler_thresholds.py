@@ -18,8 +18,10 @@ from typing import Annotated, Any
 import tyro
 
 from pforce.base.console import exit_on_errors, make_console
-from pforce.base.errors import require
-from pforce.commands.options import given, parse, range_options
+from pforce.base.errors import HINT, ConfigError, FieldError, require
+from pforce.base.words import counted
+from pforce.commands.command_line import LIST_ENDS, parse
+from pforce.commands.options import given, range_options
 from pforce.config import modules
 from pforce.executors.executor import Workforce
 from pforce.orchestration.find import find_model
@@ -35,7 +37,7 @@ from pforce.sampling import Guidance
 class Arguments(ExecutorOptions, StoreOptions):
     """Search a trained model's samplers for the Pareto front of distance and NFE. Nothing is trained."""
 
-    model: Annotated[str, tyro.conf.Positional] = "best:ltg_grid"
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = "best:ltg_grid"
     """A trial's folder or checkpoint, a model file, an MLflow run id, an experiment, or best:SWEEP."""
     trials: int = 40
     """Number of samplers to measure. The same command with a larger number continues the search."""
@@ -66,14 +68,36 @@ class Arguments(ExecutorOptions, StoreOptions):
     """Number of workers, each with the model loaded. Default: one per GPU, or one per core."""
 
 
+def _space(a: Arguments) -> SearchSpace:
+    """The space that is searched. FieldError as `SearchSpace` raises it, with the options' names; ConfigError for an
+    unknown sampler, which may be the model that the list has taken."""
+    try:
+        return SearchSpace(a.samplers, a.nfe, given(a.ranges))
+    except FieldError as error:
+        if error.field in given(a.ranges):
+            raise error.below("sampler.") from error
+        if error.field != "samplers" or HINT in error.allowed:
+            raise
+        raise ConfigError(f"{error} ({LIST_ENDS})") from error
+
+
+def _guidance(a: Arguments) -> Guidance:
+    """The guidance of all samplers. FieldError with the option's name."""
+    try:
+        return Guidance(a.guidance, a.guidance_interval)
+    except FieldError as error:
+        option = "guidance" if error.field == "scale" else "guidance_interval"
+        raise FieldError(option, error.value, error.allowed) from error
+
+
 def main() -> int:
     """Entry point."""
     a = parse(Arguments, description=__doc__)
     console = make_console()
     require(a.trials >= 1, "trials", a.trials, "≥ 1")
     modules()  # samplers of a user's own are registered there
-    space = SearchSpace(a.samplers, a.nfe, given(a.ranges))
-    guidance = Guidance(a.guidance, a.guidance_interval)
+    space = _space(a)
+    guidance = _guidance(a)
     a.check()
     storage = a.place
     source = find_model(a.model, storage=a.storage, tracking_uri=a.tracking_uri)
@@ -83,7 +107,11 @@ def main() -> int:
     )
     sweep = SamplerSweep(a.name, subject, space, a.trials, guidance, a.seed, confirm=a.confirm, weights=source.weights)
     tracker = a.tracker
-    console.print(f"{source.path}: {a.trials} samplers, {a.images} images each", soft_wrap=True, highlight=False)
+    console.print(
+        f"{source.path}: {counted(a.trials, 'sampler')}, {counted(a.images, 'image')} each",
+        soft_wrap=True,
+        highlight=False,
+    )
     outcome = run(sweep, tracker, storage, console, Workforce(a.executor, a.workers, a.ray_address))
     if report(sweep, source, outcome, storage.root, console):
         push_files(storage, [f"{sweep.name}.{ending}" for ending in ("csv", "md", "tex", "html", "png")], console)

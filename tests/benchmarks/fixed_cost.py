@@ -17,6 +17,7 @@ import ray
 from rich.console import Console
 
 from pforce import results
+from pforce.base.words import counted
 from pforce.catalog import experiment
 from pforce.config import with_fields
 from pforce.executors.support.start import start_ray
@@ -68,13 +69,16 @@ def main() -> None:
             starts.append(time.perf_counter() - started)
             costs.append(fixed_seconds(1, f"w{workers}-own-{number}", workers)[1])
             ray.shutdown()
-        show(f"{workers} worker(s), a lone trial on a cluster of its own", costs)
+        show(f"{counted(workers, 'worker')}, a lone trial on a cluster of its own", costs)
     show("Ray's start", starts)
     start_ray("local")
     for workers in (1, 2):
         for trials, what in ((1, "a lone trial on a cluster that is up"), (4, "4 trials one after the other, a trial")):
             names = [f"w{workers}-t{trials}-{number}" for number in range(ROUNDS)]
-            show(f"{workers} worker(s), {what}", [fixed_seconds(trials, name, workers)[1] / trials for name in names])
+            show(
+                f"{counted(workers, 'worker')}, {what}",
+                [fixed_seconds(trials, name, workers)[1] / trials for name in names],
+            )
     ray.shutdown()
 
 

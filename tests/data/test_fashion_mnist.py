@@ -193,7 +193,7 @@ def test_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert build_data("fashion-mnist", destination=tmp_path / "built", source=source) == 0
     assert "70 training and 24 validation images, 10 classes" in capsys.readouterr().out
     assert Manifest.load(tmp_path / "built").train.samples == TRAIN
-    with pytest.raises(FieldError, match=r"source = .*: must be left out"):
+    with pytest.raises(FieldError, match=r"source = .*: does not apply to openmoji"):
         build_data("openmoji", destination=tmp_path / "emoji", source=source)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,25 @@ def test_a_folder_in_the_order_of_its_paths(tmp_path: Path) -> None:
     save(tmp_path / "a", images[3:])
     (tmp_path / "notes.txt").write_text("not an image")
     found = ImageFolder(tmp_path)
-    assert (len(found), found.size, found.notes) == (7, (6, 8), ())
+    assert (len(found), found.size) == (7, (6, 8))
+    assert found.notes == ("7 of its 7 images are in 2 subfolders (a, b)",)
+    assert ImageFolder(tmp_path / "a").notes == ()
     np.testing.assert_array_equal(read(found), np.concatenate([images[3:], images[:3]]))
+
+
+def test_a_subfolder_that_vanishes_meanwhile_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process removes its temporary folder between the listing of its parent and its own."""
+    save(tmp_path, pixels())
+    save(tmp_path / "gone", pixels())
+    listed = os.scandir
+
+    def scan(path: str) -> object:
+        if Path(path).name == "gone":
+            raise FileNotFoundError(path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    assert len(ImageFolder(tmp_path)) == 7
 
 
 @pytest.mark.parametrize("size", [(6, 8), (130, 4)])
@@ -133,12 +151,12 @@ def test_bad_folders_are_refused_naming_the_file(tmp_path: Path) -> None:
     with pytest.raises(ImageSetError, match="holds 0 image files"):
         ImageFolder(tmp_path)
     save(tmp_path, pixels(1))
-    with pytest.raises(ImageSetError, match="holds 1 image files"):
+    with pytest.raises(ImageSetError, match="holds 1 image file "):
         ImageFolder(tmp_path)
     save(tmp_path, pixels(3))
     Image.fromarray(pixels(1, (5, 5))[0]).save(tmp_path / "zz.png")
     with pytest.raises(ImageSetError, match=r"zz\.png: 5×5 pixels, but 000\.png has 8×6"):
-        read(ImageFolder(tmp_path))
+        ImageFolder(tmp_path)
     (tmp_path / "zz.png").write_bytes((tmp_path / "000.png").read_bytes()[:60])
     with pytest.raises(ImageSetError, match=r"zz\.png: cannot be decoded"):
         read(ImageFolder(tmp_path))

@@ -179,7 +179,7 @@ def test_what_is_no_name_is_read_as_none(text: str) -> None:
         ({"kind": "fd"}, "detector = None: must be given in a name of fd"),
         ({"kind": "fd", "detector": "my net"}, "detector = 'my net': must be a name without blanks"),
         ({"kind": "fd", "detector": ""}, "detector = '': must be a name without blanks"),
-        ({"kind": "fd", "detector": "x", "t": 0.2}, "t = 0.2: must be left out of a name of fd"),
+        ({"kind": "fd", "detector": "x", "t": 0.2}, "t = 0.2: does not apply to a name of fd"),
         ({"kind": "fd", "detector": "x", "beside": "middle"}, "beside = 'middle': must be one of low, high, images"),
         ({"kind": "cost/nfe", "beside": "low"}, "beside = 'low': must be one of none in a name of cost/nfe"),
         ({"kind": "difficulty/pearson", "t": 0.625}, "t = 0.625: must be in [0, 1], of at most 2 decimals"),

@@ -86,8 +86,11 @@ def test_statistics_of_another_detector_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", mean=np.zeros(5))
     with pytest.raises(StatisticsError, match="has no `mu`"):
         load_statistics(tmp_path / "other.npz", Counted())
-    with pytest.raises(StatisticsError, match="cannot be read"):
+    with pytest.raises(StatisticsError, match=r"evaluation\.reference = .*absent\.npz: does not exist; give"):
         load_statistics(tmp_path / "absent.npz", Counted())
+    (tmp_path / "text.npz").write_text("no archive")
+    with pytest.raises(StatisticsError, match="cannot be read"):
+        load_statistics(tmp_path / "text.npz", Counted())
 
 
 def test_the_cache_is_named_by_images_and_detector(tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_models_are_found_by_what_users_call_them(trained, tmp_path):
 
     sweep = Sweep("ltg_grid", tiny(6), (Axis("timesteps.sigma", (0.2, 0.3)),))
     planned = planned_with(sweep, tmp_path, numbers)
-    with pytest.raises(SourceError, match="no finished cell of a sweep ltg_gird"):
+    with pytest.raises(SourceError, match=r"has no sweep ltg_gird; did you mean ltg_grid\?"):
         find_source("best:ltg_gird", storage=tmp_path)
     folders = {}
     for item in planned.work:

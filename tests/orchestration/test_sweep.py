@@ -6,13 +6,16 @@ import pytest
 
 from pforce.base.console import duration
 from pforce.base.errors import ConfigError
-from pforce.config import flat_params
+from pforce.base.words import counted
+from pforce.config import flat_params, with_fields
 from pforce.executors.support.placement import Node, place
+from pforce.orchestration.calibration import estimate
 from pforce.orchestration.script import parse_settings
-from pforce.orchestration.sweep import Axis, Sweep, format_value, parse_axis, same_distribution_notes
+from pforce.orchestration.sweep import Axis, Sweep, format_value, parse_axis, same_distribution_notes, unspent_notes
 from pforce.records.parts import Inputs
 from pforce.timesteps import LTG, SRM
 from pforce_experiments.openmoji32 import openmoji32_micro
+from tests.training.conftest import DATA, tiny
 
 INPUTS = Inputs("d", 10, 5, "openmoji", "e", "none")
 
@@ -49,7 +52,7 @@ def test_samplers_can_be_an_axis():
         (
             [Axis("timesteps.sharpness", (1.0,))],
             (0,),
-            "timesteps.sharpness = 1.0: must be left out: it is a setting of srm",
+            "timesteps.sharpness = 1.0: does not apply to ltg: it is a setting of srm",
         ),
     ],
 )
@@ -130,12 +133,31 @@ def test_placement_never_asks_for_more_than_there_is(cells, nodes, wanted, expec
 
 
 def test_a_trial_that_can_never_be_placed_is_refused():
-    with pytest.raises(ConfigError, match="--gpus-per-trial 1: must be between 0 and 0"):
+    with pytest.raises(ConfigError, match="--gpus-per-trial 1: must be 0, as no node here has a GPU"):
         place(1, nodes=[LAPTOP], cpus=None, gpus=1.0)
+    with pytest.raises(ConfigError, match="--gpus-per-trial 3: must be between 0 and 2, what the largest node has"):
+        place(1, nodes=[NODE], cpus=None, gpus=3.0)
     with pytest.raises(ConfigError, match="--cpus-per-trial 9: must be between 1 and 8"):
         place(1, nodes=[NODE, NODE], cpus=9, gpus=None)
-    with pytest.raises(ConfigError, match="no node has 8 cores and 1 GPUs together"):
+    with pytest.raises(ConfigError, match="no node has 8 cores and 1 GPU together"):
         place(1, nodes=[Node(8, 0), Node(2, 1)], cpus=8, gpus=1.0)
+
+
+def test_a_sampler_that_cannot_spend_its_nfe_is_noted_once():
+    """Four evaluations per step: 20 of 23, and all of 24. Two cells with one sampler are one note."""
+    wanted = (Axis("sampler.num_function_evaluations", (23, 24)), Axis("timesteps.m", (0.0, 0.7)))
+    base = with_fields(openmoji32_micro(), {"sampler": "dual_loop"})
+    assert unspent_notes(Sweep("s", base, wanted).work(INPUTS)) == [
+        "dual_loop cannot spend 23 NFE exactly: it takes 20"
+    ]
+
+
+@pytest.mark.filterwarnings("error")
+def test_time_is_estimated_whatever_the_sampler_costs():
+    """A step of dual_loop alone costs more evaluations than are timed."""
+    changes = {"sampler": "dual_loop", "sampler.num_function_evaluations": 8}
+    found = estimate(with_fields(tiny(6), changes), DATA, 1, cpus=1, gpus=0)
+    assert found.seconds > found.evaluation_seconds > 0
 
 
 def test_axes_that_end_alike_keep_their_whole_name():
@@ -151,6 +173,12 @@ def test_values_that_differ_never_look_alike():
     assert format_value(0.1) == "0.1"
     assert format_value(1e-4) == "0.0001"
     assert format_value(1000000.5) != format_value(1000000.25)
+
+
+def test_counts_have_their_noun():
+    found = (counted(1, "cell"), counted(2, "cell"), counted(1024, "process", "processes"), counted(0.25, "GPU"))
+    assert found == ("1 cell", "2 cells", "1,024 processes", "0.25 GPUs")
+    assert counted(1.0, "GPU") == "1 GPU"
 
 
 def test_durations():

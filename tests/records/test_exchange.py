@@ -212,8 +212,8 @@ def test_a_storage_of_then_goes_on(tmp_path, openmoji_folder, capsys):
     before = sorted(path for path in (tmp_path / "runs").rglob("*") if path.is_file())
     assert _run(["records", "migrate", "--storage", str(tmp_path / "runs")]) == DONE
     printed = " ".join(capsys.readouterr().out.split())
-    assert "3 training(s) carried over" in printed
-    assert "2 cell(s) carried over, 0 refused" in printed
+    assert "3 trainings carried over" in printed
+    assert "2 cells carried over, 0 refused" in printed
     assert all(path.exists() for path in before)
     then = json.loads((THEN / "results.json").read_text())
     frame = runs(tmp_path / "runs", "half")

@@ -48,7 +48,7 @@ def test_what_gave_no_result_is_a_cost(tracker):
     assert list(table.loc["other", hours]) == pytest.approx([8.0, 8.0, 0.0, 0.0, 0.0])
     assert list(table["share"]) == [1.0, 1.0]  # hours of GPUs and of cores are never added up
     assert list(table.loc["grid", ["trials", "images", "seconds", "unrecorded"]]) == [5, 1450, 7200, 1]
-    assert "1 run(s) recorded no cost" in notes(of_runs)[0]
+    assert "1 run recorded no cost" in notes(of_runs)[0]
     by_user = costs(of_runs, "user").set_index(["user", "kind"])["device_hours"].to_dict()
     assert by_user == pytest.approx({("ada", "gpu"): 5.0, ("bob", "gpu"): 0.75, ("ada", "cpu"): 8.0})
     assert costs(of_runs, "user").set_index(["user", "kind"]).loc[("ada", "gpu"), "share"] == pytest.approx(5 / 5.75)

@@ -36,6 +36,24 @@ def shown(tracker: Writer, later_seconds: float = 0.0) -> tuple[pd.DataFrame, pd
     return progress.sweeps(found, now), progress.trials(found.runs, now).set_index("label")
 
 
+def test_sweeps_of_one_name_are_told_apart(tracker):
+    """By what all trials of one have in common and others have not; names that are there once need nothing."""
+    for name, of_cells in (
+        ("train", [{"seed": 0, "training.images": 6400}]),
+        ("train", [{"seed": 1, "training.images": 6400}]),
+        ("train", [{"seed": 1, "training.images": 12800}]),
+        ("grid", [{"seed": 0}, {"seed": 1}]),
+    ):
+        sweep = tracker.open_sweep(name, f"{name} {of_cells}", {Tags.CELLS: str(len(of_cells))})
+        for number, params in enumerate(of_cells):
+            fields = {"name": "micro", "timesteps.m": 0.7, **params}
+            run = tracker.open_trial(sweep, RunSpec(f"{name} {number}", f"{name} {of_cells} {number}", fields, {}))
+            tracker.close(run, "FINISHED")
+    table = shown(tracker)[0]
+    assert sorted(table["differs"]) == ["", "images=12,800, seed=1", "images=6,400, seed=0", "images=6,400, seed=1"]
+    assert table.set_index("sweep").loc["grid", "differs"] == ""
+
+
 def test_a_sweep_under_way(tracker):
     """Four cells: one done, one at a quarter, one failed at a fifth, one not begun."""
     sweep = tracker.open_sweep("grid", "id", {Tags.CELLS: "4"})

@@ -62,7 +62,7 @@ def test_the_report_has_the_table_notes_and_claims_in_all_its_files(tmp_path, ca
         for escaped, character in (("$-$", "−"), (r"$\times$", "×"), (r"\%", "%")):
             plain = plain.replace(escaped, character)
         assert few in plain
-        assert "96 images seen per cell, 3 seed(s)" in plain
+        assert "96 images seen per cell, 3 seeds" in plain
         assert claims[0][:80] in plain
     table = pd.read_csv(tmp_path / "v1.0.csv")
     assert list(table["n"]) == [3, 3, 3]
@@ -78,6 +78,7 @@ def test_one_seed_is_one_line_and_shows_intervals_over_images(tmp_path, capsys):
     ]
     assert "5.00 [4.80, 5.20]" in printed
     assert "[ ]: 95 % interval over images." in printed
+    assert "at least 96,000 images per cell and 3 seeds." in printed  # no option that this sweep does not have
 
 
 @pytest.mark.usefixtures("wide")

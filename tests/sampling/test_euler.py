@@ -113,7 +113,7 @@ def test_bad_settings_are_refused():
         timesteps_for("euler", 0)
     with pytest.raises(FieldError, match="one of euler"):
         timesteps_for("heun", 4)
-    with pytest.raises(ValueError, match=r"quantile = 0.3: must be left out: it is a setting of dual_loop"):
+    with pytest.raises(ValueError, match=r"quantile = 0.3: does not apply to euler: it is a setting of dual_loop"):
         timesteps_for("euler", 4, quantile=0.3)
     with pytest.raises(FieldError, match="interval"):
         Guidance(2.0, interval=(0.6, 0.3))

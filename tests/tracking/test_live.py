@@ -356,6 +356,6 @@ def test_what_is_left_at_the_end_is_said(server, tmp_path, monkeypatch):
         started = time.monotonic()
         assert page.live.finish() == 1
         assert time.monotonic() - started < 4 * PATIENCE
-    assert page.said[-1].startswith("1 run(s) in")
+    assert page.said[-1].startswith("1 run of")
     assert lives.CATCH_UP in page.said[-1]
     assert not [each for each in threading.enumerate() if each is page.live.thread and each.is_alive()]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from pforce.base.errors import ConfigError
+from pforce.base.words import counted
 
 
 @dataclass(frozen=True)
@@ -85,22 +86,27 @@ def place(
     most_cpus, most_gpus = max(node.cpus for node in nodes), max(node.gpus for node in nodes)
     gpus = (1.0 if most_gpus >= 1 else 0.0) if gpus is None else gpus
     if not 0 <= gpus <= most_gpus:
-        raise ConfigError(f"--gpus-per-trial {gpus:g}: must be between 0 and {most_gpus:g}, what the largest node has")
+        most = (
+            f"between 0 and {most_gpus:g}, what the largest node has" if most_gpus else "0, as no node here has a GPU"
+        )
+        raise ConfigError(f"--gpus-per-trial {gpus:g}: must be {most}")
     if cpus is not None and not 0 < cpus <= most_cpus:
         raise ConfigError(f"--cpus-per-trial {cpus}: must be between 1 and {most_cpus}, what the largest node has")
     if _fitting(nodes, cpus or 1, gpus) == 0:
-        raise ConfigError(f"no node has {cpus or 1} cores and {gpus:g} GPUs together")
+        raise ConfigError(f"no node has {counted(cpus or 1, 'core')} and {counted(gpus, 'GPU')} together")
     fitting = _fitting(nodes, cpus or 1, gpus, workers, spread=spread)
     if fitting == 0:
-        each = f"{cpus or 1} core(s)" + (f" and {gpus:g} GPU(s)" if gpus else "")
+        each = counted(cpus or 1, "core") + (f" and {counted(gpus, 'GPU')}" if gpus else "")
         where = "on different nodes (--spread)" if spread else "at once"
-        have = ", ".join(f"{node.cpus} cores" + (f" and {node.gpus:g} GPUs" if node.gpus else "") for node in nodes)
+        have = ", ".join(
+            counted(node.cpus, "core") + (f" and {counted(node.gpus, 'GPU')}" if node.gpus else "") for node in nodes
+        )
         raise ConfigError(
             f"--workers {workers}: the cluster has no room for so many {where}, with {each} each; its nodes have {have}"
         )
     wanted = min(cells, fitting)
     if exactly and wanted < cells:
-        raise ConfigError(f"{cells} workers at once: the cluster has room for {wanted} ({gpus:g} GPU(s) each)")
+        raise ConfigError(f"{cells} workers at once: the cluster has room for {wanted} ({counted(gpus, 'GPU')} each)")
     if cpus is None:
         # The most cores with which as many tasks still fit at once.
         cpus = max(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pforce.base.errors import require
+from pforce.base.errors import require, require_applies, require_one_of
 from pforce.metrics.detectors import classifier, inception, module
 from pforce.metrics.detectors.base import Detector, DetectorError, Reading
 from pforce.metrics.detectors.module import ModuleDetector
@@ -16,7 +16,8 @@ NAMES = (*classifier.NAMES, *FROM_FILES)
 
 def check_name(name: str, where: str = "detector") -> None:
     """Raise FieldError for a text that is neither a detector's name nor package.module:function."""
-    require(name in NAMES or ":" in name, where, name, f"one of {', '.join(NAMES)}, or package.module:function")
+    if ":" not in name:
+        require_one_of(where, name, (*NAMES, "package.module:function"))
 
 
 def load_detector(name: str, weights: str | Path | None = None, sha256: str | None = None) -> Detector:
@@ -34,7 +35,7 @@ def load_detector(name: str, weights: str | Path | None = None, sha256: str | No
     """
     check_name(name)
     own = name in classifier.NAMES or ":" in name
-    require(weights is None or not own, "detector_weights", weights, f"left out: {name} brings its own")
+    require_applies(weights is None or not own, "detector_weights", weights, f"to {name}, which brings its own")
     require(sha256 is None or len(sha256) >= 8, "detector_sha256", sha256, "at least 8 digits of a sha256")
     if name == "inception":
         return inception.load(weights, sha256)
