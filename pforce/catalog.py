@@ -104,11 +104,12 @@ def experiment(text: str) -> Experiment:
     made: object
     try:
         made = find(text)()
-    except InputError:
-        raise
     except Exception as error:  # whatever the user's function raises
         if not is_file(text):
             raise
+        if isinstance(error, InputError):
+            known = text.partition(":")[0] in str(error)
+            raise ConfigError(str(error) if known else f"{text}: {error}") from error
         raise ConfigError(f"{text}: {type(error).__name__}: {error}") from error
     if not isinstance(made, Experiment):
         raise ConfigError(f"{text}: returned {type(made).__name__}: must return an Experiment")

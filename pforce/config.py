@@ -117,18 +117,18 @@ class Experiment:
 T = TypeVar("T")
 
 CHOSEN: Mapping[type, Mapping[str, type]] = {TimestepSampler: TIMESTEP_SAMPLERS, Sampler: SAMPLERS}
-"""Base class of each part that is chosen by name → name → class. All parts of one base class have its fields in
-common."""
+"""Base class of each part that is chosen by name → name → class; its fields are common to all."""
 
 
 def modules() -> list[ModuleType]:
-    """The imported modules of all packages of experiments: they define experiments and may register samplers."""
+    """The imported modules of all packages, or plain modules, of experiments: they may register samplers, too."""
     found: dict[str, ModuleType] = {}
     for point in entry_points(group=EXPERIMENTS):
         package = _module(point.value, point.name)
-        for info in pkgutil.iter_modules(package.__path__ if package else ()):
-            module = _module(f"{point.value}.{info.name}", point.name)
-            found |= {module.__name__: module} if module else {}
+        inside = [f"{point.value}.{info.name}" for info in pkgutil.iter_modules(getattr(package, "__path__", ()))]
+        for name in inside or ([point.value] if package else []):
+            if module := _module(name, point.name):
+                found[module.__name__] = module
     return [*found.values()]
 
 

@@ -94,6 +94,7 @@ def test_an_experiment_of_a_file(file):
         (LATER + "def f() -> Nothing: ...", "", r"mine\.py: f: its annotations cannot be read: NameError"),
         (LIAR, "", r"returned dict: must return an Experiment"),
         (BROKEN, "", r"KeyError: 'no'"),
+        (MINE.replace("seed=2", "seed=-2"), "", r"mine\.py: seed = -2"),
         (SAMPLER, "", r"timesteps is a Own of the file itself, .* put the class into a module"),
     ],
 )

@@ -138,7 +138,7 @@ def test_workers_without_room_wait_say_so_and_begin(ray_cluster, tmp_path, monke
     console = Console(file=io.StringIO(), width=200)
     other = placement_group([{"CPU": 2}])
     ray.get(other.ready())
-    said = "waiting for room for 1 worker(s) of 1 core(s): the cluster has 0 cores"
+    said = "waiting for room for 1 worker of 1 core: the cluster has 0 cores"
 
     def free() -> None:
         while said not in console.file.getvalue():

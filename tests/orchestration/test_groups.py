@@ -59,7 +59,7 @@ def test_a_group_without_room_waits_and_says_so(ray_cluster, tmp_path, monkeypat
     console = Console(file=io.StringIO(), width=200)
     other = placement_group([{"CPU": 2}])
     ray.get(other.ready())
-    said = "waiting for room for 2 worker(s) of 1 core(s)"
+    said = "waiting for room for 2 workers of 1 core"
 
     def free() -> None:
         while said not in console.file.getvalue():

@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pforce.base.words import counted
 from pforce.executors.support.placement import place
 from pforce.executors.support.rendezvous import Rendezvous
 from pforce.executors.support.setup import Hand, Listen, Setup, Tick
@@ -236,9 +237,10 @@ class Seats(ABC):
             return
         self.said_room = True
         free, placement = ray.available_resources(), self.placement
-        gpus = f" and {placement.gpus:g} GPU(s)" if placement.gpus else ""
+        gpus = f" and {counted(placement.gpus, 'GPU')}" if placement.gpus else ""
         self.setup.say(
-            f"waiting for room for {placement.workers} worker(s) of {placement.cpus} core(s){gpus}: the cluster has "
+            f"waiting for room for {counted(placement.workers, 'worker')} of "
+            f"{counted(placement.cpus, 'core')}{gpus}: the cluster has "
             f"{free.get('CPU', 0):g} cores and {free.get('GPU', 0):g} GPUs free on "
-            f"{sum(node['Alive'] for node in ray.nodes())} node(s)"
+            f"{counted(sum(node['Alive'] for node in ray.nodes()), 'node')}"
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pforce.base.errors import ConfigError
+from pforce.base.words import counted
 from pforce.executors.support.node import connect
 from pforce.executors.support.placement import Node, place
 from pforce.orchestration.doctor.check import Check, State
@@ -136,8 +137,9 @@ def cluster(found: dict[str, Any], address: str) -> list[Check]:
     """Check the connection, and report nodes that could not be inspected."""
     nodes = found["nodes"]
     cpus, gpus = (sum(node[name] for node in nodes) for name in ("cpus", "gpus"))
-    dead = f"; {found['dead']} node(s) that are gone" if found["dead"] else ""
-    text = f"{address}: {len(nodes)} node(s), {cpus:g} CPUs, {gpus:g} GPUs, connected in {found['seconds']:.1f} s{dead}"
+    dead = f"; {counted(found['dead'], 'lost node')}" if found["dead"] else ""
+    took = f"connected in {found['seconds']:.1f} s{dead}"
+    text = f"{address}: {counted(len(nodes), 'node')}, {cpus:g} CPUs, {gpus:g} GPUs, {took}"
     checks = [Check("Ray cluster", "ok", text)]
     for node in nodes:
         if "error" in node:
@@ -153,7 +155,7 @@ def room(nodes: list[Node], workers: int) -> Check:
     except ConfigError as error:
         return Check("workers", "problem", str(error), "Give fewer --workers, or add nodes to the cluster.")
     gpus = f" and {placement.gpus:g} GPU" if placement.gpus else ""
-    return Check("workers", "ok", f"{workers} at once, each on {placement.cpus} core(s){gpus}")
+    return Check("workers", "ok", f"{workers} at once, each on {counted(placement.cpus, 'core')}{gpus}")
 
 
 def shared_storage(nodes: list[dict[str, Any]], storage: Path) -> Check:
@@ -166,7 +168,8 @@ def shared_storage(nodes: list[dict[str, Any]], storage: Path) -> Check:
     if apart:
         text = f"{storage} on {', '.join(apart)} is another folder than here: a file written there was not seen here"
         return Check("shared storage", "problem", text, cure)
-    return Check("shared storage", "ok", f"{storage} is the same folder on {len(nodes)} node(s), and can be written")
+    everywhere = counted(len(nodes), "node")
+    return Check("shared storage", "ok", f"{storage} is the same folder on {everywhere}, and can be written")
 
 
 def clocks(nodes: list[dict[str, Any]]) -> Check:
@@ -189,4 +192,5 @@ def rendezvous(nodes: list[dict[str, Any]]) -> Check:
                 "NCCL_SOCKET_IFNAME to the network that connects them.")  # fmt: skip
         return Check("network", "problem", f"no TCP connection to this node from {', '.join(failed)}", cure)
     slowest = max(node["connect_seconds"] for node in nodes)
-    return Check("network", "ok", f"TCP from {len(nodes)} node(s) to a free port here: at most {slowest:.4f} s")
+    all_nodes = counted(len(nodes), "node")
+    return Check("network", "ok", f"TCP from {all_nodes} to a free port here: at most {slowest:.4f} s")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pforce.base.words import counted
 from pforce.executors.support.node import VERSIONS
 from pforce.orchestration.doctor.check import Check, State, gib
 
@@ -85,7 +86,7 @@ def cpus(nodes: Mapping[str, Facts]) -> Check:
         least = min(facts["cpus"] for facts in nodes.values())
         threads = os.environ.get("OMP_NUM_THREADS")
         told = f"; OMP_NUM_THREADS={threads}" if threads else ""
-        return Check("CPU", "ok", f"{least} core(s){_each(nodes)}, no tighter limit{told}")
+        return Check("CPU", "ok", f"{counted(least, 'core')}{_each(nodes)}, no tighter limit{told}")
     facts = next(iter(over.values()))
     return Check(
         "CPU",
@@ -120,4 +121,4 @@ def versions(nodes: Mapping[str, Facts], own: Facts) -> list[Check]:
     if checks:
         return checks
     same = ", ".join(f"{what} {own[what]}" for what in ("python", *VERSIONS))
-    return [Check("versions", "ok", f"the same on {len(nodes)} node(s): {same}")]
+    return [Check("versions", "ok", f"the same on {counted(len(nodes), 'node')}: {same}")]

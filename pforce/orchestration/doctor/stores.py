@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from pforce.base.words import counted
 from pforce.executors.support.node import connect, write_error
 from pforce.orchestration.doctor.check import Check
 from pforce.storage import Storage, StorageError
@@ -55,7 +56,7 @@ def tracking(uri: str, storage: Path, *, limit: float = STORE_SECONDS) -> Check:
         return Check(name, "problem", mask(str(result)), "As the message says.")
     if isinstance(result, Exception):
         raise result
-    return Check(name, "ok", f"{shown}: answers, its schema fits, {len(result)} sweep(s)")
+    return Check(name, "ok", f"{shown}: answers, its schema fits, {counted(len(result), 'sweep')}")
 
 
 def storage_folder(storage: Storage) -> Check:
