@@ -46,7 +46,7 @@ SCALES = {
         openmoji32_micro,
         seeds=(0, 1),
         settings={
-            "model.depth": 2, "model.width": 32, "model.heads": 2, "training.images": 320, "data.streams": 4,
+            "model.depth": 2, "model.width": 32, "model.heads": 2, "training.images": 640, "data.streams": 4,
             "training.precision": "float32", "training.checkpoint_every": 1_000, "evaluation.images": 64,
             "evaluation.held_out_images": 32, "evaluation.label_images": 32, "evaluation.reference_images": 32,
             "sampler.num_function_evaluations": 4,
