@@ -45,7 +45,7 @@ REFUSED = [
         ("train", "openmoji32_micro", "--sampler", "dual_lop"),
         "sampler = 'dual_lop': must be one of euler, dual_loop, look_ahead, random_order; did you mean dual_loop?",
     ),
-    (("train", "openmoji32_micro", "--timesteps=ltgg"), "ltg; did you mean ltg?"),
+    (("train", "openmoji32_micro", "--timesteps=ltgg"), "did you mean ltg?"),
     (("train", "openmoji32_micro", "--timesteps"), "--timesteps: its value is missing"),
     (("evaluate", "x", "--evaluation.images", "few"), "error: evaluation.images = 'few': must be an integer"),
     (("evaluate", "x", "--evaluation.seed", "1", "--seed=1"), "--seed"),

@@ -33,7 +33,7 @@ def workers_of(executor: str) -> list[int]:
     return [pid for pid, command, parent in processes() if command.startswith(b"ray::ImplicitFunc") and parent in ours]
 
 
-@pytest.mark.parametrize("executor", ["processes", "tune"])
+@pytest.mark.parametrize("executor", ["tune"])  # how processes are lost is in test_drills.py
 def test_a_lost_worker_costs_one_range(ray_cluster, trained, tmp_path, executor, monkeypatch):
     """Two workers share 240 images; one is killed by SIGKILL in the middle. What it was at is drawn again, no more."""
     source = load_source(trained)

@@ -102,7 +102,7 @@ class Call:
         self.process.wait()
         killed = time.monotonic()
         while (left := processes_with(self.mark)) and time.monotonic() - killed < patience:
-            if not self.waits_for_agents and all(b"agent" in command_of(each) for each in left):
+            if not self.waits_for_agents and all(b"agent" in command_of(each).lower() for each in left):
                 break
             time.sleep(0.1)
         seconds = time.monotonic() - killed

@@ -138,17 +138,3 @@ def test_two_workers_on_two_nodes_give_the_curve_of_one_and_outlive_them(cluster
     assert list(expected) == list(range(1, 51))
     assert [curve[step] for step in expected] == pytest.approx(list(expected.values()), abs=1e-4)
     assert "attempt 2 of 3 resumes from its last checkpoint" in drill.log.read_text()
-
-
-def test_a_trial_of_a_lost_node_goes_on_on_another(cluster, nodes, tmp_path):
-    """One worker: at a random moment its node is removed, the trial goes on on another one. (Two losses of one trial
-    are in tests/executors/test_drills.py.)"""
-    drill = Drill(tmp_path / "runs", 120, 10, *address(cluster))
-    for step in moments("node", 10, 80, count=1):
-        drill.wait_for_step(step)
-        homes = drill.wait_for_workers({raylet(node) for node in nodes}, b"ray::ImplicitFunc", 1)
-        lose(cluster, nodes, next(node for node in nodes if raylet(node) in homes))
-        nodes.append(cluster.add_node(num_cpus=1))
-    drill.wait()
-    assert list(drill.curve()) == list(range(10, 121, 10))
-    assert "worker died; attempt 2 of 3" in drill.log.read_text()
