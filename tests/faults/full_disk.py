@@ -21,6 +21,7 @@ DISK_KILOBYTES = 24 * 1024
 FIELDS = {
     "model.depth": 2, "model.width": 32, "model.heads": 2, "training.images": STEPS * BATCH,
     "training.checkpoint_every": EVERY, "training.log_every": EVERY, "evaluation.images": 8,
+    "evaluation.held_out_images": 16, "evaluation.label_images": 16, "evaluation.reference_images": 16,
     "sampler.num_function_evaluations": 2,
 }  # fmt: skip
 
