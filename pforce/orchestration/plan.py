@@ -17,6 +17,7 @@ from rich.console import Console
 from pforce.base.errors import ConfigError
 from pforce.config import Experiment, flat_params
 from pforce.data import Manifest, ensure
+from pforce.models.attention import require_attention
 from pforce.orchestration.options import Options, tracker_of, tracking_uri_of
 from pforce.orchestration.sweep import Sweep, Work, same_distribution_notes, unspent_notes
 from pforce.records import provenance as made
@@ -158,6 +159,8 @@ def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
             )
         what = (experiment.model, experiment.data, experiment.training)
         if what not in checked:  # cells that do not differ in these need no second check
+            if not (options.ray_address or os.environ.get("RAY_ADDRESS")):  # else workers are not this machine's
+                require_attention(experiment.model.attention)
             check_workers(experiment, options.workers)
             check_data(experiment, folder, manifest, detector)
             checked.add(what)

@@ -13,6 +13,7 @@ from pforce import data
 from pforce.base.errors import ConfigError
 from pforce.config import Experiment
 from pforce.metrics.detectors import Detector
+from pforce.models.attention import attention_used
 from pforce.parallel import ALONE, Workers
 from pforce.records.parts import BFLOAT16, FLOAT32, CellParts, Inputs
 from pforce.records.provenance import made_on
@@ -77,7 +78,8 @@ class Where:
         """Provenance of results made here."""
         precision = "bfloat16" if use_bfloat16(experiment.training.precision, self.device) else "float32"
         return {
-            **made_on(self.device, precision=precision), **self.provenance, "attention": experiment.model.attention,
+            **made_on(self.device, precision=precision), **self.provenance,
+            "attention": attention_used(experiment.model.attention),
             "workers": str(self.workers.count),
             **({"sharding": self.sharding} if self.sharding != "none" else {}),
         }  # fmt: skip

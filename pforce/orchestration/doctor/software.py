@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
-from pforce.models.attention import flash_attention
+from pforce.models.attention import FLASH_PACKAGES, AttentionError, flash_attention, flash_package
 from pforce.orchestration.doctor.check import Check
 
 
@@ -89,13 +89,12 @@ def attention() -> Check:
     }
     text = f"model.attention=sdpa (the default): torch's, with {', '.join(k for k, on in kinds.items() if on)}"
     if importlib.util.find_spec("flash_attn") is None:
-        return Check("attention", "ok", f"{text}; =flash is not there (flash-attn is not installed)")
+        return Check("attention", "ok", f"{text}; =flash is not there ({' or '.join(FLASH_PACKAGES)} is not installed)")
     try:
         flash_attention()
-    except Exception as error:  # a build for another torch raises anything
-        return Check("attention", "warning", f"{text}; =flash: {error}", "Leave model.attention at sdpa.")
-    version = importlib.metadata.version("flash-attn")
-    return Check("attention", "ok", f"{text}; =flash: flash-attn {version}, agrees with it on this device")
+    except AttentionError as error:
+        return Check("attention", "warning", f"{text}; {error}", "Leave model.attention at sdpa.")
+    return Check("attention", "ok", f"{text}; =flash: {flash_package()}, agrees with it on this device")
 
 
 def torchvision() -> Check:
