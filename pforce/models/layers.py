@@ -1,13 +1,14 @@
 """Layers of a DiT whose modulations are computed once per distinct timestep.
 
-Modulations come in three shapes. (B, N, D), one per token, and (B, 1, D), one per sample, broadcast without `rows`; (B,
-K, D), one per *level*, is spread over the tokens by `rows`, the row of each token. After that the arithmetic is the
-same.
+Modulations come in three shapes. (B, N, D), one per token, and (B, 1, D), one per sample, broadcast without `spread`;
+(B, K, D), one per *level* or node, is spread over the tokens by `spread`: the row of each token, or its weights. After
+that the arithmetic is the same.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,22 +28,47 @@ def sinusoidal_features(t: Tensor) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def at_tokens(per_level: Tensor, rows: Tensor | None) -> Tensor:
-    """Spread (B, K, D) over the tokens, (B, N, D), by the flat row b·K + level of each token (B·N,); unchanged without
-    rows.
+def at_tokens(per_level: Tensor, spread: Tensor | None) -> Tensor:
+    """Spread (B, K, D) over the tokens, (B, N, D); unchanged without `spread`.
 
-    Whole rows are copied, for one part of the modulation at a time and just before its use, so that on a CPU they are
-    still in the cache: gathering all six parts element by element takes a tenth of a forward pass.
+    Whole rows are copied or mixed, for one part of the modulation at a time and just before its use, so that on a CPU
+    they are still in the cache: gathering all six parts element by element takes a tenth of a forward pass.
+
+    Args:
+        spread: (B·N,) int64, the flat row b·K + level of each token; or (B, N, K), weights of its image's rows.
     """
-    if rows is None:
+    if spread is None:
         return per_level
+    if spread.ndim == 3:
+        return torch.bmm(spread.to(per_level.dtype), per_level)
     b, _, d = per_level.shape
-    return per_level.reshape(-1, d).index_select(0, rows).view(b, -1, d)
+    return per_level.reshape(-1, d).index_select(0, spread).view(b, -1, d)
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor, rows: Tensor | None) -> Tensor:
-    """x·(1 + scale) + shift: x is (B, N, D); shift and scale are one per token, sample or level."""
-    return torch.addcmul(at_tokens(shift, rows), x, at_tokens(1 + scale, rows))
+class Conditioning(NamedTuple):
+    """The input of all modulations of a forward pass."""
+
+    activated: Tensor
+    """SiLU of the embedded timesteps and classes: (B, N, D), (B, 1, D) or (B, K, D); or (C + 1, K, D) for all classes
+    and nodes."""
+    spread: Tensor | None = None
+    """Spreads levels or nodes over the tokens, as in `at_tokens`."""
+    classes: Tensor | None = None
+    """Class of each image, (B,) int64, where `activated` has a row per class."""
+
+    def modulations(self, layer: nn.Module) -> Tensor:
+        """Outputs of a modulation layer, (B, 1, N or K, parts · D)."""
+        found: Tensor = layer(self.activated)
+        if self.classes is None:
+            return found
+        return F.embedding(self.classes, found.flatten(1)).unflatten(-1, found.shape[1:])
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, spread: Tensor | None) -> Tensor:
+    """x·(1 + scale) + shift: x is (B, N, D); shift and scale are one per token, sample, level or node."""
+    if spread is not None and spread.ndim == 3:  # one pass less over the tokens
+        return torch.baddbmm(x * at_tokens(1 + scale, spread), spread.to(shift.dtype), shift)
+    return torch.addcmul(at_tokens(shift, spread), x, at_tokens(1 + scale, spread))
 
 
 class TimestepEmbedder(nn.Module):
@@ -123,15 +149,15 @@ class Block(nn.Module):
         self.mlp = MLP(width, int(width * mlp_ratio))
         self.adaLN_modulation = modulation_layers(width, 6)
 
-    def forward(self, x: Tensor, activated: Tensor, rows: Tensor | None) -> Tensor:
-        """Apply the block to x (B, N, D). `activated` is SiLU(c), one per token, sample or level; rows as in
-        `at_tokens`."""
+    def forward(self, x: Tensor, given: Conditioning) -> Tensor:
+        """Apply the block to x (B, N, D)."""
+        spread = given.spread
         # Order of the six: shift, scale, gate of the attention, then of the MLP.
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation[1](activated).chunk(6, dim=-1)
-        attended = self.attn(modulate(self.norm1(x), shift_a, scale_a, rows))
-        x = torch.addcmul(x, at_tokens(gate_a, rows), attended)
-        mixed = self.mlp(modulate(self.norm2(x), shift_m, scale_m, rows))
-        return torch.addcmul(x, at_tokens(gate_m, rows), mixed)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = given.modulations(self.adaLN_modulation[1]).chunk(6, -1)
+        attended = self.attn(modulate(self.norm1(x), shift_a, scale_a, spread))
+        x = torch.addcmul(x, at_tokens(gate_a, spread), attended)
+        mixed = self.mlp(modulate(self.norm2(x), shift_m, scale_m, spread))
+        return torch.addcmul(x, at_tokens(gate_m, spread), mixed)
 
 
 class FinalLayer(nn.Module):
@@ -143,6 +169,6 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(width, patch * patch * outputs)
         self.adaLN_modulation = modulation_layers(width, 2)
 
-    def forward(self, x: Tensor, activated: Tensor, rows: Tensor | None) -> Tensor:
-        shift, scale = self.adaLN_modulation[1](activated).chunk(2, dim=-1)
-        return self.linear(modulate(self.norm_final(x), shift, scale, rows))
+    def forward(self, x: Tensor, given: Conditioning) -> Tensor:
+        shift, scale = given.modulations(self.adaLN_modulation[1]).chunk(2, dim=-1)
+        return self.linear(modulate(self.norm_final(x), shift, scale, given.spread))

@@ -23,6 +23,8 @@ from pforce.models.transformer import PatchForcingTransformer
 from pforce.models.weights import WeightsError, filled, float_weights, named_tensors
 
 FORMAT = "pforce-model-1"
+SINCE: Mapping[str, object] = {"modulation": "interpolated"}
+"""Fields that older files lack → their value. They change nothing but rounding."""
 
 
 class ModelFileError(InputError, ValueError):
@@ -67,12 +69,13 @@ def _config(record: dict[str, Any]) -> ModelConfig:
     """The configuration in a file's metadata. WeightsError names fields that are unknown, missing or of a wrong
     type."""
     defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
-    unknown, missing = sorted(record.keys() - defaults.keys()), sorted(defaults.keys() - record.keys())
+    unknown = sorted(record.keys() - defaults.keys())
+    missing = sorted(defaults.keys() - record.keys() - SINCE.keys())
     if unknown:
         raise WeightsError(f"config has fields that this version does not know: {', '.join(unknown)}")
     if missing:  # a default in its place could be another model than the one that was saved
         raise WeightsError(f"config lacks {', '.join(missing)}")
-    values = dict(record)
+    values = {**SINCE, **record}
     if isinstance(values["image_size"], list):
         values["image_size"] = tuple(values["image_size"])
     for name, default in defaults.items():

@@ -15,6 +15,7 @@ from pforce.config import Experiment
 from pforce.data import DataError, ensure
 from pforce.models import ModelConfig, PatchForcingTransformer
 from pforce.models.flops import forward_flops
+from pforce.models.interpolation import NODES
 from pforce.orchestration.sweep import Cell, Sweep
 from pforce.records.parts import Inputs, branch_part, training_part
 from pforce.sampling import count_flops
@@ -31,11 +32,13 @@ COPIES = 4
 
 @cache
 def training_flops(config: ModelConfig) -> int:
-    """FLOPs of forward and backward per image, with one timestep per patch, counted on tensors without data."""
+    """FLOPs of forward and backward per image, with one timestep per patch, counted on tensors without data.
+    Modulations are interpolated between the fewest nodes, where the model interpolates them."""
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton: only dry runs pay for it, not every command
 
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         model = PatchForcingTransformer(replace(config, attention="sdpa"))
+        model.modulation_nodes = NODES[0] if config.modulation == "interpolated" else 0
         x = torch.empty(1, config.channels, *config.image_size)
         t = torch.empty(1, config.patches) if config.difficulty_head else torch.empty(1)
         flow.loss(model, x, torch.zeros(1, dtype=torch.long), t, x).total.backward()
@@ -69,7 +72,7 @@ class Outlook:
 
 def _evaluation_flops(e: Experiment) -> float:
     passes = flow.VALIDATION_SEGMENTS + len(e.evaluation.difficulty_timesteps) * e.model.difficulty_head
-    once = forward_flops(e.model, e.model.patches if e.model.difficulty_head else 1)
+    once = forward_flops(e.model, 1)  # all patches of a held-out image are at one timestep
     return e.evaluation.images * count_flops(e.model, e.sampler) + e.evaluation.held_out_images * passes * once
 
 

@@ -71,6 +71,7 @@ TABLE: Mapping[type, Fields] = {
             "depth": "depth", "width": "width", "heads": "heads", "patch": "patch", "image_size": "image_size",
             "channels": "channels", "classes": "classes", "difficulty_head": "difficulty_head",
             "class_dropout": "class_dropout", "mlp_ratio": "mlp_ratio", "attention": None,
+            "modulation": None,
         },
     ),
     FlowConfig: Fields("flow", {"difficulty_weight": "difficulty_weight"}),

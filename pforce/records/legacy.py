@@ -42,6 +42,7 @@ def canonical(plain: Mapping[str, Any]) -> dict[str, Any]:
     fields = dict(data["timesteps"])
     data["timesteps"] = to_dict(SAMPLERS[fields.pop("name")](**fields).canonical())
     attention = data["model"]["attention"]
+    data["model"].pop("modulation", None)  # did not exist, and does not change results beyond rounding
     for path in NOT_IN_FINGERPRINT:
         *parents, leaf = path.split(".")
         target = data

@@ -46,6 +46,8 @@ def point_of(record: Record) -> Point:
         "train/images_seen": float(record.images_seen), THROUGHPUT: record.images_per_second,
         CostName.DEVICE_HOURS: record.device_hours,
     }  # fmt: skip
+    if record.modulation_nodes:
+        values |= {"train/modulation_error": record.modulation_error}
     finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
     return Point(record.images_seen, milliseconds(record.time), finite)
 

@@ -77,6 +77,8 @@ def restore(
     state.stream.load_state_dict(meta["stream"])
     state.step, state.seconds, state.device_seconds = meta["step"], meta["seconds"], meta["device_seconds"]
     state.window = Window(meta["window"]["rows"], meta["window"]["seconds"])
+    modulation = meta.get("modulation", {"nodes": None, "error": 0.0})  # of a checkpoint made before there were nodes
+    state.model.modulation_nodes, state.modulation_error = modulation["nodes"], modulation["error"]
     return [Record(**point) for point in meta["curve"]]
 
 
@@ -201,6 +203,7 @@ class Checkpoints(Callback):
             "workers": workers.count,
             "window": {"rows": state.window.rows, "seconds": state.window.seconds},
             "curve": [point._asdict() for point in state.curve],
+            "modulation": {"nodes": state.model.modulation_nodes, "error": state.modulation_error},
             "keep": images in self.resumable,
             "torch": torch.__version__,
         }

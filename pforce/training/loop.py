@@ -17,13 +17,15 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from pforce import flow, seeding
+from pforce import flow
 from pforce.flow import FlowConfig
 from pforce.images import from_uint8
 from pforce.models import PatchForcingTransformer
+from pforce.models.interpolation import NODES, TOLERANCE, TOLERANCE_BFLOAT16
 from pforce.parallel import ALONE, Word, Workers
 from pforce.timesteps import TimestepSampler
 from pforce.training.config import OptimizerConfig, Precision, TrainingConfig
+from pforce.training.draws import Draws, draw
 from pforce.training.ema import EMA
 from pforce.training.outcome import Answer, Diverged, Stopped
 from pforce.training.strategy import Forward, Sharding, local, make_forward, shard, whole
@@ -67,6 +69,10 @@ class Record(NamedTuple):
     """Device-hours, summed over devices and resumes."""
     time: float = 0.0
     """Time at which it was made, in seconds since 1970."""
+    modulation_nodes: int = 0
+    """Number of nodes of interpolated modulation; 0 where modulations are exact."""
+    modulation_error: float = 0.0
+    """Largest relative error of interpolated modulations when they were last checked."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +148,9 @@ class Window:
         speed = len(self.rows) * state.spec.training.batch / max(self.seconds, 1e-9)
         self.rows, self.seconds = [], 0.0
         return Record(
-            state.step, state.images_seen, loss, mse, nll, norm, rate, speed, state.device_seconds / 3600, time.time()
-        )
+            state.step, state.images_seen, loss, mse, nll, norm, rate, speed, state.device_seconds / 3600, time.time(),
+            state.model.modulation_nodes or 0, state.modulation_error,
+        )  # fmt: skip
 
 
 @dataclass
@@ -168,6 +175,8 @@ class TrainState:
     window: Window = field(default_factory=Window)
     curve: list[Record] = field(default_factory=list)
     """Points of the loss curve since the last checkpoint."""
+    modulation_error: float = 0.0
+    """Largest relative error of interpolated modulations when they were last checked."""
     answer: Answer = Answer.GO_ON
     """Answer that a callback of the first worker got; all workers act on it at the end of the same step."""
 
@@ -250,31 +259,6 @@ def use_bfloat16(precision: Precision, device: torch.device) -> bool:
     return precision == "bfloat16"
 
 
-class Draws(NamedTuple):
-    """Random numbers of a global batch."""
-
-    t: Tensor
-    """Timesteps (B, N)."""
-    x0: Tensor
-    """Noise (B, C, H, W)."""
-    drop: Tensor
-    """Mask (B,) bool of the labels that become the null class."""
-    flip: Tensor
-    """Mask (B,) bool of the images that are mirrored, where the data allow it."""
-
-
-def draw(spec: TrainingSpec, model: PatchForcingTransformer, step: int, device: torch.device) -> Draws:
-    """The random numbers of step `step`, the same on every worker."""
-    config, batch = model.config, spec.training.batch
-    generator = seeding.generator("training", spec.seed, step, device=device)
-    return Draws(
-        t=spec.timesteps(batch, config.patches, generator=generator, device=device),
-        x0=torch.randn(batch, config.channels, *config.image_size, generator=generator, device=device),
-        drop=torch.rand(batch, generator=generator, device=device) < config.class_dropout,
-        flip=torch.rand(batch, generator=generator, device=device) < 0.5,
-    )
-
-
 @torch.no_grad()
 def require_finite(state: TrainState) -> None:
     """Raise Diverged where a weight or an averaged weight is not finite, as a loss is computed before its update. All
@@ -314,6 +298,8 @@ def _run(state: TrainState, end: int, flip: bool, callbacks: Sequence[Callback])
     word = Word(state.workers)
     state.window.begin()
     while state.step < end:
+        if state.step & (state.step - 1) == 0 or state.model.modulation_nodes is None:
+            check_modulation(state)
         state.window.add(_step(state, forward, flip))
         state.step += 1
         if state.step == end:
@@ -335,6 +321,23 @@ def _run(state: TrainState, end: int, flip: bool, callbacks: Sequence[Callback])
                 word.end()
                 raise Stopped(f"stopped at {state.images_seen:,} images seen")
     word.end()
+
+
+def check_modulation(state: TrainState) -> None:
+    """Use so many nodes for interpolated modulation as agree with exact modulations. All workers must call it.
+
+    It is called at the start and after 1, 2, 4, 8, … steps, whatever the checkpoints, so that a resumed training makes
+    the same decisions. Nodes are never removed.
+    """
+    model, workers = state.model, state.workers
+    bfloat16 = use_bfloat16(state.spec.training.precision, state.device)
+    fewest = NODES[0] if model.modulation_nodes is None else model.modulation_nodes
+    model.modulation_nodes, state.modulation_error = model.fit_modulation(
+        0 if state.spec.timesteps.per_sample else fewest,
+        tolerance=TOLERANCE_BFLOAT16 if bfloat16 else TOLERANCE,
+        gather=whole,
+        agree=lambda error: workers.mean(torch.tensor([error], device=state.device)).item(),
+    )
 
 
 def _step(state: TrainState, forward: Forward, flip: bool) -> Tensor:

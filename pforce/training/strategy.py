@@ -5,6 +5,9 @@ Both give the result of one worker, except for the order in which gradients are 
 
 from __future__ import annotations
 
+import functools
+import textwrap
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, Protocol
@@ -17,6 +20,8 @@ from pforce.models import PatchForcingTransformer
 from pforce.parallel import Workers
 
 Sharding = Literal["none", "fsdp"]
+MOST_PROBLEM = 200
+"""Characters of a compiler's error."""
 
 
 class Forward(Protocol):
@@ -34,8 +39,9 @@ class Forward(Protocol):
 class _Alone:
     """The strategy of one worker: the model itself."""
 
-    def __init__(self, model: PatchForcingTransformer, call: Callable[..., Prediction]) -> None:
-        self.patch, self.call = model.patch, call
+    def __init__(self, model: PatchForcingTransformer) -> None:
+        self.patch = model.patch
+        self.call: Callable[..., Prediction] = model
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor, /) -> Prediction:
         return self.call(x, t, y)
@@ -47,15 +53,13 @@ class _Alone:
 class _Copies(_Alone):
     """Distributed data parallel: gradients are averaged while the backward pass still runs."""
 
-    def __init__(self, model: PatchForcingTransformer, call: Callable[..., Prediction]) -> None:
-        # A compiled call is a module, too.
-        assert isinstance(call, nn.Module)
+    def __init__(self, model: PatchForcingTransformer) -> None:
+        super().__init__(model)
         device = next(model.parameters()).device
         ids = [device.index or 0] if device.type == "cuda" else None
         from torch.nn.parallel import DistributedDataParallel
 
-        self.parallel = DistributedDataParallel(call, device_ids=ids, gradient_as_bucket_view=True)
-        super().__init__(model, self.parallel)
+        self.call = self.parallel = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
     def synchronise(self, wanted: bool) -> AbstractContextManager[None]:
         return nullcontext() if wanted else self.parallel.no_sync()
@@ -64,8 +68,8 @@ class _Copies(_Alone):
 class _Shards(_Alone):
     """Fully sharded data parallel: the hooks are in the model (see `shard`)."""
 
-    def __init__(self, model: PatchForcingTransformer, call: Callable[..., Prediction]) -> None:
-        super().__init__(model, call)
+    def __init__(self, model: PatchForcingTransformer) -> None:
+        super().__init__(model)
         self.model: Any = model
 
     @contextmanager
@@ -88,10 +92,33 @@ def shard(model: PatchForcingTransformer, workers: Workers, device: torch.device
 
 def make_forward(model: PatchForcingTransformer, workers: Workers, *, compiled: bool) -> Forward:
     """The model wrapped for training by these workers."""
-    call: Any = torch.compile(model) if compiled else model
+    if compiled:
+        compile_blocks(model)
     if workers.count == 1:
-        return _Alone(model, call)
-    return _Shards(model, call) if is_split(next(model.parameters())) else _Copies(model, call)
+        return _Alone(model)
+    return _Shards(model) if is_split(next(model.parameters())) else _Copies(model)
+
+
+def compile_blocks(model: PatchForcingTransformer) -> None:
+    """Compile the model's blocks in place: one compilation serves all, as their code and shapes are the same. A warning
+    says why where nothing can be compiled."""
+    problem = compiler_problem(next(model.parameters()).device)
+    if problem:
+        told = f"training.compile: the model is not compiled, which changes only the speed: {problem}"
+        warnings.warn(told, stacklevel=2)
+        return
+    for block in model.blocks:
+        block.compile(dynamic=False)
+
+
+@functools.cache
+def compiler_problem(device: torch.device) -> str:
+    """Why torch.compile does not work on a device, such as for want of a C++ compiler; empty where it does."""
+    try:
+        torch.compile(lambda x: x * 2 + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # each backend raises its own
+        return textwrap.shorten(f"{type(error).__name__}: {error}", MOST_PROBLEM)
+    return ""
 
 
 def is_split(tensor: Tensor) -> bool:

@@ -178,10 +178,14 @@ def test_flops_are_those_of_the_model(sampler, guidance):
 
 
 def test_flops_of_a_pass():
-    """Oracle: torch's counter. SiT, and a timestep a patch."""
-    cases = (({"difficulty_head": False}, torch.rand(1)), ({}, torch.rand(1, 8)), ({"mlp_ratio": 2.0}, torch.rand(1)))
-    for settings, t in cases:
+    """Oracle: torch's counter. SiT, a timestep a patch, exact and interpolated."""
+    cases = (
+        ({"difficulty_head": False}, torch.rand(1), 0), ({}, torch.rand(1, 8), 0), ({}, torch.rand(1, 8), 6),
+        ({"mlp_ratio": 2.0}, torch.rand(1), 0),
+    )  # fmt: skip
+    for settings, t, nodes in cases:
         model = awake(patch=2, height=8, width=4, **settings)
+        model.modulation_nodes = nodes
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(torch.randn(1, model.config.channels, 8, 4), t, torch.zeros(1, dtype=torch.long))
-        assert forward_flops(model.config, t.numel()) == counter.get_total_flops()
+        assert forward_flops(model.config, nodes or t.numel(), interpolated=nodes > 0) == counter.get_total_flops()

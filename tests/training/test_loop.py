@@ -15,8 +15,20 @@ from pforce import flow
 from pforce.base.errors import FieldError
 from pforce.config import with_fields
 from pforce.images import from_uint8
-from pforce.training import Answer, Checkpoints, Diverged, OptimizerConfig, Stopped, TrainingConfig, train
-from pforce.training.checkpoint import CheckpointError, load_newest, saved
+from pforce.models.interpolation import TOLERANCE
+from pforce.timesteps import ParallelUniform
+from pforce.training import (
+    Answer,
+    Callback,
+    Checkpoints,
+    Diverged,
+    OptimizerConfig,
+    Stopped,
+    TrainingConfig,
+    strategy,
+    train,
+)  # fmt: skip
+from pforce.training.checkpoint import CHECKSUM, META, CheckpointError, checksum, load_newest, saved
 from pforce.training.loop import draw, use_bfloat16
 from tests.training.conftest import tiny
 from tests.training.helpers import CPU, InterruptAt, Interrupted, Told, run, same, start
@@ -232,3 +244,72 @@ def test_a_checkpoint_of_another_experiment_is_refused(tmp_path):
 def test_only_the_newest_two_are_kept(tmp_path):
     run(tiny(22), tmp_path)
     assert [path.name for path in saved(tmp_path)] == ["step_00000020", str(22 * 16)]
+
+
+def loud(state, factor: float) -> None:
+    """Multiply the time embedding, so that modulations change faster with t."""
+    with torch.no_grad():
+        for value in (*state.model.t_embedder.mlp[2].parameters(), *state.ema.model.t_embedder.mlp[2].parameters()):
+            value.mul_(factor)
+
+
+class Loud(Callback):
+    """Multiplies the time embedding after a step."""
+
+    def __init__(self, step: int, factor: float) -> None:
+        self.step, self.factor = step, factor
+
+    def on_step(self, state) -> None:
+        if state.step == self.step:
+            loud(state, self.factor)
+
+
+def test_nodes_grow_where_they_must_and_resume_with_the_checkpoint(tmp_path):
+    """Checked before steps 0, 1, 2, 4, 8: after a step 3 that makes the embedding loud, 4 is the first that notices.
+
+    Oracle of the resume: the uninterrupted training, bit for bit; killed at 7, it begins again at 5 with its nodes.
+    """
+    whole, curve = run(tiny(12), None, Loud(3, 10_000.0))
+    nodes = [record.modulation_nodes for record in curve]
+    assert nodes[:4] == [6] * 4
+    assert nodes[4] > 6
+    assert nodes == sorted(nodes)
+    assert all(0 <= record.modulation_error <= TOLERANCE for record in curve)
+    assert curve[4].modulation_error > 0
+    with pytest.raises(Interrupted):
+        run(tiny(12), tmp_path, Loud(3, 10_000.0), InterruptAt(7))
+    resumed, rest = run(tiny(12), tmp_path)
+    assert [record.modulation_nodes for record in rest] == nodes[5:]
+    assert same(whole, resumed)
+    assert [record.modulation_error for record in rest] == [record.modulation_error for record in curve[5:]]
+
+
+def test_modulation_is_exact_where_it_is_asked_for_and_close_otherwise():
+    """Losses of ten steps, to 1e-5; a SiT's timesteps need no nodes."""
+    exact, interpolated = (
+        run(with_fields(tiny(10), {"model.modulation": name}))[1] for name in ("exact", "interpolated")
+    )
+    assert {record.modulation_nodes for record in exact} == {0}
+    assert {record.modulation_nodes for record in interpolated} == {6}
+    np.testing.assert_allclose([r.loss for r in interpolated], [r.loss for r in exact], rtol=1e-5)
+    parallel = run(with_fields(tiny(2), {"timesteps": ParallelUniform()}))[1]
+    assert {record.modulation_nodes for record in parallel} == {0}
+
+
+def test_a_checkpoint_of_before_there_were_nodes_is_resumed(tmp_path):
+    """It says nothing of modulation: nodes are found at once."""
+    run(tiny(5), tmp_path)
+    for path in saved(tmp_path):
+        meta = json.loads((path / META).read_text())
+        del meta["modulation"]
+        meta.pop(CHECKSUM)
+        (path / META).write_text(json.dumps({**meta, CHECKSUM: checksum(meta)}))
+    state, _ = run(tiny(7), tmp_path)
+    assert state.model.modulation_nodes == 6
+
+
+def test_without_a_compiler_the_model_is_not_compiled_and_that_is_said(monkeypatch):
+    monkeypatch.setattr(strategy, "compiler_problem", lambda device: "InvalidCxxCompiler: No working C++ compiler")
+    with pytest.warns(UserWarning, match="the model is not compiled, which changes only the speed: InvalidCxxCompiler"):
+        compiled = run(tiny(2, compile=True))[1]
+    assert [record.loss for record in compiled] == [record.loss for record in run(tiny(2))[1]]
