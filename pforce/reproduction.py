@@ -18,7 +18,7 @@ MOST_STATEMENTS = 6
 """Most statements per table: with more, the correction for multiple tests finds nothing at an affordable number of
 seeds."""
 
-ScaleName = Literal["smoke", "cpu", "gpu", "paper"]
+ScaleName = Literal["smoke", "cpu", "gpu-micro", "gpu", "paper"]
 Figure = Literal["bars", "curves", "difficulty", "context_helps", "context_uncertainty", "none"]
 
 
@@ -91,6 +91,10 @@ class Scale:
     """Model sizes of the table `main`: name → fields, in the order of the paper's sizes."""
     nfe: tuple[int, ...] = (24,)
     """NFE at which samplers are compared; statements use the last."""
+    guidance: tuple[float, ...] = ()
+    """Guidance scales at which samplers are compared besides, each at every NFE; statements use the last."""
+    images: tuple[int, ...] = ()
+    """Images seen before the end of the training, at which samplers are compared at the first NFE."""
     grid: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Values of m, s, sigma and of λ."""
     about: str = ""

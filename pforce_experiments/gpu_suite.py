@@ -7,7 +7,8 @@ records in `--storage` and lines of `OUT.jsonl`: a later call, even on another m
 `pforce records import OUT.jsonl` imports them into another storage. An interrupted training resumes from its last
 checkpoint if `--storage` still exists.
 
-Cells are ordered by seed first, so that an unfinished run still gives whole tables of fewer seeds. Needs torch,
+Cells are ordered by seed first, as many seeds at once as there are processes, so that an unfinished run still gives
+whole tables of fewer seeds. Needs torch,
 safetensors, scipy, pillow and webdataset; no Ray, no MLflow, no pydantic.
 """
 
@@ -59,6 +60,7 @@ def say(line: str) -> None:
 def planned(arguments: argparse.Namespace, storage: Storage) -> Iterator[tuple[Work, Inputs]]:
     """Yield the cells that the storage lacks, in the order in which they run, and write their sweeps to the storage."""
     ledger, scale = Ledger(storage, say), SCALES[arguments.scale]
+    seeds = list(arguments.seeds or scale.seeds)
     found: list[tuple[Work, Inputs]] = []
     for table in TABLES:
         if table.name not in arguments.tables:
@@ -77,13 +79,15 @@ def planned(arguments: argparse.Namespace, storage: Storage) -> Iterator[tuple[W
             for item in work
             if arguments.rows is None or dict(item.cells[0].values)[ROW] in arguments.rows
         ]
-    # By seed first, over all tables; within a seed, the first cell of each training comes before all others.
+    # By groups of as many seeds as there are processes; within a group, the first cells of all trainings, then the
+    # second ones: processes that wait for each other's trainings would leave the GPU idle.
     turns: Counter[str] = Counter()
     there: set[str] = set()
     ordered = []
     for number, (item, inputs) in enumerate(found):
         if item.fingerprint not in there and row_of(item.parts, ledger) is None:
-            ordered.append((item.experiment.seed, turns[item.training] > 0, number, (item, inputs)))
+            group = seeds.index(item.experiment.seed) // arguments.processes
+            ordered.append((group, turns[item.training], number, (item, inputs)))
             turns[item.training] += 1
         there.add(item.fingerprint)
     yield from (item for *_, item in sorted(ordered, key=lambda entry: entry[:3]))

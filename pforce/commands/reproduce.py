@@ -60,7 +60,8 @@ def tables_named(names: tuple[str, ...]) -> list[Table]:
 
 def list_tables(console: Console) -> int:
     """Print names, questions and numbers of rows of all tables; return an exit code."""
-    shown = Shown(title="pforce reproduce TABLE --scale smoke|cpu|gpu|paper", title_justify="left", show_lines=False)
+    title = f"pforce reproduce TABLE --scale {'|'.join(catalog.scales())}"
+    shown = Shown(title=title, title_justify="left", show_lines=False)
     for name in ("table", "question", "rows", "findings", "the paper's rows"):
         shown.add_column(name)
     scale = catalog.scales()["cpu"]
