@@ -1,0 +1,1 @@
+"""Jobs of `analysis/gpu_queue.py`."""
