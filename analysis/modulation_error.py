@@ -3,7 +3,7 @@
     python analysis/modulation_error.py --images 96000 --out analysis/results/modulation_error
 
 At the start and at images seen = 64 × 2^k the interpolated modulations of all layers are compared with exact ones, on
-random tokens, in float32: weights in training, averaged weights, and weights whose time embedding is multiplied by 4.
+random tokens, in float64: weights in training, averaged weights, and weights whose time embedding is multiplied by 4.
 At the end outputs, loss and gradients are compared, too. An interrupted call resumes. Writes JSON and a Markdown table.
 """
 
@@ -104,8 +104,8 @@ def markdown(found: dict[str, Any], images: int) -> str:
     lines = [
         "# Errors of interpolated modulation along a training of the micro model",
         "",
-        f"`python analysis/modulation_error.py --images {images}`; torch {torch.__version__}, CPU, float32. Largest "
-        "relative error over all shifts, scales and gates of all layers.",
+        f"`python analysis/modulation_error.py --images {images}`; torch {torch.__version__}, CPU. Largest "
+        "relative error over all shifts, scales and gates of all layers, in float64; the differences below in float32.",
         "",
         "| images seen | nodes in use | " + " | ".join(f"K = {nodes}" for nodes in NODES) + " | averages, K = 8 "
         "| embedding × 4, K = 8 |",

@@ -19,7 +19,7 @@ from pforce.models import ModelConfig, PatchForcingTransformer, TimestepLevels, 
 from pforce.sampling import SAMPLERS, Guidance, generate
 from pforce.timesteps import LTG, ParallelUniform
 from pforce.training import Callback, OnRecord, OptimizerConfig, Record, TrainingConfig, TrainingSpec, new_state, train
-from pforce.training.loop import TrainState
+from pforce.training.loop import TrainState, check_is_due
 from pforce.training.strategy import compile_blocks, compiler_problem
 
 
@@ -166,7 +166,7 @@ class NoWaiting(Callback):
         if state.device.type != "cuda":
             return
         following = state.step + 1
-        waits = following % state.spec.training.log_every == 0 or state.step & (state.step - 1) == 0
+        waits = following % state.spec.training.log_every == 0 or check_is_due(state.step)
         torch.cuda.set_sync_debug_mode("default" if waits else "error")
 
     def on_exit(self) -> None:

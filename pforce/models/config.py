@@ -41,7 +41,7 @@ class ModelConfig:
     """sdpa: torch's scaled_dot_product_attention. flash: the flash-attn package (extra `cuda`), checked at start."""
     modulation: Modulation = "interpolated"
     """Modulations where each token has its own timestep. interpolated: between as many nodes as agree with exact ones
-    to rounding (1e-5 in float32), at the price of a plain SiT. exact: for each token, half as slow again."""
+    to rounding (1e-6 in float32), at the price of a plain SiT. exact: for each token, half as slow again."""
 
     def __post_init__(self) -> None:
         require(self.depth > 0, "depth", self.depth, "> 0 blocks")

@@ -21,10 +21,11 @@ MAX_PERIOD = 10_000.0
 
 
 def sinusoidal_features(t: Tensor) -> Tensor:
-    """Sinusoidal features of times: (…) → (…, 256) float32, cos then sin of the raw t, periods up to 10000."""
-    half = TIME_FEATURES // 2
-    frequencies = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-    angles = t.float()[..., None] * frequencies
+    """Sinusoidal features of times: (…) → (…, 256) float32, cos then sin of the raw t, periods up to 10000; of float64,
+    float64."""
+    half, t = TIME_FEATURES // 2, t if t.dtype == torch.float64 else t.float()
+    frequencies = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=t.dtype, device=t.device) / half)
+    angles = t[..., None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

@@ -93,11 +93,11 @@ class PatchForcingTransformer(nn.Module):
         Args:
             gather: makes a parameter whole where it is sharded; all workers must call this then.
         """
-        parts = {name: gather(value) for name, value in self.t_embedder.named_parameters()}
-        table = gather(self.y_embedder.embedding_table.weight).detach()
+        parts = {name: gather(value).detach().double() for name, value in self.t_embedder.named_parameters()}
+        table = gather(self.y_embedder.embedding_table.weight).detach().double()
         classes = torch.linspace(0, self.null_class, min(CHECKED_CLASSES, len(table)), device=table.device).long()
         return modulation_errors(
-            lambda t: functional_call(self.t_embedder, parts, (t,)), table[classes].float(),
+            lambda t: functional_call(self.t_embedder, parts, (t,)), table[classes],
             self.modulation_layers(), counts, gather=gather,
         )  # fmt: skip
 

@@ -30,6 +30,9 @@ from pforce.training.ema import EMA
 from pforce.training.outcome import Answer, Diverged, Stopped
 from pforce.training.strategy import Forward, Sharding, local, make_forward, shard, whole
 
+CHECK_STEPS = 64
+"""Steps between checks of interpolated modulations."""
+
 
 class TrainingBatch(Protocol):
     """A worker's rows of a global batch."""
@@ -298,7 +301,7 @@ def _run(state: TrainState, end: int, flip: bool, callbacks: Sequence[Callback])
     word = Word(state.workers)
     state.window.begin()
     while state.step < end:
-        if state.step & (state.step - 1) == 0 or state.model.modulation_nodes is None:
+        if check_is_due(state.step) or state.model.modulation_nodes is None:
             check_modulation(state)
         state.window.add(_step(state, forward, flip))
         state.step += 1
@@ -323,11 +326,16 @@ def _run(state: TrainState, end: int, flip: bool, callbacks: Sequence[Callback])
     word.end()
 
 
+def check_is_due(step: int) -> bool:
+    """Whether interpolated modulation is checked before this step."""
+    return step % CHECK_STEPS == 0 or step & (step - 1) == 0
+
+
 def check_modulation(state: TrainState) -> None:
     """Use so many nodes for interpolated modulation as agree with exact modulations. All workers must call it.
 
-    It is called at the start and after 1, 2, 4, 8, … steps, whatever the checkpoints, so that a resumed training makes
-    the same decisions. Nodes are never removed.
+    It is called at the start, after 1, 2, 4, …, 64 steps and every 64 from there, whatever the checkpoints, so that a
+    resumed training makes the same decisions: embeddings of timesteps grow in spurts. Nodes are never removed.
     """
     model, workers = state.model, state.workers
     bfloat16 = use_bfloat16(state.spec.training.precision, state.device)
