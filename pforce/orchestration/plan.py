@@ -32,7 +32,7 @@ from pforce.tracking.live import CATCH_UP
 from pforce.trial.drawn_images import beyond_kept
 from pforce.trial.folder import TRAINING, training_folder
 from pforce.trial.reference import check_reference, inputs_of
-from pforce.trial.where import auto_precision_on, check_data, choose_device
+from pforce.trial.where import auto_precision_on, check_data, choose_device, precision_note
 
 
 @dataclass
@@ -169,7 +169,8 @@ def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
     work, ledger = sweep.work(inputs), Ledger(options.place, say)
     notes = [*same_distribution_notes(work), *unspent_notes(work)]
     beyond = beyond_kept(max(item.experiment.evaluation.images for item in work), detector)
-    notes += [beyond] if beyond else []
+    slow = "" if options.ray_address else precision_note(sweep.base.training.precision, choose_device())
+    notes += filter(None, [beyond, slow])
     if sweep.base.training.precision == "auto" and options.ray_address and inputs.auto == FLOAT32:
         notes.append(
             "precision auto is float32, as this machine has no GPU; where the cluster's workers have some, give "

@@ -115,6 +115,14 @@ def auto_precision_on(device: torch.device) -> str:
     return BFLOAT16 if use_bfloat16("auto", device) else FLOAT32
 
 
+def precision_note(precision: str, device: torch.device) -> str:
+    """Note on a GPU that computes bfloat16 by emulation; empty elsewhere."""
+    if precision != BFLOAT16 or device.type != "cuda" or use_bfloat16("auto", device):
+        return ""
+    name = torch.cuda.get_device_name(device)
+    return f"training.precision = bfloat16: {name} only emulates it, slower than float32; auto is what it supports"
+
+
 def with_precision(experiment: Experiment, inputs: Inputs) -> Experiment:
     """The experiment with the precision `auto` resolved, as in its identity."""
     if experiment.training.precision != "auto":

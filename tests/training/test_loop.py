@@ -30,6 +30,7 @@ from pforce.training import (
 )  # fmt: skip
 from pforce.training.checkpoint import CHECKSUM, META, CheckpointError, checksum, load_newest, saved
 from pforce.training.loop import draw, use_bfloat16
+from pforce.trial.where import precision_note
 from tests.training.conftest import tiny
 from tests.training.helpers import CPU, InterruptAt, Interrupted, Told, run, same, start
 
@@ -198,6 +199,20 @@ def test_compiled_training_gives_the_same_losses():
     state, compiled = run(tiny(3, compile=True))
     np.testing.assert_allclose([r.loss for r in compiled], [r.loss for r in eager], rtol=1e-4)
     assert not any("_orig_mod" in name for name in state.model.state_dict())
+
+
+def test_a_gpu_without_bfloat16(monkeypatch):
+    """Its `auto` is float32, and a bfloat16 that is asked for is said to be slow."""
+    gpu, asked = torch.device("cuda"), []
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    for native in (False, True):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda native=native, **options: asked.append(options) or native
+        )
+        assert use_bfloat16("auto", gpu) == native
+        assert ("Tesla V100 only emulates it" in precision_note("bfloat16", gpu)) == (not native)
+        assert precision_note("float32", gpu) == precision_note("bfloat16", CPU) == ""
+    assert {"including_emulation": False} in asked
 
 
 def test_precision():
