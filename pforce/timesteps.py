@@ -8,7 +8,6 @@ To add one: write a frozen dataclass here with the name that configurations use,
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -16,10 +15,34 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from pforce.base.errors import require
+from pforce.base.errors import FieldError, require
 
 Truncation = Literal["reference", "exact"]
 TRUNCATIONS: tuple[Truncation, ...] = ("reference", "exact")
+
+
+LIMITS = {"m": (-30.0, 30.0), "s": (1e-6, 1e3), "sigma": (1e-6, 1e6), "sharpness": (1e-2, 1e6)}
+"""Setting → smallest and largest value for which draws follow their distribution in float arithmetic. Beyond them they
+do not, without a word: a logistic of 30 is 1, and both gamma draws of a sharpness below 0.01 are 0."""
+
+
+def require_within_limits(name: str, value: float) -> None:
+    """Raise FieldError where a setting is not within its LIMITS."""
+    low, high = LIMITS[name]
+    positive = "> 0, " if low > 0 else "finite, "
+    require(low <= value <= high, name, value, f"{positive}from {low:g} to {high:g}")
+
+
+def require_timesteps(t: Tensor, name: str) -> None:
+    """Raise FieldError where drawn timesteps are not finite and in [0, 1].
+
+    Args:
+        name: of their sampler.
+    """
+    fits = (t >= 0) & (t <= 1)  # NaN is neither
+    if not bool(fits.all()):
+        wrong = t[~fits].flatten()[0].item()
+        raise FieldError("timesteps", name, f"a sampler of timesteps in [0, 1]; it drew {wrong:g}")
 
 
 @dataclass(frozen=True)
@@ -72,8 +95,8 @@ class ParallelLogitNormal(TimestepSampler):
     """Standard deviation of the logit, > 0."""
 
     def __post_init__(self) -> None:
-        require(math.isfinite(self.m), "m", self.m, "finite")
-        require(0 < self.s < math.inf, "s", self.s, "> 0")
+        require_within_limits("m", self.m)
+        require_within_limits("s", self.s)
 
     def __call__(self, batch, patches, *, generator=None, device="cpu", dtype=torch.float32):
         z = torch.randn(batch, 1, generator=generator, device=device, dtype=dtype)
@@ -104,7 +127,7 @@ class SRM(TimestepSampler):
     """Concentration of the splits, > 0: larger values keep a sample's timesteps closer to their mean."""
 
     def __post_init__(self) -> None:
-        require(0 < self.sharpness < math.inf, "sharpness", self.sharpness, "> 0")
+        require_within_limits("sharpness", self.sharpness)
 
     def __call__(self, batch, patches, *, generator=None, device="cpu", dtype=torch.float32):
         # Level by level: all splits of one level take two gamma draws, instead of two per node of the recursion.
@@ -146,11 +169,13 @@ def _below_maximum(
     batch = t_max.shape[0]
     shape, device, dtype = (batch, patches), t_max.device, t_max.dtype
     if truncation == "exact":
-        # Inverse CDF of N(t_max, sigma²) on [0, t_max]. The upper limit is the mean, whose CDF is ½.
-        low = torch.special.ndtr(-t_max / sigma)
-        u = torch.rand(shape, generator=generator, device=device, dtype=dtype)
-        t = t_max + sigma * torch.special.ndtri(low + (0.5 - low) * u)
-        return torch.minimum(t.clamp_min_(0), t_max)
+        # Inverse CDF of N(t_max, sigma²) on [0, t_max]. The upper limit is the mean, whose CDF is ½. In float64: with
+        # a large sigma all of it lies just below ½.
+        top = t_max.double()
+        low = torch.special.ndtr(-top / sigma)
+        u = torch.rand(shape, generator=generator, device=device, dtype=dtype).double()
+        t = top + sigma * torch.special.ndtri(low + (0.5 - low) * u)
+        return torch.minimum(t.clamp_min_(0).to(dtype), t_max)
     w = (t_max / 2).clamp_max(sigma)
     z = torch.randn(shape, generator=generator, device=device, dtype=dtype).abs_()
     t = torch.addcmul(t_max, w, z, value=-1)
@@ -178,7 +203,7 @@ class TruncatedGaussian(TimestepSampler):
     """reference: the published rule. exact: N(t_max, sigma²) truncated to [0, t_max]."""
 
     def __post_init__(self) -> None:
-        require(0 < self.sigma < math.inf, "sigma", self.sigma, "> 0")
+        require_within_limits("sigma", self.sigma)
         require(self.truncation in TRUNCATIONS, "truncation", self.truncation, "reference or exact")
 
     def __call__(self, batch, patches, *, generator=None, device="cpu", dtype=torch.float32):
@@ -210,9 +235,9 @@ class LTG(TimestepSampler):
     """reference: the published rule. exact: N(t_max, sigma²) truncated to [0, t_max]."""
 
     def __post_init__(self) -> None:
-        require(math.isfinite(self.m), "m", self.m, "finite")
-        require(0 < self.s < math.inf, "s", self.s, "> 0")
-        require(0 < self.sigma < math.inf, "sigma", self.sigma, "> 0")
+        require_within_limits("m", self.m)
+        require_within_limits("s", self.s)
+        require_within_limits("sigma", self.sigma)
         require(self.truncation in TRUNCATIONS, "truncation", self.truncation, "reference or exact")
 
     def __call__(self, batch, patches, *, generator=None, device="cpu", dtype=torch.float32):

@@ -16,6 +16,7 @@ from scipy import stats
 
 from pforce.base.errors import FieldError
 from pforce.timesteps import (
+    LIMITS,
     LTG,
     SAMPLERS,
     SRM,
@@ -24,6 +25,7 @@ from pforce.timesteps import (
     ParallelUniform,
     TimestepSampler,
     TruncatedGaussian,
+    require_timesteps,
 )
 from tests.conftest import shared_file
 
@@ -166,3 +168,47 @@ def test_values_out_of_range_are_refused(make, field):
         make()
     assert error.value.field == field
     assert "must be" in str(error.value)
+
+
+@pytest.mark.parametrize("sigma", [1e4, 1e6])
+def test_exact_truncation_holds_to_its_largest_sigma(sigma):
+    """Closed form: from a large sigma on it is uniform on [0, t_max]; in float32 it would be biased, or all t_max."""
+    from pforce.timesteps import _below_maximum
+
+    t = _below_maximum(torch.full((40_000, 1), 0.6), 1, sigma, "exact", seeded(2)).double().flatten().numpy()
+    assert stats.kstest(t, stats.uniform(0, 0.6).cdf).pvalue > 0.001
+
+
+@pytest.mark.parametrize("sharpness", [0.01, 1e6])
+def test_srm_holds_to_its_limits(sharpness):
+    """At its smallest sharpness a sample's timesteps are 0 or 1 but for one; at its largest all are its mean."""
+    t = SRM(sharpness)(2000, 16, generator=seeded(5))
+    spread = t.std(dim=1).mean()
+    if sharpness < 1:
+        assert (torch.minimum(t, 1 - t) < 1e-3).float().mean() > 0.8
+    else:
+        assert spread < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("sampler", "settings", "field"),
+    [
+        (LTG, {"sigma": 1e7, "truncation": "exact"}, "sigma"), (LTG, {"m": 31.0}, "m"), (LTG, {"s": 2e3}, "s"),
+        (LTG, {"m": float("nan")}, "m"), (SRM, {"sharpness": 1e-3}, "sharpness"),
+        (SRM, {"sharpness": 1e7}, "sharpness"),
+        (TruncatedGaussian, {"sigma": float("inf")}, "sigma"), (ParallelLogitNormal, {"s": 1e-7}, "s"),
+    ],
+)  # fmt: skip
+def test_settings_beyond_float_arithmetic_are_refused(sampler, settings, field):
+    low, high = LIMITS[field]
+    with pytest.raises(FieldError, match=re.escape(f"from {low:g} to {high:g}")):
+        sampler(**settings)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), 1.5, -0.1])
+def test_timesteps_that_are_none_are_an_error(wrong):
+    t = torch.rand(2, 3)
+    require_timesteps(t, "mine")
+    t[1, 2] = wrong
+    with pytest.raises(FieldError, match=r"timesteps = 'mine': must be a sampler of timesteps in .0, 1.; it drew"):
+        require_timesteps(t, "mine")

@@ -11,6 +11,7 @@ from pforce.metrics.fidelity import NEIGHBOURS, SCORE_SPLITS, inception_score, k
 from pforce.metrics.frechet import (
     ENOUGH_PER_FEATURE,
     EXTRAPOLATED_SHARES,
+    TOO_LARGE,
     FeatureError,
     Reference,
     frechet_estimate,
@@ -53,8 +54,11 @@ class _Record:
         self.metrics: dict[str, float] = {}
 
     def put(self, short: str, estimate: Estimate, references: int | None) -> None:
-        """Add a value, its interval where it has one, and the numbers of images."""
+        """Add a value, its interval where it has one, and the numbers of images. FeatureError for a value that is not
+        finite."""
         name = MetricName(short, self.detector)
+        if not math.isfinite(estimate.value):
+            raise FeatureError(f"{name} of {TOO_LARGE}")
         self.metrics[str(name)] = estimate.value
         if not math.isnan(estimate.low):
             low, high = map(str, name.bounds)

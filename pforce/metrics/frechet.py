@@ -23,6 +23,13 @@ EXTRAPOLATED_SHARES = (1, 2, 3, 4)
 """Parts into which images are divided for the extrapolation: all images, halves, thirds and quarters."""
 
 
+TOO_LARGE = (
+    "the detector's features is not finite: they are too large for float arithmetic; look at the images, and at the "
+    "detector's weights"
+)
+"""End of the message about features that overflow."""
+
+
 class FeatureError(InputError, ValueError):
     """Features cannot be measured: they are too few, not finite, or from different detectors. The message says
     which."""
@@ -38,13 +45,16 @@ class Moments(NamedTuple):
 
 
 class MomentSums:
-    """Features summed as a stream in float64: n, Σx and Σxxᵀ, 8·D² bytes, which several workers can add up.
+    """Features summed as a stream in float64: n, Σ(x − c) and Σ(x − c)(x − c)ᵀ, 8·D² bytes, which several workers can
+    add up.
 
-    The order of the sums and the number of workers change them only by a few units in the sixteenth digit.
+    The centre c is the mean of the first features: without it, features far from zero would leave no digit for their
+    covariance. The order of the sums and the number of workers change them only by a few units in the sixteenth digit.
     """
 
     def __init__(self, size: int) -> None:
         self.n = 0
+        self.centre = torch.zeros(size, dtype=torch.float64)
         self.total = torch.zeros(size, dtype=torch.float64)
         self.products = torch.zeros(size, size, dtype=torch.float64)
 
@@ -58,13 +68,27 @@ class MomentSums:
                     f"{bad} of {len(features)} feature vectors hold NaN or infinity: the images or the detector are "
                     "broken; look at the images"
                 )
+            if self.n == 0 and len(values):
+                self.centre = values.mean(dim=0)
             self.n += len(values)
+            values = values - self.centre
             self.total += values.sum(dim=0)
             self.products.addmm_(values.T, values)
         return self
 
+    def around(self, centre: torch.Tensor) -> MomentSums:
+        """These sums around another centre (D,)."""
+        found, by = MomentSums(len(centre)), self.centre - centre
+        found.n, found.centre, found.total = self.n, centre, self.total + self.n * by
+        cross = torch.outer(by, self.total)
+        found.products = self.products + cross + cross.T + self.n * torch.outer(by, by)
+        return found
+
     def merge(self, other: MomentSums) -> Self:
         """Add another worker's sums in place."""
+        if self.n == 0:
+            self.centre = other.centre
+        other = other.around(self.centre)
         self.n += other.n
         self.total += other.total
         self.products += other.products
@@ -72,16 +96,20 @@ class MomentSums:
 
     def without(self, other: MomentSums) -> MomentSums:
         """These sums minus the sums of some of their features."""
-        rest = MomentSums(len(self.total))
-        rest.n = self.n - other.n
+        rest, other = MomentSums(len(self.total)), other.around(self.centre)
+        rest.n, rest.centre = self.n - other.n, self.centre
         rest.total, rest.products = self.total - other.total, self.products - other.products
         return rest
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> Self:
         """Add the sums of all ranks of a torch.distributed group in place (gloo; NCCL needs tensors on GPUs)."""
-        packed = torch.cat([torch.tensor([self.n], dtype=torch.float64), self.total, self.products.flatten()])
-        dist.all_reduce(packed, group=group)
         size = len(self.total)
+        centres = torch.cat([self.centre * self.n, torch.tensor([self.n], dtype=torch.float64)])
+        dist.all_reduce(centres, group=group)
+        same = self.around(centres[:size] / centres[size].clamp(min=1))
+        self.centre = same.centre
+        packed = torch.cat([torch.tensor([self.n], dtype=torch.float64), same.total, same.products.flatten()])
+        dist.all_reduce(packed, group=group)
         self.n = round(float(packed[0]))
         self.total, self.products = packed[1 : size + 1], packed[size + 1 :].view(size, size)
         return self
@@ -92,7 +120,9 @@ class MomentSums:
             raise FeatureError(f"{counted(self.n, 'feature vector')}: a covariance needs at least 2 images")
         mean = self.total / self.n
         covariance = (self.products - self.n * torch.outer(mean, mean)) / (self.n - 1)
-        return Moments(mean.numpy(), covariance.numpy(), self.n)
+        if not bool(covariance.isfinite().all()):
+            raise FeatureError(f"a covariance of {TOO_LARGE}")
+        return Moments((self.centre + mean).numpy(), covariance.numpy(), self.n)
 
 
 def as_features(features: ArrayLike | torch.Tensor) -> torch.Tensor:

@@ -168,8 +168,10 @@ def values_by_seed(frame: pd.DataFrame, row: Row, metric: str) -> dict[int, floa
     values = finished(frame, row)
     if "seed" not in values or metric not in values:
         return {}
-    pairs = values[["seed", metric]].astype(float).replace([np.inf, -np.inf], np.nan).dropna()
-    return {int(seed): float(value) for seed, value in pairs.itertuples(index=False)}
+    # Seeds stay whole numbers: as floats, those above 2^53 would melt together.
+    numbers = values[metric].astype(float).replace([np.inf, -np.inf], np.nan)
+    pairs = zip(values["seed"], numbers, strict=True)
+    return {int(seed): float(value) for seed, value in pairs if not (pd.isna(seed) or pd.isna(value))}
 
 
 def seeds_to_decide(difference: Interval, claims: int = 1, level: float = LEVEL) -> int | None:

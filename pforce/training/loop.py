@@ -23,7 +23,7 @@ from pforce.images import from_uint8
 from pforce.models import PatchForcingTransformer
 from pforce.models.interpolation import NODES, TOLERANCE, TOLERANCE_BFLOAT16
 from pforce.parallel import ALONE, Word, Workers
-from pforce.timesteps import TimestepSampler
+from pforce.timesteps import TimestepSampler, require_timesteps
 from pforce.training.config import OptimizerConfig, Precision, TrainingConfig
 from pforce.training.draws import Draws, draw
 from pforce.training.ema import EMA
@@ -355,7 +355,10 @@ def _step(state: TrainState, forward: Forward, flip: bool) -> Tensor:
         group["lr"] = spec.learning_rate_at(state.step)
     batch = state.stream.next_batch()
     rows = state.stream.rows.to(device)
-    draws = Draws(*(values[rows] for values in draw(spec, state.model, state.step, device)))
+    drawn = draw(spec, state.model, state.step, device)
+    if check_is_due(state.step):
+        require_timesteps(drawn.t, spec.timesteps.name)  # a user's sampler may draw anything
+    draws = Draws(*(values[rows] for values in drawn))
     x1 = from_uint8(batch.images.to(device, non_blocking=True))
     if flip:
         x1 = torch.where(draws.flip[:, None, None, None], x1.flip(-1), x1)

@@ -16,9 +16,10 @@ from pforce.metrics.detectors.inception import spatial_features
 from pforce.metrics.distances import distances, few_images
 from pforce.metrics.features import FeatureSet, read_features
 from pforce.metrics.fidelity import inception_score, kernel_distance, precision_recall
+from pforce.metrics.frechet import FeatureError
 from pforce.metrics.image_sets import ImageTensor
 from pforce.metrics.intervals import jackknife
-from pforce.metrics.reference import cached_reference
+from pforce.metrics.reference import cached_reference, of_features
 
 IMAGES = 24
 
@@ -243,12 +244,19 @@ def test_bad_features_are_refused(a: Tensor, b: Tensor, message: str) -> None:
             metric(a, b)
 
 
+@pytest.mark.parametrize(("metric", "size"), [("kernel", 1e19), ("frechet", 1e160)])
+def test_features_that_overflow_are_an_error_not_a_number(metric: str, size: float) -> None:
+    """The cube of 1e19² is beyond float32 and float64 sums of 1e160² are, too."""
+    values = torch.randn(60, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * size
+    features = FeatureSet("toy", "0", values if metric == "frechet" else values.float())
+    with pytest.raises(FeatureError, match="not finite: they are too large"):
+        distances(features, of_features(features, "toys", "0"), [metric])
+
+
 def test_a_collapsed_model_is_measured_and_told() -> None:
     """Constant features: the distance is that of a Gaussian without spread; the note says what it means."""
     real = _cloud(200, 5)
     constant = FeatureSet("toy", "0", torch.ones(30, 6))
-    from pforce.metrics.reference import of_features
-
     found = distances(constant, of_features(FeatureSet("toy", "0", real), "toys", "0"), ("frechet", "kernel"))
     values = real.double().numpy()
     expected = np.square(1 - values.mean(0)).sum() + np.trace(np.cov(values, rowvar=False))
@@ -257,8 +265,6 @@ def test_a_collapsed_model_is_measured_and_told() -> None:
 
 
 def test_a_reference_of_another_detector_is_refused() -> None:
-    from pforce.metrics.reference import of_features
-
     generated, other = FeatureSet("toy", "0", _cloud(9, 0)), FeatureSet("toy", "1", _cloud(9, 0))
     with pytest.raises(ValueError, match="cannot be compared"):
         distances(generated, of_features(other, "others", "0"))

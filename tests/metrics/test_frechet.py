@@ -58,6 +58,25 @@ def test_streamed_sums_give_the_moments_of_all_features_however_they_are_split()
     np.testing.assert_allclose(rest.covariance, np.cov(features[57:].T), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("far", [1e6, 1e8])
+def test_features_far_from_zero_have_the_same_distance(far):
+    """Oracle: the same features around zero; streamed, merged, by parts, and with fewer images than features."""
+    rng = np.random.default_rng(7)
+    a, b = rng.normal(size=(300, 6)) * 1.3, rng.normal(size=(200, 6)) + 0.2
+    near = frechet_distance(a, b)
+    assert frechet_distance(a + far, b + far) == pytest.approx(near, rel=1e-5)
+    sums = MomentSums(6)
+    for part in np.array_split(a + far, 5):
+        sums.merge(MomentSums(6).add(torch.from_numpy(part)))
+    np.testing.assert_allclose(sums.moments().covariance, np.cov(a.T), rtol=1e-5)
+    rest = sums.without(MomentSums(6).add(torch.from_numpy(a[:60] + far))).moments()
+    np.testing.assert_allclose(rest.covariance, np.cov(a[60:].T), rtol=1e-4)
+    for count in (300, 5):
+        found = frechet_estimate(a[:count] + far, Reference(moments(b + far)))
+        expected = frechet_estimate(a[:count], Reference(moments(b)))
+        assert found[:3] == pytest.approx(expected[:3], rel=1e-4)
+
+
 def test_the_interval_covers_the_expected_distance_at_this_n():
     """Oracle: the mean distance of 400 other sets of 300 images; the interval holds it about 95 % of the time."""
     rng = np.random.default_rng(4)

@@ -9,7 +9,17 @@ from scipy import stats
 
 from pforce.base.errors import FieldError
 from pforce.results import Row
-from pforce.results.statistics import Claim, Interval, Verdict, holm, judge, mean_interval, row_claims, sentences
+from pforce.results.statistics import (
+    Claim,
+    Interval,
+    Verdict,
+    holm,
+    judge,
+    mean_interval,
+    row_claims,
+    sentences,
+    values_by_seed,
+)
 
 
 def claim(a, b, **fields):
@@ -188,3 +198,13 @@ def test_differences_without_spread_are_no_certainty():
     assert (verdict.word, verdict.p) == ("not distinguishable", 0.5)
     (verdict,) = judge([many])
     assert (verdict.word, verdict.p) == ("better", 1 / 32)
+
+
+def test_seeds_above_2_to_the_53_stay_apart():
+    """As floats two of these three would be one."""
+    seeds = [2**53, 2**53 + 1, 2**62]
+    runs = pd.DataFrame({
+        "fingerprint": ["a", "b", "c"], "seed": seeds, "status": ["FINISHED"] * 3, "start_time": [pd.Timestamp(0)] * 3,
+        "val/loss": [1.0, 2.0, float("inf")],
+    })  # fmt: skip
+    assert values_by_seed(runs, Row({}, ["a", "b", "c"]), "val/loss") == {seeds[0]: 1.0, seeds[1]: 2.0}
