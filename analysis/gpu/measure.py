@@ -104,12 +104,12 @@ def awake(config: ModelConfig, device: torch.device) -> PatchForcingTransformer:
 
 def flops_per_image(config: ModelConfig) -> float:
     """Counted floating-point operations per image, of forward and backward pass, with the modulation that the
-    configuration asks for (6 nodes where interpolated)."""
+    configuration asks for (8 nodes where interpolated)."""
     with torch.device("meta"):
         model = PatchForcingTransformer(config)
         x, y = torch.randn(1, config.channels, *config.image_size), torch.zeros(1, dtype=torch.int64)
         t = torch.rand(1, config.patches) if config.difficulty_head else torch.rand(1)
-    model.modulation_nodes = 6 if config.modulation == "interpolated" else 0
+    model.modulation_nodes = 8 if config.modulation == "interpolated" else 0
     with FlopCounterMode(display=False) as counter:
         flow.loss(model, x, y, t, torch.randn_like(x)).total.backward()
     return float(counter.get_total_flops())

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from pforce import seeding
 
-NODES = (6, 8, 12, 16, 24, 32, 48, 64)
-"""Numbers of nodes that are tried in turn; beyond the last, modulations are computed exactly."""
+NODES = (8, 12, 16, 24, 32, 48, 64)
+"""Numbers of nodes that are tried in turn; beyond the last, modulations are computed exactly. All are multiples of 4: a
+product with 6 rows is rounded by MKL as the number of threads has it, so that results would depend on that."""
 TOLERANCE = 1e-6
 """Largest relative error of a modulation when it is checked, where the network computes in float32, whose own rounding
 of modulations is 1e-6. Until the next check of a training it may grow tenfold."""

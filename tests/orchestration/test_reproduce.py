@@ -210,7 +210,7 @@ def test_the_papers_dry_run_is_complete_and_says_that_the_data_are_missing(name,
 def test_the_outlook_counts_what_there_is():
     """By hand: B/2 at 4 channels has 130.307 M parameters; forward and backward are three forward passes' products,
     but for the first layer, whose input needs no gradient; SiT's modulation is once an image, PFT's exact one once a
-    patch, its interpolated one at 6 nodes."""
+    patch, its interpolated one at 8 nodes."""
     cells = sweep_of(paper.TIMESTEP_SCHEDULES, SCALES["paper"]).cells()
     o = outlook(cells)
     assert (o.cells, o.trainings, o.steps) == (21, 21, 21 * 400_000)
