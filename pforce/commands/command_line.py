@@ -123,17 +123,22 @@ READABLE = tyro.constructors.ConstructorRegistry()
 _asking: list[Any] = []
 
 
+def _tyros_own(ask: Callable[[Any], Any], info: Any) -> Any:
+    """What tyro itself makes of a type: a rule that asks would else be called again."""
+    _asking.append(info)
+    try:
+        return ask(info)
+    finally:
+        _asking.pop()
+
+
 @READABLE.primitive_rule
 def _value(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
     """Values as tyro reads them, but with errors that say what is allowed, in a fixed order, and with `PATH` where
     tyro shows `{None}|PATH`."""
     if _asking:
         return None
-    _asking.append(info.type)  # else this rule would call itself instead of tyro's own
-    try:
-        spec = tyro.constructors.ConstructorRegistry.get_primitive_spec(info)
-    finally:
-        _asking.pop()
+    spec = _tyros_own(tyro.constructors.ConstructorRegistry.get_primitive_spec, info)
     if not isinstance(spec, tyro.constructors.PrimitiveConstructorSpec):
         return None
     read, choices, single = spec.instance_from_str, spec.choices, spec._action is None
@@ -158,11 +163,7 @@ def _readable(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.Struc
     cls = info.type
     if _asking or not (dataclasses.is_dataclass(cls) and isinstance(cls, type)):
         return None
-    _asking.append(cls)
-    try:
-        spec = tyro.constructors.ConstructorRegistry.get_struct_spec(info)
-    finally:
-        _asking.pop()
+    spec = _tyros_own(tyro.constructors.ConstructorRegistry.get_struct_spec, info)
     if not isinstance(spec, tyro.constructors.StructConstructorSpec):
         return None
     about, fields = texts(cls), []

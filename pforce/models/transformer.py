@@ -131,8 +131,9 @@ class PatchForcingTransformer(nn.Module):
         if self.modulation_nodes is not None:
             return self.modulation_nodes
         if not torch.compiler.is_compiling():
-            parts = nn.ModuleList([self.t_embedder, self.y_embedder, *self.modulation_layers()])
-            version = hash(tuple((id(p), 0 if p.is_inference() else p._version) for p in parts.parameters()))
+            parts = (self.t_embedder, self.y_embedder, *self.modulation_layers())
+            values = (value for part in parts for value in part.parameters())
+            version = hash(tuple((id(value), 0 if value.is_inference() else value._version) for value in values))
             if self._found[0] != version:
                 self._found = version, self.fit_modulation()[0]
         return self._found[1]

@@ -168,7 +168,6 @@ def values_by_seed(frame: pd.DataFrame, row: Row, metric: str) -> dict[int, floa
     values = finished(frame, row)
     if "seed" not in values or metric not in values:
         return {}
-    # Seeds stay whole numbers: as floats, those above 2^53 would melt together.
     numbers = values[metric].astype(float).replace([np.inf, -np.inf], np.nan)
     pairs = zip(values["seed"], numbers, strict=True)
     return {int(seed): float(value) for seed, value in pairs if not (pd.isna(seed) or pd.isna(value))}

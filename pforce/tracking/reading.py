@@ -77,6 +77,12 @@ def runs_frame(tracker: Tracker, sweep: str | None = None, *, key: str | None = 
     return numbers_where_all_are(pd.DataFrame(rows))
 
 
+def _whole_numbers(texts: pd.Series) -> pd.Series:
+    """Seeds as whole numbers, also where rows have none: as floats, those above 2^53 would melt together."""
+    numbers = [pd.NA if pd.isna(text) else int(text) for text in texts]
+    return pd.Series(pd.array(numbers, dtype="Int64" if texts.isna().any() else "int64"), index=texts.index)
+
+
 def numbers_where_all_are(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with columns of texts converted to numbers where all their values are numbers, except columns in
     TEXTS."""
@@ -85,7 +91,8 @@ def numbers_where_all_are(frame: pd.DataFrame) -> pd.DataFrame:
         if frame[column].dtype == object or str(frame[column].dtype) in ("str", "string"):
             numbers = pd.to_numeric(frame[column], errors="coerce")
             if numbers.notna().sum() == frame[column].notna().sum():
-                found[column] = numbers
+                whole = column == "seed" and frame[column].dropna().map(str).str.isdecimal().all()
+                found[column] = _whole_numbers(frame[column]) if whole else numbers
     return pd.DataFrame(found, index=frame.index)  # at once: hundreds of columns one by one are slow to read
 
 

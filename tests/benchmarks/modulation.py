@@ -12,27 +12,21 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from pforce import flow
 from pforce.models import ModelConfig, PatchForcingTransformer, TimestepLevels, build, sized
+from tests.benchmarks.sampling import awake
 from tests.benchmarks.timing import interleaved, spread
 
+CPU = torch.device("cpu")
 TRAINED = {
     "4 × 384, 256 tokens": (ModelConfig(depth=4, width=384, heads=6), 16),
     "micro, 64 tokens": (sized("micro", patch=4, channels=3, classes=11), 64),
 }
 """Model and batch of the timed training steps."""
-
-
-def awake(config: ModelConfig) -> PatchForcingTransformer:
-    """A model with random weights in its zero-initialised layers too: a fresh one answers zero."""
-    model = build(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape), alpha=0.02)
-    return model
 
 
 def step(model: PatchForcingTransformer, batch: int, *, per_patch: bool) -> Callable[[], None]:
@@ -54,11 +48,11 @@ def step(model: PatchForcingTransformer, batch: int, *, per_patch: bool) -> Call
 def training(rounds: int) -> None:
     """Time training steps."""
     for name, (config, batch) in TRAINED.items():
-        interpolated, exact = awake(config), awake(config)
+        interpolated, exact = (awake(build(config), CPU) for _ in range(2))
         interpolated.modulation_nodes, exact.modulation_nodes = interpolated.fit_modulation()[0], 0
         more = copy.deepcopy(interpolated)
         more.modulation_nodes = 2 * interpolated.modulation_nodes
-        sit = awake(ModelConfig(**{**config.__dict__, "difficulty_head": False}))
+        sit = awake(build(replace(config, difficulty_head=False)), CPU)
         report(
             f"training step, {name}, batch {batch}",
             {
@@ -74,7 +68,7 @@ def training(rounds: int) -> None:
 @torch.inference_mode()
 def forward(size: str, batch: int, rounds: int) -> None:
     """Time forwards, and compare their outputs."""
-    pft, sit = awake(sized(size)).eval(), awake(sized(size, difficulty_head=False)).eval()
+    pft, sit = (awake(build(sized(size, difficulty_head=head)), CPU) for head in (True, False))
     exact = copy.deepcopy(pft)
     pft.modulation_nodes, exact.modulation_nodes = pft.fit_modulation()[0], 0
     n = pft.config.patches

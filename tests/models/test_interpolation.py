@@ -9,21 +9,13 @@ import itertools
 import pytest
 import torch
 
+from analysis.modulation_error import louder
 from pforce import flow
 from pforce.models import ModelConfig, build
 from pforce.models.interpolation import NODES, TOLERANCE, chebyshev_nodes, lagrange_weights
 from tests.models.test_transformer import SMALL, awake, inputs
 
 WIDE = ModelConfig(depth=2, width=64, heads=2, patch=2, image_size=(16, 16), channels=3, classes=5)
-
-
-def louder(model, factor: float):
-    """A copy of the model with its time embedding multiplied."""
-    found = copy.deepcopy(model)
-    with torch.no_grad():
-        for value in found.t_embedder.mlp[2].parameters():
-            value.mul_(factor)
-    return found
 
 
 def with_nodes(model, nodes: int):

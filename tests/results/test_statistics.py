@@ -20,6 +20,7 @@ from pforce.results.statistics import (
     sentences,
     values_by_seed,
 )
+from pforce.tracking.reading import numbers_where_all_are
 
 
 def claim(a, b, **fields):
@@ -201,10 +202,10 @@ def test_differences_without_spread_are_no_certainty():
 
 
 def test_seeds_above_2_to_the_53_stay_apart():
-    """As floats two of these three would be one."""
+    """As floats two of these would be one; a row without a seed, as of an evaluation, must not make them floats."""
     seeds = [2**53, 2**53 + 1, 2**62]
-    runs = pd.DataFrame({
-        "fingerprint": ["a", "b", "c"], "seed": seeds, "status": ["FINISHED"] * 3, "start_time": [pd.Timestamp(0)] * 3,
-        "val/loss": [1.0, 2.0, float("inf")],
-    })  # fmt: skip
-    assert values_by_seed(runs, Row({}, ["a", "b", "c"]), "val/loss") == {seeds[0]: 1.0, seeds[1]: 2.0}
+    runs = numbers_where_all_are(pd.DataFrame({
+        "fingerprint": ["a", "b", "c", "d"], "seed": [*map(str, seeds), None], "status": ["FINISHED"] * 4,
+        "start_time": [pd.Timestamp(0)] * 4, "val/loss": [1.0, 2.0, float("inf"), 3.0],
+    }))  # fmt: skip
+    assert values_by_seed(runs, Row({}, ["a", "b", "c", "d"]), "val/loss") == {seeds[0]: 1.0, seeds[1]: 2.0}

@@ -261,13 +261,6 @@ def test_only_the_newest_two_are_kept(tmp_path):
     assert [path.name for path in saved(tmp_path)] == ["step_00000020", str(22 * 16)]
 
 
-def loud(state, factor: float) -> None:
-    """Multiply the time embedding, so that modulations change faster with t."""
-    with torch.no_grad():
-        for value in (*state.model.t_embedder.mlp[2].parameters(), *state.ema.model.t_embedder.mlp[2].parameters()):
-            value.mul_(factor)
-
-
 class Loud(Callback):
     """Multiplies the time embedding after a step."""
 
@@ -276,7 +269,10 @@ class Loud(Callback):
 
     def on_step(self, state) -> None:
         if state.step == self.step:
-            loud(state, self.factor)
+            with torch.no_grad():
+                for model in (state.model, state.ema.model):
+                    for value in model.t_embedder.mlp[2].parameters():
+                        value.mul_(self.factor)
 
 
 def test_nodes_grow_where_they_must_and_resume_with_the_checkpoint(tmp_path):
