@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections import Counter
@@ -36,6 +37,7 @@ def _scratch_home(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.set_threshold(100_000, 50, 100)  # by default every 700 objects: a scan of all that the suite has imported
     for kind, about in kinds.KINDS.items():
         config.addinivalue_line("markers", f"{kind}: {about}")
     kinds.watch()

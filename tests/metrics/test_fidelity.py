@@ -17,9 +17,7 @@ from pforce.metrics.distances import distances, few_images
 from pforce.metrics.features import FeatureSet, read_features
 from pforce.metrics.fidelity import inception_score, kernel_distance, precision_recall
 from pforce.metrics.frechet import FeatureError
-from pforce.metrics.image_sets import ImageTensor
-from pforce.metrics.intervals import jackknife
-from pforce.metrics.reference import cached_reference, of_features
+from pforce.metrics.reference import of_features
 
 IMAGES = 24
 
@@ -71,7 +69,7 @@ def both(weights: Path) -> tuple[Tensor, Tensor, FeatureSet, FeatureSet]:
     """Generated and reference images, and their Inception features."""
     detector = load_detector("inception", weights, sha256_of(weights))
     a, b = pictures(1, 20), pictures(2, 30)
-    return a, b, *(read_features(detector, images.split(10), size=10) for images in (a, b))
+    return a, b, *(read_features(detector, images.split(12), size=12) for images in (a, b))
 
 
 @pytest.mark.process
@@ -99,12 +97,10 @@ def test_the_numbers_are_torch_fidelitys(weights: Path, both: tuple[Tensor, Tens
     assert 0 < near.precision.value < 1 or 0 < near.recall.value < 1, "the test's images must overlap in part"
 
 
-def test_names_and_counts_of_all_metrics(weights: Path, both, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_and_counts_of_all_metrics(both: tuple[Tensor, Tensor, FeatureSet, FeatureSet]) -> None:
     """Oracle: DESIGN's names. Every distance has its interval and both numbers of images."""
-    monkeypatch.setitem(jackknife.__kwdefaults__, "groups", 3)  # each takes an eigendecomposition of 2,048²
-    _, b, fa, _ = both
-    detector = load_detector("inception", weights, sha256_of(weights))
-    reference = cached_reference(ImageTensor(b), detector, None, source="these")
+    _, _, fa, fb = both
+    reference = of_features(fb, "these", "these")
     found = distances(fa, reference, ("frechet", "kernel", "precision_recall", "inception_score"))
     for name in ("fid", "sfid", "kid", "precision", "recall", "is"):
         assert found.metrics[f"{name}_low"] <= found.metrics[name] <= found.metrics[f"{name}_high"], name
