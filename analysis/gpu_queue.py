@@ -29,6 +29,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from pforce.base.console import make_console
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout that is not installed
 
 from analysis.gpu.cells import CELLS
@@ -150,7 +152,7 @@ def main(words: Sequence[str] | None = None) -> int:
         jobs = [job for job in jobs if not job.needs_data]
     done = {job.name for job in jobs if is_done(job, device_name(device), arguments.small, results)}
     if arguments.dry_run:
-        show_plan(jobs, done, 60 * arguments.minutes, Console())
+        show_plan(jobs, done, 60 * arguments.minutes, make_console())
         return 0
     missing = [job for job in jobs if job.name not in done]
     print(f"{len(missing)} of {len(jobs)} jobs to run on {device_name(device)}", flush=True)

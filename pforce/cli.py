@@ -7,11 +7,10 @@ import importlib
 import sys
 from typing import NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pforce.base.console import DONE, USAGE_ERROR, exit_on_errors, imports_kept
+from pforce.base.console import DONE, USAGE_ERROR, exit_on_errors, imports_kept, make_console
 
 
 class Command(NamedTuple):
@@ -130,7 +129,7 @@ def _list(arguments: list[str]) -> int:
     rest = arguments[1:] if group else arguments
     asked = not arguments or (bool(rest) and rest[0] in ("-h", "--help"))
     shown = {" ".join(words): command for words, command in COMMANDS.items() if group in (None, words[0])}
-    console = Console(stderr=not asked)
+    console = make_console(stderr=not asked)
     if not asked:
         near = difflib.get_close_matches(" ".join(arguments[:2]), shown, n=1)
         hint = f" Did you mean `pforce {near[0]}`?" if near else ""

@@ -1,13 +1,55 @@
-"""Images as tensors and as bytes: the project's only uint8 conversion, and PNG grids of samples."""
+"""Images as tensors and as bytes: the project's only uint8 conversion, image files from anybody, and PNG grids of
+samples."""
 
 from __future__ import annotations
 
+import io
 import math
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+
+from pforce.base.files import write_whole
+from pforce.base.foreign import ForeignError, expect, open_regular, quoted
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+"""Formats that are read, whatever a file is called. Pillow knows forty more; it starts Ghostscript for one of them."""
+MOST_PIXELS = 2**25
+"""Most pixels of an image that is read: 8192 × 4096, which are 100 MB."""
+_DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, OverflowError, struct.error, zlib.error,
+                    Image.DecompressionBombError)  # fmt: skip
+"""Errors that Pillow raises for broken files (a bad PNG chunk is a SyntaxError)."""
+
+
+@contextmanager
+def open_picture(source: Path | bytes) -> Iterator[Image.Image]:
+    """An image, open but not decoded: of a file, or of the bytes of one.
+
+    ForeignError, also where decoding in the block fails: it is not a file, is none of FORMATS, is damaged, or has more
+    than MOST_PIXELS.
+    """
+    try:
+        with (
+            io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file,
+            Image.open(file, formats=FORMATS) as image,
+        ):
+            pixels = f"{image.width:,} × {image.height:,} pixels"
+            expect(image.width * image.height <= MOST_PIXELS, f"it has {pixels}, more than {MOST_PIXELS:,} in all")
+            yield image
+    except ForeignError:
+        raise
+    except UnidentifiedImageError:
+        raise ForeignError(f"it is none of {', '.join(FORMATS)}, or damaged") from None
+    except _DECODING_ERRORS as error:
+        raise ForeignError(
+            f"it cannot be decoded: {quoted(str(error)) if str(error) else type(error).__name__}"
+        ) from error
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -41,5 +83,4 @@ def save_grid(images: Tensor, path: Path, *, columns: int | None = None, scale: 
         tile = Image.fromarray(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
         row, column = divmod(index, columns)
         canvas.paste(tile, (gap + column * (width * scale + gap), gap + row * (height * scale + gap)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path)
+    write_whole(path, lambda scratch: canvas.save(scratch, format="PNG"))

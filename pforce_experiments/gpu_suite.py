@@ -21,9 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
-
-from pforce.base.console import stop_on_signals
+from pforce.base.console import make_console, stop_on_signals
 from pforce.base.words import counted
 from pforce.config import flat_params
 from pforce.data import Manifest
@@ -162,7 +160,7 @@ def main() -> None:
     )
 
     source, device = Cells(cells, arguments, storage), choose_device()
-    console = Console(width=200)
+    console = make_console(width=200)
     recorder = Recorder(None, Display(console, "cells", len(cells)), lambda cell: Entry(cell, cell))
     setup = Setup(
         "gpu_suite", arguments.processes, cpus=arguments.threads,

@@ -33,11 +33,11 @@ from typing import Annotated, Any, Literal
 import safetensors.torch
 import torch
 import tyro
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
+from pforce.base.console import make_console
 from pforce.data import DataConfig, Manifest, ensure, openmoji, read_split
 from pforce.images import from_uint8
 from pforce.metrics.detectors.classifier import FOLDER, INPUT_SIZE, ClassifierDetector, DetectorRecord
@@ -192,7 +192,7 @@ def main(
     )
     (folder / f"{data}.safetensors").write_bytes(content)
     (folder / f"{data}.json").write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
-    Console().print(record)
+    make_console().print(record)
 
 
 if __name__ == "__main__":

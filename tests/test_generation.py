@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from pforce import seeding
+from pforce.base.console import make_console
 from pforce.base.errors import FieldError
 from pforce.images import to_uint8
 from pforce.orchestration.sample import run_job
@@ -19,7 +19,7 @@ from pforce.trial.draw import Span
 from pforce.trial.jobs import Drawer, Job, JobError, Keeper, blocks_of, claim, drawn_batches, ends_of, missing
 from pforce.trial.source import SourceError, load_source
 
-CONSOLE = Console(width=160)
+CONSOLE = make_console(width=160)
 SAMPLER = DualLoop(num_function_evaluations=8, inner_steps=2)
 
 

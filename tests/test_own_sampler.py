@@ -15,10 +15,9 @@ from typing import ClassVar
 
 import pytest
 import torch
-from rich.console import Console
 
 from pforce import cli
-from pforce.base.console import DONE
+from pforce.base.console import DONE, make_console
 from pforce.base.errors import ConfigError, FieldError
 from pforce.commands import train
 from pforce.config import check_path, from_dict, to_dict, with_fields
@@ -238,11 +237,11 @@ def test_a_sweep_measures_it(finer, trained, tmp_path):
     subject = make_subject(source, storage, data=None, images=8, reference=16, seed=0)
     sweep = SamplerSweep("own", subject, SearchSpace(("euler", "finer"), (4, 6), {"parts": (2, 3)}), 5, confirm=False)
     tracker = Tracker(default_uri(tmp_path), artifacts=tmp_path / "artifacts")
-    first = run(sweep, tracker, storage, Console(width=200), Workforce())
+    first = run(sweep, tracker, storage, make_console(width=200), Workforce())
     assert first.code == DONE
     assert {"euler", "finer"} == set(first.frame["sampler"])
     assert first.frame.set_index("sampler").loc["finer", "parts"].notna().all()
-    again = run(sweep, tracker, storage, Console(width=200), Workforce())
+    again = run(sweep, tracker, storage, make_console(width=200), Workforce())
     assert again.measured == 0
     assert again.frame.equals(first.frame)
     front_figure(first.frame, "fd/openmoji", tmp_path / "front.png")

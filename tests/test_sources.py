@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pforce.config import with_fields
+from pforce.commands.sample import class_numbers
+from pforce.config import to_dict, with_fields
+from pforce.data import DataError
 from pforce.models import load_published, save_model, save_published
 from pforce.training.checkpoint import saved
 from pforce.trial.source import SourceError, load_source
@@ -91,3 +93,29 @@ def test_exported_weights_are_the_trained_ones(trained, tmp_path):
     save_published(source.model, tmp_path / "m.ckpt")
     again = load_published(tmp_path / "m.ckpt")
     assert all(torch.equal(a, b) for a, b in zip(source.model.parameters(), again.parameters(), strict=True))
+
+
+def test_a_file_of_a_stranger_builds_and_loads_nothing_at_a_place_that_it_names(trained, tmp_path, monkeypatch):
+    """A model file whose experiment names folders, weights and code. Oracle: what is there afterwards."""
+    monkeypatch.chdir(tmp_path)
+    source = load_source(trained)
+    for place in (str(tmp_path / "absolute"), "../relative"):
+        plain = to_dict(source.experiment)
+        plain["data"] |= {"name": "openmoji", "path": place}
+        theirs = {"detector_weights": "/etc/passwd", "reference": "/etc/passwd.npz", "reference_images": None}
+        plain["evaluation"] |= theirs
+        about = {"experiment_json": json.dumps(plain)}
+        save_model(source.model, tmp_path / "theirs.safetensors", about=about)
+        found = load_source(tmp_path / "theirs.safetensors").experiment
+        assert found is not None
+        assert (found.data.path, found.evaluation.detector_weights) == (None, None)
+        assert found.evaluation.reference == "validation"
+    folder = tmp_path / "training"
+    shutil.copytree(trained, folder)
+    plain = to_dict(source.experiment)
+    plain["data"] |= {"name": "openmoji", "path": str(tmp_path / "built")}
+    (folder / "experiment.json").write_text(json.dumps(plain))
+    with pytest.raises(DataError, match="as the folder of its data set, where there is none"):
+        class_numbers(("Animals",), load_source(folder))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["theirs.safetensors", "training"]
+    assert not (tmp_path.parent / "relative").exists()

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from rich.console import Console
 
 from pforce import cli
-from pforce.base.console import exit_on_errors
+from pforce.base.console import exit_on_errors, make_console
 from pforce.base.errors import ConfigError, FieldError
 from pforce.commands import cost as cost_command
 from pforce.commands import runs as runs_command
@@ -65,7 +64,7 @@ def test_runs_and_trials(storage, capsys):
 @pytest.mark.parametrize("width", [80, 100, 200])
 def test_tables_fit_their_columns(storage, width):
     tracker = Tracker(default_uri(storage), artifacts=storage)
-    console = Console(width=width, file=io.StringIO())
+    console = make_console(width=width, file=io.StringIO())
     console.print(runs_command.view(tracker, width, trials=True))
     console.print(cost_command.cost_table(costs(run_costs(runs_frame(tracker)), "sweep"), "sweep", width))
     text = console.file.getvalue()

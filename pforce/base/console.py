@@ -10,16 +10,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 from pforce.base.errors import InputError
+from pforce.base.foreign import printable
+from pforce.base.secrets import mask
 
 DONE, USAGE_ERROR, SOME_FAILED, STOPPED = 0, 2, 3, 4
 READER_GONE = 141
@@ -35,7 +38,7 @@ def exit_on_errors(main: Callable[[], int]) -> NoReturn:
         try:
             code = main()
         except InputError as error:
-            Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+            make_console(stderr=True).print(Text.assemble(("error: ", "bold red"), mask(str(error))), soft_wrap=True)
             code = USAGE_ERROR
         except SystemExit as ended:  # raised by the parser, after --help
             code = ended.code
@@ -60,11 +63,29 @@ def imports_kept() -> Iterator[None]:
             gc.enable()
 
 
-def make_console(*, stderr: bool = False) -> Console:
+class _PlainConsole(Console):
+    """A console on which a text is a text, whoever wrote it: no markup, no codes of emoji, and a visible sign for each
+    character that a terminal would obey."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Segments of text and style, as rich makes them, with printable texts."""
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else printable(segment.text)
+            yield segment if text == segment.text else Segment(text, segment.style)
+
+
+def make_console(*, stderr: bool = False, **options: Any) -> Console:
     """A console; wide enough for a table where the output is not a terminal (a log, a pipe). Where CI is set, as on
-    machines that build and test, a terminal is only a log: it is not interactive, and nothing on it is animated."""
-    console = Console(stderr=stderr, force_interactive=False if os.environ.get("CI") else None)
-    return console if console.is_terminal else Console(stderr=stderr, width=200)
+    machines that build and test, a terminal is only a log: it is not interactive, and nothing on it is animated.
+
+    Args:
+        options: further options of rich's Console, such as its width.
+    """
+    console = _PlainConsole(stderr=stderr, force_interactive=False if os.environ.get("CI") else None, **options)
+    return console if console.is_terminal else _PlainConsole(stderr=stderr, **{"width": 200, **options})
 
 
 @contextmanager

@@ -12,9 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Self
 
+from pforce.base.foreign import printable
+
 
 class InputError(Exception):
-    """An error in the user's input. The message names the input, the error and the remedy."""
+    """An error in the user's input. The message names the input, the error and the remedy; it may repeat a file's text,
+    so what a terminal would obey is shown instead, and it is one line."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__()).replace("\n", "\\n")
 
 
 class ConfigError(InputError, ValueError):

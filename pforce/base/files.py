@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pforce.base.foreign import expect, kind_of, open_regular
+
 
 def cache_folder() -> Path:
     """The cache folder: `$PFORCE_CACHE`, else `$XDG_CACHE_HOME/pforce`, else `~/.cache/pforce`."""
@@ -41,6 +43,11 @@ def umask() -> int:
     return 0o022
 
 
+def give_by_umask(path: Path) -> None:
+    """Give a new file the permissions that the umask leaves, whatever its writer gave it: safetensors gives 0600."""
+    path.chmod(0o666 & ~umask())
+
+
 def write_whole(path: Path, write: Callable[[Path], None], *, lasting: bool = True) -> None:
     """Write a file atomically: `write` it in a scratch folder beside `path`, flush it, rename it, flush the folder. It
     appears whole or not at all, and survives a power cut.
@@ -61,6 +68,7 @@ def write_whole(path: Path, write: Callable[[Path], None], *, lasting: bool = Tr
     with tempfile.TemporaryDirectory(prefix=".tmp_", dir=path.parent) as folder:
         scratch = Path(folder) / path.name
         write(scratch)
+        give_by_umask(scratch)
         if lasting:
             sync(scratch)
         scratch.replace(path)
@@ -75,8 +83,7 @@ def check_replaceable(path: Path) -> None:
     except FileNotFoundError:
         return
     if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
-        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-        raise FileExistsError(errno.EEXIST, f"is {kind}, not a file: it is not overwritten", str(path))
+        raise FileExistsError(errno.EEXIST, f"is {kind_of(mode)}, not a file: it is not overwritten", str(path))
 
 
 def write_bytes(path: Path, content: bytes, *, lasting: bool = True) -> None:
@@ -86,6 +93,11 @@ def write_bytes(path: Path, content: bytes, *, lasting: bool = True) -> None:
         scratch.write_bytes(content)
 
     write_whole(path, write, lasting=lasting)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text with `write_whole`, in UTF-8."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -100,14 +112,21 @@ def read_small(path: Path, most: int) -> bytes:
         ValueError: not a regular file, or more than `most` bytes.
         OSError: it is missing, or may not be read.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError("is not a file")
-        if found.st_size > most:
-            raise ValueError(f"has {found.st_size:,} bytes, where at most {most:,} are expected")
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        expect(size <= most, f"it has {size:,} bytes, where at most {most:,} are expected")
         return file.read(most + 1)
+
+
+def read_whole(path: Path) -> bytes:
+    """The bytes of a file, however large. It does not block on a pipe.
+
+    Raises:
+        ValueError: not a regular file.
+        OSError: it is missing, or may not be read.
+    """
+    with open_regular(path) as file:
+        return file.read()
 
 
 def folder_hash(folder: Path) -> str:
@@ -115,13 +134,13 @@ def folder_hash(folder: Path) -> str:
     read."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(folder)}\x1f{sha256_of(path)}\n".encode())
+        digest.update(os.fsencode(path.relative_to(folder)) + f"\x1f{sha256_of(path)}\n".encode())
     return digest.hexdigest()
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256, in hexadecimal, of a file's content. OSError where it cannot be read."""
-    with path.open("rb") as file:
+    """SHA-256, in hexadecimal, of a file's content. OSError where it cannot be read, ValueError where it is no file."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from pforce.base.console import DONE, make_console
@@ -54,7 +54,7 @@ def import_checkpoint(source: Published, destination: Destination, heads: int | 
     found = load_source(source, heads=heads)
     save_model(found.model, destination, about={"imported_from": source.name, "weights": found.weights})
     _check_same(found, destination)
-    make_console().print(f"{destination}: {_said(found)}", highlight=False, soft_wrap=True)
+    make_console().print(f"{destination}: {_said(found)}", soft_wrap=True)
     return DONE
 
 
@@ -82,7 +82,7 @@ def export_checkpoint(
             about["experiment_json"] = json.dumps(to_dict(found.experiment))
         save_model(found.model, destination, about=about)
     _check_same(found, destination)
-    make_console().print(f"{destination}: {_said(found)}", highlight=False, soft_wrap=True)
+    make_console().print(f"{destination}: {_said(found)}", soft_wrap=True)
     return DONE
 
 
@@ -134,9 +134,9 @@ def verify_checkpoint(
     table = Table(title=str(found.path), title_justify="left", show_header=False)
     for name, value in rows:
         table.add_row(name, value)
-    console = Console(width=max(100, make_console().width))
+    console = make_console(width=max(100, make_console().width))
     console.print(table)
-    console.print("It can be sampled: pforce sample " + str(source), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"It can be sampled: pforce sample {shlex.quote(str(source))}", soft_wrap=True)
     return DONE
 
 

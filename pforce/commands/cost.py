@@ -36,18 +36,18 @@ def cost(*, by: By = "sweep", csv: Path | None = None, store: Store) -> int:
         return DONE
     of_runs = run_costs(runs_frame(tracker))
     if of_runs.empty:
-        console.print(f"No runs yet in {tracker.shown}: {FIRST_RUN}.", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"No runs yet in {tracker.shown}: {FIRST_RUN}.", soft_wrap=True)
         return DONE
     table = costs(of_runs, by)
     console.print(cost_table(table, by, console.width))
     for note in notes(of_runs):
-        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"note: {note}", soft_wrap=True)
     if csv is not None:
         try:
             write_whole(csv, lambda scratch: table.to_csv(scratch, index=False))
         except OSError as error:
             raise ConfigError(f"csv = {csv}: cannot be written ({error.strerror}); give another file") from error
-        console.print(f"{csv}: {counted(len(table), 'row')}", highlight=False, markup=False)
+        console.print(f"{csv}: {counted(len(table), 'row')}")
     return DONE
 
 

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from pforce import catalog
-from pforce.base.console import DONE
+from pforce.base.console import DONE, make_console
 from pforce.data import DataConfig, Manifest, ensure
 
 
@@ -34,13 +33,13 @@ def build_data(
     folder = ensure(config, source=source)
     manifest = Manifest.load(folder)
     sizes = f"{manifest.train.samples:,} training and {manifest.validation.samples:,} validation"
-    Console().print(f"{folder}: {sizes} images, {len(manifest.classes)} classes", highlight=False, soft_wrap=True)
+    make_console().print(f"{folder}: {sizes} images, {len(manifest.classes)} classes", soft_wrap=True)
     return DONE
 
 
 def experiments() -> int:
     """List the named experiments."""
-    console, table = Console(), Table()
+    console, table = make_console(), Table()
     wide = console.width >= 80
     for column in ("experiment", *(["module"] if wide else [])):
         table.add_column(column, no_wrap=True)

@@ -85,10 +85,10 @@ def evaluate(a: Arguments) -> int:
             return _evaluate(a, storage, console)
     except (KeyboardInterrupt, SystemExit) as stopped:
         kept = "; the same command resumes with the missing images" if is_model(a.target) else ""
-        console.print(f"Stopped by {stopped}{kept}.", markup=False)
+        console.print(f"Stopped by {stopped}{kept}.")
         return STOPPED
     except WorkFailed as error:
-        console.print(f"FAILED: {error}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"FAILED: {error}", soft_wrap=True)
         return SOME_FAILED
 
 
@@ -97,13 +97,11 @@ def _evaluate(a: Arguments, storage: Storage, console: Console) -> int:
     relative = f"evaluations/{e.identity}"
     folder = check_folder(a.out or storage.root / relative, "--out" if a.out else "--storage")
     tracker = a.tracker
-    console.print(_about(a, e), highlight=False, soft_wrap=True, markup=False)
+    console.print(_about(a, e), soft_wrap=True)
     beyond = beyond_kept(e.model.request.images, e.detector) if e.model else None
     if beyond:
-        console.print(f"note: {beyond}", highlight=False, soft_wrap=True, markup=False)
-    ledger = Ledger(
-        storage, lambda line: console.print(f"warning: {line}", markup=False, soft_wrap=True, highlight=False)
-    )
+        console.print(f"note: {beyond}", soft_wrap=True)
+    ledger = Ledger(storage, lambda line: console.print(f"warning: {line}", soft_wrap=True))
     if a.again:
         forget(e, ledger, "measured again (--again)")
     elif known(e, ledger):
@@ -113,13 +111,13 @@ def _evaluate(a: Arguments, storage: Storage, console: Console) -> int:
     written = report.write(folder / "evaluation")
     if a.out is None:
         storage.push(relative, last=RESULT)
-    show(tracker, e, outcome, ledger, lambda line: console.print(line, markup=False, soft_wrap=True, highlight=False))
+    show(tracker, e, outcome, ledger, lambda line: console.print(line, soft_wrap=True))
     if a.save_reference is not None:
         on = e.detector.to(torch.device("cpu"))
         save_statistics(a.save_reference, e.reference.statistics(on, None, device=torch.device("cpu")))
-        console.print(f"{a.save_reference}: statistics of the reference", highlight=False, soft_wrap=True)
+        console.print(f"{a.save_reference}: statistics of the reference", soft_wrap=True)
     report.print(console)
     names = ", ".join(path.name for path in (*written, *outcome.files))
-    console.print(f"{folder}: {names}", highlight=False, soft_wrap=True)
+    console.print(f"{folder}: {names}", soft_wrap=True)
     print_mlflow(tracker.uri, console)
     return DONE

@@ -141,10 +141,11 @@ class _Data:
     manifest: Manifest
 
 
-def _data(experiment: Experiment | None, console: Console) -> _Data | None:
+def _data(a: Arguments, experiment: Experiment | None, console: Console) -> _Data | None:
     if experiment is None:
         return None
-    folder = ensure(experiment.data, progress=console.is_interactive).absolute()
+    from_file = None if a.data is not None else Path(a.target)
+    folder = ensure(experiment.data, progress=console.is_interactive, path_from=from_file).absolute()
     return _Data(folder, Manifest.load(folder))
 
 
@@ -175,7 +176,7 @@ def _detector(a: Arguments, experiment: Experiment | None) -> tuple[Detector, st
 
 def _print_notes(images: ImageSet, path: str | Path, console: Console) -> None:
     for note in images.notes:
-        console.print(f"note: {path}: {note}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"note: {path}: {note}", soft_wrap=True)
 
 
 def _reference(a: Arguments, data: _Data | None, detector: Detector, console: Console) -> ReferenceImages:
@@ -262,7 +263,7 @@ def plan_images(a: Arguments, console: Console) -> Evaluation:
     for name, value in of_models.items():
         raise DoesNotApply(name.replace("guidance_", "guidance."), value, "to images, which are measured as they are")
     detector, _, _ = _detector(a, experiment)
-    reference = _reference(a, _data(experiment, console), detector, console)
+    reference = _reference(a, _data(a, experiment, console), detector, console)
     _check_sizes(reference, images.size, detector)
     _print_notes(images, a.target, console)
     content = images.content_hash()
@@ -303,7 +304,7 @@ def plan_model(a: Arguments, console: Console) -> Evaluation:
     """The checked evaluation of a model."""
     source = find_model(a.target, storage=a.storage, tracking_uri=a.tracking_uri, weights=a.weights, heads=a.heads)
     experiment = _experiment(a, source)
-    data = _data(experiment, console)
+    data = _data(a, experiment, console)
     config = source.model.config
     if config.channels != 3 and a.decoder is None:
         raise ConfigError(f"{source.path}: samples latents; give their --decoder, so that there are images to measure")
@@ -332,7 +333,7 @@ def plan_model(a: Arguments, console: Console) -> Evaluation:
         about |= _flat(sampler.canonical(), "sampler.") | {"images": evaluation.images, "labels": evaluation.labels}
         about |= _about(a, detector, reference)
         if sampler.unspent:
-            console.print(f"note: {sampler.unspent}", highlight=False)
+            console.print(f"note: {sampler.unspent}")
     if data is not None and set(measured) != {"images"}:
         about |= {"held_out": request.held_out["images"], "data_hash": data.manifest.hash}
     model = Measurable(

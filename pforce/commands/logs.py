@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated
 
 import tyro
 from rich.console import Console
 
 from pforce.base.console import DONE, make_console
 from pforce.base.errors import ConfigError, did_you_mean, require
+from pforce.base.foreign import open_regular
 from pforce.commands.stores import Place
 from pforce.records.sweeps import read_sweeps
 from pforce.storage import Storage
@@ -68,7 +70,7 @@ def find_training(storage: Storage, text: str, console: Console) -> str:
     """Digest of the training of the cell that a user names. ConfigError where there is none, or several."""
 
     def say(line: str) -> None:
-        console.print(f"warning: {line}", markup=False, soft_wrap=True, highlight=False)
+        console.print(f"warning: {line}", soft_wrap=True)
 
     found: dict[str, str] = {}
     labels: list[str] = []
@@ -115,11 +117,15 @@ def _print(storage: Storage, folder: str, name: str, console: Console) -> None:
 
 def _out(text: str, console: Console) -> None:
     """Write a text without control characters that a terminal would obey: an attempt's output is only data."""
-    console.out(text.translate(OBEYED), end="", highlight=False)
+    console.out(text.translate(OBEYED), end="")
+
+
+def _opened(path: Path) -> IO[str]:
+    return io.TextIOWrapper(open_regular(path), encoding="utf-8", errors="replace")
 
 
 def _pieces(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with _opened(path) as file:
         while piece := file.read(1 << 20):
             yield piece
 
@@ -132,7 +138,7 @@ def _follow(storage: Storage, folder: str, name: str | None, console: Console) -
     while True:
         path, last = _path(storage, folder, name), ""
         console.rule(f"{path.parent.parent.name[:12]} · {name}", style="dim")
-        with path.open(encoding="utf-8", errors="replace") as file:
+        with _opened(path) as file:
             while True:
                 piece = file.read()
                 if piece:

@@ -41,7 +41,7 @@ def mirror(
     place = store.place
 
     def say(line: str) -> None:
-        console.print(f"warning: {line}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"warning: {line}", soft_wrap=True)
 
     entries = list(read_sweeps(place, say))
     known = sorted({entry.name for entry in entries})
@@ -69,7 +69,7 @@ def mirror_storage(
     """Show sweeps of a storage in MLflow (default: all), with a progress bar and a summary; return an exit code."""
 
     def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
     entries = list(read_sweeps(place, ledger.say)) if entries is None else entries
     shows, total = Mirror(tracker, place, say), Shown()

@@ -41,7 +41,7 @@ SUFFIX = ".jsonl"
 
 
 def _say(console: Console) -> exchange.Say:
-    return lambda line: console.print(f"warning: {line}", markup=False, highlight=False, soft_wrap=True)
+    return lambda line: console.print(f"warning: {line}", soft_wrap=True)
 
 
 def _open(store: StorageOptions, console: Console) -> tuple[Storage, Ledger]:
@@ -60,7 +60,7 @@ def list_records(*, kind: Kind | None = None, every: bool = False, store: Place)
     place, ledger = _open(store, console)
     found = sorted(ledger.all(kind), key=lambda record: record.finished, reverse=True)
     if not found:
-        console.print(f"No records in {place}: {FIRST}.", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"No records in {place}: {FIRST}.", soft_wrap=True)
         return DONE
     table = Table(title=counted(len(found), "record"), title_justify="left")
     for name in ("digest", "kind", "finished", "seconds", "values", "origin"):
@@ -72,7 +72,7 @@ def list_records(*, kind: Kind | None = None, every: bool = False, store: Place)
         )  # fmt: skip
     console.print(table)
     if not every and len(found) > MOST_SHOWN:
-        console.print(f"{len(found) - MOST_SHOWN:,} older: --every", highlight=False)
+        console.print(f"{len(found) - MOST_SHOWN:,} older: --every")
     return DONE
 
 
@@ -119,7 +119,7 @@ def forget_records(digests: Digests, *, reason: str, store: Place) -> int:
     place.check()
     for name in [_whole_name(text, ledger) for text in digests]:  # a wrong name is reported before any is forgotten
         count = ledger.forget(name, reason, who=provenance())
-        console.print(f"{name}: {counted(count, 'record')} forgotten", highlight=False)
+        console.print(f"{name}: {counted(count, 'record')} forgotten")
     return DONE
 
 
@@ -140,7 +140,7 @@ def export_records(sweeps: Sweeps, *, out: Path, store: Place) -> int:
         records, written = exchange.export(place, sweeps, out, _say(console))
     except OSError as error:
         raise ConfigError(f"out = {out}: cannot be written ({error.strerror}); give another file") from error
-    console.print(f"{out}: {counted(records, 'record')} of {counted(written, 'sweep')}", highlight=False, markup=False)
+    console.print(f"{out}: {counted(records, 'record')} of {counted(written, 'sweep')}")
     return DONE
 
 
@@ -173,8 +173,7 @@ def import_records(
             else exchange.import_lines(place, path, say)
         )
         console.print(f"{path}: {counted(taken.made, 'record')} imported, {taken.there} already there, "
-                      f"{counted(taken.sweeps, 'sweep')}",
-                      highlight=False, markup=False)  # fmt: skip
+                      f"{counted(taken.sweeps, 'sweep')}")  # fmt: skip
     _show(store, console)
     return DONE
 
@@ -204,11 +203,12 @@ def migrate_records(
                 place, _say(console), _tracked(store, console),
                 lambda what: say(f"carrying {what} over …"),
             )  # fmt: skip
-        console.print(f"{counted(carried.trainings, 'training')} carried over", highlight=False)
+        console.print(f"{counted(carried.trainings, 'training')} carried over")
         _told(carried, str(old), console)
     elif not files:
-        console.print(f"{place}: holds no trainings of commit 0641df2 (folder trials); name files of its records",
-                      highlight=False, markup=False, soft_wrap=True)  # fmt: skip
+        console.print(
+            f"{place}: holds no trainings of commit 0641df2 (folder trials); name files of its records", soft_wrap=True
+        )
     _show(store, console)
     return DONE
 
@@ -227,9 +227,9 @@ def _carry(path: Path, place: Storage, console: Console) -> Carried:
 
 def _told(carried: Carried, what: str, console: Console) -> None:
     told = f"{what}: {counted(carried.cells, 'cell')} carried over, {len(carried.refused)} refused"
-    console.print(told, highlight=False, markup=False)
+    console.print(told)
     for line in carried.refused:
-        console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"warning: {line}", soft_wrap=True)
 
 
 def _tracked(store: StoreOptions, console: Console) -> dict[str, dict[str, str]]:
@@ -251,8 +251,7 @@ def _tracked(store: StoreOptions, console: Console) -> dict[str, dict[str, str]]
     if searched:
         console.print(
             f"{counted(int(searched), 'measurement')} of sampler searches recorded too little to be identified: they "
-            "are measured again",
-            highlight=False, soft_wrap=True,
+            "are measured again", soft_wrap=True,
         )  # fmt: skip
     return found
 

@@ -38,12 +38,10 @@ def report(
     place = store.place
     path = out or place.root / "report.html"
     check_folder(path.parent, "--out")
-    source = Source(place, lambda line: console.print(f"warning: {line}", markup=False, soft_wrap=True))
+    source = Source(place, lambda line: console.print(f"warning: {line}", soft_wrap=True))
     sections = [section_of(name, source) for name in sweeps]
     intro = f"{', '.join(sweeps)}. Made {pd.Timestamp.now():%d %B %Y, %H:%M}. Numbers are means over training seeds."
     text = page(title, intro, sections)
     write_bytes(path, text.encode("ascii"))
-    console.print(
-        f"{path}: {counted(len(sections), 'sweep')}, {len(text) / 1e6:.1f} MB", highlight=False, soft_wrap=True
-    )
+    console.print(f"{path}: {counted(len(sections), 'sweep')}, {len(text) / 1e6:.1f} MB", soft_wrap=True)
     return DONE

@@ -90,7 +90,7 @@ def class_numbers(names: tuple[str, ...], source: Source) -> tuple[int, ...]:
         return tuple(range(classes))
     known: dict[str, int] = {}
     if not all(name.lstrip("-").isdigit() for name in names) and source.experiment is not None:
-        found = Manifest.load(ensure(source.experiment.data)).classes
+        found = Manifest.load(ensure(source.experiment.data, path_from=source.path)).classes
         known = {name.lower(): number for number, name in enumerate(found)}
     numbers = []
     for name in names:
@@ -114,11 +114,11 @@ def _show_first(a: Arguments, job: Job, source: Source, folder: Path, console: C
     decode = decoder_for(source, job.decoder, torch.device("cpu")) if job.decoder else lambda pixels: pixels
     if a.save_maps:
         drawn.maps_figure(decode(x1), trace.timesteps, trace.sigma, folder / "maps.png")
-        console.print(f"{folder / 'maps.png'}: image, σ and timesteps of the first {images}", highlight=False)
+        console.print(f"{folder / 'maps.png'}: image, σ and timesteps of the first {images}")
     if a.animate:
         states = torch.stack([decode(state) for state in trace.images], dim=0)
         drawn.animation(states, trace.timesteps, trace.sigma, folder / "sampling.gif")
-        console.print(f"{folder / 'sampling.gif'}: image, timesteps and σ of the first {images}", highlight=False)
+        console.print(f"{folder / 'sampling.gif'}: image, timesteps and σ of the first {images}")
 
 
 @contextmanager
@@ -135,17 +135,17 @@ def _write(a: Arguments, job: Job, folder: Path, console: Console, *, pixels: bo
         with _exporting(console, job, "writing samples.npz") as told:
             drawn.write_npz(job, folder / "samples.npz", told)
         what = "images (uint8 NHWC arr_0)" if pixels else "latents (float32 NCHW); --decoder makes images of them"
-        console.print(f"{folder / 'samples.npz'}: {job.count:,} {what}", highlight=False)
+        console.print(f"{folder / 'samples.npz'}: {job.count:,} {what}")
     if a.save_maps:
         drawn.write_maps(job, folder / "maps.npz")
-        console.print(f"{folder / 'maps.npz'}: timesteps and σ of every patch at every evaluation", highlight=False)
+        console.print(f"{folder / 'maps.npz'}: timesteps and σ of every patch at every evaluation")
     if "images" in a.save and pixels:
         with _exporting(console, job, "writing PNG files") as told:
             drawn.write_images(job, folder / "images", told)
-        console.print(f"{folder / 'images'}: {counted(job.count, 'PNG file')}", highlight=False)
+        console.print(f"{folder / 'images'}: {counted(job.count, 'PNG file')}")
     if "grid" in a.save and pixels:
         drawn.write_grid(job, folder / "grid.png")
-        console.print(f"{folder / 'grid.png'}: the first {min(job.count, drawn.GRID_IMAGES)}", highlight=False)
+        console.print(f"{folder / 'grid.png'}: the first {min(job.count, drawn.GRID_IMAGES)}")
 
 
 def _tell(job: Job, source: Source, spent: Spent, folder: Path, console: Console, *, seconds: float) -> None:
@@ -166,7 +166,6 @@ def _tell(job: Job, source: Source, spent: Spent, folder: Path, console: Console
             f"{counted(spent.images, 'image')} in {duration(seconds)}: {spent.num_function_evaluations} NFE, "
             f"{spent.forward_passes} forward passes, {flops / 1e9:.2f} GFLOPs and {per_image:.4f} s of a "
             "worker per image",
-            highlight=False,
             soft_wrap=True,
         )
         write_json(folder / "cost.json", record)
@@ -225,20 +224,19 @@ def sample(a: Arguments) -> int:
     seen = f", {source.images_seen:,} images seen" if source.images_seen is not None else ""
     console.print(
         f"{source.path} ({source.kind}, {source.weights} weights{seen}): {counted(job.count, 'image')}, "
-        f"{sampler.name}, {sampler.schedule().num_function_evaluations} NFE",
-        highlight=False, soft_wrap=True,
+        f"{sampler.name}, {sampler.schedule().num_function_evaluations} NFE", soft_wrap=True,
     )  # fmt: skip
     if sampler.unspent:
-        console.print(f"note: {sampler.unspent}", highlight=False)
+        console.print(f"note: {sampler.unspent}")
     claim(folder, job)
     started = time.time()
     try:
         spent = run_job(job, console, a.workforce)
     except (KeyboardInterrupt, SystemExit) as stopped:  # Ray's own SIGTERM handler, while it starts, exits
-        console.print(f"Stopped by {stopped}; the same command resumes from here.", markup=False)
+        console.print(f"Stopped by {stopped}; the same command resumes from here.")
         return STOPPED
     except WorkFailed as error:
-        console.print(f"FAILED: {error}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"FAILED: {error}", soft_wrap=True)
         return SOME_FAILED
     seconds = time.time() - started
     if spent.images and pixels:
@@ -249,5 +247,5 @@ def sample(a: Arguments) -> int:
         _show_first(a, job, source, folder, console)
     if a.out is None and storage.remote:
         storage.push(SAMPLES)
-        console.print(f"Also in {storage}: {SAMPLES}", highlight=False, soft_wrap=True)
+        console.print(f"Also in {storage}: {SAMPLES}", soft_wrap=True)
     return DONE

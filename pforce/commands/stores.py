@@ -37,8 +37,6 @@ def open_store(store: StoreOptions, console: Console) -> Tracker | None:
     if store.tracking_uri is None and not place.remote and not (place.root / "mlflow.db").exists():
         console.print(
             f"No runs yet in {place.root}: {FIRST_RUN}. Runs elsewhere are read with --storage or --tracking-uri.",
-            highlight=False,
-            markup=False,
             soft_wrap=True,
         )
         return None

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from pforce.base.console import DONE, make_console
 from pforce.base.errors import ConfigError
@@ -57,7 +56,7 @@ def submit(words: list[str]) -> int:
     if not arguments.wait:
         return DONE
     try:
-        return jobs.follow(client, name, Console(soft_wrap=True))
+        return jobs.follow(client, name, make_console(soft_wrap=True))
     except KeyboardInterrupt:
         console.print(f"{name} keeps running; the same command watches it again, `ray job stop {name}` stops it.")
         return DONE

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from pforce import catalog
+from pforce.base.console import make_console
 from pforce.base.errors import ConfigError
 from pforce.commands.command_line import parse
 from pforce.commands.data import experiments, summary
@@ -51,15 +51,13 @@ def train(arguments: list[str]) -> int:
     """
     catalog.experiments()  # imports the modules that register a user's own samplers
     if not arguments or arguments[0].startswith("-"):
-        Console().print(
+        make_console().print(
             "usage: pforce train EXPERIMENT [--timesteps SAMPLER] [--sampler SOLVER] [--FIELD VALUE …]\n\n"
             "Trains one experiment (a name, or FILE.py:FUNCTION for one of your own) in this process, without Ray\n"
             "(with --workers N: on N workers, by Ray Train), and records it in MLflow. Its fields are options:\n"
             "`pforce train EXPERIMENT --help` lists them with their types and defaults.\n"
             f"--timesteps switches the timestep sampler: {', '.join(TIMESTEP_SAMPLERS)}.\n"
             f"--sampler switches the sampler of the evaluation: {', '.join(SAMPLERS)}.\n",
-            markup=False,
-            highlight=False,
         )
         return experiments()
     name, (switched, rest) = arguments[0], _switches(arguments[1:])

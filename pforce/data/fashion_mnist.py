@@ -26,6 +26,7 @@ from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pforce.base.errors import require
+from pforce.base.files import read_whole
 from pforce.data.manifest import FILE_NAME, DataError, Manifest, Split
 from pforce.data.writer import Sample, appearing_whole, write_shard
 
@@ -119,7 +120,7 @@ def _read_idx(folder: Path, name: str, *, dimensions: int) -> tuple[Path, NDArra
     """The path and content of an IDX file of unsigned bytes, compressed or not."""
     path = next((path for path in _places(folder, name) if path.is_file()), folder / name)
     try:
-        content = path.read_bytes()
+        content = read_whole(path)
         if path.suffix == ".gz":
             content = gzip.decompress(content)
     except FileNotFoundError as error:

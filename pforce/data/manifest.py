@@ -14,11 +14,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pforce.base.errors import InputError
-from pforce.base.files import write_bytes
+from pforce.base.files import read_small, write_bytes
+from pforce.base.foreign import ForeignError, inside, parse_object, quoted
 
 FORMAT_VERSION = 1
 """Version of manifest.json. A folder of another version is refused."""
 FILE_NAME = "manifest.json"
+MOST_BYTES = 256 << 20
+MOST_RESOLUTION = 4096
+MOST_CHANNELS = 1024
+LEAST_SAMPLE_BYTES = 1024
+"""Fewest bytes of a sample in a tar file: the header and the padded content of one file."""
 
 SplitName = Literal["train", "validation"]
 
@@ -105,45 +111,54 @@ class Manifest:
         """
         path = Path(folder) / FILE_NAME
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_object(read_small(path, MOST_BYTES))
         except FileNotFoundError as error:
             raise DataError(f"{path} is missing: {folder} is not a dataset. Check the path, or build it") from error
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read ({error}). Remove {folder} and build it again") from error
-        version = content.get("format") if isinstance(content, dict) else None
+        version = content.get("format")
         if version != FORMAT_VERSION:
             raise DataError(
-                f"{path} has format {version!r}, this pforce reads {FORMAT_VERSION}. Build the dataset again with it"
+                f"{path} has format {quoted(version)}, this pforce reads {FORMAT_VERSION}. Build the dataset again "
+                "with it"
             )
         try:
-            manifest = cls._parse(content)
-            recorded = str(content["hash"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path} is not a manifest ({error!r}). Remove {folder} and build it again") from error
-        if manifest.hash != recorded:
+            manifest = cls._parse(content, Path(folder))
+        except ForeignError as error:
+            raise DataError(f"{path} is not a manifest: {error}. Remove {folder} and build it again") from error
+        if manifest.hash != content.get("hash"):
             raise DataError(f"{path} was changed by hand: its hash is not that of its entries. Build the dataset again")
         return manifest
 
     @classmethod
-    def _parse(cls, content: dict[str, Any]) -> Manifest:
-        def split(entry: dict[str, Any]) -> Split:
-            return Split(
-                tuple(
-                    Shard(str(shard["name"]), int(shard["samples"]), int(shard["bytes"]), str(shard["sha256"]))
-                    for shard in entry["shards"]
-                )
-            )
+    def _parse(cls, content: dict[str, Any], folder: Path) -> Manifest:
+        """A manifest from plain data. ForeignError names the entry that is missing or not what it should be."""
 
+        def shard(entry: dict[str, Any]) -> Shard:
+            name, samples, size = _text(entry, "name"), _whole(entry, "samples", 2**40), _whole(entry, "bytes", 2**50)
+            inside(folder, name)
+            if samples * LEAST_SAMPLE_BYTES > size:
+                raise ForeignError(f"{quoted(name)} has {samples:,} samples in {size:,} bytes, which hold fewer")
+            return Shard(name, samples, size, _text(entry, "sha256"))
+
+        def split(name: str) -> Split:
+            entry = _entry(_entry(content, "splits", dict), name, dict)
+            return Split(tuple(shard(each) for each in _entries(entry, "shards", dict)))
+
+        classes = tuple(_entries(content, "classes", str))
+        versions = _entry(content, "versions", dict)
+        if not all(isinstance(version, str) for version in versions.values()):
+            raise ForeignError("versions are not texts")
         return cls(
-            name=str(content["name"]),
-            resolution=int(content["resolution"]),
-            channels=int(content["channels"]),
-            classes=tuple(str(name) for name in content["classes"]),
-            train=split(content["splits"]["train"]),
-            validation=split(content["splits"]["validation"]),
-            licence=str(content["licence"]),
-            attribution=str(content["attribution"]),
-            versions={str(name): str(version) for name, version in content["versions"].items()},
+            name=_text(content, "name"),
+            resolution=_whole(content, "resolution", MOST_RESOLUTION),
+            channels=_whole(content, "channels", MOST_CHANNELS),
+            classes=classes,
+            train=split("train"),
+            validation=split("validation"),
+            licence=_text(content, "licence"),
+            attribution=_text(content, "attribution"),
+            versions=versions,
         )
 
     def check(self, folder: Path) -> None:
@@ -157,3 +172,31 @@ class Manifest:
                 f"{len(missing)} of {len(shards)} shards are missing in {folder}: {listing}. Copy them there, or "
                 "remove the folder and build it again"
             )
+
+
+def _entry(of: dict[str, Any], name: str, kind: type) -> Any:
+    """An entry of a type. ForeignError where it is missing or another."""
+    value = of.get(name)
+    if type(value) is not kind:
+        raise ForeignError(f"{name} = {quoted(value)}: must be of type {kind.__name__}")
+    return value
+
+
+def _text(of: dict[str, Any], name: str) -> str:
+    return str(_entry(of, name, str))
+
+
+def _whole(of: dict[str, Any], name: str, most: int) -> int:
+    """A positive whole number. ForeignError where it is none, or above `most`."""
+    value = int(_entry(of, name, int))
+    if not 0 < value <= most:
+        raise ForeignError(f"{name} = {value}: must be from 1 to {most:,}")
+    return value
+
+
+def _entries(of: dict[str, Any], name: str, kind: type) -> list[Any]:
+    """A list whose entries are of a type."""
+    values = _entry(of, name, list)
+    if not all(type(value) is kind for value in values):
+        raise ForeignError(f"{name} holds something that is not of type {kind.__name__}")
+    return list(values)

@@ -5,32 +5,32 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import struct
-import zlib
+import re
+import tarfile
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.tariterators import group_by_keys
 
+from pforce.base.foreign import ForeignError, inside, open_regular, printable, quoted
 from pforce.data.manifest import DataError, Manifest, Shard, Split
+from pforce.images import open_picture
 
 logger = logging.getLogger(__name__)
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg")
 MAXIMUM_DAMAGED_SHARE = 0.01
 GIBIBYTE = 2**30
-
-_DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error)
-"""Errors that Pillow raises for broken files (a bad PNG chunk is a SyntaxError)."""
+_HIDDEN = re.compile(r"__[^/]*__($|/)")
+"""Names of files about the shard itself, as webdataset leaves them out."""
 
 
 class DamagedSample(Exception):
@@ -72,17 +72,18 @@ def decode_shard(folder: Path, shard: Shard, manifest: Manifest, executor: Execu
     """
     path = folder / shard.name
     try:
-        content = path.read_bytes()
-    except OSError as error:
+        with open_regular(inside(folder, shard.name)) as file:
+            content = file.read()
+    except (OSError, ForeignError) as error:
         raise DataError(f"shard {path} cannot be read: {error}. Copy it there again") from error
     found = hashlib.sha256(content).hexdigest()
-    if found != shard.sha256:
+    if found != shard.sha256 or len(content) != shard.bytes:
         # Results are named by the manifest: other bytes would give other numbers under the same name.
         raise DataError(
             f"shard {path} is damaged or was changed: its sha256 is {found[:12]}…, its manifest says "
             f"{shard.sha256[:12]}…. Copy it there again, or build the data set again"
         )
-    samples, archive_error = _read_tar(io.BytesIO(content), path)
+    samples, archive_error = _read_tar(content)
     if len(samples) > shard.samples:
         raise DataError(
             f"shard {path} holds {len(samples)} samples, its manifest says {shard.samples}: they do not belong "
@@ -100,7 +101,7 @@ def decode_shard(folder: Path, shard: Shard, manifest: Manifest, executor: Execu
             labels[index] = _label(samples[index], len(manifest.classes))
             images[index] = _image(samples[index], size)
         except DamagedSample as error:
-            return f"{samples[index]['__key__']}: {error}"
+            return f"{printable(samples[index]['__key__'])}: {error}"
         captions[index] = samples[index].get("txt", b"").decode("utf-8", errors="replace")
         intact[index] = True
         return ""
@@ -112,17 +113,39 @@ def decode_shard(folder: Path, shard: Shard, manifest: Manifest, executor: Execu
     return DecodedShard(images, labels, captions, intact, reason)
 
 
-def _read_tar(file: BinaryIO, path: Path) -> tuple[list[dict[str, Any]], str]:
+def _files(content: bytes) -> Iterator[dict[str, Any]]:
+    """The files of a tar as webdataset passes them on. tarfile.TarError where it ends early, is compressed, which
+    would unpack to any size, or has a sparse file, whose holes would."""
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
+        for member in tar:
+            if not member.isreg() or _HIDDEN.match(member.name):
+                continue
+            if member.issparse() or member.size > len(content):
+                raise tarfile.ReadError(f"{quoted(member.name)} is sparse, or larger than the file")
+            file = tar.extractfile(member)
+            assert file is not None  # it is regular
+            found = file.read()
+            if len(found) < member.size:
+                raise tarfile.ReadError(f"unexpected end of data in {quoted(member.name)}")
+            yield {"fname": member.name, "data": found, "__url__": ""}
+
+
+def _read_tar(content: bytes) -> tuple[list[dict[str, Any]], str]:
     """The intact samples at the beginning of a tar file, not decoded, and the error that ended it early ("" if
     none)."""
     errors: list[Exception] = []
+
+    def files() -> Iterator[dict[str, Any]]:
+        try:
+            yield from _files(content)
+        except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:  # any, of a damaged header
+            errors.append(error)
 
     def stop(error: Exception) -> bool:
         errors.append(error)
         return False
 
-    members = tar_file_expander([{"url": str(path), "stream": file}], handler=stop)
-    samples: list[dict[str, Any]] = list(group_by_keys(members, handler=stop))
+    samples: list[dict[str, Any]] = list(group_by_keys(files(), handler=stop))
     if errors and samples:
         samples.pop()  # truncated in this sample or just after it: its last member may be missing
     return samples, f"({errors[0]})" if errors else ""
@@ -146,12 +169,12 @@ def _image(sample: Mapping[str, Any], size: int) -> Tensor:
     if encoded is None:
         raise DamagedSample(f"it has no image ({', '.join('.' + extension for extension in IMAGE_EXTENSIONS)})")
     try:
-        with Image.open(io.BytesIO(encoded)) as file:
+        with open_picture(encoded) as file:
             if file.size != (size, size):  # known from the header, before anything is decoded
                 raise DamagedSample(f"its image is {file.width}×{file.height}, not {size}×{size}")
             pixels = np.array(file.convert("RGB"))  # (H, W, 3)
-    except (*_DECODING_ERRORS, Image.DecompressionBombError) as error:
-        raise DamagedSample(f"its image cannot be decoded: {error}") from error
+    except ForeignError as error:
+        raise DamagedSample(f"its image cannot be used: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

@@ -12,7 +12,6 @@ import os
 import secrets
 import shutil
 import socket
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,9 +22,9 @@ from webdataset import TarWriter
 from pforce.base.files import sha256_of, sync
 from pforce.data.manifest import Shard
 
-STALE_AFTER_SECONDS = 24 * 3600
-"""Seconds after which a temporary folder of another host counts as abandoned; one of this host does when its process
-has ended."""
+STALE_AFTER_SECONDS = 900
+"""Seconds without any change after which a temporary folder counts as abandoned. Neither a host's name nor a process's
+number says more: two containers may have both in common."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +68,9 @@ def appearing_whole(destination: Path) -> Iterator[Path]:
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{destination.name}.partial-"
-    _remove_stale(destination.parent, prefix)
     temporary = destination.parent / f"{prefix}{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     temporary.mkdir()
+    _remove_stale(destination.parent, prefix, now=temporary.stat().st_mtime)
     try:
         yield temporary
         sync(temporary)
@@ -89,29 +88,20 @@ def _rename_unless_there(source: Path, destination: Path) -> None:
             raise
 
 
-def _remove_stale(parent: Path, prefix: str) -> None:
+def _remove_stale(parent: Path, prefix: str, *, now: float) -> None:
+    """Remove temporary folders in which nothing has changed for long.
+
+    Args:
+        now: the present by the clock of the folder's file system, in seconds since 1970.
+    """
     for folder in parent.glob(f"{prefix}*"):
-        host, _, rest = folder.name.removeprefix(prefix).rpartition("-")[0].rpartition("-")
-        if host == socket.gethostname() and rest.isdecimal():
-            stale = not _is_alive(int(rest))
-        else:
-            stale = _age_seconds(folder) > STALE_AFTER_SECONDS
-        if stale:
+        if now - _changed(folder, now) > STALE_AFTER_SECONDS:
             shutil.rmtree(folder, ignore_errors=True)  # another builder may be removing it too
 
 
-def _is_alive(process_id: int) -> bool:
+def _changed(folder: Path, now: float) -> float:
+    """Time at which the folder or a file in it was last changed."""
     try:
-        os.kill(process_id, 0)  # signal 0 only checks
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's process: alive
-        return True
-    return True
-
-
-def _age_seconds(folder: Path) -> float:
-    try:
-        return time.time() - folder.stat().st_mtime
+        return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
     except FileNotFoundError:  # its builder has just finished
-        return 0.0
+        return now

@@ -16,13 +16,18 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 from ray.tune.progress_reporter import TrialProgressCallback
 
 from pforce.executors.support.entry import alone
-from pforce.executors.support.seats import Gone, Seats
+from pforce.executors.support.seats import KEYS, Gone, Seats
 from pforce.executors.support.setup import Setup, one_worker
 from pforce.trial.failures import OUT_OF_MEMORY, WORKER_DIED, Failure, failure_of
+
+# Tune hands a bucket's keys to its workers in a runtime environment, which is part of their command lines, for every
+# user of the machine to read. The rendezvous hands them over instead.
+getattr(class_cache, "ENV_VARS_TO_PROPAGATE", set()).difference_update(KEYS)
 
 
 class _Losses(TrialProgressCallback):

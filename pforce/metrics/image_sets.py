@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
-import zlib
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,15 +20,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from pforce.base.arrays import open_arrays
 from pforce.base.errors import InputError
 from pforce.base.files import sha256_of
+from pforce.base.foreign import ForeignError, expect, quoted
 from pforce.base.words import counted
+from pforce.images import MOST_PIXELS, open_picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LOSSY = (".jpg", ".jpeg", ".webp")
 CHANNELS = 3
 MOST_SHOWN = 4
 """Most subfolders that a note names."""
+BATCH_BYTES = 2**28
+"""Most bytes of a batch's images; a batch of larger ones has fewer."""
 WORTH_THREADS = 128
 """Height or width from which images are decoded on threads. Below it, threads spend their time on Python's lock (10,000
 images of 64² took 1.2 s on one thread and 2.2 s on two)."""
@@ -63,10 +66,10 @@ class ImageSet(Protocol):
 def _opened(path: Path) -> Iterator[Image.Image]:
     """An image file. ImageSetError where it cannot be decoded."""
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             yield image
-    except (OSError, ValueError, SyntaxError) as error:  # a bad PNG chunk is a SyntaxError
-        raise ImageSetError(f"{path}: cannot be decoded ({error}). Remove it or write it again") from error
+    except ForeignError as error:
+        raise ImageSetError(f"{path}: {error}. Remove it or write it again") from error
 
 
 class ImageFolder:
@@ -126,6 +129,7 @@ class ImageFolder:
     def batches(self, size: int) -> Iterator[Tensor]:
         """Batches uint8 (B, 3, H, W). Large images are decoded on threads; with many cores, the next batches are
         decoded ahead."""
+        size = min(size, _most_of(self.size))
         parts = [self.paths[first : first + size] for first in range(0, len(self.paths), size)]
         if max(self.size) < WORTH_THREADS:
             for part in parts:
@@ -156,19 +160,13 @@ class ImageFolder:
         """Hash of the names below the folder and the files' contents."""
         digest = hashlib.sha256()
         for path in self.paths:
-            digest.update(f"{path.relative_to(self.folder)}\x1f{sha256_of(path)}\n".encode())
+            digest.update(os.fsencode(path.relative_to(self.folder)) + f"\x1f{sha256_of(path)}\n".encode())
         return digest.hexdigest()
 
 
-def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Read the shape and type of an .npy file, up to the start of its data. ValueError for one that is not a plain
-    array."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(file)
-    if fortran or dtype.hasobject:
-        raise ValueError("written in Fortran order, or of Python objects")
-    return shape, dtype
+def _most_of(size: tuple[int, int]) -> int:
+    """Most images of a size in one batch."""
+    return max(1, BATCH_BYTES // (size[0] * size[1] * CHANNELS))
 
 
 class ImageArray:
@@ -181,17 +179,15 @@ class ImageArray:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            with zipfile.ZipFile(self.path) as archive:
-                names = [name.removesuffix(".npy") for name in archive.namelist()]
+            with open_arrays(self.path) as arrays:
+                names = arrays.names
                 self.entry = "arr_0" if "arr_0" in names else names[0] if len(names) == 1 else None
-                if self.entry is None:
-                    raise ImageSetError(f"{self.path}: holds {', '.join(names)}; images are in arr_0 of an npz")
-                with archive.open(f"{self.entry}.npy") as file:
-                    shape, dtype = npy_header(file)
-        except (OSError, zipfile.BadZipFile, ValueError) as error:
-            if isinstance(error, ImageSetError):
-                raise
-            raise ImageSetError(f"{self.path}: is no npz file of images ({error})") from error
+                listed = quoted(", ".join(names))
+                expect(self.entry is not None, f"it holds {listed}; images are in arr_0 of an npz")
+                with arrays.open(str(self.entry)) as (_, shape, dtype, fortran):
+                    expect(not fortran, "it is written in Fortran order: write np.ascontiguousarray(images)")
+        except (OSError, ForeignError) as error:
+            raise ImageSetError(f"{self.path}: is no npz file of images: {error}") from error
         self._check(shape, dtype)
         self.shape = shape
         self.size = (shape[1], shape[2])
@@ -208,8 +204,8 @@ class ImageArray:
             raise ImageSetError(
                 f"{told}; images are uint8 from 0 to 255 (pforce.images.to_uint8 makes them of [−1, 1])"
             )
-        if shape[0] < 2:
-            raise ImageSetError(f"{told}; a distance needs at least 2 images")
+        if shape[0] < 2 or not 0 < shape[1] * shape[2] <= MOST_PIXELS:
+            raise ImageSetError(f"{told}; a distance needs at least 2 images of at most {MOST_PIXELS:,} pixels")
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -217,18 +213,17 @@ class ImageArray:
     def batches(self, size: int) -> Iterator[Tensor]:
         """uint8 (B, 3, H, W)."""
         image = int(np.prod(self.shape[1:]))
-        with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.entry}.npy") as file:
-            npy_header(file)
-            for first in range(0, len(self), size):
-                count = min(size, len(self) - first)
-                try:
+        size = min(size, _most_of(self.size))
+        try:
+            with open_arrays(self.path) as arrays, arrays.open(str(self.entry)) as (file, *_):
+                for first in range(0, len(self), size):
+                    count = min(size, len(self) - first)
                     content = file.read(count * image)
-                except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-                    raise ImageSetError(f"{self.path}: damaged ({error}). Copy it again") from error
-                if len(content) < count * image:
-                    raise ImageSetError(f"{self.path}: ends before its {len(self)} images. Copy it again")
-                pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(count, *self.size, -1)
-                yield pixels.permute(0, 3, 1, 2).expand(-1, CHANNELS, -1, -1)
+                    expect(len(content) == count * image, f"it ends before its {len(self)} images")
+                    pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(count, *self.size, -1)
+                    yield pixels.permute(0, 3, 1, 2).expand(-1, CHANNELS, -1, -1)
+        except (OSError, ForeignError) as error:
+            raise ImageSetError(f"{self.path}: damaged: {error}. Copy it again") from error
 
     def content_hash(self) -> str:
         """SHA-256 of the file."""

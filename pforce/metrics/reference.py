@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pforce.base.arrays import Arrays, open_arrays
 from pforce.base.errors import InputError
 from pforce.base.files import sha256_of, write_whole
+from pforce.base.foreign import ForeignError, expect, printable, quoted
 from pforce.metrics.detectors.base import Detector
 from pforce.metrics.features import FeatureSet, read_features
 from pforce.metrics.frechet import Moments, moments
@@ -31,8 +31,11 @@ VERSION = 1
 """Version of reference features; increase it when a change of the code changes them."""
 BATCH = 64
 ADM_DETECTOR = "inception"
-BROKEN = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
-"""Errors that numpy raises for files that are damaged, truncated, or of another kind."""
+MOST_SPATIAL = 4096
+"""Most spatial features that a file may hold; Inception has 2,023."""
+ROUNDING = 1e-5
+"""Asymmetry of a covariance, and negative eigenvalues, that may be rounding: relative to its largest entry, and to its
+largest eigenvalue. Files in float32 have 1e-6."""
 
 
 class StatisticsError(InputError, ValueError):
@@ -94,7 +97,7 @@ def cached_reference(
     if path is not None and path.exists():
         try:
             found = _load_features(path, detector)
-        except BROKEN:
+        except (OSError, ValueError, KeyError, TypeError):
             pass  # written by another version, or damaged: made again below
         else:
             return of_features(found, source, key)
@@ -109,14 +112,14 @@ def _arrays(found: FeatureSet) -> dict[str, NDArray[Any]]:
     return {name: part.numpy() for name, part in parts.items() if part is not None}
 
 
-def _save_features(path: Path, found: FeatureSet) -> None:
-    with path.open("wb") as file:
+def _save_features(scratch: Path, found: FeatureSet) -> None:
+    with scratch.open("wb") as file:
         np.savez(file, **_arrays(found))  # type: ignore[arg-type]  # the stubs know no names
 
 
 def _load_features(path: Path, detector: Detector) -> FeatureSet:
-    with np.load(path) as arrays:
-        parts = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    with open_arrays(path) as arrays:
+        parts = {name: torch.from_numpy(of) for name, of in arrays.read_all(path.stat().st_size).items()}
     return FeatureSet(detector.name, detector.sha256, **parts)
 
 
@@ -149,17 +152,88 @@ def save_statistics(path: Path, of: ReferenceStatistics, images: NDArray[np.uint
     write_whole(path, write)
 
 
-def _double(values: NDArray[Any]) -> NDArray[np.float64]:
-    return values.astype(np.float64)
-
-
 def is_statistics(path: Path) -> bool:
     """Whether an npz holds statistics, not just images."""
     try:
-        with np.load(path) as arrays:
-            return "mu" in arrays.files
-    except BROKEN:
+        with open_arrays(path) as arrays:
+            return "mu" in arrays
+    except (OSError, ForeignError):
         return False
+
+
+def _numbers(arrays: Arrays, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """An array of finite numbers, as float64. ForeignError where it is another."""
+    if arrays.shape(name) != shape:
+        raise ForeignError(f"{name} has the shape {quoted(arrays.shape(name))}, where {shape} is expected")
+    values = arrays.read(name, 16 * int(np.prod(shape)))
+    if values.dtype.kind not in "fiu":
+        raise ForeignError(f"{name} holds {values.dtype}, not numbers")
+    values = values.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ForeignError(f"{name} holds NaN or infinity; make the statistics again")
+    return values
+
+
+def _moments(arrays: Arrays, mean: str, covariance: str, size: int, n: int | None) -> Moments:
+    """Moments from two arrays. ForeignError where they are those of no images."""
+    found = Moments(_numbers(arrays, mean, (size,)), _numbers(arrays, covariance, (size, size)), n)
+    values = found.covariance
+    if np.abs(values - values.T).max() > ROUNDING * np.abs(values).max():
+        raise ForeignError(f"{covariance} is not symmetric, so it is no covariance")
+    eigenvalues = np.linalg.eigvalsh(values)
+    if eigenvalues[0] < -ROUNDING * max(eigenvalues[-1], -eigenvalues[0]):
+        raise ForeignError(
+            f"{covariance} has the eigenvalue {eigenvalues[0]:.3g} beside its largest, {eigenvalues[-1]:.3g}: no "
+            "images have such a covariance"
+        )
+    return found
+
+
+def _count(arrays: Arrays) -> int | None:
+    """The number of images that a file states. ForeignError where it is no number of images."""
+    if "n" not in arrays:
+        return None
+    value = arrays.read("n", 8)
+    if value.shape != () or value.dtype.kind not in "iu" or not 2 <= int(value) < 2**53:
+        raise ForeignError(f"n = {quoted(value.tolist())}: must be the number of images, a whole number of at least 2")
+    return int(value)
+
+
+def _whose(arrays: Arrays, detector: Detector) -> tuple[str, str | None]:
+    """Name and SHA-256 of the detector that a file states. ForeignError where it is another one."""
+    for name in ("mu", "sigma"):
+        expect(name in arrays, f"has no `{name}`; an ADM file has mu and sigma")
+    made_by = arrays.text("detector") if "detector" in arrays else ADM_DETECTOR
+    sha256 = arrays.text("detector_sha256") if "detector_sha256" in arrays else None
+    size, mean = detector.feature_size, arrays.shape("mu")
+    same = made_by == detector.name and sha256 in (None, "", detector.sha256) and mean == (size,)
+    weights = printable((sha256 or "weights not stated")[:12])
+    expect(
+        same,
+        f"of detector {printable(made_by)} ({weights}, {(0, *mean)[-1]} features), not of {detector.name} "
+        f"({detector.sha256[:12]}, {size} features): distances need one detector. Give --evaluation.detector "
+        f"{printable(made_by)}, or other statistics",
+    )
+    return made_by, sha256
+
+
+def _spatial(arrays: Arrays) -> Moments | None:
+    """Moments of the spatial features; None where there are none."""
+    if "mu_s" not in arrays or "sigma_s" not in arrays:
+        return None
+    (width,) = arrays.shape("mu_s")[:1] or (0,)
+    expect(0 < width <= MOST_SPATIAL, f"mu_s has {width:,} numbers, where Inception has 2,023 spatial features")
+    return _moments(arrays, "mu_s", "sigma_s", width, None)
+
+
+def _features(arrays: Arrays, size: int, file_bytes: int) -> Tensor | None:
+    """Features (M, size) of a file; None where there are none."""
+    if "features" not in arrays:
+        return None
+    (rows,) = arrays.shape("features")[:1] or (0,)
+    fits = rows * size <= 2 * file_bytes
+    expect(fits, f"features are {rows:,} × {size:,} numbers, more than the file can hold")
+    return torch.from_numpy(_numbers(arrays, "features", (rows, size)).astype(np.float32))
 
 
 def load_statistics(
@@ -176,44 +250,27 @@ def load_statistics(
         images: compute features of the file's images where it holds no features.
 
     Raises:
-        StatisticsError: it is not an ADM file, is damaged, or is of another detector.
+        StatisticsError: it is not an ADM file, is damaged, is of another detector, or states what no images have: a
+            covariance that is not symmetric and positive semi-definite, values that are not finite, no number of
+            images.
     """
     try:
-        with np.load(path) as arrays:
-            found = {name: arrays[name] for name in arrays.files if name != "arr_0"}
-            stored_images = "arr_0" in arrays.files
+        with open_arrays(path) as arrays:
+            made_by, sha256 = _whose(arrays, detector)
+            found = _moments(arrays, "mu", "sigma", detector.feature_size, _count(arrays))
+            spatial = _spatial(arrays)
+            features = _features(arrays, detector.feature_size, path.stat().st_size)
+            source = arrays.text("source") if "source" in arrays else path.name
+            stored_images = "arr_0" in arrays
     except FileNotFoundError as error:
         raise StatisticsError(
             f"evaluation.reference = {path}: does not exist; give the file of statistics (.npz) that the reference's "
             "authors publish, or one that `pforce evaluate --save-reference` writes"
         ) from error
-    except BROKEN as error:
-        raise StatisticsError(f"reference statistics {path}: cannot be read ({error})") from error
-    for name in ("mu", "sigma"):
-        if name not in found:
-            raise StatisticsError(f"reference statistics {path}: has no `{name}`; an ADM file has mu and sigma")
-    made_by = str(found["detector"]) if "detector" in found else ADM_DETECTOR
-    sha256 = str(found["detector_sha256"]) if "detector_sha256" in found else None
-    mean, covariance = _double(found["mu"]), _double(found["sigma"])
-    wrong = made_by != detector.name or (sha256 and sha256 != detector.sha256)
-    if wrong or mean.shape != (detector.feature_size,) or covariance.shape != (detector.feature_size,) * 2:
-        raise StatisticsError(
-            f"reference statistics {path}: of detector {made_by} ({(sha256 or 'weights not stated')[:12]}, "
-            f"{mean.shape[-1] if mean.ndim else 0} features), not of {detector.name} ({detector.sha256[:12]}, "
-            f"{detector.feature_size} features): distances need one detector. Give --evaluation.detector {made_by}, or "
-            "other statistics"
-        )
-    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise StatisticsError(f"reference statistics {path}: mu or sigma hold NaN or infinity; make them again")
-    spatial = None
-    if "mu_s" in found and "sigma_s" in found:
-        spatial = Moments(_double(found["mu_s"]), _double(found["sigma_s"]), None)
-    n = int(found["n"]) if "n" in found else None
-    features = torch.from_numpy(found["features"].astype(np.float32)) if "features" in found else None
+    except (OSError, ForeignError) as error:
+        raise StatisticsError(f"reference statistics {path}: {error}") from error
     if features is None and stored_images and images:
         features = read_features(
             detector, ImageArray(path).batches(BATCH), size=BATCH, device=device, progress=progress
         ).features
-    identity = sha256_of(path)
-    source = str(found["source"]) if "source" in found else path.name
-    return ReferenceStatistics(made_by, sha256, Moments(mean, covariance, n), spatial, features, source, identity)
+    return ReferenceStatistics(made_by, sha256, found, spatial, features, printable(source), sha256_of(path))

@@ -8,11 +8,9 @@ OmegaConf's objects become inert stand-ins that only keep their state, and every
 from __future__ import annotations
 
 import math
-import pickle
-import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,8 @@ from torch import Tensor
 
 from pforce.base.errors import FieldError, InputError, require
 from pforce.base.files import write_whole
+from pforce.base.foreign import ForeignError, quoted
+from pforce.base.tensors import Allowed, read_pickle
 from pforce.models.config import SIZES, ModelConfig
 from pforce.models.transformer import PatchForcingTransformer
 from pforce.models.weights import WeightsError, filled, float_weights, listed, named_tensors
@@ -86,13 +86,12 @@ _KEPT_UNREAD = (
     "_operator.getitem",  # List[int] and the like
     "argparse.Namespace",
 )
-_ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+_ALLOWED: Allowed = [
     *((_Container, f"omegaconf.{name}") for name in _CONTAINERS),
     *((_Node, f"omegaconf.nodes.{name}Node") for name in _NODES),
     *((_StandIn, name) for name in _KEPT_UNREAD),
     (_empty_dict, "collections.defaultdict"),
 ]
-_REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+) (?:was not an allowed|whose module)")
 
 
 def _read(path: Path) -> object:
@@ -101,27 +100,11 @@ def _read(path: Path) -> object:
     if path.suffix == ".safetensors":
         raise PublishedError(f"{path}: a safetensors file, not a published checkpoint: load_model reads pforce's own")
     try:
-        with path.open("rb"):
-            pass  # file-system errors, reported apart from torch's errors on a damaged file
+        return read_pickle(path, _ALLOWED)
     except OSError as error:
         raise PublishedError(f"{path}: cannot be opened ({error.strerror}): check the path") from error
-    try:
-        with torch.serialization.safe_globals(_ALLOWED):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's own message recommends loading without protection; it is not passed on.
-        if refused := _REFUSED_GLOBAL.search(str(error)):
-            raise PublishedError(
-                f"{path}: carries code or unknown objects ({refused[1]}) and was not loaded: "
-                "save its weights and a plain configuration only"
-            ) from None
-        raise PublishedError(
-            f"{path}: not a checkpoint of tensors and plain values, or damaged: get it again"
-        ) from None
-    except Exception as error:  # a damaged pickle can raise anything
-        raise PublishedError(
-            f"{path}: truncated, damaged or not a checkpoint ({type(error).__name__}): get it again"
-        ) from error
+    except ForeignError as error:
+        raise PublishedError(f"{path}: {error}") from error
 
 
 def _plain(key: str, value: object) -> Any:
@@ -131,7 +114,7 @@ def _plain(key: str, value: object) -> Any:
     if isinstance(value, _Node):
         value = value.state.get("_val")
     if isinstance(value, str) and "${" in value:
-        raise WeightsError(f"{key} = {value!r} refers to another configuration: save the resolved one")
+        raise WeightsError(f"{key} = {quoted(value)} refers to another configuration: save the resolved one")
     return value
 
 
@@ -145,10 +128,10 @@ def _params(target: str, params: Mapping[str, object]) -> dict[str, Any]:
         raise WeightsError(f"config.params: {'; '.join(problems)} (it takes {', '.join(known)})")
     for key in SIZE_PARAMS:
         if type(params[key]) is not int:
-            raise WeightsError(f"config.params.{key} = {params[key]!r}: must be an integer")
+            raise WeightsError(f"config.params.{key} = {quoted(params[key])}: must be an integer")
     if target != SIT and params["predict_uncertainty"] is not True:
         raise WeightsError(
-            f"config.params.predict_uncertainty = {params['predict_uncertainty']!r}: must be true; "
+            f"config.params.predict_uncertainty = {quoted(params['predict_uncertainty'])}: must be true; "
             "a PFT without its difficulty head is not supported"
         )
     return dict(params)
@@ -163,14 +146,14 @@ def _from_published(
         raise WeightsError("config is not {target, params}: without it the architecture of state_dict is unknown")
     target, params = _plain("config.target", config["target"]), _plain("config.params", config["params"])
     if target == TEXT:
-        raise WeightsError(f"config.target = {target!r}: text-conditioned models are not supported yet")
+        raise WeightsError(f"config.target = {quoted(target)}: text-conditioned models are not supported yet")
     if target not in (PFT, SIT, REPA):
-        raise WeightsError(f"config.target = {target!r}: must be one of {', '.join((PFT, SIT, REPA))}")
+        raise WeightsError(f"config.target = {quoted(target)}: must be one of {', '.join((PFT, SIT, REPA))}")
     if not isinstance(params, dict) or not isinstance(state, dict):
         raise WeightsError("state_dict and config.params must be dicts")
     p = _params(target, {key: _plain(f"config.params.{key}", value) for key, value in params.items()})
     if heads not in (None, p["num_heads"]):
-        raise WeightsError(f"heads = {heads}, but config.params.num_heads = {p['num_heads']}: leave heads out")
+        raise WeightsError(f"heads = {heads}, but config.params.num_heads = {quoted(p['num_heads'])}: leave heads out")
     model_config = ModelConfig(
         depth=p["depth"],
         width=p["hidden_size"],

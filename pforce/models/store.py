@@ -13,14 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pforce.base.errors import FieldError, InputError, require
 from pforce.base.files import write_whole
+from pforce.base.foreign import ForeignError, parse_object, quoted
+from pforce.base.tensors import read_safetensors
 from pforce.models.config import Attention, ModelConfig
 from pforce.models.transformer import PatchForcingTransformer
-from pforce.models.weights import WeightsError, filled, float_weights, named_tensors
+from pforce.models.weights import WeightsError, filled, float_weights, listed, named_tensors
 
 FORMAT = "pforce-model-1"
 SINCE: Mapping[str, object] = {"modulation": "interpolated"}
@@ -59,10 +60,10 @@ def save_model(model: PatchForcingTransformer, path: str | Path, *, about: Mappi
 
 def _fields(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
     """One of the metadata's JSON objects. WeightsError where it is not one."""
-    fields = json.loads(metadata.get(name, "null"))
-    if not isinstance(fields, dict):
-        raise WeightsError(f"{name} is a {type(fields).__name__}, not an object of fields")
-    return fields
+    try:
+        return parse_object(metadata.get(name, "null"))
+    except ForeignError as error:
+        raise WeightsError(f"{name}: {error}") from error
 
 
 def _config(record: dict[str, Any]) -> ModelConfig:
@@ -72,7 +73,7 @@ def _config(record: dict[str, Any]) -> ModelConfig:
     unknown = sorted(record.keys() - defaults.keys())
     missing = sorted(defaults.keys() - record.keys() - SINCE.keys())
     if unknown:
-        raise WeightsError(f"config has fields that this version does not know: {', '.join(unknown)}")
+        raise WeightsError(f"config has fields that this version does not know: {listed(unknown)}")
     if missing:  # a default in its place could be another model than the one that was saved
         raise WeightsError(f"config lacks {', '.join(missing)}")
     values = {**SINCE, **record}
@@ -81,10 +82,10 @@ def _config(record: dict[str, Any]) -> ModelConfig:
     for name, default in defaults.items():
         kinds = (int, float) if isinstance(default, float) else (type(default),)
         if type(values[name]) not in kinds:
-            raise WeightsError(f"config.{name} = {values[name]!r}: must be of type {type(default).__name__}")
+            raise WeightsError(f"config.{name} = {quoted(values[name])}: must be of type {type(default).__name__}")
     sides = values["image_size"]
     if len(sides) != 2 or any(type(side) is not int for side in sides):
-        raise WeightsError(f"config.image_size = {list(sides)!r}: must be two integers, height and width")
+        raise WeightsError(f"config.image_size = {quoted(list(sides))}: must be two integers, height and width")
     return ModelConfig(**values)
 
 
@@ -99,17 +100,19 @@ def load_model(
     Raises:
         ModelFileError: the file is missing, damaged or foreign, or its weights do not fit its configuration.
     """
+    path = Path(path)
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not iterable
+        tensors, metadata = read_safetensors(path)
     except FileNotFoundError as error:
         raise ModelFileError(f"{path}: no such file: check the path") from error
-    except (OSError, SafetensorError) as error:
-        raise ModelFileError(f"{path}: damaged or not a safetensors file ({error}): copy it again") from error
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read ({error.strerror}): check its permissions") from error
+    except ForeignError as error:
+        raise ModelFileError(f"{path}: {error}") from error
     if metadata.get("format") != FORMAT:
         raise ModelFileError(
-            f"{path}: its format is {metadata.get('format')!r}, this version reads {FORMAT!r}: write it with save_model"
+            f"{path}: its format is {quoted(metadata.get('format'))}, this version reads {FORMAT!r}: write it with "
+            "save_model"
         )
     try:
         config = _config(_fields(metadata, "config"))
@@ -117,5 +120,5 @@ def load_model(
         if attention is not None:
             config = dataclasses.replace(config, attention=attention)
         return filled(config, named_tensors(tensors)), about
-    except (WeightsError, FieldError, json.JSONDecodeError) as error:
+    except (WeightsError, FieldError) as error:
         raise ModelFileError(f"{path}: {error}") from error

@@ -65,7 +65,7 @@ class Display:
         self._advance()
         if not self.console.is_interactive and time.monotonic() - self.last_line > LINE_EVERY_SECONDS:
             self.last_line = time.monotonic()
-            self.console.print(self._line(f"{label}: {note}"), highlight=False, markup=False)
+            self.console.print(self._line(f"{label}: {note}"))
 
     def end(self, label: str, note: str | None, *, units: int = 1) -> None:
         """Show that a task has ended, however it ended.
@@ -79,7 +79,7 @@ class Display:
         self.finished += units
         self._advance()
         if note is not None:
-            self.console.print(self._line(f"{label}: {note}"), highlight=False, markup=False)
+            self.console.print(self._line(f"{label}: {note}"))
 
     def extend(self, units: int) -> None:
         """Add units to the total."""
@@ -88,7 +88,7 @@ class Display:
 
     def line(self, text: str) -> None:
         """Print a line at once."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
 
     def _advance(self) -> None:
         done = self.finished + sum(self.shares.values())

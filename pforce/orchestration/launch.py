@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pforce.base.console import DONE, SOME_FAILED, STOPPED, stop_on_signals
+from pforce.base.files import write_bytes
 from pforce.base.words import counted
 from pforce.executors.executor import Executor, make
 from pforce.orchestration import apart
@@ -78,7 +79,7 @@ def execute(plan: Plan, console: Console, executor: str, *, callbacks: Sequence[
     """
 
     def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        console.print(text, soft_wrap=True)
 
     if not plan.missing:
         show_finished(plan, say)
@@ -211,7 +212,7 @@ def _reserve(folder: Path, identity: str) -> Iterator[Path]:
         if process.isdecimal() and not Path(f"/proc/{process}").exists():
             left.unlink(missing_ok=True)
     try:
-        path.write_bytes(b"\0" * RESERVE_BYTES)
+        write_bytes(path, b"\0" * RESERVE_BYTES, lasting=False)
         yield path
     finally:
         path.unlink(missing_ok=True)

@@ -136,7 +136,7 @@ def print_outlook(sweep: Sweep, console: Console, *, tflops: float, gpus: int) -
         "reached in bfloat16 matrix products by default",
     ]
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def missing_data(sweep: Sweep) -> str | None:

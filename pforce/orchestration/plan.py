@@ -140,7 +140,7 @@ def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
     no worker."""
 
     def say(line: str) -> None:
-        console.print(f"warning: {line}", markup=False, soft_wrap=True, highlight=False)
+        console.print(f"warning: {line}", soft_wrap=True)
 
     if is_installed():
         tracking_uri_of(options.place, options.tracking_uri)

@@ -9,6 +9,7 @@ import pandas as pd
 from pforce import catalog, results
 from pforce.base.console import duration
 from pforce.base.errors import ConfigError, did_you_mean
+from pforce.base.files import read_whole
 from pforce.base.words import counted
 from pforce.config import flat_params
 from pforce.orchestration.plan import provenance
@@ -138,9 +139,9 @@ def _pictures(frame: pd.DataFrame, rows: Sequence[tuple[str, Row]], source: Sour
             if not samples:
                 continue
             if len(pictures) < MOST_PICTURES:
-                pictures.append((samples[0].read_bytes(), f"{name}, seed {int(cell['seed'])}: the first 64 images"))
+                pictures.append((read_whole(samples[0]), f"{name}, seed {int(cell['seed'])}: the first 64 images"))
             of_maps = [path for path in found if path.name == MAPS_PICTURE]
-            maps = (of_maps[0].read_bytes(), f"{name}: held-out images and predicted σ") if of_maps else maps
+            maps = (read_whole(of_maps[0]), f"{name}: held-out images and predicted σ") if of_maps else maps
             break
     return [*pictures, *([maps] if maps else [])]
 

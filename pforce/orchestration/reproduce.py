@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -16,7 +15,7 @@ from rich.console import Console
 from pforce import catalog, results
 from pforce.base.console import DONE
 from pforce.base.errors import ConfigError, did_you_mean
-from pforce.base.files import strict
+from pforce.base.files import write_bytes, write_json
 from pforce.data import Manifest, ensure
 from pforce.orchestration.options import Options
 from pforce.orchestration.outlook import missing_data, print_outlook
@@ -29,6 +28,7 @@ from pforce.reproduction import Scale, Table, metric_of
 from pforce.results import Report, Row, curves
 from pforce.results import reproduction_figures as figures
 from pforce.results.findings import Agreement, Finding, agreement, findings, paper_values, summary
+from pforce.results.page import png
 from pforce.results.paper import paper_table
 from pforce.results.stored import storage_frame
 from pforce.results.tables import COST_COLUMNS, QUALITY_COLUMNS, Column
@@ -222,13 +222,14 @@ def reproduce(
     """Run the missing cells of a table, print it beside the paper's numbers, and write its files. Returns the exit
     code."""
     sweep = sweep_of(table, scale, seeds)
-    console.print(f"[bold]{table.title}[/]\n{table.question}\n{scale.name}: {scale.about}", highlight=False)
+    console.print(table.title, style="bold")
+    console.print(f"{table.question}\n{scale.name}: {scale.about}")
     if dry_run:
         print_outlook(sweep, console, tflops=tflops, gpus=gpus)
         missing = missing_data(sweep)
         if missing is not None:
             console.print(
-                f"The data are not here, so nothing could be run: {missing}", highlight=False, markup=False,
+                f"The data are not here, so nothing could be run: {missing}",
                 soft_wrap=True,
             )  # fmt: skip
             return DONE
@@ -252,7 +253,7 @@ def show(
     """Report a table from the storage as it is, for example after an import of records. Runs nothing."""
     found = read(table, scale, options.place, seeds=seeds)
     done, wanted = int(found.measured["n"].sum()), len(found.sweep.seeds) * len(found.rows)
-    console.print(f"{sweep_name(table, scale)}: {done} of {wanted} cells are measured", highlight=False)
+    console.print(f"{sweep_name(table, scale)}: {done} of {wanted} cells are measured")
     if done:
         _tell(found, options, console)
     return DONE
@@ -264,20 +265,19 @@ def _tell(found: Reproduction, options: Options, console: Console) -> None:
     push_files(options.place, [f"{FOLDER}/{path.name}" for path in written], console)
     endings = ",".join(path.suffix[1:] for path in written)
     stem = options.root / FOLDER / sweep_name(found.table, found.scale)
-    console.print(f"Table, verdicts, figure: {stem}.{{{endings}}}", soft_wrap=True, highlight=False)
+    console.print(f"Table, verdicts, figure: {stem}.{{{endings}}}", soft_wrap=True)
     if is_installed():
         print_mlflow(options.uri, console)
 
 
 def write_files(found: Reproduction, folder: Path) -> list[Path]:
     """Write table, verdicts and figure of a reproduction into a folder; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
     stem = sweep_name(found.table, found.scale)
     written = found.report.write(folder / stem)
     written.append(folder / f"{stem}.json")
-    written[-1].write_text(json.dumps(strict(found.record()), indent=1) + "\n", encoding="utf-8")
+    write_json(written[-1], found.record())
     figure = found.figure()
     if figure is not None:
         written.append(folder / f"{stem}.png")
-        figure.savefig(written[-1], dpi=160)
+        write_bytes(written[-1], png(figure))
     return written

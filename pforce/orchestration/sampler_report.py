@@ -10,6 +10,7 @@ from rich.console import Console
 
 from pforce import catalog
 from pforce.base.errors import ConfigError
+from pforce.base.files import write_text
 from pforce.base.words import counted
 from pforce.config import Experiment
 from pforce.data import Manifest, ensure
@@ -44,7 +45,12 @@ def make_subject(
             f"{source.path}: the file does not say what it was trained on; name an experiment with --data, such as "
             "openmoji32_micro, whose held-out images are the reference"
         )
-    folder = ensure(experiment.data).absolute()
+    if not data and source.kind == "model file" and ":" in experiment.evaluation.detector:
+        raise ConfigError(
+            f"{source.path}: its detector {experiment.evaluation.detector} is code, which a model's file does not get "
+            "to run; name an experiment with --data"
+        )
+    folder = ensure(experiment.data, path_from=None if data else source.path).absolute()
     manifest = Manifest.load(folder)
     detector = experiment.evaluation.load_detector()
     check_reference(experiment.evaluation, detector)
@@ -90,16 +96,15 @@ def report(sweep: SamplerSweep, source: Source, outcome: Outcome, folder: Path, 
     found = Report(shown, title, [_caveat(sweep, frame, distance)])
     found.print(console)
     found.write(folder / sweep.name)
-    frame.sort_values(["NFE", distance]).to_csv(
-        folder / f"{sweep.name}.csv", index=False
-    )  # all samplers, not only the front
+    every = frame.sort_values(["NFE", distance]).to_csv(index=False)  # all samplers, not only the front
+    write_text(folder / f"{sweep.name}.csv", every)
     front_figure(frame, distance, folder / f"{sweep.name}.png")
     console.print(
         f"The front, all samplers (csv) and the figure: {folder / sweep.name}.{{csv,md,tex,html,png}}",
-        soft_wrap=True, highlight=False,
+        soft_wrap=True,
     )  # fmt: skip
     for name, reason in outcome.failed.items():
-        console.print(f"FAILED ({reason}): {name}; the same command retries it", highlight=False)
+        console.print(f"FAILED ({reason}): {name}; the same command retries it")
     if (
         outcome.measured >= MEASURED_TO_TELL * outcome.workers > 0
     ):  # for only a few, most of it would be the wait for the last one
@@ -108,7 +113,6 @@ def report(sweep: SamplerSweep, source: Source, outcome: Outcome, folder: Path, 
             f"{counted(outcome.measured, 'measurement')} in {outcome.seconds:.0f} s on "
             f"{counted(outcome.workers, 'worker')}; outside of sampling "
             f"{idle / outcome.measured:.2f} s of a worker per measurement.",
-            highlight=False,
             soft_wrap=True,
         )
     return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -12,7 +11,6 @@ import pandas as pd
 from rich.console import Console
 
 from pforce.base.console import DONE, SOME_FAILED, STOPPED, stop_on_signals
-from pforce.base.errors import require
 from pforce.base.files import digest
 from pforce.config import sampler_from_dict, to_dict
 from pforce.executors.executor import Executor, Workforce
@@ -32,7 +30,7 @@ from pforce.records.parts import Request
 from pforce.records.provenance import user
 from pforce.records.row import joined
 from pforce.records.status import Status
-from pforce.records.sweeps import CellEntry, SweepEntry, read_sweep
+from pforce.records.sweeps import CellEntry, SweepEntry, read_sweep, require_name
 from pforce.results.pareto import on_front
 from pforce.results.shown import recorded_view, show_cells
 from pforce.sampling import Euler, Guidance, Sampler
@@ -64,8 +62,7 @@ class SamplerSweep:
     """Kind of the model's weights in the record: ema, raw, or unknown."""
 
     def __post_init__(self) -> None:
-        require(bool(re.fullmatch(r"[\w.-]+", self.name)), "name", self.name, "letters, digits, '.', '_' and '-' (it "
-                "names files)")  # fmt: skip
+        require_name(self.name)
 
     @property
     def noise_seed(self) -> int:
@@ -136,7 +133,7 @@ class _Run:
         self._recall()
 
     def _say(self, line: str) -> None:
-        self.console.print(f"warning: {line}", markup=False, soft_wrap=True, highlight=False)
+        self.console.print(f"warning: {line}", soft_wrap=True)
 
     def _recall(self) -> None:
         """Add the samplers that earlier calls of this sweep measured."""
@@ -347,7 +344,7 @@ def run(
     the work."""
 
     def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        console.print(text, soft_wrap=True)
 
     ledger = Ledger(storage, say)
 
@@ -382,7 +379,7 @@ def _run(sweep: SamplerSweep, live: Live, storage: Storage, console: Console, ex
                     state.seconds, used = time.perf_counter() - started, at.placement.concurrent
             code = SOME_FAILED if state.failed else DONE
         except (KeyboardInterrupt, SystemExit) as stopped:  # Ray's own SIGTERM handler, while it starts, exits
-            console.print(f"Stopped by {stopped}; the same command resumes from here.", markup=False)
+            console.print(f"Stopped by {stopped}; the same command resumes from here.")
         finally:
             recorder.kill_all("stopped")
             live.catch_up()  # shows samplers that other calls had measured before

@@ -35,7 +35,7 @@ from pforce.results.stored import storage_frame
 from pforce.results.tables import COLUMNS, Column
 from pforce.storage import Storage, StorageError, default_storage
 from pforce.storage.identity import identity_of
-from pforce.tracking import TrackingError, mask, runs_frame
+from pforce.tracking import TrackingError, is_server, mask, runs_frame
 from pforce.tracking.view import key_of
 from pforce.training import Callback
 from pforce.trial.where import with_precision
@@ -100,7 +100,7 @@ def run_sweep(
     planned = plan(_with_absolute_paths(sweep), options, console)
     compared_rows(planned, comparison)  # errors in it are reported before anything starts
     for note in planned.notes:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"note: {note}", soft_wrap=True)
     if dry_run:
         _print_dry_run(planned, console)
         return DONE
@@ -122,10 +122,10 @@ def run_sweep(
     except (TrackingError, OSError) as error:  # the store is still unreachable, or the disk full
         if code != STOPPED:
             raise
-        console.print(f"No table: {error}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"No table: {error}", soft_wrap=True)
     for line in failures(planned):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
-    console.print(f"{time.perf_counter() - started:.0f} s in all", highlight=False)
+        console.print(line, soft_wrap=True)
+    console.print(f"{time.perf_counter() - started:.0f} s in all")
     return code
 
 
@@ -252,7 +252,7 @@ def print_report(
     cell_figure(report.table, sweep.headers, Path(f"{stem}.png"))
     push_files(options.place, [*(path.name for path in written), f"{sweep.name}.png"], console)
     where = f"{options.place}, and here {stem}" if options.place.remote else stem
-    console.print(f"Table and figure: {where}.{{csv,md,tex,html,png}}", soft_wrap=True, highlight=False)
+    console.print(f"Table and figure: {where}.{{csv,md,tex,html,png}}", soft_wrap=True)
     if planned.tracker is not None:
         print_mlflow(options.uri, console)
 
@@ -285,13 +285,14 @@ def push_files(storage: Storage, names: Sequence[str], console: Console) -> None
         for name in names:
             storage.push(name)
     except StorageError as error:
-        console.print(f"warning: {error}; the next call retries", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"warning: {error}; the next call retries", soft_wrap=True)
 
 
 def print_mlflow(uri: str, console: Console) -> None:
     """Print how to open MLflow."""
-    where = mask(uri if uri.startswith(("http://", "https://")) else f"mlflow ui --backend-store-uri {uri}")
-    console.print(f"Open MLflow: {where}", soft_wrap=True, highlight=False)
+    named = mask(uri)
+    where = named if is_server(uri) else f"mlflow ui --backend-store-uri {shlex.quote(named)}"
+    console.print(f"Open MLflow: {where}", soft_wrap=True)
 
 
 def _caveat(sweep: Sweep) -> str:
@@ -337,7 +338,7 @@ def _print_dry_run(planned: Plan, console: Console) -> None:
             workers=options.workers,
         )
     except ConfigError as error:  # a cluster may have room
-        console.print(f"No estimate for this machine: {error}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"No estimate for this machine: {error}", soft_wrap=True)
         return
     each = f" on each of {options.workers} workers" if options.workers > 1 else ""
     console.print(
@@ -345,7 +346,6 @@ def _print_dry_run(planned: Plan, console: Console) -> None:
         f"{e.training_seconds + e.evaluation_seconds:,.0f} s per trial ({e.training_seconds:,.0f} s training), "
         f"{e.placement.concurrent} at a time on {counted(e.placement.cpus, 'core')}{each}: about "
         f"{duration(e.seconds)} for {counted(len(planned.missing), 'trial')}.",
-        highlight=False,
         soft_wrap=True,
     )
 

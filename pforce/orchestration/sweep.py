@@ -7,7 +7,6 @@ sigma 0.5 and 0.6 under the reference truncation) are one piece of work: this is
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +16,7 @@ from pforce.base.errors import ConfigError
 from pforce.base.files import digest
 from pforce.config import Experiment, check_path, with_fields
 from pforce.records.parts import CellParts, Inputs, cell_parts
+from pforce.records.sweeps import require_name
 from pforce.sampling import Sampler
 from pforce.timesteps import TimestepSampler
 from pforce.trial.where import with_precision
@@ -113,8 +113,7 @@ class Sweep:
     """Option of the command that makes this sweep long enough to rank its cells; empty where it has none."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.-]+", self.name):
-            raise ConfigError(f"name = {self.name!r}: must be letters, digits, '.', '_' and '-' (it names files)")
+        require_name(self.name)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds = {list(self.seeds)}: must be at least one seed, each once")
         paths = [axis.path for axis in self.axes]

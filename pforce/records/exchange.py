@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pforce.base.errors import ConfigError, did_you_mean
-from pforce.base.files import write_bytes
+from pforce.base.files import read_whole, write_bytes
+from pforce.base.foreign import ForeignError, open_regular, parse_json
 from pforce.metrics.names import BOUNDS, read_names
 from pforce.records.ledger import FILES, Ledger, take_in
 from pforce.records.parts import Request
@@ -84,9 +85,9 @@ def import_lines(storage: Storage, path: Path, say: Callable[[str], None]) -> Ta
     well-formed."""
     records, sweeps = [], []
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             lines = list(iter(lambda: file.readline(MOST_SWEEP_LINE + 1), b""))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise RecordError(f"{path}: cannot be read as records: {error}") from error
     for number, line in enumerate(lines, start=1):
         where = f"{path}, line {number}"
@@ -113,7 +114,7 @@ def import_storage(storage: Storage, other: Storage, say: Callable[[str], None])
     for record in records:
         for sha256 in record.files.values():
             if not storage.has(f"{FILES}/{sha256[:2]}/{sha256}") and (path := theirs.file(sha256)):
-                ledger.put_file(path.read_bytes(), sha256)
+                ledger.put_file(read_whole(path), sha256)
     return _taken(storage, records, list(read_sweeps(other, say)), str(other), say)
 
 
@@ -153,18 +154,18 @@ def is_old(path: Path) -> bool:
     if path.is_dir():
         return False
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             first = file.readline(MOST_BYTES + 1)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise RecordError(f"{path}: cannot be read as records: {error}") from error
     try:
-        line = json.loads(first)
-    except (ValueError, RecursionError):
+        line = parse_json(first)
+    except ForeignError:
         return False
     return isinstance(line, dict) and line.get("format") == 1 and "fingerprint" in line
 
 
 def count_lines(path: Path) -> int:
     """Number of lines of a file, for a progress bar."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return sum(1 for _ in file)

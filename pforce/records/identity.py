@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from pforce import sampling as s
 from pforce import timesteps as t
 from pforce.base.errors import ConfigError, InputError
-from pforce.base.files import digest
+from pforce.base.files import digest, read_whole
 from pforce.data.config import DataConfig
 from pforce.flow import FlowConfig
 from pforce.models.config import ModelConfig
@@ -121,7 +121,7 @@ DEFAULTS = Path(__file__).with_name("defaults.json")
 def read_defaults(path: Path) -> dict[str, dict[str, Any]]:
     """Component → key → the default that names are made with. IdentityError for a damaged file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_whole(path))
         found: dict[str, dict[str, Any]] = content["defaults"]
         whole = content["checksum"] == digest("defaults", found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pforce.base.errors import InputError
+from pforce.base.foreign import parse_json, quoted
 from pforce.records.provenance import user
 from pforce.storage import Storage, StorageError
 
@@ -169,13 +170,13 @@ def _read(storage: Storage, folder: str, generation: int) -> Holder | None:
     """The holder of a generation; None where it is gone or cannot be parsed."""
     content = storage.content(f"{folder}/{generation}.json", MOST_BYTES)
     try:
-        found = json.loads(content) if content else None
+        found = parse_json(content) if content else None
         if not isinstance(found, dict):
             return None
         if found.get("format") != FORMAT:
             raise LeaseError(
-                f"{storage.root / folder}: a lease of format {found.get('format')!r}, this version reads {FORMAT}: a "
-                "newer pforce holds it; install that version, or wait until it has ended"
+                f"{storage.root / folder}: a lease of format {quoted(found.get('format'))}, this version reads "
+                f"{FORMAT}: a newer pforce holds it; install that version, or wait until it has ended"
             )
         return Holder(**{name.name: found[name.name] for name in fields(Holder)})
     except (ValueError, KeyError, TypeError):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pforce.base.errors import ConfigError, FieldError
+from pforce.base.foreign import ForeignError, open_regular, parse_json, quoted
 from pforce.config import Experiment, from_dict, sampler_from_dict, to_dict
 from pforce.metrics.config import MOST_VALIDATION
 from pforce.records.record import RecordError
@@ -118,20 +119,20 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     found: list[dict[str, Any]] = []
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             lines = list(iter(lambda: file.readline(MOST_LINE + 1), b""))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise RecordError(f"{path}: cannot be read as records: {error}") from error
     for number, line in enumerate(lines, start=1):
         where = f"{path}, line {number}"
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
+            record = parse_json(line)
+        except ForeignError:
             warnings.warn(f"{where}: skipped, as it is not a whole record", stacklevel=2)
             continue
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             kind = record.get("format") if isinstance(record, dict) else type(record).__name__
-            raise RecordError(f"{where}: format {kind!r}, where lines of format {FORMAT} are migrated")
+            raise RecordError(f"{where}: format {quoted(kind)}, where lines of format {FORMAT} are migrated")
         if lacking := [name for name in NEEDED if name not in record]:
             raise RecordError(f"{where}: lacks {', '.join(lacking)}")
         try:
@@ -151,7 +152,7 @@ def checked(record: Mapping[str, Any]) -> None:
         raise TypeError("metrics is not a table")
     for name, value in record["metrics"].items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise TypeError(f"metrics.{name} = {value!r}: is not a finite number")
+            raise TypeError(f"metrics.{quoted(name)} = {quoted(value)}: is not a finite number")
     for name in ("started", "ended"):
         if isinstance(record[name], bool) or not isinstance(record[name], int | float):
             raise TypeError(f"{name} is not a time")

@@ -14,6 +14,11 @@ from pathlib import Path
 
 import torch
 
+from pforce.base.files import read_whole
+
+CODE = ("pforce", "pforce_experiments", "sweeps")
+"""Folders of a checkout whose files decide results."""
+UNKNOWN = "unknown"
 PACKAGES = ("pforce", "torch", "numpy", "scipy", "ray", "mlflow")
 
 
@@ -25,22 +30,37 @@ def user() -> str:
         return str(os.getuid())
 
 
-def _git(*words: str) -> str:
-    root = Path(__file__).resolve().parents[2]
+def _git(root: Path, *words: str) -> bytes | None:
+    """Output of git in a checkout; None where it refuses, as for a checkout that belongs to another user."""
     done = subprocess.run(["git", *words], cwd=root, capture_output=True, check=False)
-    return done.stdout.decode(errors="replace")
+    return done.stdout if done.returncode == 0 else None
+
+
+def code_in(root: Path) -> dict[str, str]:
+    """`commit` of a checkout, and `changes`, the hash of what is not committed, new files included, where there is
+    anything. Both are `unknown` where git does not say; an installed package has neither."""
+    if not (root / ".git").exists() or not shutil.which("git"):
+        return {}
+    head = _git(root, "rev-parse", "HEAD")
+    changed = _git(root, "diff", "HEAD", "--", *CODE)
+    new = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *CODE)
+    if head is None or changed is None or new is None:
+        return {"commit": UNKNOWN, "changes": UNKNOWN}
+    found = {"commit": head.decode().strip()}
+    names = sorted(name for name in new.split(b"\0") if name)
+    if not changed.strip() and not names:
+        return found
+    hashed = hashlib.sha256(changed)
+    for name in names:
+        path = root / os.fsdecode(name)
+        hashed.update(name + b"\0" + (read_whole(path) if path.is_file() else b"") + b"\0")
+    return {**found, "changes": hashed.hexdigest()[:16]}
 
 
 @cache
 def code() -> dict[str, str]:
-    """`commit` of this code where it is a checkout, and `changes`, the hash of uncommitted changes, where there are
-    any."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists() or not shutil.which("git"):
-        return {}
-    changed = _git("diff", "HEAD", "--", "pforce", "pforce_experiments", "sweeps")
-    found = {"commit": _git("rev-parse", "HEAD").strip()}
-    return {**found, "changes": hashlib.sha256(changed.encode()).hexdigest()[:16]} if changed.strip() else found
+    """`code_in` of the checkout that this process runs."""
+    return code_in(Path(__file__).resolve().parents[2])
 
 
 @cache

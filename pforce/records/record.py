@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 from pforce.base.errors import InputError
 from pforce.base.files import content_digest, digest
+from pforce.base.foreign import ForeignError, parse_object, printable, quoted
 from pforce.metrics.names import CostName
 from pforce.records.parts import Kind, Part
 
@@ -24,6 +25,8 @@ FORMAT = 2
 MOST_BYTES = 4 << 20
 """Largest file that is read; a record has a few kilobytes."""
 MOST_DEPTH = 12
+MOST_TIME = 2.0**33
+"""Latest time in seconds since 1970, in the year 2242: later ones are no dates to pandas."""
 TIMES = (CostName.SAMPLING_SECONDS,)
 """Values that differ between repetitions of the same measurement."""
 KINDS = get_args(Kind)
@@ -141,12 +144,11 @@ def parse(content: bytes, name: str) -> Record:
 
 def parse_content(content: bytes, name: str, named: str | None = None) -> Record:
     """Parse as `parse` a content without a hash of its own, such as a line of an exported file."""
+    name = printable(name)
     try:
-        data = json.loads(content, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"record {name} is damaged: it is not JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise RecordError(f"record {name}: is a {type(data).__name__}, not a record")
+        data = parse_object(content)
+    except ForeignError as error:
+        raise RecordError(f"record {name} is damaged, or no record: {error}") from error
     version = data.get("format")
     if isinstance(version, int) and version > FORMAT:
         raise NewerRecord(
@@ -155,25 +157,21 @@ def parse_content(content: bytes, name: str, named: str | None = None) -> Record
     try:
         record = _checked(data)
     except (KeyError, TypeError, ValueError) as error:
-        raise RecordError(f"record {name}: is not well-formed ({error})") from error
+        raise RecordError(f"record {name}: is not well-formed ({printable(str(error))})") from error
     if data.get("digest") != record.digest or (named is not None and named != record.digest):
         raise RecordError(f"record {name}: holds the part {record.digest}, which does not match its name")
     return record
-
-
-def _refuse(word: str) -> None:
-    raise ValueError(f"{word} is not a number in JSON")
 
 
 def _checked(data: dict[str, Any]) -> Record:
     """A record from plain data. KeyError, TypeError or ValueError where it is not well-formed."""
     known = {each.name for each in fields(Record)}
     if unknown := data.keys() - known - {"format", "digest"}:
-        raise ValueError(f"unknown fields {', '.join(sorted(map(str, unknown)))}")
+        raise ValueError(f"unknown fields {quoted(', '.join(sorted(unknown)))}")
     if data["format"] != FORMAT:
-        raise ValueError(f"format {data['format']!r}, this version reads {FORMAT}")
+        raise ValueError(f"format {quoted(data['format'])}, this version reads {FORMAT}")
     if data["kind"] not in KINDS:
-        raise ValueError(f"kind {data['kind']!r}, where there are {', '.join(KINDS)}")
+        raise ValueError(f"kind {quoted(data['kind'])}, where there are {', '.join(KINDS)}")
     _depth(data, MOST_DEPTH)
     _check_identity(data["identity"])
     _check_tables(data)
@@ -200,7 +198,8 @@ def _check_tables(data: dict[str, Any]) -> None:
     _require(all(HASH.fullmatch(value) for value in data["files"].values()), "files are named by their sha256")
     _require(all(_number(value) and value >= 0 for value in data["cost"].values()), "cost is numbers, 0 or more")
     for name in ("started", "finished"):
-        _require(_number(data[name]), f"{name} = {data[name]!r}: a time in seconds")
+        possible = _number(data[name]) and 0 <= data[name] <= MOST_TIME
+        _require(possible, f"{name} = {quoted(data[name])}: a time in seconds since 1970")
     notes, origin = data["notes"], data["origin"]
     _require(isinstance(notes, list) and all(isinstance(note, str) for note in notes), "notes are texts")
     _require(origin is None or isinstance(origin, str), "origin is a text or null")

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from pforce.base.errors import require
 from pforce.base.files import digest, read_small, write_json
+from pforce.base.foreign import parse_object, quoted
 from pforce.records.parts import CellParts, Part, Request
-from pforce.records.record import RecordError
+from pforce.records.record import MOST_TIME, RecordError
 from pforce.storage import Storage
 
 SWEEPS = "sweeps"
@@ -27,6 +29,13 @@ MOST_IMAGES = 1 << 53
 NAME = re.compile(r"[\w.-]{1,200}")
 DIGEST = re.compile(r"[0-9a-f]{32}")
 FILE = re.compile(r"[0-9a-f]{32}\.json")
+
+
+def require_name(name: str) -> None:
+    """Raise FieldError unless a sweep can have this name."""
+    possible = bool(NAME.fullmatch(name)) and set(name) != {"."}
+    allowed = "1 to 200 letters, digits, '.', '_' and '-', not dots alone (it names files)"
+    require(possible, "name", name if len(name) <= 300 else f"{name[:300]}…", allowed)
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ def _checksum(data: Mapping[str, Any]) -> str:
 def _parse(content: bytes) -> SweepEntry:
     """Parse and check a file's content. ValueError, KeyError, TypeError or AttributeError where it is not such a
     file."""
-    data = json.loads(content)
+    data = parse_object(content)
     if data.pop("checksum", None) != _checksum(data):
         raise ValueError("its checksum is not that of its entries")
     if data.pop("format") != FORMAT:
@@ -112,8 +121,11 @@ def _parse(content: bytes) -> SweepEntry:
     texts = (found.name, found.identity, found.command, found.user, *(cell.label for cell in cells))
     if not all(isinstance(text, str) for text in texts) or not isinstance(found.created, int | float):
         raise ValueError("a name is not a text, or a time is not a number")
-    if not NAME.fullmatch(found.name) or set(found.name) <= {"."} or not FILE.fullmatch(f"{found.identity}.json"):
-        raise ValueError("its name is not possible for a sweep")
+    if not 0 <= found.created <= MOST_TIME:
+        raise ValueError(f"created = {quoted(found.created)}: a time in seconds since 1970")
+    require_name(found.name)
+    if not FILE.fullmatch(f"{found.identity}.json"):
+        raise ValueError("its identity is no digest")
     for cell in cells:
         _check(cell)
     return found
@@ -124,7 +136,7 @@ def _check(cell: CellEntry) -> None:
     parents = () if cell.training is None else cell.training["parents"]
     named = (cell.cell, *(cell.digests or ()), *parents)
     if not all(isinstance(each, str) and DIGEST.fullmatch(each) for each in named):
-        raise ValueError(f"{cell.label}: something is called by no digest")
+        raise ValueError(f"{quoted(cell.label)}: something is called by no digest")
     if not isinstance(cell.params, dict) or not all(isinstance(name, str) for name in cell.params):
         raise ValueError(f"{cell.label}: its parameters are not a table with names")
     if not all(type(each) is int and 0 <= each < MOST_IMAGES for each in (cell.images_seen, abs(cell.seed))):
@@ -148,9 +160,9 @@ def sweep_line(entry: SweepEntry) -> str:
 def checked_sweep(line: bytes, where: str) -> SweepEntry:
     """The inverse of `sweep_line`. RecordError for a line that is not a sweep."""
     try:
-        return _parse(json.dumps(json.loads(line)["sweep"]).encode())
+        return _parse(json.dumps(parse_object(line)["sweep"]).encode())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RecordError(f"{where}: is not a sweep ({error})") from error
+        raise RecordError(f"{where}: is not a sweep ({quoted(str(error))})") from error
 
 
 def read_sweep(storage: Storage, name: str, identity: str, say: Callable[[str], None]) -> SweepEntry | None:
@@ -172,7 +184,7 @@ def read_sweep(storage: Storage, name: str, identity: str, say: Callable[[str], 
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        say(f"{path} is damaged ({error}); its records are kept, and the sweep's command writes it again")
+        say(f"{path} is damaged ({quoted(str(error))}); its records are kept, and the sweep's command writes it again")
         return None
 
 

@@ -17,10 +17,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pforce.base.files import write_bytes
 from pforce.metrics.calibration import Calibration
 from pforce.metrics.context import ContextHelps, ContextUncertainty
 from pforce.metrics.difficulty import DifficultyCorrelation, PatchErrors, correlation_of
 from pforce.results.figures import calibration_figure
+from pforce.results.page import png
 from pforce.results.paper import paper_table
 
 OURS, PAPER, BASELINE = "#0072b2", "#d55e00", "#767676"
@@ -30,6 +32,7 @@ BAND = 0.2
 BINS = 60
 PANELS_A_ROW = 3
 DPI = 160
+"""Resolution that `png` writes."""
 TILE, GAP = 128, 10
 """Pixels per map with the gap around it, and the gap."""
 
@@ -39,8 +42,7 @@ def _style() -> AbstractContextManager[None]:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
+    write_bytes(path, png(figure), lasting=False)
 
 
 def _grid(panels: int, width: float, height: float, *, legend: float = 0.0) -> tuple[Figure, list[Axes]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pforce.base.files import write_whole
+from pforce.base.files import write_bytes, write_whole
 from pforce.images import from_uint8, save_grid, to_uint8
+from pforce.results.page import png
 from pforce.trial.jobs import Job, drawn_batches
 
 GRID_IMAGES = 64
@@ -86,7 +88,9 @@ def write_images(job: Job, path: Path, told: Told = lambda done: None) -> None:
     number = 0
     for batch in drawn_batches(job, ("images",)):
         for image in batch["images"]:
-            Image.fromarray(image).save(path / f"{number:06d}.png")
+            file = io.BytesIO()
+            Image.fromarray(image).save(file, format="PNG")
+            write_bytes(path / f"{number:06d}.png", file.getvalue(), lasting=False)
             number += 1
         told(number)
 
@@ -151,8 +155,7 @@ def maps_figure(images: Tensor, timesteps: Tensor, sigma: Tensor, path: Path, *,
                     axes[0, column].set_title(f"σ, evaluation {evaluation + 1}\n{shown.norm.vmin:.2f} … "
                                               f"{shown.norm.vmax:.2f}", fontsize=7)  # fmt: skip
                     axes[1, column].set_title("timesteps (0 … 1)" if column == 1 else "", fontsize=7)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=140)
+        write_bytes(path, png(figure, dpi=140), lasting=False)
 
 
 def animation(images: Tensor, timesteps: Tensor, sigma: Tensor, path: Path, *, seconds: float = 4.0) -> None:

@@ -12,7 +12,9 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from pforce.base.files import write_bytes
 from pforce.results.frames import distance_of
+from pforce.results.page import png
 from pforce.results.tables import SPREAD
 
 PANELS_A_ROW = 4
@@ -59,8 +61,7 @@ def cell_figure(table: pd.DataFrame, axes: list[str], path: Path) -> None:
             axis.set_xlim(-0.5, len(table) - 0.5)  # all cells, also where one has no value
             axis.margins(y=0.2)
             axis.grid(axis="y", alpha=0.25)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=160)
+        write_bytes(path, png(figure), lasting=False)
 
 
 def calibration_figure(curves: pd.DataFrame, axes: list[str], path: Path, *, symbol: str) -> None:
@@ -117,5 +118,4 @@ def calibration_figure(curves: pd.DataFrame, axes: list[str], path: Path, *, sym
                 legend.setdefault(label, handle)
         panels[0].set_ylabel("observed squared error")
         figure.legend(list(legend.values()), list(legend), loc="outside right center", frameon=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=160)
+        write_bytes(path, png(figure), lasting=False)

@@ -47,7 +47,7 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
         if name == "n" and f"n{PLANNED}" in table:
             pairs = zip(table["n"], table[f"n{PLANNED}"], strict=True)
             shown[name] = [f"{n} of {planned}" if n < planned else str(n) for n, planned in pairs]
-        elif places is None:
+        elif places is None or table[name].map(lambda value: isinstance(value, str)).any():  # a setting may be `images`
             setting = "{:.4g}".format if table[name].dtype == float else str
             shown[name] = ["–" if pd.isna(value) else setting(value) for value in table[name]]
         else:

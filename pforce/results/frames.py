@@ -12,7 +12,7 @@ from pforce.metrics.distances import metric_name
 from pforce.metrics.names import DISTANCES, VALIDATION_LOSS, MetricName, read_names
 from pforce.records.status import FINISHED, UNDER_WAY
 from pforce.results.stored import storage_frame
-from pforce.storage import Storage
+from pforce.storage import Storage, StorageError
 from pforce.tracking import Tracker, is_server, runs_frame
 from pforce.tracking.checks import is_database
 
@@ -46,8 +46,11 @@ def runs(storage_or_tracking_uri: str | Path, sweep: str | None = None) -> pd.Da
     """
     text = str(storage_or_tracking_uri)
     if is_server(text) or is_database(text):
-        return runs_frame(Tracker(text, artifacts=Path("runs")), sweep)
-    return storage_frame(Storage.open(text), sweep)
+        return runs_frame(Tracker(text, artifacts=Path("runs"), make=False), sweep)
+    storage = Storage.open(text)
+    if not storage.remote and not storage.root.is_dir():
+        raise StorageError(f"{text}: there is no such folder (from {Path.cwd()}); give the storage of a sweep")
+    return storage_frame(storage, sweep)
 
 
 def with_states(stored: pd.DataFrame, tracked: pd.DataFrame) -> pd.DataFrame:

@@ -41,10 +41,10 @@ class Section:
     commands: Sequence[str] = field(default_factory=list)
 
 
-def png(figure: Figure) -> bytes:
+def png(figure: Figure, *, dpi: int = 160) -> bytes:
     """A figure as the bytes of a PNG file."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=160)
+    figure.savefig(file, format="png", dpi=dpi)
     return file.getvalue()
 
 

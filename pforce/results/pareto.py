@@ -11,6 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
+from pforce.base.files import write_bytes
+from pforce.results.page import png
+
 COLOURS = {"euler": "#000000", "dual_loop": "#0072b2", "look_ahead": "#d55e00", "random_order": "#999999"}
 """Colours of samplers: Okabe & Ito's, which colour-blind readers can distinguish."""
 MARKERS = {"euler": "o", "dual_loop": "s", "look_ahead": "^", "random_order": "x"}
@@ -65,5 +68,4 @@ def front_figure(frame: pd.DataFrame, distance: str, path: Path, *, compute: str
         axis.xaxis.set_major_locator(MaxNLocator(integer=compute == "NFE"))
         axis.grid(alpha=0.25, which="both")
         axis.legend(frameon=False, fontsize=8)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=160)
+        write_bytes(path, png(figure), lasting=False)

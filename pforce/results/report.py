@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
+from pforce.base.files import write_text
 from pforce.results import formats
 from pforce.results.page import Section, page
 
@@ -53,7 +54,7 @@ class Report:
             console.print(part)
         claims = ["Claims:", *(f"  {claim}" for claim in self.claims)] if self.claims else []
         for line in (*(f"note: {note}" for note in self.notes), *claims):
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
+            console.print(line, soft_wrap=True)
 
     def write(self, stem: Path) -> list[Path]:
         """Write the report as .csv (all numbers, unrounded), .md, .tex and .html, and return the files.
@@ -73,5 +74,5 @@ class Report:
         written = []
         for ending, text in texts.items():
             written.append(Path(f"{stem}.{ending}"))  # not with_suffix: a sweep's name may have a dot
-            written[-1].write_text(text, encoding="utf-8")
+            write_text(written[-1], text)
         return written

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from pforce.base.files import write_bytes
+from pforce.base.arrays import open_arrays
+from pforce.base.files import read_whole, write_bytes
 from pforce.metrics.names import THROUGHPUT, CostName
 from pforce.records.cell import CellResult, result_of
 from pforce.records.ledger import Ledger
@@ -129,8 +129,9 @@ def _draw_maps(folder: Path, say: Callable[[str], None]) -> None:
     from pforce.results import difficulty_figures as figures  # matplotlib, which a plan does not need
 
     try:
-        with np.load(folder / MAPS) as arrays:
-            images, timesteps, sigma = arrays["images"], arrays["timesteps"], arrays["sigma"]
+        with open_arrays(folder / MAPS) as arrays:
+            found = arrays.read_all((folder / MAPS).stat().st_size)
+        images, timesteps, sigma = found["images"], found["timesteps"], found["sigma"]
         if images.shape[1] == 3:
             by_time = {float(t): maps for t, maps in zip(timesteps, sigma, strict=True)}
             figures.uncertainty_maps(torch.from_numpy(images), by_time, path)
@@ -157,7 +158,7 @@ def _samples(request: Request, weights: str, storage: Storage, ledger: Ledger, p
     kept = ledger.file(sha256) if sha256 else None
     if kept is None:
         return None
-    write_bytes(path, kept.read_bytes())  # under the name by which it is shown
+    write_bytes(path, read_whole(kept))  # under the name by which it is shown
     return path
 
 

@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 from pforce.base.errors import InputError
+from pforce.base.secrets import mask
 
 
 class StorageError(InputError, RuntimeError):
@@ -71,5 +72,5 @@ def cause_of(error: Exception) -> Cause:
         if re.search(pattern, str(error)):
             return cause
     # A URI in the message may hold credentials, and braces are no fields.
-    told = re.sub(r"(\w+://)\S*@", r"\1***@", str(error)).replace("{", "{{").replace("}", "}}")
+    told = mask(str(error)).replace("{", "{{").replace("}", "}}")
     return Cause(told, "check the URI and what the endpoint allows", isinstance(error, ValueError))

@@ -7,6 +7,7 @@ import re
 import uuid
 
 from pforce.base.files import read_small, write_bytes
+from pforce.base.foreign import parse_object, quoted
 from pforce.storage.errors import StorageError
 from pforce.storage.place import Storage
 
@@ -31,13 +32,13 @@ def identity_of(storage: Storage) -> str:
             ) from error
         content = storage.content(FILE, MOST_BYTES)  # of several processes that make it at once, one wins
     try:
-        found = json.loads(content or b"")
+        found = parse_object(content or b"")
         kind, text = found["format"], found["id"]
     except (ValueError, KeyError, TypeError, RecursionError):
         kind, text = None, ""
     if kind != FORMAT or not re.fullmatch("[0-9a-f]{32}", str(text)):
         damaged = "cannot be read" if content is None else "is damaged"
-        what = damaged if kind in (None, FORMAT) else f"is of format {kind!r}, this version reads {FORMAT}"
+        what = damaged if kind in (None, FORMAT) else f"is of format {quoted(kind)}, this version reads {FORMAT}"
         raise StorageError(
             f"--storage {storage}: {FILE} {what}. It only names the storage to MLflow: move it away, and its runs are "
             "shown once more, as another storage's"

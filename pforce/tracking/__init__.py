@@ -1,8 +1,9 @@
 """Tracking in MLflow: runs that show what a storage holds, and frames read from them. The only package that imports
 mlflow."""
 
+from pforce.base.secrets import mask
 from pforce.records.status import Status
-from pforce.tracking.checks import TrackingError, is_server, mask, sqlite_path
+from pforce.tracking.checks import TrackingError, is_server, sqlite_path
 from pforce.tracking.live import Live
 from pforce.tracking.mirror import Mirror
 from pforce.tracking.page import Page, Shown

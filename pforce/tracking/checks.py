@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-import re
+import shlex
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -17,15 +17,27 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pforce.base.errors import InputError
+from pforce.base.secrets import mask
+
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with user and password, if they are in it
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # its defaults are eight tries of 120 s each
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+}
+"""Variables that MLflow reads, some as it is imported, others at each call."""
+
+
+def set_up() -> None:
+    """Set those of MLflow's variables that are not set."""
+    for variable, value in SETTINGS.items():
+        os.environ.setdefault(variable, value)
+
 
 # MLflow, which takes a second to import, is imported where a store is opened, so that code that reads records alone
 # does not wait for it. It reports usage over the network unless that is disabled before its import.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-# MLflow's default is eight tries of 120 s each. Variables that are set already take precedence.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+set_up()
 
 for name, level in {
     "alembic": logging.WARNING,
@@ -45,20 +57,12 @@ LOCK_SECONDS = 7.0
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 DRIVERS = {"postgresql:": "pip install 'pforce[postgres]'", "mysql:": "pip install pymysql, and use mysql+pymysql://…"}
 
-_CREDENTIALS = re.compile(r"(?P<scheme>\b[\w+.-]+://)(?P<user>[^\s/@:'\"]*):[^\s'\"]*@")
-_PASSWORD = re.compile(r"(password|passwd|pwd)=[^\s&;'\"]+", re.IGNORECASE)
-
 
 class TrackingError(InputError, RuntimeError):
     """The tracking store cannot be used. The message gives the store and the remedy, with passwords masked."""
 
     def __init__(self, message: str) -> None:
         super().__init__(mask(message))
-
-
-def mask(text: str) -> str:
-    """The text with the passwords of URIs (`scheme://user:password@host`, `?password=…`) as `***`."""
-    return _PASSWORD.sub(r"\1=***", _CREDENTIALS.sub(r"\g<scheme>\g<user>:***@", text))
 
 
 def store_name(uri: str) -> str:
@@ -208,7 +212,7 @@ def _sqlite_error(uri: str, path: Path, error: sqlite3.Error) -> TrackingError:
     if "locked" in text:
         return TrackingError(
             f"tracking database {uri} is locked: another process has held its write lock for {LOCK_SECONDS:.0f} s. "
-            f"`fuser -v {path}` shows which one; end it, or wait for it"
+            f"`fuser -v {shlex.quote(str(path))}` shows which one; end it, or wait for it"
         )
     if "readonly" in text or (isinstance(error, sqlite3.OperationalError) and "unable to open" in text):
         return TrackingError(
@@ -278,7 +282,7 @@ def _check_schema(uri: str, revisions: list[str]) -> None:
     if set(revisions) <= {script.revision for script in scripts.walk_revisions()}:
         raise TrackingError(
             f"tracking database {uri} has an older schema ({found}) than MLflow {version} needs. Back it up first, "
-            f"then run: mlflow db upgrade {uri}"
+            f"then run: mlflow db upgrade {shlex.quote(uri)}"
         )
     raise TrackingError(
         f"tracking database {uri} has a schema ({found}) that MLflow {version} does not know: a newer MLflow made it. "

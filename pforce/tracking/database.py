@@ -41,10 +41,13 @@ class Database:
         limit = {"timeout": LOCK_SECONDS} if sqlite_path(uri) is not None else {}
         self.engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool, connect_args=limit)
         # Tables, not the classes of MLflow's sessions: rows are dictionaries, written thousands per call.
-        self.runs, self.tags, self.params, self.metrics, self.latest = (
+        self.runs, self.tags, self.params, self.metrics, self.latest, self.experiments = (
             sqlalchemy.inspect(each).local_table
-            for each in (models.SqlRun, models.SqlTag, models.SqlParam, models.SqlMetric, models.SqlLatestMetric)
-        )
+            for each in (
+                models.SqlRun, models.SqlTag, models.SqlParam, models.SqlMetric, models.SqlLatestMetric,
+                models.SqlExperiment,
+            )
+        )  # fmt: skip
 
     def tagged(self, experiment_id: str, name: str, values: Sequence[str] | None, also: Iterable[str]) -> list[Found]:
         """Runs of an experiment, including deleted ones, with a tag that has one of the given values, or any value
@@ -124,6 +127,21 @@ class Database:
                 if several_rows:
                     connection.execute(table.insert(), several_rows)
         return ids
+
+    def move_artifacts(self, experiment_id: str, before: str, now: str) -> None:
+        """Let an experiment and its runs have their artifacts below another URI, where the files already lie."""
+        import sqlalchemy
+
+        runs, pages = self.runs, self.experiments
+        own = runs.c.artifact_uri.startswith(f"{before}/", autoescape=True) & (
+            runs.c.experiment_id == int(experiment_id)
+        )
+        with self.engine.begin() as connection:
+            connection.execute(
+                pages.update().where(pages.c.experiment_id == int(experiment_id)).values(artifact_location=now)
+            )
+            rest = sqlalchemy.func.substr(runs.c.artifact_uri, len(before) + 1)
+            connection.execute(runs.update().where(own).values(artifact_uri=sqlalchemy.literal(now) + rest))
 
     def tag(self, name: str, values: Mapping[str, str]) -> None:
         """Set a tag of several runs (run id → value) that do not have it yet."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from pforce.base.files import digest
 from pforce.records.lease import Holder, Lease, leased
@@ -77,6 +79,7 @@ class Mirror:
         if found.lifecycle_stage != "active" and restore:
             self.tracker.client.restore_experiment(found.experiment_id)
             found = self.tracker.client.get_experiment(found.experiment_id)
+        found = self._here(found)
         page = Page(self, name, found)
         if page.deleted:
             self.say(f"warning: somebody has deleted the page {found.name} in {self.tracker.shown}; {RESTORE}")
@@ -131,6 +134,18 @@ class Mirror:
         if is_server(self.tracker.uri) or not is_database(self.tracker.uri):
             return None
         return (self.tracker.artifacts / name).resolve().as_uri()
+
+    def _here(self, found: Experiment) -> Experiment:
+        """An experiment whose artifacts are where they lie: those of a storage that was moved, with its database, lie
+        below its new folder."""
+        location = str(found.artifact_location)
+        folder = self.tracker.artifacts / location.rpartition("/")[2]
+        if self.database is None or not location.startswith("file:") or not self.tracker.artifacts.is_dir():
+            return found
+        if location == folder.resolve().as_uri() or Path(unquote(urlsplit(location).path)).exists():
+            return found
+        self.database.move_artifacts(str(found.experiment_id), location, folder.resolve().as_uri())
+        return self.tracker.client.get_experiment(found.experiment_id)
 
     def _is_ours(self, page: Page, ours: Collection[str]) -> bool:
         """Whether an experiment without a key belongs to this storage: it is in the storage's database, empty, or has

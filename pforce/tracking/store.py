@@ -11,13 +11,14 @@ import time
 from contextlib import closing, suppress
 from pathlib import Path
 
-from pforce.base.files import cache_folder, write_bytes
+from pforce.base.files import cache_folder, give_by_umask, read_whole, write_bytes
+from pforce.base.secrets import mask
 from pforce.tracking.checks import (
     TrackingError,
     check_store,
     check_writable,
     is_server,
-    mask,
+    set_up,
     sqlite_path,
     sqlite_uri,
 )
@@ -44,6 +45,7 @@ def _make_database(uri: str) -> None:
     with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=path.parent) as folder:
         scratch = Path(folder) / path.name
         _make_empty(scratch)
+        give_by_umask(scratch)  # sqlite gives 0644
         try:
             path.hardlink_to(scratch)
         except FileExistsError:  # another process was faster
@@ -69,7 +71,7 @@ def _make_empty(path: Path) -> None:
     path.unlink(missing_ok=True)
     mlflow.MlflowClient(tracking_uri=sqlite_uri(path)).search_experiments(max_results=1)
     with suppress(OSError):
-        write_bytes(kept, path.read_bytes())
+        write_bytes(kept, read_whole(path))
 
 
 class Tracker:
@@ -77,11 +79,15 @@ class Tracker:
 
     Args:
         artifacts: folder of the artifacts of new experiments, where the store is a database.
+        make: make a sqlite database that is not there; whoever only reads makes none.
     """
 
-    def __init__(self, uri: str, *, artifacts: Path) -> None:
+    def __init__(self, uri: str, *, artifacts: Path, make: bool = True) -> None:
+        set_up()
         self.uri = uri
         path = sqlite_path(uri)
+        if path is not None and not make and not path.exists():
+            raise TrackingError(f"tracking database {uri}: {path} is not there; give the database of a sweep")
         if path is not None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)

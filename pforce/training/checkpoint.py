@@ -20,11 +20,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from pforce.base.files import digest, read_small, sha256_of, sync, umask
+from pforce.base.files import digest, give_by_umask, read_small, sha256_of, sync, umask
+from pforce.base.foreign import ForeignError, parse_object, quoted
+from pforce.base.tensors import read_safetensors
 
 FORMAT = 2
 """Version of the format. Version 1, of commit 0641df2, had one file with everything; `pforce records migrate` converts
@@ -92,10 +93,11 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], *, 
         raise OSError(errno.ENOSPC, f"a checkpoint of {needed:,} bytes does not fit, {free:,} are free", str(folder))
     scratch = Path(tempfile.mkdtemp(prefix=".tmp_", dir=folder))
     try:
-        scratch.chmod(0o777 & ~umask())
+        scratch.chmod(scratch.stat().st_mode & 0o7000 | 0o777 & ~umask())  # a shared folder's group stays its group
         files = {}
         for name, part in parts.items():
             save_file({key: tensor.contiguous() for key, tensor in part.items()}, scratch / name)
+            give_by_umask(scratch / name)
             sync(scratch / name)
             files[name] = sha256_of(scratch / name)
         record = {**meta, "format": FORMAT, "resumable": resumable, "files": files}
@@ -125,21 +127,21 @@ def checksum(meta: Mapping[str, Any]) -> str:
 def parse_meta(content: bytes, name: str) -> dict[str, Any]:
     """The entries of a meta.json. CheckpointError where it is damaged or of another format."""
     try:
-        meta = json.loads(content)
-    except ValueError as error:
+        meta = parse_object(content)
+    except ForeignError as error:
         raise CheckpointError(f"{name}: {error}") from error
-    if not isinstance(meta, dict):
-        raise CheckpointError(f"{name}: holds a {type(meta).__name__}, not an object")
     if meta.get("format") != FORMAT:
         raise CheckpointError(
-            f"{name}: checkpoint format {meta.get('format')}, this version reads {FORMAT}; one of commit 0641df2 is "
-            "carried over by `pforce records migrate`"
+            f"{name}: checkpoint format {quoted(meta.get('format'))}, this version reads {FORMAT}; one of commit "
+            "0641df2 is carried over by `pforce records migrate`"
         )
     if checksum(meta) != meta.get(CHECKSUM):
         raise CheckpointError(f"{name}: is damaged: its checksum is not that of its entries")
     for key, kind in ENTRIES.items():
-        if not isinstance(meta.get(key), kind):
-            raise CheckpointError(f"{name}: {key} is {meta.get(key)!r}, not of type {kind.__name__}")
+        if type(meta.get(key)) is not kind:
+            raise CheckpointError(f"{name}: {key} is {quoted(meta.get(key))}, not of type {kind.__name__}")
+    if not all(isinstance(sha256, str) for sha256 in meta["files"].values()):
+        raise CheckpointError(f"{name}: files is not a table of hashes")
     return meta
 
 
@@ -182,8 +184,8 @@ def load(path: Path, *, resumable: bool = False) -> tuple[dict[str, Tensor], dic
     tensors: dict[str, Tensor] = {}
     try:
         for name in found.meta["files"] if resumable else (STATE,):
-            tensors |= load_file(path / name)
-    except (OSError, SafetensorError) as error:
+            tensors |= read_safetensors(path / name)[0]
+    except (OSError, ForeignError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     return tensors, found.meta
 

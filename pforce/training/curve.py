@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pforce.base.files import content_digest, read_small, write_bytes
+from pforce.base.foreign import parse_object
 from pforce.training.loop import Record
 
 CURVE = "curve"
@@ -46,7 +47,7 @@ def _points(path: Path) -> list[Record]:
     if content_digest(content) != path.name.split(".")[1]:
         raise ValueError("is damaged: its content does not match its name")
     try:
-        found = [Record(**json.loads(line)) for line in content.splitlines()]
+        found = [Record(**parse_object(line)) for line in content.splitlines()]
     except TypeError as error:
         raise ValueError(f"does not hold points ({error})") from error
     return found

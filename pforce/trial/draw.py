@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pforce import seeding
-from pforce.base.files import content_digest, digest, write_bytes
+from pforce.base.arrays import open_arrays
+from pforce.base.files import content_digest, digest, read_whole, write_bytes
 from pforce.images import from_uint8, save_grid, to_uint8
 from pforce.metrics.detectors import Detector, Reading
 from pforce.metrics.features import read_padded
@@ -131,8 +132,8 @@ def _arrays(content: bytes, named: str, count: int) -> Arrays:
     """The arrays of a block's file. ValueError where the content does not match its name."""
     if content_digest(content) != named:
         raise ValueError("its content does not match its name")
-    with np.load(io.BytesIO(content)) as arrays:
-        found = {key: arrays[key] for key in arrays.files}
+    with open_arrays(content) as arrays:
+        found = arrays.read_all(len(content))
     if any(len(value) != count for value in found.values()):
         raise ValueError(f"it does not hold {count} images")
     return found
@@ -193,7 +194,7 @@ class Blocks:
 
     def _read(self, name: str, count: int) -> Arrays | None:
         def checked(path: Path) -> Arrays:
-            return _arrays(path.read_bytes(), name.split(".")[1], count)
+            return _arrays(read_whole(path), name.split(".")[1], count)
 
         try:
             return self.storage.read_checked(f"{self.relative}/{name}", checked)

@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 
+from pforce.base.arrays import open_arrays
 from pforce.metrics.held_out import (
     Arrays,
     Found,
@@ -129,5 +130,5 @@ def arrays_of(ledger: Ledger, record: Record) -> Arrays | None:
     path = ledger.file(sha256) if sha256 else None
     if path is None:
         return None
-    with np.load(path) as found:
-        return {name: found[name] for name in found.files}
+    with open_arrays(path) as found:
+        return found.read_all(path.stat().st_size)

@@ -7,7 +7,6 @@ a job for a drawing that an evaluation made draws only the missing images.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from numpy.typing import NDArray
 
 from pforce import seeding
 from pforce.base.errors import InputError, require
-from pforce.base.files import write_json
+from pforce.base.files import read_whole, write_json
+from pforce.base.foreign import parse_object
 from pforce.images import to_uint8
 from pforce.models.autoencoder import Decoder, load_decoder
 from pforce.records.identity import canonical_sampler
@@ -174,7 +174,7 @@ def claim(folder: Path, job: Job) -> None:
     if not path.exists():
         write_json(path, job.record())
         return
-    there, now = _flat(json.loads(path.read_text())), _flat(job.record())
+    there, now = _flat(parse_object(read_whole(path))), _flat(job.record())
     differing = [key for key in {**there, **now} if there.get(key) != now.get(key)]
     if differing:
         told = "; ".join(f"{key} {there.get(key)!r}, now {now.get(key)!r}" for key in differing)
@@ -278,7 +278,7 @@ def recorded_batch(folder: Path) -> int | None:
     """The batch of the job whose outputs a folder holds; None where there are none. JobError where its record cannot be
     read."""
     try:
-        return int(json.loads((folder / RECORD).read_text())["batch"])
+        return int(parse_object(read_whole(folder / RECORD))["batch"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, OSError) as error:

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pforce.base.files import digest
+from pforce.base.files import digest, read_whole
 from pforce.config import Experiment, flat_params, to_dict
 from pforce.metrics.detectors import Detector, DetectorError, load_detector
 from pforce.metrics.detectors.inception import InceptionDetector
@@ -216,7 +216,7 @@ def _put(part: Part, values: Mapping[str, float], cell: OldCell, ledger: Ledger,
         share = float(cell.metrics.get(CostName.DEVICE_HOURS, 0.0)) * 3600 / seconds if seconds else 1.0
         cost = Cost(spent, spent * share)
         if cell.picture is not None:
-            content = cell.picture.read_bytes()
+            content = read_whole(cell.picture)
             files["samples.png"] = hashlib.sha256(content).hexdigest()
             ledger.put_file(content, files["samples.png"])
     ledger.put(Record.of(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from pforce.base.files import read_small, sha256_of, write_json
+from pforce.base.files import read_small, read_whole, sha256_of, write_bytes, write_json
 from pforce.config import Experiment, to_dict
 from pforce.metrics.names import (
     CostName,
@@ -217,4 +217,4 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without links
-        target.write_bytes(source.read_bytes())
+        write_bytes(target, read_whole(source))

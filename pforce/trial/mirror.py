@@ -7,16 +7,29 @@ A checkpoint's tensors are uploaded first and its `meta.json` last, so that half
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
-from pforce.base.files import sha256_of
+from pforce.base.files import read_small, sha256_of
 from pforce.storage import Storage, StorageError
-from pforce.training.checkpoint import CHECKPOINTS, KEPT, META, MOMENTS, SNAPSHOTS, STATE, CheckpointError, parse_meta
+from pforce.training.checkpoint import (
+    CHECKPOINTS,
+    KEPT,
+    META,
+    MOMENTS,
+    MOST_META_BYTES,
+    SNAPSHOTS,
+    STATE,
+    CheckpointError,
+    parse_meta,
+)
 from pforce.training.curve import CURVE
+
+LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class TrialMirror:
@@ -122,7 +135,9 @@ class TrialMirror:
         final = self.folder / path
         final.parent.mkdir(parents=True, exist_ok=True)
         files = {name: sha for name, sha in meta["files"].items() if name == STATE or (name == MOMENTS and resumable)}
-        with (final.parent / ".pull_lock").open("w") as lock:  # workers of one machine share the mirror
+        with os.fdopen(
+            os.open(final.parent / ".pull_lock", LOCK_FLAGS, 0o666), "w"
+        ) as lock:  # workers of one machine share the mirror
             fcntl.flock(lock, fcntl.LOCK_EX)
             for left in final.parent.glob(".pull_*/"):  # left by a process that was killed
                 shutil.rmtree(left)
@@ -148,7 +163,7 @@ class TrialMirror:
         if path.parent.name == CURVE:
             self.storage.push(remote)
             return
-        mine = (path / META).read_bytes()
+        mine = read_small(path / META, MOST_META_BYTES)
         there = self._saved()
         if META in there.get(own, ()):
             if self.storage.read(f"{remote}/{META}") == mine:

@@ -6,13 +6,15 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
 from pforce.base.errors import InputError, UnknownName
+from pforce.base.files import read_whole
+from pforce.base.foreign import parse_object
 from pforce.config import EXPERIMENTS, Experiment, from_dict
 from pforce.models import PatchForcingTransformer, load_model, load_published
 from pforce.models.config import ModelConfig
@@ -92,7 +94,7 @@ def _parsed(text: str, where: Path) -> Experiment:
     """An experiment from its JSON. ValueError where it is damaged or another version's; SourceError where a part of it
     is of a package that is not installed."""
     try:
-        return from_dict(json.loads(text))
+        return from_dict(parse_object(text))
     except UnknownName as error:
         raise SourceError(
             f"{where}: its {error.part} {error.name} is not installed here: install the package that it comes from; "
@@ -102,7 +104,7 @@ def _parsed(text: str, where: Path) -> Experiment:
 
 def _experiment(record: Path) -> Experiment:
     try:
-        return _parsed(record.read_text(), record)
+        return _parsed(read_whole(record).decode(), record)
     except SourceError:
         raise
     except (OSError, ValueError) as error:  # includes ConfigError for another version's fields
@@ -146,6 +148,17 @@ def _newest(paths: Sequence[Path], weights: Weights) -> Source:
     raise SourceError("; ".join(dict.fromkeys(problems)))  # all of a training have one experiment
 
 
+def _without_paths(experiment: Experiment) -> Experiment:
+    """The experiment of a file that travels, without the places of another machine."""
+    reference = experiment.evaluation.reference
+    evaluation = replace(
+        experiment.evaluation, detector_weights=None,
+        reference=reference if reference in ("validation", "train") else "validation",
+    )  # fmt: skip
+    data = experiment.data if experiment.data.name == "shards" else replace(experiment.data, path=None)
+    return replace(experiment, data=data, evaluation=evaluation)
+
+
 def _optional(value: Any, kind: type) -> Any:
     return value if isinstance(value, kind) else None
 
@@ -184,7 +197,7 @@ def load_source(path: str | Path, *, weights: Weights = "ema", heads: int | None
         images = _optional(about.get("images_seen"), int)
         text = _optional(about.get("experiment_json"), str)
         try:
-            experiment = _parsed(text, path) if text else None
+            experiment = _without_paths(_parsed(text, path)) if text else None
         except SourceError:
             raise
         except ValueError as error:

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 import tyro
 from PIL import Image, ImageOps
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from pforce.base.console import make_console
 from pforce.data import openmoji
 from pforce.metrics.detectors import classifier, load_detector
 from pforce.metrics.features import read_features
@@ -69,7 +69,7 @@ def their_features(network: Callable[[Tensor], Tensor], folder: Path) -> Tensor:
 
 def main(images: int = 10_000, rounds: int = 5) -> None:
     """Time the three, interleaved, and print seconds and ratios."""
-    console = Console()
+    console = make_console()
     detector = load_detector("openmoji")
     as_trained = classifier.load("openmoji", fused=False)
     with tempfile.TemporaryDirectory() as place:

@@ -14,9 +14,9 @@ import time
 from statistics import median
 
 import ray
-from rich.console import Console
 
 from pforce import results
+from pforce.base.console import make_console
 from pforce.base.words import counted
 from pforce.catalog import experiment
 from pforce.config import with_fields
@@ -44,7 +44,7 @@ def fixed_seconds(trials: int, name: str, workers: int = 1) -> tuple[float, floa
     """(seconds of a sweep's run, the same less its trials' own seconds)."""
     base = with_fields(experiment("openmoji32_micro"), SMALL)
     sweep = Sweep(name, base, (Axis("timesteps.m", tuple(0.1 * k for k in range(trials))),))
-    console = Console(quiet=True)
+    console = make_console(quiet=True)
     cores = (os.cpu_count() or 1) // workers
     with tempfile.TemporaryDirectory() as folder:
         planned = plan(sweep, Options(storage=folder, cpus_per_trial=cores, workers=workers), console)

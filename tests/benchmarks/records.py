@@ -16,9 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-
 from pforce import results
+from pforce.base.console import make_console
 from pforce.orchestration.options import Options
 from pforce.orchestration.plan import Plan, plan
 from pforce.orchestration.script import keep_sweep
@@ -36,7 +35,7 @@ def sweep(cells: int) -> Sweep:
 
 
 def planned(folder: Path, cells: int) -> Plan:
-    return plan(sweep(cells), Options(storage=str(folder)), Console(quiet=True))
+    return plan(sweep(cells), Options(storage=str(folder)), make_console(quiet=True))
 
 
 def timed(what: str, function: Callable[[], object]) -> None:

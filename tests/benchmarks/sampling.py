@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from pforce.base.console import make_console
 from pforce.models import PatchForcingTransformer, build, sized
 from pforce.sampling import DualLoop, Euler, LookAhead, Sampler, count_flops, generate
 
@@ -129,7 +129,7 @@ def main() -> None:
     for row in rows:
         table.add_row(str(row["sampler"]), str(row["compiled"]), f"{row['ms']:.1f}", f"{row['ratio']:.3f}",
                       f"{row['low']:.3f} … {row['high']:.3f}", str(row["n"]), f"{row['gflops']:.2f}")  # fmt: skip
-    Console(width=140).print(table)
+    make_console(width=140).print(table)
     if a.json:
         a.json.write_text(json.dumps({"title": title, "rows": rows}, indent=1))
 

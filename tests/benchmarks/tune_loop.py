@@ -18,8 +18,8 @@ from typing import Any
 import ray
 import torch
 from ray import tune
-from rich.console import Console
 
+from pforce.base.console import make_console
 from pforce.config import Experiment, from_dict, to_dict, with_fields
 from pforce.executors.support.start import start_ray
 from pforce.orchestration.launch import execute
@@ -62,8 +62,8 @@ def bare(experiments: list[Experiment], folder: str, reuse: bool) -> float:
 def sweep(base: Experiment, seeds: tuple[int, ...], folder: str) -> tuple[float, float]:
     """Seconds of the sweep, and of its trials alone."""
     started = time.perf_counter()
-    planned = plan(Sweep("short", base, (), seeds), Options(storage=folder, cpus_per_trial=1), Console(quiet=True))
-    assert execute(planned, Console(quiet=True), "tune") == 0
+    planned = plan(Sweep("short", base, (), seeds), Options(storage=folder, cpus_per_trial=1), make_console(quiet=True))
+    assert execute(planned, make_console(quiet=True), "tune") == 0
     seconds = time.perf_counter() - started
     from pforce import results
 

@@ -46,7 +46,7 @@ def test_hash_depends_on_the_data_only(tmp_path: Path) -> None:
         (lambda content: content | {"format": 99}, "format 99"),
         (lambda content: {k: v for k, v in content.items() if k != "classes"}, "classes"),
         (lambda content: content | {"resolution": 64}, "changed by hand"),
-        (lambda content: [content], "format None"),
+        (lambda content: [content], "list, not an object"),
     ],
 )
 def test_refuses_another_manifest(tmp_path: Path, edit, complaint: str) -> None:  # type: ignore[no-untyped-def]
@@ -78,3 +78,40 @@ def test_check_names_a_missing_shard(tmp_path: Path) -> None:
     (tmp_path / "train-00001.tar").unlink()
     with pytest.raises(DataError, match=r"1 of 3 shards are missing.*train-00001\.tar"):
         manifest.check(tmp_path)
+
+
+def _shard(**changes: object) -> object:
+    """An edit of the first training shard's entry."""
+
+    def edit(content: dict) -> dict:  # type: ignore[type-arg]
+        content["splits"]["train"]["shards"][0] |= changes
+        return content
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "complaint"),
+    [
+        (_shard(name="../secret.tar"), "no name of a file below"),
+        (_shard(name="/etc/passwd"), "no name of a file below"),
+        (_shard(name="\x1b[2J.tar"), r"no name of a file below"),
+        (_shard(samples=10**6), "samples in .* bytes, which hold fewer"),
+        (_shard(samples=-1), "samples = -1: must be from 1"),
+        (_shard(samples=2**62), "samples = .*: must be from 1"),
+        (_shard(samples=2**70), "beyond 64 bits"),
+        (_shard(samples="4"), "samples = '4': must be of type int"),
+        (lambda content: content | {"resolution": 10**6}, "resolution = 1000000: must be from 1 to 4,096"),
+        (lambda content: content | {"classes": [1, 2]}, "classes holds something that is not of type str"),
+        (lambda content: content | {"name": "x" * 10**6, "channels": None}, "channels = None"),
+    ],
+)
+def test_a_strangers_manifest_names_no_path_and_no_size(tmp_path: Path, edit, complaint: str) -> None:  # type: ignore[no-untyped-def]
+    """Oracle: the refusal, in one short line, before a shard is opened or anything is allocated."""
+    write_samples(tmp_path, [samples(2)])
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(edit(json.loads(path.read_text()))))
+    with pytest.raises(DataError, match=complaint) as raised:
+        Manifest.load(tmp_path)
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 2000

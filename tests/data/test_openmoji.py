@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import tarfile
 import time
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 from pforce.base.errors import FieldError
 from pforce.data import DataConfig, DataError, Manifest, ensure, openmoji, read_split
 from pforce.data.emoji import CLASSES, base_emoji, caption_of, group_of
+from pforce.data.writer import STALE_AFTER_SECONDS
 from tests.support.starts import Start
 
 REPOSITORY = Path(openmoji.__file__).parents[2]
@@ -115,9 +118,14 @@ def test_same_bytes_each_time_and_interruption_leaves_nothing(openmoji_folder: P
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not destination.exists()
-    assert len(list(tmp_path.iterdir())) == 1  # the dead builder's folder
+    (dead,) = tmp_path.iterdir()
+    live = tmp_path / f".openmoji.partial-{socket.gethostname()}-99999999-0"  # of a container with this host's name
+    live.mkdir()
+    long_ago = time.time() - STALE_AFTER_SECONDS - 60
+    for path in (*dead.iterdir(), dead):
+        os.utime(path, (long_ago, long_ago))
     assert start_build(destination).wait() == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["openmoji"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [live.name, "openmoji"]
     expected = {path.name: path.read_bytes() for path in openmoji_folder.iterdir()}
     assert {path.name: path.read_bytes() for path in destination.iterdir()} == expected
 

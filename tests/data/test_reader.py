@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import gzip
 import hashlib
 import itertools
+import json
 import logging
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +24,13 @@ import torch
 
 from pforce import data
 from pforce.base.errors import FieldError
+from pforce.base.files import sha256_of
 from pforce.data import Batch, DataConfig, DataError, TrainingStream, merge_states, openmoji, read_split
 from pforce.data.emoji import CLASSES
 from pforce.data.manifest import Manifest, Shard, Split
 from pforce.data.shards import DecodedShard, ShardCache
 from pforce.data.writer import Sample
-from tests.data.helpers import RESOLUTION, sample, shards, write_samples
+from tests.data.helpers import RESOLUTION, sample, samples, shards, write_samples
 
 CONFIG = DataConfig(name="shards", path="unused", resolution=RESOLUTION, streams=4)
 
@@ -334,3 +338,45 @@ def test_limit_is_evenly_spread(folder: Path, limit: int) -> None:
     assert not gaps or max(gaps) - min(gaps) <= 1
     with pytest.raises(FieldError, match="limit"):
         read_split(folder, "train", limit=61)
+
+
+def _packed(path: Path) -> None:
+    path.write_bytes(gzip.compress(path.read_bytes()))
+
+
+def _sparse(path: Path) -> None:
+    """A member of 0 bytes that claims a hole of a terabyte, as GNU tar writes it."""
+    with tarfile.open(path, "w") as tar:
+        member = tarfile.TarInfo("a.png")
+        member.type = tarfile.GNUTYPE_SPARSE
+        tar.addfile(member)
+    content = bytearray(path.read_bytes())
+    content[386:410] = b"%011o\0%011o\0" % (0, 0)
+    content[483:495] = b"%011o\0" % (2**32)
+    content[148:156] = b" " * 8
+    content[148:156] = b"%06o\0 " % sum(content[:512])
+    path.write_bytes(content)
+
+
+def _link(path: Path) -> None:
+    with tarfile.open(path, "w") as tar:
+        member = tarfile.TarInfo("a.png")
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(member)
+
+
+@pytest.mark.parametrize("harm", [_packed, _sparse, _link])
+def test_a_strangers_shard_unpacks_to_no_more_than_it_is(tmp_path: Path, harm) -> None:  # type: ignore[no-untyped-def]
+    """Its manifest states its hash and size, so that only its form is wrong. Oracle: all its samples are missing."""
+    write_samples(tmp_path, [samples(4)])
+    path = tmp_path / "train-00000.tar"
+    harm(path)
+    manifest = tmp_path / "manifest.json"
+    told = json.loads(manifest.read_text())
+    about = told["splits"]["train"]["shards"][0]
+    path.write_bytes(path.read_bytes().ljust(4096, b"\0"))
+    about |= {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+    told["hash"] = Manifest._parse(told, tmp_path).hash
+    manifest.write_text(json.dumps(told))
+    with pytest.raises(DataError, match="4 of 4 samples"):
+        read_split(tmp_path, "train")

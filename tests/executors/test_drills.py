@@ -9,10 +9,9 @@ import io
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from pforce import results
-from pforce.base.console import DONE, SOME_FAILED
+from pforce.base.console import DONE, SOME_FAILED, make_console
 from pforce.orchestration.launch import execute
 from pforce.orchestration.options import Options
 from pforce.orchestration.plan import Plan, trial_folder
@@ -35,7 +34,7 @@ def plan_for(executor: str, storage: Path, traps: Path, steps: int = STEPS, **op
 
 
 def run(plan: Plan, executor: str) -> tuple[int, str]:
-    console = Console(file=io.StringIO(), width=200)
+    console = make_console(file=io.StringIO(), width=200)
     return execute(plan, console, executor), console.file.getvalue()
 
 

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.util import placement_group, remove_placement_group
-from rich.console import Console
 
-from pforce.base.console import DONE
+from pforce.base.console import DONE, make_console
 from pforce.base.errors import ConfigError
 from pforce.executors.executor import make
 from pforce.executors.support.placement import Node, place
@@ -135,7 +134,7 @@ def test_workers_without_room_wait_say_so_and_begin(ray_cluster, tmp_path, monke
     from pforce.executors.support import seats
 
     monkeypatch.setattr(seats, "WAITING_SECONDS", 1.0)
-    console = Console(file=io.StringIO(), width=200)
+    console = make_console(file=io.StringIO(), width=200)
     other = placement_group([{"CPU": 2}])
     ray.get(other.ready())
     said = "waiting for room for 1 worker of 1 core: the cluster has 0 cores"

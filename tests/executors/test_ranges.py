@@ -11,8 +11,8 @@ import time
 
 import numpy as np
 import pytest
-from rich.console import Console
 
+from pforce.base.console import make_console
 from pforce.executors.executor import Workforce
 from pforce.orchestration import sample
 from pforce.orchestration.sample import run_job
@@ -22,7 +22,7 @@ from pforce.trial.source import load_source
 from tests.orchestration.processes import processes, raylets
 
 pytestmark = pytest.mark.timeout(600)
-CONSOLE = Console(width=160)
+CONSOLE = make_console(width=160)
 
 
 def workers_of(executor: str) -> list[int]:

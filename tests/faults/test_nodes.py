@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 import tyro
 from ray.cluster_utils import Cluster
-from rich.console import Console
 
 from pforce import results
-from pforce.base.console import DONE
+from pforce.base.console import DONE, make_console
 from pforce.orchestration.launch import execute
 from pforce.orchestration.options import Options
 from pforce.orchestration.plan import plan
@@ -113,8 +112,8 @@ def one_worker(folder: Path) -> dict[int, float]:
     arguments = tyro.cli(
         Arguments, args=[*SMALL, "--set", f"training.images={50 * BATCH}", "--set", "training.log_every=1"]
     )
-    made = plan(sweep(arguments), Options(storage=str(folder), cpus_per_trial=1), Console(quiet=True))
-    assert execute(made, Console(quiet=True), "local") == DONE
+    made = plan(sweep(arguments), Options(storage=str(folder), cpus_per_trial=1), make_console(quiet=True))
+    assert execute(made, make_console(quiet=True), "local") == DONE
     (run,) = results.runs(made.options.uri).to_dict("records")
     return {
         point.step // BATCH: point.value

@@ -205,3 +205,38 @@ def test_moments_of_a_reference_are_numpys() -> None:
     features = detector.read(images(40)).features.double().numpy()
     np.testing.assert_allclose(made.moments.covariance, np.cov(features.T), rtol=1e-6)
     np.testing.assert_allclose(made.moments.mean, moments(features).mean, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"sigma": -np.eye(5)}, "has the eigenvalue -1"),
+        ({"sigma": np.triu(np.ones((5, 5)))}, "not symmetric"),
+        ({"sigma": np.full((5, 5), np.nan)}, "NaN or infinity"),
+        ({"mu": np.full(5, np.inf)}, "NaN or infinity"),
+        ({"sigma": np.eye(4)}, "has the shape"),
+        ({"sigma": np.eye(5, dtype=complex)}, "not numbers"),
+        ({"n": 0}, "n = 0: must be the number of images"),
+        ({"n": -3}, "n = -3"),
+        ({"n": 2.5}, r"n = 2\.5"),
+        ({"n": np.array([9])}, r"n = \[9\]"),
+        ({"features": np.zeros((3, 4))}, "features has the shape"),
+        ({"detector": np.array("x\x1b[2J")}, r"of detector x\\x1b"),
+    ],
+)
+def test_statistics_that_no_images_have_are_refused(tmp_path: Path, changes: dict[str, object], complaint: str) -> None:
+    """With a covariance of −Σ a distance was 0.0000. Oracle: the refusal, and the same file without the change."""
+    features = np.random.default_rng(0).normal(size=(9, 5))
+    held = {"mu": features.mean(0), "sigma": np.cov(features.T), "n": 9, "detector": "linear"}
+    np.savez(tmp_path / "whole.npz", **held)  # type: ignore[arg-type]
+    assert load_statistics(tmp_path / "whole.npz", Counted()).moments.n == 9
+    np.savez(tmp_path / "harmed.npz", **held | changes)  # type: ignore[arg-type]
+    with pytest.raises(StatisticsError, match=complaint):
+        load_statistics(tmp_path / "harmed.npz", Counted())
+
+
+def test_a_covariance_of_fewer_images_than_features_is_one(tmp_path: Path) -> None:
+    """Its smallest eigenvalues are rounded to below zero, more so in float32."""
+    features = np.random.default_rng(0).normal(size=(3, 5)) * 1000
+    np.savez(tmp_path / "few.npz", mu=features.mean(0), sigma=np.cov(features.T).astype("f4"), detector="linear")
+    assert load_statistics(tmp_path / "few.npz", Counted()).moments.n is None

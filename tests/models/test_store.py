@@ -35,11 +35,14 @@ def stored(tmp_path):
     return path
 
 
+def metadata_of(path):
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()
+
+
 def rewrite(path, **metadata):
     """Weights with some of the metadata replaced, or removed where None."""
-    with safe_open(path, framework="pt") as file:
-        old = file.metadata()
-    new = {key: value for key, value in {**old, **metadata}.items() if value is not None}
+    new = {key: value for key, value in {**metadata_of(path), **metadata}.items() if value is not None}
     save_file(load_file(path), path, new)
 
 
@@ -71,8 +74,7 @@ def test_round_trip(head, tmp_path):
 
 def test_every_field_is_kept(stored):
     assert load_model(stored)[0].config == TINY
-    with safe_open(stored, framework="pt") as file:
-        metadata = file.metadata()
+    metadata = metadata_of(stored)
     assert metadata["format"] == FORMAT
     assert json.loads(metadata["config"])["image_size"] == [4, 6]
     assert json.loads(metadata["about"]) == ABOUT
@@ -127,14 +129,13 @@ def test_damaged_records(record, stored):
     rewrite(stored, **{record: "{"})
     assert "Expecting" in refusal(stored)
     rewrite(stored, **{record: "[]"})
-    assert f"{record} is a list" in refusal(stored)
+    assert f"{record}: it holds a list" in refusal(stored)
     rewrite(stored, **{record: None})
-    assert f"{record} is a NoneType" in refusal(stored)
+    assert f"{record}: it holds a NoneType" in refusal(stored)
 
 
 def test_weights_are_checked(stored):
-    with safe_open(stored, framework="pt") as file:
-        metadata = file.metadata()
+    metadata = metadata_of(stored)
     tensors = load_file(stored)
     bias = tensors.pop("final_layer.linear.bias")
     save_file({**tensors, "extra": bias}, stored, metadata)
@@ -174,3 +175,34 @@ def test_an_old_file_is_replaced_whole(stored):
     assert about == {}
     assert torch.equal(model.final_layer.linear.bias, awake(TINY, seed=1).final_layer.linear.bias)
     assert [entry.name for entry in stored.parent.iterdir()] == [stored.name]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"depth": 10**9}, {"width": 2**62, "heads": 1}, {"width": 2**30, "heads": 1}, {"classes": 2**40},
+        {"image_size": [2**20, 2**20]}, {"channels": 2**31}, {"patch": 1, "image_size": [2**16, 2**16]},
+    ],
+)  # fmt: skip
+def test_a_configuration_makes_no_room(stored, change):
+    """Oracle: the refusal, where building such a model takes minutes or more memory than there is."""
+    config = {**json.loads(metadata_of(stored)["config"]), **change}
+    rewrite(stored, config=json.dumps(config))
+    with pytest.raises(ModelFileError, match=r"describes a model of at least .* where the file holds"):
+        load_model(stored)
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "{" + '"a": ' + "9" * 5000 + "}", '{"depth": NaN}', "\x1b[2J"])
+def test_metadata_that_are_no_json(text, stored):
+    rewrite(stored, config=text)
+    with pytest.raises(ModelFileError) as error:
+        load_model(stored)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 1000
+
+
+def test_names_are_shown_harmless(stored):
+    config = {**json.loads(metadata_of(stored)["config"]), "\x1b[2J": 1}
+    rewrite(stored, config=json.dumps(config))
+    with pytest.raises(ModelFileError, match=r"does not know: \\x1b\[2J"):
+        load_model(stored)

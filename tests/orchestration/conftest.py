@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from pforce.base.console import make_console
 from pforce.orchestration.options import Options
 from pforce.orchestration.plan import Plan, plan
 from pforce.orchestration.sweep import Axis, Sweep
@@ -19,8 +20,8 @@ def small_sweep(*axes: Axis, steps: int = 6, seeds: tuple[int, ...] = (0,), name
 
 @pytest.fixture
 def console() -> Console:
-    return Console(width=200)
+    return make_console(width=200)
 
 
 def make_plan(sweep: Sweep, storage: Path, **options) -> Plan:
-    return plan(sweep, Options(storage=str(storage), **options), Console(width=200))
+    return plan(sweep, Options(storage=str(storage), **options), make_console(width=200))

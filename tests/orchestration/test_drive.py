@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pforce.base.console import STOPPED
+from pforce.base.console import STOPPED, make_console
 from pforce.orchestration import drive
 from pforce.orchestration.display import Display
 from pforce.orchestration.launch import execute
@@ -27,7 +27,7 @@ from tests.support.trap import set_trap, trapped
 
 
 def loop_of(storage: Path, *, retries: int = 2) -> tuple[drive._Drive, Recorder, Console]:
-    console = Console(file=io.StringIO(), width=200)
+    console = make_console(file=io.StringIO(), width=200)
     plan = make_plan(small_sweep(), storage)
     recorder = Recorder(None, Display(console, "sweep", 1), entries(plan, {}))
     return drive._Drive(Trials(plan, recorder), recorder, drive.RetryPolicy(retries), None), recorder, console
@@ -89,7 +89,7 @@ def test_a_worker_that_says_nothing_is_named_and_can_be_stopped(tmp_path, monkey
     monkeypatch.setattr(drive, "GRACE_SECONDS", 2.0)
     set_trap(tmp_path / "traps", "hang", 3, "hang")
     plan = make_plan(Sweep("s", trapped(40, tmp_path / "traps"), ()), tmp_path / "runs", cpus_per_trial=1)
-    console = Console(file=io.StringIO(), width=200)
+    console = make_console(file=io.StringIO(), width=200)
 
     def stop() -> None:
         while "no report from its worker" not in console.file.getvalue():

@@ -9,10 +9,9 @@ import time
 import pytest
 import ray
 from ray.util import placement_group, remove_placement_group
-from rich.console import Console
 
 from pforce import results
-from pforce.base.console import DONE, SOME_FAILED
+from pforce.base.console import DONE, SOME_FAILED, make_console
 from pforce.base.errors import ConfigError, FieldError
 from pforce.executors.support import seats
 from pforce.executors.support.placement import Node, place
@@ -56,7 +55,7 @@ def test_two_workers_give_the_curve_and_the_numbers_of_one(ray_cluster, tmp_path
 def test_a_group_without_room_waits_and_says_so(ray_cluster, tmp_path, monkeypatch):
     """Another job holds the cluster's cores; once they are free it begins."""
     monkeypatch.setattr(seats, "WAITING_SECONDS", 1.0)
-    console = Console(file=io.StringIO(), width=200)
+    console = make_console(file=io.StringIO(), width=200)
     other = placement_group([{"CPU": 2}])
     ray.get(other.ready())
     said = "waiting for room for 2 workers of 1 core"

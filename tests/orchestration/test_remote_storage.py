@@ -12,10 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from pforce import cli, results
-from pforce.base.console import DONE, SOME_FAILED
+from pforce.base.console import DONE, SOME_FAILED, make_console
 from pforce.base.errors import ConfigError
 from pforce.orchestration.find import find_source
 from pforce.orchestration.launch import execute
@@ -52,7 +51,7 @@ def remote(server: Server, tmp_path: Path, name: str, **options) -> Options:
 
 
 def planned(options: Options, **sweep) -> Plan:
-    return plan(small_sweep(**sweep), options, Console(width=200))
+    return plan(small_sweep(**sweep), options, make_console(width=200))
 
 
 def test_a_sweep_leaves_everything_in_the_bucket(server, tmp_path, capsys):
@@ -81,7 +80,7 @@ def test_a_sweep_leaves_everything_in_the_bucket(server, tmp_path, capsys):
     assert "secret" not in capsys.readouterr().out
 
     folder = make_plan(small_sweep(), tmp_path / "folder", cpus_per_trial=first.options.cpus_per_trial)
-    assert execute(folder, Console(quiet=True), "local") == DONE
+    assert execute(folder, make_console(quiet=True), "local") == DONE
     (there,) = results.runs(folder.options.uri).to_dict("records")
     assert there["val/loss"] == run["val/loss"], "where files lie changes nothing"
     assert there["fingerprint"] == run["fingerprint"]
@@ -144,7 +143,7 @@ def test_killed_and_continued_on_another_machine(server, tmp_path):
     assert run["status"] == "FINISHED"
 
     undisturbed = make_plan(small_sweep(steps=12), tmp_path / "folder")
-    assert execute(undisturbed, Console(quiet=True), "local") == DONE
+    assert execute(undisturbed, make_console(quiet=True), "local") == DONE
     (reference,) = results.runs(undisturbed.options.uri).to_dict("records")
     assert run["val/loss"] == reference["val/loss"]
 

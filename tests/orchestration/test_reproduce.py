@@ -18,10 +18,9 @@ import nbformat
 import pandas as pd
 import pytest
 from nbclient import NotebookClient
-from rich.console import Console
 
 from pforce import results
-from pforce.base.console import DONE, USAGE_ERROR, exit_on_errors
+from pforce.base.console import DONE, USAGE_ERROR, exit_on_errors, make_console
 from pforce.base.errors import ConfigError, FieldError
 from pforce.cli import _run
 from pforce.config import Experiment
@@ -47,7 +46,7 @@ TIMES = ["seconds", "device-hours"]
 
 
 def run(table: Table, storage: Path, **options) -> int:
-    where, console = Options(storage=str(storage), executor="local", cpus_per_trial=1), Console(quiet=True)
+    where, console = Options(storage=str(storage), executor="local", cpus_per_trial=1), make_console(quiet=True)
     return reproduce(table, SMOKE, where, console, tflops=1.0, gpus=1, **options)
 
 

@@ -10,10 +10,9 @@ import mlflow
 import pandas as pd
 import pytest
 import torch
-from rich.console import Console
 
 from pforce import results
-from pforce.base.console import DONE, SOME_FAILED, STOPPED
+from pforce.base.console import DONE, SOME_FAILED, STOPPED, make_console
 from pforce.base.errors import ConfigError
 from pforce.config import with_fields
 from pforce.data import DataError
@@ -246,7 +245,7 @@ def test_every_cell_is_held_against_the_data(tmp_path):
 @pytest.mark.process
 def test_a_damaged_newest_checkpoint_is_passed_over_and_said(tmp_path, capsys):
     """Two checkpoints, the newer one damaged: resumed from the older; the warning reaches driver and record."""
-    console = Console(width=200)
+    console = make_console(width=200)
     whole = make_plan(small_sweep(steps=12), tmp_path / "whole", cpus_per_trial=1)
     assert execute(whole, console, "processes") == DONE
     plan = make_plan(small_sweep(steps=12), tmp_path / "damaged", cpus_per_trial=1)

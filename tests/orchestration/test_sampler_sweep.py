@@ -10,10 +10,9 @@ import threading
 import time
 
 import pytest
-from rich.console import Console
 
 from pforce import results
-from pforce.base.console import DONE, SOME_FAILED, STOPPED
+from pforce.base.console import DONE, SOME_FAILED, STOPPED, make_console
 from pforce.base.errors import ConfigError, FieldError
 from pforce.executors.executor import Workforce
 from pforce.models import save_model
@@ -34,7 +33,7 @@ from tests.support.performing import measured
 from tests.training.conftest import tiny
 
 pytestmark = pytest.mark.timeout(600)
-CONSOLE = Console(width=200)
+CONSOLE = make_console(width=200)
 HERE = Workforce()
 SPACE = SearchSpace(nfe=(4, 10), ranges={"inner_steps": (2, 3)})
 

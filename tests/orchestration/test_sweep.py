@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pforce.base.console import duration
-from pforce.base.errors import ConfigError
+from pforce.base.errors import ConfigError, FieldError
 from pforce.base.words import counted
 from pforce.config import flat_params, with_fields
 from pforce.executors.support.placement import Node, place
@@ -63,8 +63,12 @@ def test_what_is_wrong_is_said_when_the_sweep_is_defined(axes, seeds, message):
 
 
 def test_a_name_that_is_no_file_name_is_refused():
-    with pytest.raises(ConfigError, match="name = 'ltg/v2'"):
+    with pytest.raises(FieldError, match="name = 'ltg/v2'"):
         Sweep("ltg/v2", openmoji32_micro(), ())
+    for name in (".", "..", "x" * 260, "", "a b"):
+        with pytest.raises(FieldError, match="1 to 200 letters") as error:
+            Sweep(name, openmoji32_micro(), ())
+        assert len(str(error.value)) < 500
     with pytest.raises(ConfigError, match="set with --seeds"):
         parse_settings(("seed=3",))
 

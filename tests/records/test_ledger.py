@@ -210,7 +210,7 @@ def digest_of(content: bytes) -> str:
         ({"files": {"a": "../../etc/passwd"}}, "named by their sha256"),
         ({"notes": "one"}, "notes are texts"),
         ({"provenance": {"host": 3}}, "a table of texts"),
-        ({"surprise": 1}, "unknown fields surprise"),
+        ({"surprise": 1}, "unknown fields 'surprise'"),
         ({"identity": {"canonical": {}, "versions": {}, "parents": ["x"]}}, "parents are digests"),
         ({"identity": {"canonical": {}, "versions": {}, "parents": []}}, "does not match its name"),
         ({"digest": "0" * 32}, "does not match its name"),

@@ -14,10 +14,9 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
 from pforce import cli, results
-from pforce.base.console import DONE
+from pforce.base.console import DONE, make_console
 from pforce.commands.evaluate import evaluate
 from pforce.commands.mirror import mirror
 from pforce.executors.executor import Workforce
@@ -51,7 +50,7 @@ class Doors:
     """A storage, and the commands that filled it."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.console = root, Console(quiet=True)
+        self.root, self.console = root, make_console(quiet=True)
 
     def train(self, uri: str | None = None) -> None:
         plan = make_plan(SWEEP, self.root, tracking_uri=uri)

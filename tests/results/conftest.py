@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
+from pforce.base.console import make_console
 from pforce.config import flat_params
 from pforce.orchestration.options import Options
 from pforce.orchestration.plan import Plan, plan
@@ -40,7 +40,7 @@ def known(item: Work, metrics: Mapping[str, float], ledger: Ledger) -> None:
 
 def planned_with(sweep: Sweep, folder: Path, outcome: Callable[[Work], Outcome]) -> Plan:
     """The plan of a sweep whose runs have these outcomes."""
-    options, quiet = Options(storage=str(folder)), Console(quiet=True)
+    options, quiet = Options(storage=str(folder)), make_console(quiet=True)
     planned = plan(sweep, options, quiet)
     tracker = Writer(planned.tracker.uri, artifacts=planned.tracker.artifacts)
     keep_sweep(planned)

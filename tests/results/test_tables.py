@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
-from rich.console import Console
 from scipy import stats
 
+from pforce.base.console import make_console
 from pforce.results import (
     Report,
     Row,
@@ -96,7 +96,7 @@ def test_text_shows_spread_only_where_there_is_one(frame):
     assert "–" in text
     assert "96,000" in text
     (whole,) = to_terminal(cell_table(frame, ROWS), "title", 200)
-    console = Console(width=200, record=True)
+    console = make_console(width=200, record=True)
     console.print(whole)
     assert "2.2500 ± 1.0607" in console.export_text()
 
@@ -162,7 +162,7 @@ def test_the_calibration_figure_is_written(calibrated, tmp_path):
 def test_a_narrow_terminal_cuts_no_number_and_no_name(frame, width):
     """Parts below each other, each with the settings; row by row where even a part would be too wide."""
     table = cell_table(frame, ROWS)
-    console = Console(width=width, record=True)
+    console = make_console(width=width, record=True)
     parts = to_terminal(table, "title", width)
     for part in parts:
         console.print(part)
@@ -235,7 +235,7 @@ def test_one_seed_shows_the_interval_over_images_and_several_their_spread():
     older = measured("x", **{"fd/x": 5.52}).drop(columns=["fd/x_low", "fd/x_high"])
     assert "  5.52 |" in to_markdown(cell_table(older, ONE))
     assert legend(cell_table(older, ONE)) == ""
-    console = Console(width=200, record=True)
+    console = make_console(width=200, record=True)
     console.print(*to_terminal(one, "title", 200))
     text = console.export_text()
     assert "5.52 [5.32, 5.77]" in text
@@ -387,3 +387,10 @@ def test_markdown_ends_in_notes_and_claims(frame):
     text = to_markdown(table, ["one", "two"], ["three"])
     assert text.endswith("Mean ± standard deviation over seeds.\n\n- one\n- two\n\nClaims:\n\n- three")
     assert "Claims" not in to_markdown(table, ["one"])
+
+
+def test_a_setting_with_the_name_of_a_number_is_shown_as_it_is():
+    """A sweep over `training.images` has an axis `images`, as evaluations have a column."""
+    table = pd.DataFrame({"images": ["640", "1280"], "n": [1, 1]})
+    assert display(table)["images"].tolist() == ["640", "1280"]
+    assert display(table.assign(images=[640, 1280]))["images"].tolist() == ["640", "1,280"]

@@ -29,6 +29,8 @@ BUDGETS: dict[str, int] = {
     "orchestration/test_reproduce.py": 150,
     "faults/test_driver.py": 140,
     "executors/test_drills.py": 120,
+    "faults/test_fuzz.py": 50,
+    "faults/test_secrets.py": 35,
     "orchestration/test_jobs.py": 110,
     "orchestration/test_remote_storage.py": 70,
     "distributed/test_training.py": 70,

@@ -18,9 +18,8 @@ import sqlalchemy
 from alembic import command
 from alembic.script import ScriptDirectory
 from mlflow.store.db.utils import InitialBase, _get_alembic_config
-from rich.console import Console
 
-from pforce.base.console import exit_on_errors
+from pforce.base.console import exit_on_errors, make_console
 from pforce.orchestration.options import Options
 from pforce.orchestration.script import print_mlflow, run_sweep
 from pforce.tracking import Tracker, TrackingError, checks, default_uri, mask
@@ -185,7 +184,7 @@ check_store("postgresql://pforce:secret@127.0.0.1/tracking")
 def test_passwords_are_masked(text, shown, capsys):
     assert mask(text) == shown
     assert str(TrackingError(text)) == shown
-    print_mlflow(text, Console(width=200))
+    print_mlflow(text, make_console(width=200))
     assert shown in capsys.readouterr().out
 
 

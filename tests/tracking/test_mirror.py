@@ -191,6 +191,22 @@ def test_an_emptied_database_is_filled_again(mirror, tmp_path):
     assert sorted(results.runs(mirror.tracker.uri)["fingerprint"]) == sorted(CELLS)
 
 
+def test_pictures_follow_a_storage_that_is_moved(tmp_path):
+    """With blanks and `%41` in its new name: those that were there, and later ones. Oracle: MLflow's own client."""
+    picture = tmp_path / "samples.png"
+    picture.write_bytes(b"png")
+    before = sqlite_mirror(tmp_path / "runs")
+    page = before.page("grid")
+    page.show({key: each.with_files([picture]) for key, each in keyed(page, CELLS[0]).items()})
+    (tmp_path / "runs").rename(tmp_path / "my runs %41")
+    after = sqlite_mirror(tmp_path / "my runs %41")
+    page = after.page("grid")
+    page.show({key: each.with_files([picture]) for key, each in keyed(page, *CELLS).items()})
+    for run_id in results.runs(after.tracker.uri, "grid")["run_id"]:
+        assert Path(page.client.download_artifacts(run_id, "samples.png")).read_bytes() == b"png"
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_name_that_mlflow_does_not_take_is_refused_at_once():
     with pytest.raises(ValueError, match="metric 'not: allowed!' of cell: MLflow takes letters"):
         View("cell", {}, metrics={"not: allowed!": 1.0})

@@ -86,10 +86,10 @@ def submit(client: JobSubmissionClient, command: Sequence[str], working_dir: Pat
     name = submission_id(command)
     there = _found(client, name)
     if there is not None and not there.status.is_terminal():
-        console.print(f"{name}: {ATTACHED}.", highlight=False, soft_wrap=True)
+        console.print(f"{name}: {ATTACHED}.", soft_wrap=True)
         return name
     if there is not None:
-        console.print(f"{name}: ended before ({there.status.value}); submitted again.", highlight=False)
+        console.print(f"{name}: ended before ({there.status.value}); submitted again.")
         client.delete_job(name)
     until = time.monotonic() + AGENT_SECONDS
     while True:
@@ -102,15 +102,13 @@ def submit(client: JobSubmissionClient, command: Sequence[str], working_dir: Pat
             break
         except (RuntimeError, ValueError) as error:
             if _found(client, name) is not None:  # another call was faster
-                console.print(f"{name}: {ATTACHED}.", highlight=False, soft_wrap=True)
+                console.print(f"{name}: {ATTACHED}.", soft_wrap=True)
                 return name
             if NO_AGENT not in str(error) or time.monotonic() > until:
                 cure = NO_AGENT_CURE if NO_AGENT in str(error) else ""
                 raise ClusterError(f"the cluster does not take the job: {_first_line(error)}{cure}") from None
             time.sleep(1.0)
-    console.print(
-        f"{name}: submitted. `ray job stop {name}` stops it; the same command then resumes it.", highlight=False
-    )
+    console.print(f"{name}: submitted. `ray job stop {name}` stops it; the same command then resumes it.")
     return name
 
 
@@ -126,7 +124,7 @@ def follow(client: JobSubmissionClient, name: str, console: Console) -> int:
             new = text[max(0, shown - seen) :]
             seen += len(text)
             shown = max(shown, seen)
-            console.out(new, end="", highlight=False)
+            console.out(new, end="")
 
     lost = 0
     while True:
@@ -146,7 +144,7 @@ def follow(client: JobSubmissionClient, name: str, console: Console) -> int:
     if job.status == JobStatus.SUCCEEDED:
         return 0
     if job.driver_exit_code is None and job.message:
-        console.print(job.message, highlight=False, markup=False, soft_wrap=True)
+        console.print(job.message, soft_wrap=True)
     if job.status == JobStatus.STOPPED:
         return STOPPED
     return FAILED_TO_START if job.driver_exit_code is None else int(job.driver_exit_code)

@@ -120,7 +120,10 @@ def leave(folder: str, name: str, text: str) -> str | None:
     if not Path(folder).is_dir():
         return "is not there"
     try:
-        (Path(folder) / name).write_text(text)
+        # Not by `base.files`: this runs on nodes that have no pforce.
+        descriptor = os.open(Path(folder) / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
     except OSError as error:
         return error.strerror or str(error)
     return None

@@ -35,7 +35,7 @@ class Rendezvous:
 
     said: list[bytes] = field(default_factory=list)
     asking: list[int] = field(default_factory=list)
-    left: dict[int, bytes] = field(default_factory=dict)
+    left: dict[int, bytes] = field(default_factory=dict, repr=False)
     """Seat → task that waits to be fetched."""
     at: dict[int, tuple[str, int]] = field(default_factory=dict)
     """Seat → id and attempt of its worker's task."""
@@ -49,11 +49,18 @@ class Rendezvous:
     released: set[int] = field(default_factory=set)
     """Seats whose workers are to end."""
     closed: bool = False
+    environment: dict[str, str] = field(default_factory=dict, repr=False)
+    """Variables of the driver's environment that workers need where their machine has not set them. Not in the text of
+    this object, which Ray writes into its logs."""
 
     def __post_init__(self) -> None:
         self.changed = asyncio.Condition()
 
     # --- workers --------------------------------------------------------------------------------------------------
+
+    async def variables(self) -> dict[str, str]:
+        """The variables of the driver's environment."""
+        return self.environment
 
     async def next(self, seat: int, worker: str) -> bytes | None:
         """Wait for the next task for a worker; None where there will be none.

@@ -4,12 +4,14 @@ started."""
 
 from __future__ import annotations
 
+import os
 import pickle
 import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -17,6 +19,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pforce.base.secrets import private_folder
 from pforce.base.words import counted
 from pforce.executors.support.placement import place
 from pforce.executors.support.rendezvous import Rendezvous
@@ -30,6 +33,8 @@ WAITING_SECONDS = 60.0
 """Seconds without any worker after which a message says that workers wait for room."""
 ENDING_SECONDS = 15.0
 """Seconds that workers may take to end, once there are no more tasks."""
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+"""Variables of the driver that workers get where their machine does not set them: keys of a bucket."""
 STARTS = 3
 """Number of workers per seat that may be lost in a row before any has asked for a task."""
 
@@ -98,8 +103,8 @@ class Seats(ABC):
     # --- its life ------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        s = self.setup
-        s.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)  # private, because it names the storage
+        # Private, because it names the storage; one per user of a shared one.
+        s = self.setup = replace(self.setup, scratch=private_folder(self.setup.scratch / f"user-{os.getuid()}"))
         self.cluster = Cluster(s.address)
         try:
             nodes = self.cluster.nodes
@@ -110,7 +115,8 @@ class Seats(ABC):
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             actor: Any = ray.remote(Rendezvous)
             options = actor.options(name=self.meeting, num_cpus=0, scheduling_strategy=here, max_concurrency=10_000)
-            self.actor = options.remote()
+            keys = {name: os.environ[name] for name in KEYS if name in os.environ}
+            self.actor = options.remote(environment=keys)
             # They start while the driver opens its page in MLflow.
             self.live = set(range(self.placement.concurrent))
             self.start(sorted(self.live))

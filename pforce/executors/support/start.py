@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+from pathlib import Path
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
 from pforce.base.console import signals_kept
+from pforce.base.secrets import keep_private, private_folder, write_private
 from pforce.executors.support.placement import Node
 from pforce.trial.failures import ClusterError
 
@@ -28,7 +32,12 @@ def start_ray(address: str | None = None) -> list[Node]:
         wanted = address or os.environ.get("RAY_ADDRESS") or "local"
         try:
             with signals_kept():  # Ray replaces SIGTERM's handler by one that ends without a clean-up
-                ray.init(address=wanted, log_to_driver=False, logging_level=logging.ERROR)
+                own = _private_places() if wanted == "local" else {}
+                ray.init(address=wanted, log_to_driver=False, logging_level=logging.ERROR, **own)
+        except PermissionError as error:
+            raise ClusterError(
+                f"Ray's folder {error}; set RAY_TMPDIR to a short path of a folder of your own"
+            ) from error
         except (ConnectionError, RuntimeError, RayError) as error:
             if wanted == "local":
                 raise
@@ -39,6 +48,19 @@ def start_ray(address: str | None = None) -> list[Node]:
             ) from error
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(int(resources.get("CPU", 0)), resources.get("GPU", 0.0)) for resources in alive]
+
+
+def _private_places() -> dict[str, Any]:
+    """Options of a cluster that is started here: sockets and logs lie in a folder of this user's own. Ray's default one
+    is shared by all users of a machine, who could put files into a job's working directory; its token would be
+    readable by all of them."""
+    token = Path.home() / ".ray" / "auth_token"
+    if "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ and not token.exists():
+        write_private(token, secrets.token_hex(32))
+    keep_private(token)
+    if "RAY_TMPDIR" in os.environ:
+        return {}
+    return {"_temp_dir": str(private_folder(Path(f"/tmp/ray-{os.getuid()}")))}  # short: sockets' paths have a limit
 
 
 class Cluster:

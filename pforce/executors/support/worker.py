@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import uuid
 from typing import Any
@@ -27,6 +28,9 @@ def serve(meeting: str, seat: int, on: Seat) -> None:
     def ask() -> bytes | None:
         found: bytes | None = ray.get(rendezvous.next.remote(seat, name))
         return found
+
+    for variable, value in ray.get(rendezvous.variables.remote()).items():
+        os.environ.setdefault(variable, value)
 
     def report(event: Event) -> Answer:
         # Waits about a millisecond, because the process may end right after it.

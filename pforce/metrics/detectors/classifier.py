@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from pforce.base.files import read_whole
 from pforce.images import from_uint8
 from pforce.metrics.detectors.base import DetectorError, Reading
 
@@ -143,7 +144,7 @@ def read_record(name: str, folder: Path = FOLDER) -> DetectorRecord:
     """
     path = folder / f"{name}.json"
     try:
-        return DetectorRecord(**json.loads(path.read_text(encoding="utf-8")))
+        return DetectorRecord(**json.loads(read_whole(path)))
     except (OSError, ValueError, TypeError) as error:
         raise DetectorError(f"{path} cannot be read ({error}). Reinstall pforce") from error
 
@@ -160,7 +161,7 @@ def load(name: str, folder: Path = FOLDER, *, fused: bool = True) -> ClassifierD
     record = read_record(name, folder)
     weights = folder / f"{name}.safetensors"
     try:
-        content = weights.read_bytes()
+        content = read_whole(weights)
     except OSError as error:
         raise DetectorError(f"{weights} cannot be read ({error}). Reinstall pforce") from error
     sha256 = hashlib.sha256(content).hexdigest()
