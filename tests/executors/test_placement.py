@@ -4,8 +4,12 @@ packing of workers onto nodes, one by one. A few for real."""
 from __future__ import annotations
 
 import io
+import os
+import stat
+from pathlib import Path
 
 import pytest
+import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.util import placement_group, remove_placement_group
@@ -124,6 +128,15 @@ def test_an_executor_without_its_library_names_the_cure(monkeypatch):
 
 
 @pytest.mark.timeout(300)
+def test_sockets_and_logs_are_this_users_own(ray_cluster):
+    """Ray's default folder is shared by all users of a machine, who could put files into a job's working directory."""
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    folder = Path(f"/tmp/pforce-{os.getuid()}")
+    assert session.is_relative_to(folder)
+    found = folder.lstat()
+    assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (os.getuid(), 0o700)
+
+
 def test_workers_without_room_wait_say_so_and_begin(ray_cluster, tmp_path, monkeypatch):
     """Another job holds the cluster's cores; once they are free they begin. (Groups: test_groups.py.)"""
     import threading

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from pforce import results
+from pforce.base.errors import InputError
 from pforce.metrics.distances import metric_name
 from pforce.metrics.names import DISTANCES
 from pforce.results import Row
@@ -91,3 +92,12 @@ def test_rows_are_called_by_what_differs():
 
 def test_the_paper_s_tables_are_at_hand():
     assert len(results.paper_table("main"))
+
+
+@pytest.mark.parametrize("what", ["runs", "sqlite:///{}/runs/mlflow.db"])
+def test_reading_makes_nothing(tmp_path, monkeypatch, what):
+    """A notebook that is started in another folder: the path that it looked at is said, and stays as it is."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"no such folder|is not there"):
+        results.runs(what.format(tmp_path))
+    assert list(tmp_path.iterdir()) == []

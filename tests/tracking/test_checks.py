@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import socket
 import sqlite3
 import subprocess
@@ -186,6 +187,14 @@ def test_passwords_are_masked(text, shown, capsys):
     assert str(TrackingError(text)) == shown
     print_mlflow(text, make_console(width=200))
     assert shown in capsys.readouterr().out
+
+
+def test_a_printed_command_can_be_typed(tmp_path, capsys):
+    """Oracle: the shell's own splitting of the line."""
+    path = tmp_path / "my runs; $(id)" / "mlflow.db"
+    print_mlflow(f"sqlite:///{path}", make_console(width=2000))
+    words = shlex.split(capsys.readouterr().out.partition("Open MLflow: ")[2])
+    assert words == ["mlflow", "ui", "--backend-store-uri", f"sqlite:///{path}"]
 
 
 def test_a_store_is_named_without_user_and_password():

@@ -60,7 +60,8 @@ def _private_places() -> dict[str, Any]:
     keep_private(token)
     if "RAY_TMPDIR" in os.environ:
         return {}
-    return {"_temp_dir": str(private_folder(Path(f"/tmp/ray-{os.getuid()}")))}  # short: sockets' paths have a limit
+    # Short, as sockets' paths have a limit. Ray opens its own folder to everybody, so it lies in one that is not.
+    return {"_temp_dir": str(private_folder(Path(f"/tmp/pforce-{os.getuid()}")) / "ray")}
 
 
 class Cluster:
