@@ -37,6 +37,11 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "Train and measure one experiment, and record it in MLflow: in this process, or with --workers on Ray.",
         own=True,
     ),
+    ("sweep",): Command(
+        "sweep.sweep",
+        "Train and measure every cell of a grid over any fields of an experiment; write a table and MLflow runs.",
+        own=True,
+    ),
     ("submit",): Command(
         "submit.submit", "Run a command once as a job of a Ray cluster, and return its exit code.", own=True
     ),

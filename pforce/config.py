@@ -214,6 +214,8 @@ def _leaf(hint: Any, value: Any, path: str) -> Any:
     """A plain value, checked strictly against a type. JSON mode accepts a list as a tuple and an int as a float."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{path} = {value!r}: must be a finite number")
+    if hint is int and isinstance(value, float) and value.is_integer():  # 1e6, as people write it
+        value = int(value)
     if not _types_are_checked():
         return _as_tuples(value)
     from pydantic import ValidationError

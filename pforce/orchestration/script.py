@@ -23,10 +23,11 @@ from pforce.config import with_fields
 from pforce.executors.executor import make
 from pforce.orchestration.calibration import TIMED_EVALUATIONS, TIMED_STEPS, estimate
 from pforce.orchestration.doctor.cluster import check_cluster
+from pforce.orchestration.grammar import parse_axis
 from pforce.orchestration.launch import execute
 from pforce.orchestration.options import Options, setup_of
 from pforce.orchestration.plan import Plan, plan, sweep_entry
-from pforce.orchestration.sweep import Sweep, format_value, parse_axis
+from pforce.orchestration.sweep import Sweep, changes_of, format_value
 from pforce.records.parts import cell_parts
 from pforce.results import Report, Row
 from pforce.results.figures import cell_figure
@@ -170,7 +171,8 @@ def table_rows(planned: Plan) -> list[Row]:
 
 def _find_row(planned: Plan, rows: Sequence[Row], option: str, text: str) -> int:
     """The number, from 0, of the row that a user's text names. ConfigError where it names none or several."""
-    axes = dict(zip([axis.path for axis in planned.sweep.axes], planned.sweep.axis_headers, strict=True))
+    paths = [path for axis in planned.sweep.axes for path in axis.paths]
+    axes = dict(zip(paths, planned.sweep.axis_headers, strict=True))
 
     def matches(row: Row, part: str) -> bool:
         name, _, value = (word.strip() for word in part.partition("="))
@@ -355,4 +357,9 @@ def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
     axes = [parse_axis(text) for text in texts]
     if any(axis.path == "seed" for axis in axes):
         raise ConfigError("seed: the seeds of a sweep are set with --seeds")
-    return {axis.path: axis.values[0] if len(axis.values) == 1 else axis.values for axis in axes}
+    if ranges := [axis for axis in axes if axis.range is not None or axis.when is not None]:
+        raise ConfigError(f"--set {ranges[0].path}: is one value, no range and no condition")
+    settings: dict[str, Any] = {}
+    for axis in axes:
+        settings |= changes_of(axis.path, axis.values[0] if len(axis.values) == 1 else axis.values)
+    return settings

@@ -38,12 +38,106 @@ class NamedRow:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """A sampler or timestep sampler with its settings as the value of a field: `ltg:m=0.7,sigma=0.2`."""
+
+    name: str
+    settings: tuple[tuple[str, Any], ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}:{','.join(f'{name}={format_value(value)}' for name, value in self.settings)}"
+
+
+def changes_of(path: str, value: Any) -> dict[str, Any]:
+    """The fields that a value changes: of a Choice, the field and its settings."""
+    if not isinstance(value, Choice):
+        return {path: value}
+    return {path: value.name, **{f"{path}.{name}": setting for name, setting in value.settings}}
+
+
+def _expanded(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes with the settings of choices as fields of their own."""
+    return {path: each for name, value in changes.items() for path, each in changes_of(name, value).items()}
+
+
+@dataclass(frozen=True)
+class Range:
+    """Values between two, ends included: for a search, or as points of a grid."""
+
+    low: float
+    high: float
+    log: bool = False
+    """Equal ratios instead of equal differences."""
+    integer: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ConfigError(f"{self}: its ends are a smaller and a larger number")
+        if self.log and self.low <= 0:
+            raise ConfigError(f"{self}: equal ratios need ends above 0")
+        if self.integer and not (float(self.low).is_integer() and float(self.high).is_integer()):
+            raise ConfigError(f"{self}: its ends are whole numbers")
+
+    def __str__(self) -> str:
+        return f"{'log:' if self.log else 'int:' if self.integer else ''}{self.low:g}..{self.high:g}"
+
+    def points(self, count: int) -> tuple[float, ...]:
+        """Points at equal distances (or ratios), ends included, each once."""
+        shares = [number / (count - 1) for number in range(count)]
+        if self.log:
+            values = [self.low * (self.high / self.low) ** share for share in shares]
+        else:
+            values = [self.low + (self.high - self.low) * share for share in shares]
+        values[-1] = self.high
+        # Twelve digits: a value is read and typed again, and 0.30000000000000004 names another training than 0.3.
+        return tuple(dict.fromkeys(round(v) if self.integer else float(f"{v:.12g}") for v in values))
+
+
+@dataclass(frozen=True)
 class Axis:
     """Values of one field."""
 
     path: str
     """Dotted path of the field: `timesteps.m`."""
     values: tuple[Any, ...]
+    when: tuple[str, Any] | None = None
+    """(field, value) of an axis before it: only there it varies; elsewhere the field is as the experiment has it."""
+    range: Range | None = None
+    """Values between two, instead of `values`; see `Sweep.with_grid`."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The field, as `Zip` has several."""
+        return (self.path,)
+
+    @property
+    def steps(self) -> tuple[tuple[Any, ...], ...]:
+        """Values, as `Zip` has several at once."""
+        return tuple((value,) for value in self.values)
+
+    def with_points(self, count: int) -> Axis:
+        """The axis with points in place of its range."""
+        return self if self.range is None else replace(self, values=self.range.points(count), range=None)
+
+
+@dataclass(frozen=True)
+class Zip:
+    """Fields that change together."""
+
+    paths: tuple[str, ...]
+    steps: tuple[tuple[Any, ...], ...]
+    """Values of the fields, one tuple for each step."""
+    when = None
+    range = None
+
+
+NOT_VARIED = "–"
+"""Value of an axis in a cell in which its condition does not hold."""
+
+
+def _same(value: Any, wanted: Any) -> bool:
+    """Whether an axis has a value; a sampler with its settings has its name's."""
+    return bool((value.name if isinstance(value, Choice) else value) == wanted)
 
 
 def format_value(value: Any) -> str:
@@ -105,7 +199,7 @@ class Sweep:
 
     name: str
     base: Experiment
-    axes: tuple[Axis, ...]
+    axes: tuple[Axis | Zip, ...]
     seeds: tuple[int, ...] = (0,)
     rows: tuple[NamedRow, ...] = ()
     """Named rows, which form an axis `row` before all others; without any, the grid is over the base alone."""
@@ -116,15 +210,25 @@ class Sweep:
         require_name(self.name)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds = {list(self.seeds)}: must be at least one seed, each once")
-        paths = [axis.path for axis in self.axes]
+        before: list[str] = []
         for axis in self.axes:
-            if axis.path == "seed":
-                raise ConfigError("seed: is an axis of every sweep; set its values with seeds")
-            if paths.count(axis.path) > 1:
-                raise ConfigError(f"{axis.path}: is an axis twice")
-            if not axis.values:
-                raise ConfigError(f"{axis.path}: an axis needs at least one value")
-            check_path(self.base, axis.path)
+            for path in axis.paths:
+                if path == "seed":
+                    raise ConfigError("seed: is an axis of every sweep; set its values with seeds")
+                if path in before:
+                    raise ConfigError(f"{path}: is an axis twice")
+                check_path(self.base, path)
+                before.append(path)
+            if axis.range is not None:
+                raise ConfigError(f"{before[-1]}={axis.range}: is a range; give its number of points (--grid N)")
+            if not axis.steps:
+                raise ConfigError(f"{before[-1]}: an axis needs at least one value")
+            if axis.when is not None and axis.when[0] not in before[:-1]:
+                raise ConfigError(
+                    f"--when {axis.when[0]}={format_value(axis.when[1])}: {axis.when[0]} is no axis before "
+                    f"{before[-1]}; give it one, before"
+                )
+        paths = before
         names = [row.name for row in self.rows]
         for row in self.rows:
             if names.count(row.name) > 1:
@@ -138,8 +242,9 @@ class Sweep:
     def axis_headers(self) -> list[str]:
         """Names of the axes in tables: the last part of the path (`m`), or the whole path where two have the same last
         part."""
-        last = [axis.path.rsplit(".", 1)[-1] for axis in self.axes]
-        return [name if last.count(name) == 1 else axis.path for name, axis in zip(last, self.axes, strict=True)]
+        paths = [path for axis in self.axes for path in axis.paths]
+        last = [path.rsplit(".", 1)[-1] for path in paths]
+        return [name if last.count(name) == 1 else path for name, path in zip(last, paths, strict=True)]
 
     @property
     def headers(self) -> list[str]:
@@ -153,14 +258,14 @@ class Sweep:
     @cached_property
     def all_cells(self) -> tuple[Cell, ...]:
         """All cells, made once, because making one checks a whole experiment, and there may be thousands."""
-        paths = [axis.path for axis in self.axes]
-        rows = self.rows or (None,)
         headers = [*([ROW] if self.rows else []), *self.axis_headers]
         found = []
-        for seed in self.seeds:
-            for row, *values in itertools.product(rows, *(axis.values for axis in self.axes)):
-                changes = {**(row.changes if row else {}), **dict(zip(paths, values, strict=True)), "seed": seed}
-                shown = [row.name, *values] if row else values
+        for seed, row in itertools.product(self.seeds, self.rows or (None,)):
+            own = _expanded(row.changes) if row else {}
+            for values in self._combinations():
+                varied = {path: value for path, value in values.items() if value is not NOT_VARIED}
+                changes = {**own, **_expanded(varied), "seed": seed}
+                shown = [*([row.name] if row else []), *values.values()]
                 try:
                     experiment = with_fields(self.base, changes)
                 except ConfigError as error:
@@ -171,6 +276,18 @@ class Sweep:
         if any(cell.experiment.training.snapshots for cell in found):
             found = [each for cell in found for each in _snapshots(cell)]
         return tuple(found)
+
+    def _combinations(self) -> list[dict[str, Any]]:
+        """Path → value for each combination of the axes' values; NOT_VARIED where an axis' condition does not hold."""
+        found: list[dict[str, Any]] = [{}]
+        for axis in self.axes:
+            grown = []
+            for values in found:
+                holds = axis.when is None or _same(values.get(axis.when[0]), axis.when[1])
+                steps = axis.steps if holds else (tuple(NOT_VARIED for _ in axis.paths),)
+                grown += [{**values, **dict(zip(axis.paths, step, strict=True))} for step in steps]
+            found = grown
+        return found
 
     def work(self, inputs: Inputs) -> list[Work]:
         """The pieces of work, in order, with their cells; `auto` precision is resolved."""
@@ -210,25 +327,3 @@ def unspent_notes(work: list[Work]) -> list[str]:
     """One sentence per sampler that cannot spend the NFE that it is given."""
     found = (item.experiment.sampler.unspent for item in work)
     return list(dict.fromkeys(sentence for sentence in found if sentence is not None))
-
-
-def parse_axis(text: str) -> Axis:
-    """Parse `timesteps.m=0,0.7` as an Axis. Values are numbers, true/false, or words. ConfigError where there is no
-    `=`."""
-    path, sign, values = text.partition("=")
-    if not sign or not path or not values:
-        raise ConfigError(f"{text}: an axis is FIELD=VALUE,VALUE,… such as timesteps.m=0,0.7")
-    return Axis(path.strip(), tuple(parse_value(value.strip()) for value in values.split(",")))
-
-
-def parse_value(text: str) -> Any:
-    """Parse a text as a number, True, False or None; other texts are returned as they are."""
-    words = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text

@@ -30,6 +30,7 @@ from pforce.base.errors import ConfigError
 from pforce.catalog import experiment
 from pforce.commands.command_line import parse
 from pforce.config import with_fields
+from pforce.orchestration.grammar import parse_axis
 from pforce.orchestration.options import Options
 from pforce.orchestration.plan import Plan
 from pforce.orchestration.script import (
@@ -43,7 +44,7 @@ from pforce.orchestration.script import (
     sweep_frame,
     table_rows,
 )
-from pforce.orchestration.sweep import Axis, Sweep, parse_axis
+from pforce.orchestration.sweep import Axis, Sweep
 from pforce.results.figures import calibration_figure
 from pforce.results.tables import CALIBRATION_COLUMNS, COST_COLUMNS, QUALITY_COLUMNS
 

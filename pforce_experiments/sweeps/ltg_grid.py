@@ -15,9 +15,10 @@ from pforce.base.console import exit_on_errors
 from pforce.catalog import experiment
 from pforce.commands.command_line import parse
 from pforce.config import Experiment, with_fields
+from pforce.orchestration.grammar import parse_axis
 from pforce.orchestration.options import Options
 from pforce.orchestration.script import QUICK, Comparison, parse_settings, run_sweep
-from pforce.orchestration.sweep import Axis, Sweep, parse_axis
+from pforce.orchestration.sweep import Axis, Sweep
 
 
 @dataclass(frozen=True)
