@@ -214,8 +214,7 @@ def _leaf(hint: Any, value: Any, path: str) -> Any:
     """A plain value, checked strictly against a type. JSON mode accepts a list as a tuple and an int as a float."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{path} = {value!r}: must be a finite number")
-    if hint is int and isinstance(value, float) and value.is_integer():  # 1e6, as people write it
-        value = int(value)
+    value = int(value) if hint is int and isinstance(value, float) and value.is_integer() else value  # 1e6
     if not _types_are_checked():
         return _as_tuples(value)
     from pydantic import ValidationError
@@ -383,11 +382,10 @@ def with_fields(experiment: Experiment, changes: Mapping[str, Any]) -> Experimen
     then NFE, guidance and spacing are kept, and the solver's own settings are its defaults. ConfigError as in
     `from_dict`.
     """
-    data = to_dict(experiment)
-    # Whole parts first, so that {"timesteps": "srm", "timesteps.sharpness": 4} works in any order.
+    data = to_dict(experiment)  # below: whole parts first, so that timesteps and timesteps.sharpness may change
     for path in sorted(changes, key=lambda p: p.count(".")):
         *parents, leaf = path.split(".")
-        if not parents or parents[0] not in changes:  # else the fields of the new part are checked when it is built
+        if not parents or parents[0] not in changes:  # else checked when the new part is built
             check_path(experiment, path)
         target = data
         for parent in parents:

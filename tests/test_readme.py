@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pforce import catalog, cli, timesteps
-from pforce.config import EXPERIMENTS, field_paths, from_dict, to_dict, with_fields
+from pforce.config import EXPERIMENTS, check_path, from_dict, to_dict, with_fields
 from pforce.flow import Prediction
 from pforce.records.parts import Inputs, training_part
 from pforce_experiments.openmoji32 import openmoji32_micro
@@ -95,4 +95,4 @@ def test_commands_name_things_that_are_there():
             if word.startswith(("openmoji32", "imagenet256")):
                 assert word in known
             if "=" in word and "." in word.split("=")[0]:
-                assert word.split("=")[0] in field_paths(openmoji32_micro()), word
+                check_path(openmoji32_micro(), word.split("=")[0])
