@@ -12,6 +12,7 @@ import torch
 
 from analysis import gpu_queue
 from analysis.gpu import measure
+from analysis.gpu.cells import CELLS
 from analysis.gpu.jobs import JOBS, TINY
 from tests.faults.drills import moments
 from tests.support.starts import ROOT, Start
@@ -115,3 +116,30 @@ def test_cut_at_any_moment_it_loses_nothing_and_does_nothing_twice(tmp_path):
     assert Start(words, log=log).wait(300) == 0, log.read_text()
     wanted = [job.name for job in JOBS if any(text in job.name for text in words[5:])]
     assert measured(path) == Counter(wanted)
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(600)
+def test_jobs_of_cells_are_done_once_and_leave_their_records(openmoji_folder, tmp_path):
+    """Each job of cells with one row of its table. Oracle: the lines of records beside the results."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "openmoji-32").symlink_to(openmoji_folder)
+    path = tmp_path / "results.jsonl"
+    words = (
+        "--only",
+        "cells of",
+        "--data",
+        str(tmp_path / "data"),
+        "--storage",
+        str(tmp_path / "runs"),
+        "--processes",
+        "1",
+    )
+    assert call(path, *words) == 0
+    assert measured(path) == Counter(job.name for job in CELLS)
+    for entry in gpu_queue.read_results(path)[0]:
+        assert entry["result"]["finished"] == entry["result"]["cells"] <= 1
+    assert len(list(tmp_path.glob("*.jsonl"))) == 1 + len(CELLS)
+    before = path.read_bytes()
+    assert call(path, *words) == 0
+    assert path.read_bytes() == before

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from analysis.gpu.jobs import Bench, Job
+from pforce_experiments.paper import SCALES, TABLES
 
 FEWEST_SECONDS = 90.0
 """Seconds below which no cell is begun."""
@@ -25,12 +26,16 @@ def cells(scale: str, table: str, resolution: int, bench: Bench) -> dict[str, An
     Their records are in `RESULTS/SCALE_TABLE.jsonl`, which the next call reads first.
     """
     assert bench.data is not None
+    small: list[str] = []
+    if bench.small:  # one row of the table at the scale `smoke`
+        resolution, of = 32, next(each for each in TABLES if each.name == table)
+        small = ["--rows", of.rows(SCALES["smoke"])[0].name, "--seeds", "0"]
     out = bench.results / f"{scale.replace('-', '_')}_{table}"
     words = [
         sys.executable, "-m", "pforce_experiments.gpu_suite", "--scale", "smoke" if bench.small else scale,
         "--tables", table, "--data", str(bench.data / f"openmoji-{resolution}"), "--out", str(out), "--storage",
         str(bench.storage), "--processes", str(bench.processes), "--minutes",
-        str(max(0.1, (bench.deadline - time.monotonic()) / 60)),
+        str(max(0.1, (bench.deadline - time.monotonic()) / 60)), *small,
     ]  # fmt: skip
     done = subprocess.run(words, check=False)
     summary: dict[str, Any] = json.loads(out.with_suffix(".json").read_text()) if done.returncode in (0, 3, 4) else {}

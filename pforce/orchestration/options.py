@@ -14,6 +14,7 @@ from typing import Literal
 from pforce.base.errors import ConfigError, require, require_one_of
 from pforce.executors.executor import Workforce, names
 from pforce.executors.support.setup import Setup
+from pforce.orchestration.notify import require_address
 from pforce.storage import Storage, default_storage, in_ray_job
 from pforce.tracking import Tracker, default_uri, is_server, mask, sqlite_path
 from pforce.training import Callback, Sharding
@@ -131,11 +132,18 @@ class Options(ExecutorOptions, StoreOptions):
     each trial evaluates in its own process, on its own device."""
     max_hours: float | None = None
     """Wall-clock limit in hours. The same command resumes what is unfinished by then."""
+    fail_fast: int | None = None
+    """Begin no further trial after so many have failed for good; those that run are finished. Default: try all."""
+    notify: str | None = None
+    """Address that gets a JSON message when the sweep has ended, or failed: a webhook's, for example. It is tried three
+    times and is never fatal; only its host is shown or kept."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         limit = self.max_hours
         require(limit is None or limit > 0, "max_hours", limit, "> 0")
+        require(self.fail_fast is None or self.fail_fast >= 1, "fail_fast", self.fail_fast, "≥ 1")
+        require_address(self.notify)
         workers = self.evaluation_workers
         require(workers is None or workers >= 1, "evaluation_workers", workers, "≥ 1")
         require(self.workers >= 1, "workers", self.workers, "≥ 1")

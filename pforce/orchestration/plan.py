@@ -18,6 +18,7 @@ from pforce.base.errors import ConfigError
 from pforce.config import Experiment, flat_params
 from pforce.data import Manifest, ensure
 from pforce.models.attention import require_attention
+from pforce.orchestration.notify import shown
 from pforce.orchestration.options import Options, tracker_of, tracking_uri_of
 from pforce.orchestration.sweep import Sweep, Work, same_distribution_notes, unspent_notes
 from pforce.records import provenance as made
@@ -215,8 +216,14 @@ def provenance() -> dict[str, str]:
 
 
 def this_command() -> str:
-    """This process's command in shell syntax, with passwords masked."""
-    return mask(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    """This process's command in shell syntax, with secrets masked."""
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    for number, word in enumerate(words):
+        if word.startswith("--notify="):
+            words[number] = f"--notify={shown(word.partition('=')[2])}"
+        elif word == "--notify" and number + 1 < len(words):
+            words[number + 1] = shown(words[number + 1])
+    return mask(shlex.join(words))
 
 
 def entry_of(item: Work) -> CellEntry:

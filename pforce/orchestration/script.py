@@ -13,18 +13,18 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
 
 from pforce import results
-from pforce.base.console import DONE, STOPPED, duration, make_console
+from pforce.base.console import DONE, SOME_FAILED, STOPPED, duration, make_console
 from pforce.base.errors import ConfigError, require
 from pforce.base.words import counted
 from pforce.config import with_fields
 from pforce.executors.executor import make
-from pforce.orchestration.calibration import TIMED_EVALUATIONS, TIMED_STEPS, estimate
 from pforce.orchestration.doctor.cluster import check_cluster
+from pforce.orchestration.dry_run import print_dry_run
 from pforce.orchestration.grammar import parse_axis
 from pforce.orchestration.launch import execute
+from pforce.orchestration.notify import notify
 from pforce.orchestration.options import Options, setup_of
 from pforce.orchestration.plan import Plan, plan, sweep_entry
 from pforce.orchestration.sweep import Sweep, changes_of, format_value
@@ -94,17 +94,36 @@ def run_sweep(
     """
     console = make_console()
     started = time.perf_counter()
-    chosen = options.executor or executor
-    if chosen is not None:  # errors in it are reported before anything else
-        make(chosen, setup_of(options, sweep.name, tasks=1))
-    name = chosen or ("groups" if options.workers > 1 else "tune")
-    planned = plan(_with_absolute_paths(sweep), options, console)
-    compared_rows(planned, comparison)  # errors in it are reported before anything starts
-    for note in planned.notes:
-        console.print(f"note: {note}", soft_wrap=True)
-    if dry_run:
-        _print_dry_run(planned, console)
-        return DONE
+    planned: Plan | None = None
+    code: int | None = None
+    try:
+        chosen = options.executor or executor
+        if chosen is not None:  # errors in it are reported before anything else
+            make(chosen, setup_of(options, sweep.name, tasks=1))
+        name = chosen or ("groups" if options.workers > 1 else "tune")
+        planned = plan(_with_absolute_paths(sweep), options, console)
+        compared_rows(planned, comparison)  # errors in it are reported before anything starts
+        for note in planned.notes:
+            console.print(f"note: {note}", soft_wrap=True)
+        if dry_run:
+            print_dry_run(planned, console)
+            return DONE
+        code = _carried_out(planned, console, name, callbacks=callbacks, report=report, comparison=comparison)
+    finally:
+        if options.notify is not None and not dry_run:
+            problem = _notify(options.notify, sweep.name, planned, code, time.perf_counter() - started)
+            if problem is not None:
+                console.print(f"warning: {problem}", soft_wrap=True)
+    console.print(f"{time.perf_counter() - started:.0f} s in all")
+    return code
+
+
+def _carried_out(
+    planned: Plan, console: Console, name: str, *, callbacks: Sequence[Callback],
+    report: Callable[[Plan, Console], None] | None, comparison: Comparison,
+) -> int:  # fmt: skip
+    """Run the missing cells of a plan, and print and write the table. Returns the exit code."""
+    sweep, options = planned.sweep, planned.options
     keep_sweep(planned)
     diverged = f", {len(planned.diverged)} diverged before (--again diverged runs them)" if planned.diverged else ""
     console.print(
@@ -126,8 +145,26 @@ def run_sweep(
         console.print(f"No table: {error}", soft_wrap=True)
     for line in failures(planned):
         console.print(line, soft_wrap=True)
-    console.print(f"{time.perf_counter() - started:.0f} s in all")
     return code
+
+
+STATES = {DONE: "finished", SOME_FAILED: "failed", STOPPED: "stopped"}
+
+
+def _notify(url: str, name: str, planned: Plan | None, code: int | None, seconds: float) -> str | None:
+    """Tell an address how a sweep has ended. Returns the reason where that fails."""
+    state = STATES.get(-1 if code is None else code, "failed")
+    if planned is not None:
+        planned.look()
+    cells, done = (len(planned.work), len(planned.done)) if planned else (0, 0)
+    failed = list(planned.failed.items())[:MOST_LISTED] if planned else []
+    labels = {item.fingerprint: item.label for item in planned.work} if planned else {}
+    return notify(url, {
+        "text": f"pforce: {name} {state}: {done} of {counted(cells, 'cell')} finished in {duration(seconds)}",
+        "sweep": name, "state": state, "exit_code": code, "cells": cells, "finished": done,
+        "failed": {labels[cell]: reason for cell, reason in failed}, "seconds": round(seconds),
+        "storage": str(planned.options.place) if planned else None,
+    })  # fmt: skip
 
 
 def failures(planned: Plan) -> list[str]:
@@ -315,41 +352,6 @@ def _caveat(sweep: Sweep) -> str:
             f"and {HONEST_SEEDS} seeds{f' ({sweep.longer})' if sweep.longer else ''}."
         )
     return text
-
-
-def _print_dry_run(planned: Plan, console: Console) -> None:
-    table = Table(title=f"{planned.sweep.name}: {counted(len(planned.work), 'trial')}", title_justify="left")
-    for name in ("cell", "fingerprint", "state"):
-        table.add_column(name)
-    for item in planned.work:
-        state = "done" if item.fingerprint in planned.done else "to run"
-        state = "diverged" if item.fingerprint in planned.diverged else state
-        table.add_row(item.label, item.fingerprint, state)
-    console.print(table)
-    if not planned.missing:
-        console.print("Nothing to run.")
-        return
-    options = planned.options
-    try:
-        e = estimate(
-            planned.missing[0].experiment,
-            planned.data,
-            len(planned.missing),
-            cpus=options.cpus_per_trial,
-            gpus=options.gpus_per_trial,
-            workers=options.workers,
-        )
-    except ConfigError as error:  # a cluster may have room
-        console.print(f"No estimate for this machine: {error}", soft_wrap=True)
-        return
-    each = f" on each of {options.workers} workers" if options.workers > 1 else ""
-    console.print(
-        f"Estimate for this machine, from {TIMED_STEPS} training steps and {TIMED_EVALUATIONS} evaluations: "
-        f"{e.training_seconds + e.evaluation_seconds:,.0f} s per trial ({e.training_seconds:,.0f} s training), "
-        f"{e.placement.concurrent} at a time on {counted(e.placement.cpus, 'core')}{each}: about "
-        f"{duration(e.seconds)} for {counted(len(planned.missing), 'trial')}.",
-        soft_wrap=True,
-    )
 
 
 def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
+from pforce.base.words import counted
 from pforce.config import flat_params
 from pforce.metrics.distances import metric_name
 from pforce.orchestration.drive import Source
@@ -76,6 +77,15 @@ class Trials(Source):
         """Digest of a cell → result of its training, where its measurements are still to come."""
 
     def next(self) -> Task | Idle:
+        limit = self.plan.options.fail_fast
+        if limit is not None and len(self.recorder.failed) >= limit:
+            left = sum(1 for _ in self.waiting)
+            if left:
+                self.recorder.display.line(
+                    f"{counted(limit, 'trial')} failed (--fail-fast {limit}): {counted(left, 'trial')} not begun; the "
+                    "same command begins them"
+                )
+            return Idle.END
         item = next(self.waiting, None)
         return Idle.END if item is None else train_task(self.plan, item)
 
