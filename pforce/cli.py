@@ -62,6 +62,10 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "report.report",
         "Write one self-contained HTML page about sweeps: tables, findings, figures, samples, cost, commands.",
     ),
+    ("diff",): Command(
+        "diff.diff",
+        "Show what differs between two cells, experiments or sweeps: fields, numbers with intervals, pictures.",
+    ),
     ("records", "list"): Command(
         "records.list_records",
         "List the finished parts in a storage: trainings, weights, drawings, image metrics, held-out measurements.",

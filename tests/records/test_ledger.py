@@ -207,6 +207,8 @@ def digest_of(content: bytes) -> str:
         ({"cost": {"seconds": -1}}, "0 or more"),
         ({"cost": {"seconds": True}}, "0 or more"),
         ({"started": "yesterday"}, "a time in seconds"),
+        ({"started": 10**17}, "a time in seconds since 1970"),
+        ({"finished": -1.0}, "a time in seconds since 1970"),
         ({"files": {"a": "../../etc/passwd"}}, "named by their sha256"),
         ({"notes": "one"}, "notes are texts"),
         ({"provenance": {"host": 3}}, "a table of texts"),
