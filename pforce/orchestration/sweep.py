@@ -140,6 +140,11 @@ def _same(value: Any, wanted: Any) -> bool:
     return bool((value.name if isinstance(value, Choice) else value) == wanted)
 
 
+def holds(axis: Axis | Zip, values: Mapping[str, Any]) -> bool:
+    """Whether the condition of an axis holds, for the values of the axes before it."""
+    return axis.when is None or _same(values.get(axis.when[0]), axis.when[1])
+
+
 def format_value(value: Any) -> str:
     """An axis value as text for labels and tables."""
     if isinstance(value, (TimestepSampler, Sampler)):
@@ -283,8 +288,7 @@ class Sweep:
         for axis in self.axes:
             grown = []
             for values in found:
-                holds = axis.when is None or _same(values.get(axis.when[0]), axis.when[1])
-                steps = axis.steps if holds else (tuple(NOT_VARIED for _ in axis.paths),)
+                steps = axis.steps if holds(axis, values) else (tuple(NOT_VARIED for _ in axis.paths),)
                 grown += [{**values, **dict(zip(axis.paths, step, strict=True))} for step in steps]
             found = grown
         return found
