@@ -83,7 +83,10 @@ def sweep_of(a: Arguments) -> Sweep:
 
 
 def sweep(words: list[str]) -> int:
-    """Run the command. `--when` belongs to the axis before it, so the order of words counts."""
+    """Train and measure every cell of a grid over any fields of an experiment; write a table and MLflow runs.
+
+    `--when` belongs to the axis before it, so the order of words counts.
+    """
     about = f"{inspect.cleandoc(Arguments.__doc__ or '')}\n\n{EXAMPLES}"
     arguments = parse(Arguments, "pforce sweep", join_conditions(words), description=about)
     return run_sweep(sweep_of(arguments), arguments.options, dry_run=arguments.dry_run, comparison=arguments.comparison)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import mlflow
@@ -150,3 +151,13 @@ def test_a_damaged_empty_database_in_the_cache_is_made_again(tmp_path, monkeypat
     second = Tracker(default_uri(tmp_path / "second"), artifacts=tmp_path)
     assert sweep_names(second) == []
     second.client.create_experiment("some")
+
+
+def test_a_new_database_has_the_permissions_that_the_umask_leaves(tmp_path):
+    """sqlite itself gives 0644 at most, and a colleague of the group could not write."""
+    before = os.umask(0o002)
+    try:
+        Tracker(default_uri(tmp_path), artifacts=tmp_path)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "mlflow.db").stat().st_mode & 0o777 == 0o664
