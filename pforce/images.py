@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
@@ -50,6 +52,17 @@ def open_picture(source: Path | bytes) -> Iterator[Image.Image]:
         raise ForeignError(
             f"it cannot be decoded: {quoted(str(error)) if str(error) else type(error).__name__}"
         ) from error
+
+
+def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """The pixels (H, W, 3) of an image of any mode. 16 bits are scaled to 8, where Pillow would clip them to white.
+    ForeignError for floating-point pixels, whose range is not known."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        expect(values.min() >= 0 and values.max() < 65536, f"its pixels are of mode {image.mode}, beyond 16 bits")
+        return np.repeat(((values + 128) // 257).astype(np.uint8)[:, :, None], 3, axis=2)
+    expect(image.mode != "F", "its pixels are floating-point numbers (mode F): write it with 8 bits")
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
+import reprlib
 import stat
 import unicodedata
 from pathlib import Path
@@ -22,7 +24,9 @@ MOST_DEPTH = 64
 MOST_SHOWN = 500
 """Most characters of a file that an error repeats."""
 
-_HARMLESS = "\n\t"
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict = 3, 8, 8, 8
+_SHORT.maxstring = _SHORT.maxother = MOST_SHOWN
 _UNSAFE = re.compile(r"[^ -~¡-¬®-\u02ff\n\t]")
 """Characters that may need a sign in their place; everything else is printed as it is."""
 
@@ -47,6 +51,12 @@ def _whole(digits: str) -> int:
     return number
 
 
+def _finite(digits: str) -> float:
+    number = float(digits)
+    expect(math.isfinite(number), f"{digits[:30]} is beyond floating-point numbers")
+    return number
+
+
 def _check_depth(value: Any) -> None:
     level = [value]
     for _ in range(MOST_DEPTH):
@@ -67,7 +77,7 @@ def parse_json(content: bytes | str) -> Any:
     ForeignError, in one line, where it is anything else.
     """
     try:
-        value = json.loads(content, parse_constant=_refuse, parse_int=_whole)
+        value = json.loads(content, parse_constant=_refuse, parse_int=_whole, parse_float=_finite)
     except ForeignError:
         raise
     except RecursionError:
@@ -94,11 +104,16 @@ def inside(folder: Path, name: str) -> Path:
     leads out.
     """
     parts = Path(name).parts
-    odd = not name or "\0" in name or printable(name) != name or len(name) > 4096
+    long = any(len(os.fsencode(part)) > 255 for part in parts) or len(name) > 4096
+    odd = not name or "\0" in name or printable(name) != name or long
     if odd or Path(name).is_absolute() or ".." in parts or not parts:
         raise ForeignError(f"{quoted(name)} is no name of a file below {folder}")
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        within = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a link to itself
+        within = False
+    if not within:
         raise ForeignError(f"{quoted(name)} is a link that leads out of {folder}")
     return path
 
@@ -146,5 +161,6 @@ def printable(text: str) -> str:
 
 def quoted(text: object) -> str:
     """A value of a file as errors repeat it: in quotes, printable, in one line, at most MOST_SHOWN characters."""
-    shown = repr(text)
+    # A list that holds another one twice, which does so again, has a short file and an endless text.
+    shown = repr(text[: MOST_SHOWN + 1]) if isinstance(text, str) else _SHORT.repr(text)
     return printable(shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}…").replace("\n", " ")

@@ -13,17 +13,20 @@ from pathlib import Path
 
 MASK = "***"
 _USER = re.compile(
-    r"(?P<scheme>\b[A-Za-z][\w+.-]*://)(?P<user>[^/@:\s]{0,500})"
-    r"(?P<password>:(?:[^\s'\"]{0,500}|(?:(?!: )[^/@\n]){0,500}))?@(?=[\w\[])"
+    r"(?P<scheme>\b[A-Za-z][\w+.-]*://)(?P<user>[^/@:\s]{0,9999})"
+    r"(?P<password>:(?:[^\s'\"]{0,9999}|(?:(?!: )[^/@\n]){0,9999}))?@(?=[\w\[])"
 )
 """A URI up to its `@`; a password in it may have blanks and quotes, which belong into `%20` and `%27`."""
 _NAMED = re.compile(
-    r"(?P<name>(?:\b|_)(?:password|passwd|pwd|secret|secret_key|access_key|token|api_key|signature))"
+    r"(?P<name>(?:password|passwd|pwd|secret|secret_key|access_key|account_key|token|api_?key|signature|\bsig|[?&]key))"
     r"(?P<sign>=|['\"]\s*[:=]\s*(?=['\"]))(?P<value>'[^'\n]*'|\"[^\"\n]*\"|[^\s&;,'\")]+)",
     re.IGNORECASE,
 )
 BUCKETS = ("s3://", "gs://", "gcs://")
 """Schemes whose users are keys."""
+
+
+_BEARER = re.compile(r"(?P<word>\b(?:Bearer|Basic)\s+)[\w.~+/=-]{8,}")
 
 
 def mask(text: str) -> str:
@@ -34,7 +37,8 @@ def mask(text: str) -> str:
         told = found["password"] and found["scheme"] not in BUCKETS
         return f"{found['scheme']}{found['user'] + ':' if told else ''}{MASK}@"
 
-    return _NAMED.sub(rf"\g<name>\g<sign>{MASK}", _USER.sub(user, text))
+    named = _NAMED.sub(rf"\g<name>\g<sign>{MASK}", _USER.sub(user, text))
+    return _BEARER.sub(rf"\g<word>{MASK}", named)
 
 
 def private_folder(path: Path) -> Path:

@@ -23,7 +23,7 @@ from pforce.base.foreign import ForeignError, expect, open_regular, printable, q
 Allowed = Sequence[Callable[..., Any] | tuple[Callable[..., Any], str]]
 """Further classes and functions that a pickle may name; as a pair, in place of the one of that name."""
 _REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+) (?:was not an allowed|whose module)")
-_MAKERS = {"bytearray"}
+_MAKERS = re.compile(r"(\S*\s)?(bytearray|\w*Tensor|TypedStorage|UntypedStorage)")
 """Names that torch allows, and that make room for any number they are called with."""
 
 
@@ -37,9 +37,10 @@ def _check_archive(path: Path) -> None:
                 stored = all(info.compress_type == zipfile.ZIP_STORED for info in infos)
                 fits = sum(info.file_size for info in infos) <= size
                 expect(stored and fits, "its entries are compressed, or larger than the file, as torch writes none")
-                for info in infos:
-                    if info.filename.endswith("data.pkl"):
-                        _check_pickle(archive.read(info))
+                # torch finds it whatever its case.
+                pickles = [info for info in infos if info.filename.casefold().endswith("data.pkl")]
+                expect(len(pickles) == 1, f"it has {len(pickles)} entries data.pkl, where torch writes one")
+                _check_pickle(archive.read(pickles[0]))
         except (zipfile.BadZipFile, RuntimeError, EOFError, UnicodeDecodeError) as error:
             raise ForeignError(
                 "it is no checkpoint of torch 1.6 or later, or truncated or damaged: get it again, or save it anew "
@@ -51,7 +52,7 @@ def _check_pickle(content: bytes) -> None:
     """Raise ForeignError for a pickle that calls for something that allocates by a number."""
     try:
         for opcode, argument, _ in pickletools.genops(content):
-            maker = opcode.name == "GLOBAL" and str(argument).split(" ")[-1] in _MAKERS
+            maker = opcode.name == "GLOBAL" and _MAKERS.fullmatch(str(argument)) is not None
             expect(not maker, f"it carries {quoted(argument)}, which no weights need, and was not loaded")
     except ForeignError:
         raise

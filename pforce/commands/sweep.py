@@ -12,11 +12,11 @@ import tyro
 from pforce.base.errors import ConfigError, require
 from pforce.catalog import experiment
 from pforce.commands.command_line import parse
-from pforce.config import with_fields
-from pforce.orchestration.grammar import join_conditions, parse_axis, parse_zip, read_rows
+from pforce.config import check_path, with_fields
+from pforce.orchestration.grammar import join_conditions, parse_axis, parse_zip, read_rows, with_whole_numbers
 from pforce.orchestration.options import Options
 from pforce.orchestration.script import Comparison, parse_settings, run_sweep
-from pforce.orchestration.sweep import Axis, Sweep, Zip
+from pforce.orchestration.sweep import Axis, Sweep, Zip, check_settings
 
 EXAMPLES = """Examples:
   pforce sweep openmoji32_micro --axis timesteps.sigma=0.1,0.3 --axis flow.difficulty_weight=0.01,0.1 --seeds 3
@@ -66,8 +66,12 @@ class Arguments:
 
 def sweep_of(a: Arguments) -> Sweep:
     """The sweep as data. ConfigError where an axis, a zip, a row or a setting does not fit the experiment."""
-    base = with_fields(experiment(a.experiment), parse_settings(a.set))
+    settings = parse_settings(a.set)
+    base = with_fields(experiment(a.experiment), settings)
     axes = [parse_axis(text) for text in a.axis]
+    for axis in axes:
+        check_path(base, axis.path)
+    axes = [with_whole_numbers(axis, base) for axis in axes]
     ranges = [axis for axis in axes if axis.range is not None]
     if a.grid is None and ranges:
         told = f"{ranges[0].path}={ranges[0].range}"
@@ -79,6 +83,8 @@ def sweep_of(a: Arguments) -> Sweep:
     several: tuple[Axis | Zip, ...] = (*points, *(parse_zip(text) for text in a.zip))
     if not several and not rows:
         raise ConfigError(f"pforce sweep {a.experiment}: nothing varies; give --axis, --zip or --rows (--help)")
+    of_axes = [path for axis in several for path in axis.paths]
+    check_settings(settings, dict.fromkeys([*of_axes, *(path for row in rows for path in row.changes)]))
     return Sweep(a.name or base.name, base, several, tuple(range(a.seeds)), rows)
 
 

@@ -22,7 +22,7 @@ from webdataset.tariterators import group_by_keys
 
 from pforce.base.foreign import ForeignError, inside, open_regular, printable, quoted
 from pforce.data.manifest import DataError, Manifest, Shard, Split
-from pforce.images import open_picture
+from pforce.images import open_picture, to_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,8 @@ def decode_shard(folder: Path, shard: Shard, manifest: Manifest, executor: Execu
             "together. Build or copy the dataset again"
         )
     size = manifest.resolution
-    images = torch.zeros(shard.samples, 3, size, size, dtype=torch.uint8)
+    # Numpy's zeros take memory where they are written only: a manifest's numbers make no room.
+    images = torch.from_numpy(np.zeros((shard.samples, 3, size, size), np.uint8))
     labels = torch.zeros(shard.samples, dtype=torch.int64)
     intact = torch.zeros(shard.samples, dtype=torch.bool)
     captions = [""] * shard.samples
@@ -117,7 +118,11 @@ def _files(content: bytes) -> Iterator[dict[str, Any]]:
     """The files of a tar as webdataset passes them on. tarfile.TarError where it ends early, is compressed, which
     would unpack to any size, or has a sparse file, whose holes would."""
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
+        read = -1
         for member in tar:
+            if member.size < 0 or member.offset_data <= read:  # a header that leads back to itself
+                raise tarfile.ReadError(f"{quoted(member.name)} has an impossible size")
+            read = member.offset_data
             if not member.isreg() or _HIDDEN.match(member.name):
                 continue
             if member.issparse() or member.size > len(content):
@@ -172,7 +177,7 @@ def _image(sample: Mapping[str, Any], size: int) -> Tensor:
         with open_picture(encoded) as file:
             if file.size != (size, size):  # known from the header, before anything is decoded
                 raise DamagedSample(f"its image is {file.width}×{file.height}, not {size}×{size}")
-            pixels = np.array(file.convert("RGB"))  # (H, W, 3)
+            pixels = to_rgb(file)
     except ForeignError as error:
         raise DamagedSample(f"its image cannot be used: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -25,7 +25,7 @@ from pforce.base.errors import InputError
 from pforce.base.files import sha256_of
 from pforce.base.foreign import ForeignError, expect, quoted
 from pforce.base.words import counted
-from pforce.images import MOST_PIXELS, open_picture
+from pforce.images import MOST_PIXELS, open_picture, to_rgb
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LOSSY = (".jpg", ".jpeg", ".webp")
@@ -118,7 +118,7 @@ class ImageFolder:
 
     def _decode(self, path: Path) -> NDArray[np.uint8]:
         with _opened(path) as image:
-            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+            return to_rgb(image)
 
     def _fill(self, pixels: NDArray[np.uint8], paths: Sequence[Path]) -> None:
         for row, path in enumerate(paths):

@@ -16,7 +16,7 @@ from pforce.models.transformer import PatchForcingTransformer
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that DistributedDataParallel and torch.compile add to the names of parameters."""
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-SMALL = 1_000_000
+SMALL = 20_000
 """Weights of a model that is small enough to be built whatever the file holds, so that what is missing can be named."""
 NAMES_SHOWN, NAME_LENGTH = 10, 100
 

@@ -13,13 +13,14 @@ import csv
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from pforce.base.errors import ConfigError, did_you_mean
 from pforce.base.files import read_small
-from pforce.base.foreign import ForeignError, parse_json
+from pforce.base.foreign import ForeignError
+from pforce.config import Experiment
 from pforce.orchestration.sweep import Axis, Choice, NamedRow, Range, Zip
 from pforce.sampling import SAMPLERS
 from pforce.sampling.samplers import own_settings
@@ -39,7 +40,10 @@ _WORD = re.compile(r"[A-Za-z_]\w*(?::|$)")
 
 
 def parse_value(text: str) -> Any:
-    """Parse a text as a number, True, False, None, or a tuple in parentheses; other texts are returned as they are."""
+    """Parse a text as a number, True, False, None, or a tuple in parentheses; other texts are returned as they are.
+    ConfigError for tuples that are nested deep."""
+    if text.count("(") > 100:
+        raise ConfigError(f"{text[:60]}…: has too many parentheses")
     words = {"true": True, "false": False, "none": None}
     if text.lower() in words:
         return words[text.lower()]
@@ -103,8 +107,24 @@ def _parse_range(text: str) -> Range | None:
     if found is None:
         return None
     kind, low, high = found["kind"], parse_value(found["low"]), parse_value(found["high"])
-    integer = kind == "int:" or (kind is None and isinstance(low, int) and isinstance(high, int))
-    return Range(low, high, log=kind == "log:", integer=integer)
+    return Range(low, high, log=kind == "log:", integer=kind == "int:")
+
+
+def with_whole_numbers(axis: Axis, base: Experiment) -> Axis:
+    """The axis with whole numbers only, where its field takes no others: 4..24 of an NFE, but not 0..1 of a mean."""
+    if axis.range is None or axis.range.integer or not _takes_whole_numbers(axis.path, base):
+        return axis
+    return replace(axis, range=replace(axis.range, integer=True))
+
+
+def _takes_whole_numbers(path: str, base: Experiment) -> bool:
+    *parents, leaf = path.split(".")
+    value: Any = base
+    for name in parents:
+        value = getattr(value, name)
+    kinds = [type(value), *(WHOLE[parents[0]].values() if parents and parents[0] in WHOLE else ())]
+    hints = [hint for kind in kinds if (hint := get_type_hints(kind).get(leaf)) is not None]
+    return bool(hints) and hints[0] in (int, int | None)
 
 
 def parse_axis(text: str) -> Axis:
@@ -226,24 +246,38 @@ def _of_csv(path: Path, content: bytes) -> list[dict[str, Any]]:
 
 
 def _cell(name: str, text: str) -> Any:
-    """The value of a cell; of a whole part, in the grammar of axes."""
-    return _values(name, text)[0] if name in WHOLE else parse_value(text)
+    """The value of a cell; of a whole part, in the grammar of axes. ConfigError where it is several."""
+    values = _values(name, text) if name in WHOLE else [parse_value(text)]
+    if len(values) != 1:
+        raise ConfigError(f"{name}={text}: a row has one value of a field; write a row for each, or an axis")
+    return values[0]
 
 
 def _of_yaml(path: Path, content: bytes) -> list[dict[str, Any]]:
-    import yaml  # comes with Ray and MLflow
+    import yaml
+
+    class Loader(yaml.BaseLoader):
+        """Reads all values as texts, so that they mean what they mean on a command line (in YAML 1:30 is 90)."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            names = [key.value for key, _ in node.value]
+            if len({*map(str, names)}) < len(names):
+                raise ForeignError("a row has a field twice")
+            return super().construct_mapping(node, deep)
 
     try:
-        data = parse_json(content) if path.suffix.lower() == ".json" else yaml.safe_load(content)
-    except (ForeignError, yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"--rows {path}: cannot be read ({error})") from error
+        data = yaml.load(content, Loader)  # it makes texts, lists and tables only
+    except (ForeignError, yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(f"--rows {path}: cannot be read ({' '.join(str(error).split())})") from error
     if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
         raise ConfigError(f"--rows {path}: is a list of rows, each with fields and values")
-    records = []
-    for row in data:
-        flat: dict[str, Any] = {}
-        for name, value in row.items():
-            plain = tuple(value) if isinstance(value, list) else value
-            flat[str(name)] = _cell(str(name), plain) if isinstance(plain, str) and name != ROW_NAME else plain
-        records.append(flat)
-    return records
+    return [{str(name): _plain(path, str(name), value) for name, value in row.items()} for row in data]
+
+
+def _plain(path: Path, name: str, value: Any) -> Any:
+    """A value of a YAML or JSON row."""
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return tuple(parse_value(each) for each in value)
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"--rows {path}: {name} is {'empty' if not value else 'no value'}; write a value, or {OWN}")
+    return value if name == ROW_NAME or value == OWN else _cell(name, value)

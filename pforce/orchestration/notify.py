@@ -21,15 +21,27 @@ PAUSES_SECONDS = (1.0, 3.0)
 
 def require_address(url: str | None) -> None:
     """Raise FieldError unless an address, where there is one, can take a message."""
-    parts = urlsplit(url or "")
-    possible = url is None or (parts.scheme in ("http", "https") and bool(parts.hostname))
-    require(possible, "notify", shown(url or ""), "an http:// or https:// address")
+    allowed = "an http:// or https:// address without a user, blanks or control characters"
+    require(url is None or _is_address(url), "notify", shown(url or ""), allowed)
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # ValueError for one that is no port
+    except ValueError:
+        return False
+    plain = url.isascii() and url.isprintable() and " " not in url
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None and plain
 
 
 def shown(url: str) -> str:
     """The address for messages: its host alone, as the rest of a webhook's address is a secret."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}/…" if parts.hostname else "its text"
+    try:
+        parts = urlsplit(url)
+        return f"{parts.scheme}://{parts.hostname}/…" if parts.hostname and parts.username is None else "its text"
+    except ValueError:
+        return "its text"
 
 
 def notify(url: str, message: Mapping[str, Any]) -> str | None:
@@ -45,8 +57,10 @@ def notify(url: str, message: Mapping[str, Any]) -> str | None:
             reason = f"it answers {error.code}"
             if error.code < 500 and error.code != 429:
                 break
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except OSError as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
+        except (http.client.HTTPException, ValueError) as error:
+            reason = type(error).__name__  # its text may repeat the address
         if pause is not None:
             time.sleep(pause)
     return f"{shown(url)} was not notified: {reason}"

@@ -363,5 +363,8 @@ def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
         raise ConfigError(f"--set {ranges[0].path}: is one value, no range and no condition")
     settings: dict[str, Any] = {}
     for axis in axes:
-        settings |= changes_of(axis.path, axis.values[0] if len(axis.values) == 1 else axis.values)
+        for path, value in changes_of(axis.path, axis.values[0] if len(axis.values) == 1 else axis.values).items():
+            if path in settings:
+                raise ConfigError(f"--set {path}: is set twice; give one value")
+            settings[path] = value
     return settings

@@ -7,17 +7,18 @@ sigma 0.5 and 0.6 under the reference truncation) are one piece of work: this is
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from pforce.base.errors import ConfigError
+from pforce.base.errors import ConfigError, did_you_mean
 from pforce.base.files import digest
 from pforce.config import Experiment, check_path, with_fields
 from pforce.records.parts import CellParts, Inputs, cell_parts
 from pforce.records.sweeps import require_name
 from pforce.sampling import Sampler
+from pforce.sampling.samplers import COMMON
 from pforce.timesteps import TimestepSampler
 from pforce.trial.where import with_precision
 
@@ -56,8 +57,14 @@ def changes_of(path: str, value: Any) -> dict[str, Any]:
 
 
 def _expanded(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes with the settings of choices as fields of their own."""
-    return {path: each for name, value in changes.items() for path, each in changes_of(name, value).items()}
+    """Changes with the settings of choices as fields of their own. ConfigError for one that is given twice."""
+    found: dict[str, Any] = {}
+    for name, value in changes.items():
+        for path, each in changes_of(name, value).items():
+            if path in found:
+                raise ConfigError(f"{path}: is given twice, once as a setting of {path.rpartition('.')[0]}")
+            found[path] = each
+    return found
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,8 @@ class Zip:
     range = None
 
 
+TIMESTEPS, SAMPLER = "timesteps", "sampler"
+"""Fields that are chosen by name, with settings of their own."""
 NOT_VARIED = "–"
 """Value of an axis in a cell in which its condition does not hold."""
 
@@ -143,6 +152,19 @@ def _same(value: Any, wanted: Any) -> bool:
 def holds(axis: Axis | Zip, values: Mapping[str, Any]) -> bool:
     """Whether the condition of an axis holds, for the values of the axes before it."""
     return axis.when is None or _same(values.get(axis.when[0]), axis.when[1])
+
+
+def _check_condition(when: tuple[str, Any], path: str, values: Mapping[str, Sequence[Any]]) -> None:
+    """Raise ConfigError unless an axis before has the field and the value of a condition."""
+    field, wanted = when
+    told = f"--when {field}={format_value(wanted)}"
+    if field not in values:
+        raise ConfigError(f"{told}: {field} is no axis before {path}; give it one, before")
+    if not any(_same(value, wanted) for value in values[field]):
+        names = dict.fromkeys(
+            value.name if isinstance(value, Choice) else format_value(value) for value in values[field]
+        )
+        raise ConfigError(f"{told}: {field} has no such value; {did_you_mean(format_value(wanted), names, 'it has')}")
 
 
 def format_value(value: Any) -> str:
@@ -215,33 +237,41 @@ class Sweep:
         require_name(self.name)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds = {list(self.seeds)}: must be at least one seed, each once")
-        before: list[str] = []
-        for axis in self.axes:
-            for path in axis.paths:
-                if path == "seed":
-                    raise ConfigError("seed: is an axis of every sweep; set its values with seeds")
-                if path in before:
-                    raise ConfigError(f"{path}: is an axis twice")
-                check_path(self.base, path)
-                before.append(path)
-            if axis.range is not None:
-                raise ConfigError(f"{before[-1]}={axis.range}: is a range; give its number of points (--grid N)")
-            if not axis.steps:
-                raise ConfigError(f"{before[-1]}: an axis needs at least one value")
-            if axis.when is not None and axis.when[0] not in before[:-1]:
-                raise ConfigError(
-                    f"--when {axis.when[0]}={format_value(axis.when[1])}: {axis.when[0]} is no axis before "
-                    f"{before[-1]}; give it one, before"
-                )
-        paths = before
+        paths = self._check_axes()
         names = [row.name for row in self.rows]
         for row in self.rows:
             if names.count(row.name) > 1:
                 raise ConfigError(f"row {row.name}: is there twice")
-            for path in row.changes:
+            for path in _expanded(row.changes):
                 if path == "seed" or path in paths:
                     raise ConfigError(f"row {row.name}: {path} is an axis of the sweep, no field of a row")
         _ = self.all_cells  # every cell must be a valid experiment
+
+    def _check_axes(self) -> set[str]:
+        """All fields that the axes change. ConfigError for an axis that does not fit the base or the axes before it."""
+        values: dict[str, list[Any]] = {}
+        for axis in self.axes:
+            if axis.range is not None:
+                raise ConfigError(f"{axis.paths[0]}={axis.range}: is a range; give its number of points (--grid N)")
+            if not axis.steps:
+                raise ConfigError(f"{axis.paths[0]}: an axis needs at least one value")
+            if axis.when is not None:
+                _check_condition(axis.when, axis.paths[0], values)
+            for number, path in enumerate(axis.paths):
+                if path == "seed":
+                    raise ConfigError("seed: is an axis of every sweep; set its values with seeds")
+                if path in values:
+                    raise ConfigError(f"{path}: is an axis twice")
+                check_path(self.base, path)
+                values[path] = [step[number] for step in axis.steps]
+        # A choice may bring settings, which another axis would change without a word in the cell's name.
+        for path, own in values.items():
+            for setting in dict.fromkeys(name for value in own for name in changes_of(path, value) if name != path):
+                if setting in values:
+                    raise ConfigError(
+                        f"{setting}: is an axis, and a setting of a value of {path}; set it in one of them"
+                    )
+        return {name for path, own in values.items() for value in own for name in changes_of(path, value)}
 
     @property
     def axis_headers(self) -> list[str]:
@@ -315,6 +345,23 @@ def _snapshots(cell: Cell) -> list[Cell]:
         budget = replace(training, images=images, snapshots=(), resumable=resumable)
         found.append(Cell((*cell.values, (IMAGES, images)), replace(cell.experiment, training=budget)))
     return found
+
+
+def check_settings(settings: Mapping[str, Any], changed: Iterable[str]) -> None:
+    """Raise ConfigError where a field that is set for all cells is changed by an axis or a row, which would win without
+    a word; a sampler or timestep sampler that varies brings its own settings."""
+    for path in changed:
+        own = {path} | {
+            each for each in settings
+            if path in (TIMESTEPS, SAMPLER) and each.startswith(f"{path}.") and each.rpartition(".")[2] not in COMMON
+            and each.count(".") == 1
+        }  # fmt: skip
+        for each in [each for each in settings if each in own]:
+            varies = "varies" if each == path else f"is lost where {path} varies"
+            raise ConfigError(
+                f"--set {each}: {varies}; leave it out, or give it with the value, such as {path}=NAME:SETTING=VALUE"
+                if path in (TIMESTEPS, SAMPLER) else f"--set {each}: {varies}; leave it out"
+            )  # fmt: skip
 
 
 def same_distribution_notes(work: list[Work]) -> list[str]:

@@ -42,6 +42,8 @@ def _make_database(uri: str) -> None:
     path = sqlite_path(uri)
     if path is None or path.exists():
         return
+    if path.is_symlink():  # sqlite would make its target
+        raise TrackingError(f"tracking database {uri}: {path} is a link to nothing; remove it")
     with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=path.parent) as folder:
         scratch = Path(folder) / path.name
         _make_empty(scratch)

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pforce.base.files import digest, give_by_umask, read_small, sha256_of, sync, umask
-from pforce.base.foreign import ForeignError, parse_object, quoted
+from pforce.base.foreign import ForeignError, parse_object, printable, quoted
 from pforce.base.tensors import read_safetensors
 
 FORMAT = 2
@@ -44,7 +44,10 @@ ENTRIES = {"identity": str, "step": int, "images_seen": int, "resumable": bool, 
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be used."""
+    """A checkpoint cannot be used. The message may repeat a stranger's name of a folder."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class Found(NamedTuple):

@@ -44,7 +44,7 @@ from pforce.orchestration.script import (
     sweep_frame,
     table_rows,
 )
-from pforce.orchestration.sweep import Axis, Sweep
+from pforce.orchestration.sweep import Axis, Sweep, check_settings
 from pforce.results.figures import calibration_figure
 from pforce.results.tables import CALIBRATION_COLUMNS, COST_COLUMNS, QUALITY_COLUMNS
 
@@ -77,12 +77,13 @@ class Arguments:
 def sweep(arguments: Arguments) -> Sweep:
     """The sweep as data, with λ in rising order, as the figure's colours need."""
     quick = arguments.preset == "quick"
-    settings = {**(QUICK if quick else {}), **parse_settings(arguments.set)}
-    base = with_fields(experiment(arguments.experiment), settings)
+    settings = parse_settings(arguments.set)
+    base = with_fields(experiment(arguments.experiment), {**(QUICK if quick else {}), **settings})
     if not base.model.difficulty_head:
         raise ConfigError(f"{base.name}: a model without a difficulty head has no λ; give an experiment of a PFT")
     weights = Axis("flow.difficulty_weight", tuple(sorted(arguments.difficulty_weight)))
     axes = (weights, *(parse_axis(text) for text in arguments.axis))
+    check_settings(settings, [path for axis in axes for path in axis.paths])
     seeds = arguments.seeds or ((0,) if quick else (0, 1, 2))
     return Sweep(arguments.name, base, axes, seeds, longer="--preset full" if quick else "")
 

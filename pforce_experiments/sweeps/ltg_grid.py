@@ -18,7 +18,7 @@ from pforce.config import Experiment, with_fields
 from pforce.orchestration.grammar import parse_axis
 from pforce.orchestration.options import Options
 from pforce.orchestration.script import QUICK, Comparison, parse_settings, run_sweep
-from pforce.orchestration.sweep import Axis, Sweep
+from pforce.orchestration.sweep import Axis, Sweep, check_settings
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,15 @@ def sweep(arguments: Arguments) -> Sweep:
     """The sweep as data."""
     base: Experiment = experiment(arguments.experiment)
     quick = arguments.preset == "quick"
-    base = with_fields(base, {**(QUICK if quick else {}), **parse_settings(arguments.set)})
+    settings = parse_settings(arguments.set)
+    base = with_fields(base, {**(QUICK if quick else {}), **settings})
     axes = (
         Axis("timesteps.m", arguments.m),
         Axis("timesteps.s", arguments.s),
         Axis("timesteps.sigma", arguments.sigma),
         *(parse_axis(text) for text in arguments.axis),
     )
+    check_settings(settings, [path for axis in axes for path in axis.paths])
     seeds = arguments.seeds or ((0,) if quick else (0, 1, 2))
     return Sweep(arguments.name, base, axes, seeds, longer="--preset full" if quick else "")
 

@@ -19,7 +19,7 @@ from pforce.base.arrays import open_arrays
 from pforce.base.console import make_console
 from pforce.base.foreign import ForeignError, inside, open_regular, parse_json, parse_object, printable, quoted
 from pforce.base.tensors import read_pickle
-from pforce.images import MOST_PIXELS, open_picture
+from pforce.images import MOST_PIXELS, open_picture, to_rgb
 
 
 @pytest.mark.parametrize("name", ["", "/etc/passwd", "../x", "a/../../x", "a\0b", "a\x1b[0m", "link/x", "x" * 5000])
@@ -30,8 +30,10 @@ def test_a_name_in_a_file_stays_below_its_folder(tmp_path, name):
     folder.mkdir()
     (folder / "link").symlink_to(outside)
     assert inside(folder, "a/b.tar") == folder / "a" / "b.tar"
-    with pytest.raises(ForeignError):
-        inside(folder, name)
+    (folder / "loop").symlink_to(folder / "loop")
+    for each in (name, "loop", "y" * 300):
+        with pytest.raises(ForeignError):
+            inside(folder, each)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,7 @@ def test_a_name_in_a_file_stays_below_its_folder(tmp_path, name):
         ("9" * 5000, "beyond 64 bits"),
         (str(2**70), "beyond 64 bits"),
         ("[NaN]", "NaN"),
+        ("[1e999]", "beyond floating-point"),
         ("{", "not JSON"),
         (b"\xff\xfe\x00", "not JSON"),
     ],
@@ -83,6 +86,10 @@ def test_characters_that_a_terminal_obeys_are_shown(text, shown):
 
 def test_errors_repeat_little_of_a_file():
     assert len(quoted("x" * 100_000)) < 1000
+    twice: list[object] = []
+    for _ in range(40):
+        twice = [twice, twice]
+    assert len(quoted(twice)) < 1000, "its whole text has 10^13 characters"
     assert "\n" not in quoted("a\nb")
 
 
@@ -140,6 +147,20 @@ def test_pictures_that_are_none_or_too_large(tmp_path):
     for cut in (20, 60, 100):
         with pytest.raises(ForeignError), open_picture(whole.getvalue()[:cut]) as image:
             image.load()
+
+
+def test_pictures_of_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    """Oracle: 20000 of 65535 is 78 of 255; Pillow itself makes 255 of it."""
+    deep = Image.fromarray(np.full((4, 5), 20_000, np.uint16))
+    deep.save(tmp_path / "deep.png")
+    with open_picture(tmp_path / "deep.png") as image:
+        assert image.mode.startswith("I")
+        assert np.unique(to_rgb(image)).tolist() == [78]
+        assert to_rgb(image).shape == (4, 5, 3)
+    assert np.unique(to_rgb(Image.fromarray(np.array([[0, 65_535]], np.uint16)))).tolist() == [0, 255]
+    assert np.unique(to_rgb(Image.new("L", (2, 2), 7))).tolist() == [7]
+    with pytest.raises(ForeignError, match="floating-point"):
+        to_rgb(Image.new("F", (2, 2)))
 
 
 # --- arrays --------------------------------------------------------------------------------------------------------
@@ -211,6 +232,14 @@ def test_a_pickle_makes_no_room(tmp_path):
     torch.save({"state_dict": {}, "room": _Room()}, tmp_path / "a.ckpt")
     with pytest.raises(ForeignError, match="bytearray"):
         read_pickle(tmp_path / "a.ckpt")
+    for name in ("torch\nFloatTensor", "torch\nTensor", "torch.storage\nUntypedStorage", "builtins\nbytearray"):
+        made = b"\x80\x02c" + name.encode() + b"\nJ@B\x0f\x00\x85R."  # of 1,000,000 numbers
+        for entry in ("x/data.pkl", "x/DATA.PKL"):
+            with zipfile.ZipFile(tmp_path / "d.ckpt", "w") as archive:
+                archive.writestr(entry, made)
+                archive.writestr("x/version", "3")
+            with pytest.raises(ForeignError, match="which no weights need"):
+                read_pickle(tmp_path / "d.ckpt")
     torch.save({"a": torch.zeros(1_000_000)}, tmp_path / "b.ckpt")
     with zipfile.ZipFile(tmp_path / "b.ckpt") as old, zipfile.ZipFile(tmp_path / "c.ckpt", "w", 8) as new:
         for info in old.infolist():

@@ -365,7 +365,19 @@ def _link(path: Path) -> None:
         tar.addfile(member)
 
 
-@pytest.mark.parametrize("harm", [_packed, _sparse, _link])
+def _backwards(path: Path) -> None:
+    """A member whose size leads back to its own header: a reader that believes it reads it for ever."""
+    with tarfile.open(path, "w") as tar:
+        tar.addfile(tarfile.TarInfo("__x__"))
+    content = bytearray(path.read_bytes())
+    content[124:136] = b"\xff" * 10 + b"\xfe\x00"  # −512, in base 256
+    content[148:156] = b" " * 8
+    content[148:156] = b"%06o\0 " % sum(content[:512])
+    path.write_bytes(content)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("harm", [_packed, _sparse, _link, _backwards])
 def test_a_strangers_shard_unpacks_to_no_more_than_it_is(tmp_path: Path, harm) -> None:  # type: ignore[no-untyped-def]
     """Its manifest states its hash and size, so that only its form is wrong. Oracle: all its samples are missing."""
     write_samples(tmp_path, [samples(4)])

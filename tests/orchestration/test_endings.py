@@ -115,7 +115,10 @@ def test_an_address_that_hangs_holds_nobody_up():
     assert "timed out" in str(problem)
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "hooks.example.org/SECRET", "ftp://h/x", "http://"])
+@pytest.mark.parametrize("url", [
+    "file:///etc/passwd", "hooks.example.org/SECRET", "ftp://h/x", "http://", "https://bot:SECRET@h/x",
+    "https://h/SECRET x", "http://[::1/SECRET", "http://h:99999999/SECRET",
+])  # fmt: skip
 def test_what_is_no_address_is_refused_before_anything_starts(url):
     with pytest.raises(FieldError, match=r"notify = .*: must be an http:// or https:// address") as error:
         Options(notify=url)

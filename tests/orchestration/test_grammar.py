@@ -32,7 +32,7 @@ def asked(*words: str) -> Sweep:
         ("timesteps=srm,ltg", Axis("timesteps", ("srm", "ltg"))),
         ("evaluation.context_timesteps=(0.1,0.2),(0.3,)", Axis("evaluation.context_timesteps", ((0.1, 0.2), (0.3,)))),
         ("flow.difficulty_weight=log:1e-4..1", Axis("flow.difficulty_weight", (), range=Range(1e-4, 1, log=True))),
-        ("training.images=64..640", Axis("training.images", (), range=Range(64, 640, integer=True))),
+        ("training.images=64..640", Axis("training.images", (), range=Range(64, 640))),
         ("timesteps.sigma=int:0..1", Axis("timesteps.sigma", (), range=Range(0, 1, integer=True))),
         ("timesteps.sigma=0..1.5", Axis("timesteps.sigma", (), range=Range(0, 1.5))),
         ("sampler.quantile=0.3 when sampler=euler", Axis("sampler.quantile", (0.3,), when=("sampler", "euler"))),
@@ -82,6 +82,19 @@ def test_ranges_become_points():
     assert labels("--axis", "flow.difficulty_weight=log:0.01..1", "--grid", "3", "--seeds", "2") == [
         f"difficulty_weight={value} seed={seed}" for seed in (0, 1) for value in ("0.01", "0.1", "1")
     ]
+
+
+def test_a_range_has_whole_numbers_where_its_field_takes_no_others():
+    assert [cell.experiment.timesteps.m for cell in asked("--axis", "timesteps.m=0..1", "--grid", "3").cells()] == [
+        0,
+        0.5,
+        1,
+    ]
+    nfe = asked("--axis", "sampler.num_function_evaluations=4..24", "--grid", "4").cells()
+    assert [cell.experiment.sampler.num_function_evaluations for cell in nfe] == [4, 11, 17, 24]
+    words = ["--axis", "sampler=euler,dual_loop", "--axis", "sampler.inner_steps=2..5", "--when", "sampler=dual_loop"]
+    inner = [cell.values[1][1] for cell in asked(*words, "--grid", "3").cells()]
+    assert inner == ["–", 2, 4, 5]
 
 
 def test_whole_numbers_may_be_written_with_an_exponent():
@@ -135,6 +148,19 @@ def test_rows_of_a_file(tmp_path, ending):
         (["--axis", "timestep.m=0"], "did you mean timesteps.m"),
         (["--axis", "timesteps.m=0", "--set", "timesteps.s=0..1"], "is one value, no range"),
         (["--axis", "timesteps.m=0", "--seeds", "0"], "seeds = 0"),
+        (["--axis", "timesteps.m=0", "--set", "timesteps.m=1"], "--set timesteps.m: varies"),
+        (["--axis", "timesteps=ltg,srm", "--set", "timesteps.sigma=0.2"], "is lost where timesteps varies"),
+        (["--axis", "timesteps=ltg,srm", "--set", "timesteps=ltg:0.7"], "--set timesteps: varies"),
+        (["--axis", "sampler=euler,dual_loop", "--set", "sampler=dual_loop:0.5"], "--set sampler: varies"),
+        (["--axis", "timesteps.m=0", "--set", "training.images=64", "--set", "training.images=128"], "is set twice"),
+        (
+            ["--axis", "timesteps=ltg:m=0.5,srm", "--axis", "timesteps.m=0,1"],
+            "timesteps.m: is an axis, and a setting of",
+        ),
+        (
+            ["--axis", "sampler=euler,dual_loop", "--axis", "sampler.quantile=0.3", "--when", "sampler=dual_lop"],
+            "has no such value; did you mean dual_loop",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said_with_its_cure(words, message):
@@ -154,16 +180,25 @@ def test_what_does_not_fit_is_said_with_its_cure(words, message):
         ("a.csv", "timesteps.m\n", "has 0 rows"),
         ("a.yaml", "a: [b", "cannot be read"),
         ("a.yaml", "timesteps.m: 1", "is a list of rows"),
-        ("a.yaml", "- !!python/object/apply:os.system ['touch marker']", "cannot be read"),
+        ("a.yaml", "- !!python/object/apply:os.system ['touch marker']", "is a list of rows"),
+        ("a.yaml", "- {timesteps.m: 0, timesteps.m: 0.5}", "a field twice"),
+        ("a.json", '[{"timesteps.m": 0, "timesteps.m": 0.5}]', "a field twice"),
+        ("a.yaml", "- {flow.difficulty_weight: 1:30}", "difficulty_weight = '1:30'"),
+        ("a.yaml", "- {timesteps.m: }", "timesteps.m is empty"),
+        ("a.yaml", "- {timesteps.m: {a: 1}}", "timesteps.m is no value"),
+        ("a.csv", 'timesteps,timesteps.m\n"ltg:0.7",0\n', "timesteps.m: is given twice"),
         ("a.json", "[[]]", "is a list of rows"),
+        ("a.csv", 'timesteps\n"ltg,srm"\n', "a row has one value of a field"),
+        ("a.csv", 'timesteps\n"ltg:m=0.5"\n', "timesteps.m is an axis of the sweep"),
         ("a.txt", "x", r"is a \.csv, \.yaml or \.json file"),
     ],
 )
 def test_files_of_rows_that_are_wrong(tmp_path, monkeypatch, name, text, message):
     monkeypatch.chdir(tmp_path)
     Path(name).write_text(text)
+    axis = ["--axis", "timesteps.m=0"] if "is an axis" in message else []
     with pytest.raises((ConfigError, FieldError), match=message):
-        asked("--rows", name)
+        asked("--rows", name, *axis)
     assert not Path("marker").exists()
     with pytest.raises(ConfigError, match="cannot be read"):
         asked("--rows", "missing.csv")
