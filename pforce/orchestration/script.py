@@ -362,9 +362,6 @@ def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
     if ranges := [axis for axis in axes if axis.range is not None or axis.when is not None]:
         raise ConfigError(f"--set {ranges[0].path}: is one value, no range and no condition")
     settings: dict[str, Any] = {}
-    for axis in axes:
-        for path, value in changes_of(axis.path, axis.values[0] if len(axis.values) == 1 else axis.values).items():
-            if path in settings:
-                raise ConfigError(f"--set {path}: is set twice; give one value")
-            settings[path] = value
+    for axis in axes:  # of several values of a field the last one counts, as on most command lines
+        settings |= changes_of(axis.path, axis.values[0] if len(axis.values) == 1 else axis.values)
     return settings

@@ -152,7 +152,6 @@ def test_rows_of_a_file(tmp_path, ending):
         (["--axis", "timesteps=ltg,srm", "--set", "timesteps.sigma=0.2"], "is lost where timesteps varies"),
         (["--axis", "timesteps=ltg,srm", "--set", "timesteps=ltg:0.7"], "--set timesteps: varies"),
         (["--axis", "sampler=euler,dual_loop", "--set", "sampler=dual_loop:0.5"], "--set sampler: varies"),
-        (["--axis", "timesteps.m=0", "--set", "training.images=64", "--set", "training.images=128"], "is set twice"),
         (
             ["--axis", "timesteps=ltg:m=0.5,srm", "--axis", "timesteps.m=0,1"],
             "timesteps.m: is an axis, and a setting of",
