@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable
 
 from pforce.base.words import counted
 from pforce.config import flat_params
@@ -70,27 +71,34 @@ class Trials(Source):
 
     def __init__(self, plan: Plan, recorder: Recorder) -> None:
         self.plan, self.recorder = plan, recorder
-        self.missing = plan.missing
-        self.waiting: Iterator[Work] = iter(self.missing)
-        self.work = {item.fingerprint: item for item in self.missing}
+        missing = plan.missing
+        self.waiting = deque(missing)
+        self.work = {item.fingerprint: item for item in missing}
+        self.under_way: Counter[str] = Counter()
+        """Training → cells of it that workers have."""
         self.trained: dict[str, Done] = {}
         """Digest of a cell → result of its training, where its measurements are still to come."""
 
     def next(self) -> Task | Idle:
         limit = self.plan.options.fail_fast
         if limit is not None and len(self.recorder.failed) >= limit:
-            left = sum(1 for _ in self.waiting)
-            if left:
+            if self.waiting:
                 self.recorder.display.line(
-                    f"{counted(limit, 'trial')} failed (--fail-fast {limit}): {counted(left, 'trial')} not begun; the "
-                    "same command begins them"
+                    f"{counted(limit, 'trial')} failed (--fail-fast {limit}): {counted(len(self.waiting), 'trial')} "
+                    "not begun; the same command begins them"
                 )
             return Idle.END
-        item = next(self.waiting, None)
-        return Idle.END if item is None else train_task(self.plan, item)
+        if not self.waiting:
+            return Idle.END
+        # A worker with a cell whose training another one runs waits for it, while a third could be trained.
+        item = next((item for item in self.waiting if not self.under_way[item.training]), self.waiting[0])
+        self.waiting.remove(item)
+        self.under_way[item.training] += 1
+        return train_task(self.plan, item)
 
     def done(self, task: Task, event: Done) -> None:
         assert isinstance(task, Train)
+        self.under_way[self.work[task.id].training] -= 1
         if task.measures:
             note = note_of(self.work[task.id], dict(event.metrics))
             self.recorder.finish(task.id, task.label, note, event.environment)
@@ -99,4 +107,5 @@ class Trials(Source):
             self.recorder.display.update(task.label, TRAINING_SHARE, "trained")
 
     def failed(self, task: Task, event: Failed) -> None:
-        """Do nothing, as no other task waits for a training of this sweep."""
+        """Nothing waits for a training of this sweep."""
+        self.under_way[self.work[task.id].training] -= 1
