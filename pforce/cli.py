@@ -39,7 +39,8 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ),
     ("sweep",): Command(
         "sweep.sweep",
-        "Train and measure every cell of a grid over any fields of an experiment; write a table and MLflow runs.",
+        "Train and measure cells over any fields of an experiment, as a grid or a search; write a table and MLflow "
+        "runs.",
         own=True,
     ),
     ("submit",): Command(

@@ -23,10 +23,11 @@ from pforce.commands import train
 from pforce.config import check_path, from_dict, to_dict, with_fields
 from pforce.executors.executor import Workforce
 from pforce.models import ModelConfig
+from pforce.orchestration.axes import Axis
 from pforce.orchestration.sampler_report import make_subject
-from pforce.orchestration.sampler_search import Search, SearchSpace, check_space
+from pforce.orchestration.sampler_search import SearchSpace, check_space
 from pforce.orchestration.sampler_sweep import SamplerSweep, run
-from pforce.orchestration.sweep import Axis, Sweep
+from pforce.orchestration.sweep import Sweep
 from pforce.records.identity import canonical_sampler
 from pforce.records.parts import Inputs, cell_parts
 from pforce.results.pareto import front_figure
@@ -37,6 +38,7 @@ from pforce.trial.source import load_source
 from pforce_experiments.openmoji32 import openmoji32_micro
 from pforce_experiments.sweeps import sampler_thresholds
 from tests.sampling.test_adaptive import awake
+from tests.support.studies import searching
 
 SOURCE = '''
 from collections.abc import Mapping
@@ -185,10 +187,10 @@ def test_it_is_an_option_of_every_command(finer, trained, tmp_path, monkeypatch,
     assert "--sampler.seed INT INT finer: seed of nothing. (default: 0 to 8 in steps of 2)" in helped
 
 
-def test_it_is_searched(finer):
+def test_it_is_searched(finer, tmp_path):
     """Suggestions lie on the grid of its ranges; a range of a user's takes the place of its own."""
     space = SearchSpace(("euler", "finer"), (4, 12), {"parts": (2, 3)})
-    search, seen = Search(space, Guidance(), seed=0), []
+    search, seen = searching(tmp_path, space), []
     for _ in range(40):
         sampler = search.ask()
         assert sampler is not None
@@ -210,7 +212,7 @@ def test_it_is_searched(finer):
             SearchSpace(("euler", "finer"), (4, 12), ranges)
 
 
-def test_settings_of_one_name_with_other_ranges_are_searched_apart(monkeypatch):
+def test_settings_of_one_name_with_other_ranges_are_searched_apart(monkeypatch, tmp_path):
     """Optuna knows a parameter by its name, which can have one range only."""
 
     @dataclass(frozen=True)
@@ -224,7 +226,7 @@ def test_settings_of_one_name_with_other_ranges_are_searched_apart(monkeypatch):
     assert space.parameters("slow") == {"inner_steps": "slow.inner_steps"}
     together = SearchSpace(("dual_loop", "random_order"))
     assert together.parameters("dual_loop") == {"quantile": "quantile", "inner_steps": "inner_steps"}
-    search = Search(space, Guidance(), seed=0)
+    search = searching(tmp_path, space)
     for _ in range(30):
         sampler = search.ask()
         assert sampler is not None

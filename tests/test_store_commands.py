@@ -15,9 +15,9 @@ from pforce.base.console import exit_on_errors, make_console
 from pforce.base.errors import ConfigError, FieldError
 from pforce.commands import cost as cost_command
 from pforce.commands import runs as runs_command
+from pforce.orchestration.axes import Axis
 from pforce.orchestration.options import Options
 from pforce.orchestration.script import run_sweep
-from pforce.orchestration.sweep import Axis
 from pforce.results import runs
 from pforce.results.costs import costs, run_costs
 from pforce.tracking import Tracker, default_uri, runs_frame, sweeps_frame

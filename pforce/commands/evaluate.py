@@ -17,7 +17,7 @@ from pforce.metrics.reference import save_statistics
 from pforce.orchestration.drive import WorkFailed
 from pforce.orchestration.evaluation import RESULT, Evaluation, Outcome, forget, known, run, show
 from pforce.orchestration.options import check_folder
-from pforce.orchestration.script import print_mlflow
+from pforce.orchestration.sweep_report import print_mlflow
 from pforce.records.ledger import Ledger
 from pforce.results import Report
 from pforce.results.tables import OVER_IMAGES

@@ -75,5 +75,5 @@ def train(arguments: list[str]) -> int:
         "evaluation; the options are then those of the selected one.",
         default=_Train(experiment),
     )
-    sweep = Sweep("train", parsed.experiment, axes=(), seeds=(parsed.experiment.seed,))
+    sweep = Sweep("train", parsed.experiment, axes=(), seeds=(parsed.experiment.seed,), known_by="cells")
     return run_sweep(sweep, parsed.options, executor="local" if parsed.options.workers == 1 else None)

@@ -24,6 +24,12 @@ from pforce.metrics.reference import ReferenceStatistics
 ImageMetric = Literal["frechet", "kernel", "precision_recall", "inception_score"]
 IMAGE_METRICS: tuple[ImageMetric, ...] = get_args(ImageMetric)
 
+KINDS_OF = {
+    "frechet": ("fd", "sfd"), "frechet_infinity": ("fd_infinity",), "kernel": ("kd",),
+    "precision_recall": ("precision", "recall"), "inception_score": ("is",),
+}  # fmt: skip
+"""Image metric → kinds of the numbers that it records; sfd only where the detector has spatial features."""
+
 LEAST = {
     "precision_recall": NEIGHBOURS + 1,
     "inception_score": SCORE_SPLITS,

@@ -16,8 +16,8 @@ from pforce.base.files import read_whole
 from pforce.base.words import counted
 from pforce.config import flat_params
 from pforce.metrics.names import BOUNDS, interval_names, read_names
+from pforce.orchestration.axes import format_value
 from pforce.orchestration.report import Source
-from pforce.orchestration.sweep import format_value
 from pforce.results import Report
 from pforce.results.shown import MAPS_PICTURE, pictures_of
 

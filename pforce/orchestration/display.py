@@ -81,9 +81,11 @@ class Display:
         if note is not None:
             self.console.print(self._line(f"{label}: {note}"))
 
-    def extend(self, units: int) -> None:
-        """Add units to the total."""
+    def extend(self, units: int, *, done: int = 0) -> None:
+        """Add units to the total, some of which may be finished already."""
         self.total += units
+        self.finished += done
+        self.at_start += done
         self.progress.update(self.all, total=float(self.total))
 
     def line(self, text: str) -> None:

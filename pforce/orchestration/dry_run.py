@@ -24,15 +24,15 @@ def print_dry_run(planned: Plan, console: Console) -> None:
         state = "diverged" if item.fingerprint in planned.diverged else state
         table.add_row(item.label, item.fingerprint, state)
     console.print(table)
-    if not planned.missing:
+    if not planned.left:
         console.print("Nothing to run.")
         return
     options = planned.options
     try:
         e = estimate(
-            planned.missing[0].experiment,
+            (planned.missing or planned.work)[0].experiment if planned.work else planned.sweep.base,
             planned.data,
-            len(planned.missing),
+            planned.left,
             cpus=options.cpus_per_trial,
             gpus=options.gpus_per_trial,
             workers=options.workers,
@@ -45,8 +45,8 @@ def print_dry_run(planned: Plan, console: Console) -> None:
         f"Estimate for this machine, from {TIMED_STEPS} training steps and {TIMED_EVALUATIONS} evaluations: "
         f"{e.training_seconds + e.evaluation_seconds:,.0f} s per trial ({e.training_seconds:,.0f} s training), "
         f"{e.placement.concurrent} at a time on {counted(e.placement.cpus, 'core')}{each}: about "
-        f"{duration(e.seconds)} for {counted(len(planned.missing), 'trial')}, until {_clock(e.seconds)}; "
-        f"{_device_hours(e, len(planned.missing), options.workers)}.",
+        f"{duration(e.seconds)} for {counted(planned.left, 'trial')}, until {_clock(e.seconds)}; "
+        f"{_device_hours(e, planned.left, options.workers)}.",
         soft_wrap=True,
     )
 

@@ -21,7 +21,8 @@ from pforce.base.errors import ConfigError, did_you_mean
 from pforce.base.files import read_small
 from pforce.base.foreign import ForeignError
 from pforce.config import Experiment
-from pforce.orchestration.sweep import Axis, Choice, NamedRow, Range, Zip
+from pforce.orchestration.axes import Axis, Choice, Range, Zip
+from pforce.orchestration.sweep import NamedRow
 from pforce.sampling import SAMPLERS
 from pforce.sampling.samplers import own_settings
 from pforce.timesteps import SAMPLERS as TIMESTEP_SAMPLERS

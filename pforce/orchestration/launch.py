@@ -42,7 +42,8 @@ STOPPED_BY = "Stopped by {}; the same command resumes from here."
 def _size(plan: Plan) -> dict[str, str]:
     """Tags of a sweep's size: its number of cells, and the cells that were finished before."""
     # Shortened, as a tag holds at most 4,000 characters.
-    return {Tags.CELLS: str(len(plan.work)), Tags.REUSED: " ".join(sorted(done[:12] for done in plan.done)[:300])}
+    cells = len(plan.work) + (plan.supply.left if plan.supply else 0)
+    return {Tags.CELLS: str(cells), Tags.REUSED: " ".join(sorted(done[:12] for done in plan.done)[:300])}
 
 
 def nothing_ran(plan: Plan) -> int:
@@ -81,7 +82,7 @@ def execute(plan: Plan, console: Console, executor: str, *, callbacks: Sequence[
     def say(text: str) -> None:
         console.print(text, soft_wrap=True)
 
-    if not plan.missing:
+    if not plan.left:
         show_finished(plan, say)
         return nothing_ran(plan)
     try:
@@ -121,7 +122,7 @@ def describe(plan: Plan, executor: Executor) -> str:
     """A sentence on the number of simultaneous trials and their resources."""
     placement, options = executor.placement, plan.options
     gpus = f" and {counted(placement.gpus, 'GPU')}" if placement.gpus else ""
-    text = f"{counted(len(plan.missing), 'trial')}, {placement.concurrent} at a time, each on "
+    text = f"{counted(plan.left, 'trial')}, {placement.concurrent} at a time, each on "
     cores = counted(placement.cpus, "core")
     if placement.workers == 1:
         return f"{text}{cores}{gpus}"
@@ -135,11 +136,12 @@ def describe(plan: Plan, executor: Executor) -> str:
 def _execute(
     plan: Plan, console: Console, name: str, callbacks: Sequence[Callback], say: Callable[[str], None]
 ) -> int:  # fmt: skip
-    tags, identity, options = provenance(), plan.sweep.identity(plan.work), plan.options
+    tags, identity, options = provenance(), plan.identity, plan.options
     with ExitStack() as stack:
         live = stack.enter_context(_page(plan, identity, say))
         reserve = stack.enter_context(_reserve(options.root, identity))
-        display = Display(console, "sweep", len(plan.work), len(plan.work) - len(plan.missing))
+        finished = len(plan.work) - len(plan.missing)
+        display = Display(console, "sweep", finished + plan.left, finished)
         recorder = Recorder(
             live, display, entries(plan, tags), folder=options.root,
             tags={**tags, **_size(plan), Tags.COMMAND: this_command()},
@@ -148,25 +150,25 @@ def _execute(
             stopped = _run(plan, name, callbacks, recorder, say)
         except (KeyboardInterrupt, SystemExit) as interrupted:
             say(STOPPED_BY.format(interrupted))
-            _stop(recorder, live, "stopped", limit=STOP_SECONDS)
+            _stop(plan, recorder, live, "stopped", limit=STOP_SECONDS)
             return STOPPED
         except Exception as error:
             if not isinstance(error, DiskFull) and not is_disk_full(error):
                 limit = STOP_SECONDS if isinstance(error, TrackingError) else float("inf")
-                _stop(recorder, live, f"driver: {type(error).__name__}", status="FAILED", limit=limit)
+                _stop(plan, recorder, live, f"driver: {type(error).__name__}", status="FAILED", limit=limit)
                 raise
             reserve.unlink(missing_ok=True)  # frees room for what is still to be written
             say(disk_full_message(options.root, str(error)))
             with suppress(OSError, TrackingError):
-                _stop(recorder, live, DISK_FULL, limit=STOP_SECONDS)
+                _stop(plan, recorder, live, DISK_FULL, limit=STOP_SECONDS)
             return STOPPED
         if stopped:
             say("Stopped by the wall-clock limit; the same command resumes from here.")
-            _stop(recorder, live, TIME_LIMIT)
+            _stop(plan, recorder, live, TIME_LIMIT)
             return STOPPED
         plan.failed |= recorder.failed
         failed = bool(recorder.failed or plan.diverged)
-        _stop(recorder, live, "", status="FAILED" if failed else "FINISHED")
+        _stop(plan, recorder, live, "", status="FAILED" if failed else "FINISHED")
         return SOME_FAILED if failed else DONE
 
 
@@ -177,9 +179,7 @@ def _run(
     limit = plan.options.max_hours
     deadline = None if limit is None else time.monotonic() + limit * 3600
     source = Trials(plan, recorder)
-    setup = setup_of(
-        plan.options, plan.sweep.name, tasks=len(plan.missing), say=recorder.display.line, callbacks=callbacks
-    )
+    setup = setup_of(plan.options, plan.sweep.name, tasks=plan.left, say=recorder.display.line, callbacks=callbacks)
     with make(name, setup) as executor:
         say(describe(plan, executor))
         recorder.begin()
@@ -192,11 +192,17 @@ def _run(
 
 
 def _stop(
-    recorder: Recorder, live: Live | None, reason: str, *, status: Status = "KILLED", limit: float = float("inf")
+    plan: Plan,
+    recorder: Recorder,
+    live: Live | None,
+    reason: str,
+    *,
+    status: Status = "KILLED",
+    limit: float = float("inf"),
 ) -> None:
     """Close the runs of running trials as KILLED, and the sweep's own run."""
     recorder.kill_all(reason)
-    recorder.close(status)
+    recorder.close(status, _size(plan))  # it may have grown
     if live is not None:
         live.finish(limit=limit)
 

@@ -6,6 +6,7 @@ import os
 import random
 import shlex
 import sys
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +16,16 @@ from pathlib import Path
 from rich.console import Console
 
 from pforce.base.errors import ConfigError
+from pforce.base.words import counted
 from pforce.config import Experiment, flat_params
 from pforce.data import Manifest, ensure
 from pforce.models.attention import require_attention
+from pforce.orchestration.axes import format_value
+from pforce.orchestration.display import Display
 from pforce.orchestration.notify import shown
 from pforce.orchestration.options import Options, tracker_of, tracking_uri_of
-from pforce.orchestration.sweep import Sweep, Work, same_distribution_notes, unspent_notes
+from pforce.orchestration.recorded import recorded, sweep_of_name
+from pforce.orchestration.sweep import Cell, Sweep, Work, reads_of, same_distribution_notes, unspent_notes
 from pforce.records import provenance as made
 from pforce.records.lease import Contender, LeaseError, held_below
 from pforce.records.ledger import Ledger
@@ -34,6 +39,36 @@ from pforce.trial.drawn_images import beyond_kept
 from pforce.trial.folder import TRAINING, training_folder
 from pforce.trial.reference import check_reference, inputs_of
 from pforce.trial.where import auto_precision_on, check_data, choose_device, precision_note
+
+ORDER = "order"
+"""Lease of the driver that runs a sweep's cells in their order."""
+
+
+class Supply(ABC):
+    """A supply of further cells of a sweep while it runs."""
+
+    @abstractmethod
+    def added(self, display: Display, *, waiting: int, running: int) -> list[Work]:
+        """New cells that are to run, which are also in the plan from now on.
+
+        Args:
+            waiting: number of cells that wait for a worker.
+            running: number of cells that workers have.
+        """
+
+    @property
+    @abstractmethod
+    def open(self) -> bool:
+        """Whether cells may still come while others run."""
+
+    @property
+    def left(self) -> int:
+        """Number of cells that are still to come, as far as it is known."""
+        return 0
+
+    @abstractmethod
+    def ended(self, item: Work) -> None:
+        """Take note of a cell that has finished or failed for good."""
 
 
 @dataclass
@@ -60,12 +95,40 @@ class Plan:
     """Trainings that other drivers are running; their cells come last."""
     order: int | None = None
     """Seed of a random order of cells, where another driver runs this sweep; else None."""
+    first: set[str] = field(default_factory=set)
+    """Fingerprints of cells that run before all others (--priority)."""
+    supply: Supply | None = None
+    """Supply of further cells; None for the sweep's file, to which other commands may add some."""
+    passed: set[str] = field(default_factory=set)
+    """Fingerprints of unfinished cells that earlier commands have added and this one does not run."""
+    _items: dict[str, Work] = field(default_factory=dict, repr=False)
+
+    @property
+    def identity(self) -> str:
+        """The sweep's identity."""
+        return self.sweep.identity(self.work)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All cells: the sweep's, and those that other commands have added."""
+        return [cell for item in self.work for cell in item.cells]
+
+    def item(self, cell: str) -> Work:
+        """The piece of work of a cell's digest."""
+        if cell not in self._items:
+            self._items = {item.fingerprint: item for item in self.work}
+        return self._items[cell]
+
+    @property
+    def left(self) -> int:
+        """Number of cells that still have to run, those to come included."""
+        return len(self.missing) + (self.supply.left if self.supply else 0)
 
     @contextmanager
     def in_order(self) -> Iterator[None]:
         """Choose the order of cells during the block: of several drivers of a sweep, one takes the cells in order, the
         others each in a random order so that they meet late, with cells that others are training last."""
-        key = f"order/{self.sweep.identity(self.work)}"
+        key = f"{ORDER}/{self.identity}"
         try:
             lease = Contender(self.options.place, key, "running the sweep in its order").try_acquire()
         except LeaseError:  # reported where work is leased
@@ -103,15 +166,10 @@ class Plan:
             random.Random(self.order).shuffle(work)  # no secret
         for item in work:
             if item.fingerprint not in self.done and item.fingerprint not in self.diverged:
-                turns.append((item.training in self.elsewhere, there[item.training], item))
+                turn = (item.fingerprint not in self.first, item.training in self.elsewhere, there[item.training])
+                turns.append((turn, item))
                 there[item.training] += 1
-        return [item for *_, item in sorted(turns, key=lambda turn: turn[:2])]
-
-
-def _reads(experiment: Experiment) -> tuple[object, ...]:
-    """The settings that a sweep reads once for all its cells."""
-    e = experiment.evaluation
-    return experiment.data, e.detector, e.detector_weights, e.reference
+        return [item for _, item in sorted(turns, key=lambda turn: turn[0])]
 
 
 def check_workers(experiment: Experiment, workers: int) -> None:
@@ -136,6 +194,19 @@ def auto_precision(options: Options) -> str:
     return auto_precision_on(choose_device())
 
 
+def _add_earlier(sweep: Sweep, work: list[Work], inputs: Inputs, ledger: Ledger) -> set[str]:
+    """Add the finished cells that earlier commands of the same name have written down. Returns the fingerprints of
+    those that are left out. ConfigError where that sweep has other settings."""
+    there = sweep_of_name(sweep, ledger.storage, ledger.say)
+    if sweep.points is not None:  # the study of a search has them
+        return set()
+    earlier = recorded(sweep, there, inputs, {item.fingerprint for item in work})
+    # A table of the paper shows the seeds that were asked for: a row with more of them would be no fair one.
+    finished = finished_of(earlier, ledger) if sweep.known_by == "settings" else set()
+    work += [item for item in earlier if item.fingerprint in finished]
+    return {item.fingerprint for item in earlier} - finished
+
+
 def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
     """Check the storage, all cells against the data, and the tracking store, and look up which cells are done. Starts
     no worker."""
@@ -151,9 +222,9 @@ def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
     manifest.check(folder)
     detector = sweep.base.evaluation.load_detector()
     checked: set[tuple[object, ...]] = set()
-    for cell in sweep.cells():
-        experiment = cell.experiment
-        if _reads(experiment) != _reads(sweep.base):
+    cells = [cell.experiment for cell in sweep.cells()] or [sweep.base]  # a search has none yet
+    for experiment in cells:
+        if reads_of(experiment) != reads_of(sweep.base):
             raise ConfigError(
                 "data, evaluation.detector and evaluation.reference cannot be axes; run one sweep for each of their "
                 "values"
@@ -168,8 +239,12 @@ def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
     check_reference(sweep.base.evaluation, detector)
     inputs = inputs_of(sweep.base.evaluation, manifest, detector, auto=auto_precision(options))
     work, ledger = sweep.work(inputs), Ledger(options.place, say)
+    passed = _add_earlier(sweep, work, inputs, ledger)
     notes = [*same_distribution_notes(work), *unspent_notes(work)]
-    beyond = beyond_kept(max(item.experiment.evaluation.images for item in work), detector)
+    if passed and sweep.known_by == "settings":
+        several = f"{counted(len(passed), 'unfinished cell')} of earlier commands of this name"
+        notes.append(f"{several} not run: not among this command's; a command with their values runs them")
+    beyond = beyond_kept(max((cell.evaluation.images for cell in cells), default=0), detector)
     slow = "" if options.ray_address else precision_note(sweep.base.training.precision, choose_device())
     notes += filter(None, [beyond, slow])
     if sweep.base.training.precision == "auto" and options.ray_address and inputs.auto == FLOAT32:
@@ -177,7 +252,7 @@ def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
             "precision auto is float32, as this machine has no GPU; where the cluster's workers have some, give "
             "--gpus-per-trial, or --set training.precision=bfloat16"
         )
-    planned = Plan(sweep, options, folder, None, inputs, work, ledger, set(), notes=notes)
+    planned = Plan(sweep, options, folder, None, inputs, work, ledger, set(), notes=notes, passed=passed)
     planned.look()
     if not is_installed():
         notes.append("MLflow is not installed here: results are in the storage, and `pforce mirror` shows them")
@@ -186,7 +261,7 @@ def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
         planned.tracker = tracker_of(options.place, options.tracking_uri)
         planned.tracker.check()
     except TrackingError as error:
-        if planned.missing:  # nothing is trained, as the address may be wrong
+        if planned.missing or sweep.points is not None:  # nothing is trained, as the address may be wrong
             raise
         planned.tracker = None
         notes.append(f"{error}. {CATCH_UP[0].upper()}{CATCH_UP[1:]}")
@@ -228,13 +303,18 @@ def this_command() -> str:
 
 def entry_of(item: Work) -> CellEntry:
     """A cell's entry in the sweep's file."""
-    return CellEntry.of(item.label, item.parts, flat_params(item.experiment), item.experiment.seed)
+    values = [(header, format_value(value)) for header, value in item.cells[0].values]
+    return CellEntry.of(item.label, item.parts, flat_params(item.experiment), item.experiment.seed, values)
 
 
 def sweep_entry(planned: Plan) -> SweepEntry:
     """The file of a sweep, which lists its cells."""
     cells, sweep = [entry_of(item) for item in planned.work], planned.sweep
-    return SweepEntry(sweep.name, sweep.identity(planned.work), cells, command=this_command(), user=made.user())
+    settings = None if sweep.known_by == "cells" else sweep.settings
+    return SweepEntry(
+        sweep.name, planned.identity, cells, command=this_command(), user=made.user(), axes=sweep.paths,
+        settings=settings,
+    )  # fmt: skip
 
 
 def trial_folder(options: Options, item: Work) -> Path:

@@ -21,8 +21,9 @@ from pforce.orchestration.options import Options
 from pforce.orchestration.outlook import missing_data, print_outlook
 from pforce.orchestration.plan import Plan
 from pforce.orchestration.reproduction import sweep_name, sweep_of
-from pforce.orchestration.script import print_mlflow, push_files, run_sweep, sweep_frame
+from pforce.orchestration.script import run_sweep
 from pforce.orchestration.sweep import Sweep, Work
+from pforce.orchestration.sweep_report import print_mlflow, push_files, sweep_frame
 from pforce.records.parts import Inputs
 from pforce.reproduction import Scale, Table, metric_of
 from pforce.results import Report, Row, curves

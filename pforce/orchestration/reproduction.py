@@ -21,4 +21,4 @@ def sweep_of(table: Table, scale: Scale, seeds: Sequence[int] | None = None) -> 
     """
     table.check(scale)
     rows = tuple(NamedRow(row.name, row.changes) for row in table.rows(scale))
-    return Sweep(sweep_name(table, scale), table.base(scale), (), tuple(seeds or scale.seeds), rows)
+    return Sweep(sweep_name(table, scale), table.base(scale), (), tuple(seeds or scale.seeds), rows, known_by="name")

@@ -6,24 +6,18 @@ Each sampler declares the values of its settings that are tried (`pforce.samplin
 from __future__ import annotations
 
 import itertools
-import random
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import TrialState, create_trial
+from optuna.trial import BaseTrial, FrozenTrial
 
 from pforce.base.errors import FieldError, require, require_applies, require_one_of
 from pforce.models import ModelConfig
+from pforce.orchestration.study import RANDOM_ATTEMPTS, Study
 from pforce.sampling import SAMPLERS, Euler, Guidance, Range, Sampler, check_sampler
-
-ASKED_AGAIN = 10
-"""Number of consecutive suggestions that were measured already after which a random one is tried."""
-RANDOM_TRIES = 1000
-"""Number of consecutive random samplers that were measured already after which the space counts as exhausted."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +92,7 @@ class SearchSpace:
                 found[key] = [ranges[setting].low, ranges[setting].high]
         return found
 
-    def distributions(self, sampler: str) -> dict[str, BaseDistribution]:
+    def distributions_of(self, sampler: str) -> dict[str, BaseDistribution]:
         """Distributions of a sampler's parameters."""
         found: dict[str, BaseDistribution] = {
             "sampler": CategoricalDistribution(self.samplers), "nfe": IntDistribution(*self.nfe),
@@ -108,12 +102,33 @@ class SearchSpace:
             found[key] = _distribution(ranges[setting])
         return found
 
+    @cached_property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Distributions of all samplers' parameters."""
+        return {key: each for name in self.samplers for key, each in self.distributions_of(name).items()}
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The space as plain data."""
+        return self.identity
+
+    def suggest(self, trial: BaseTrial) -> dict[str, Any]:
+        """Parameters of a sampler, as a study suggests them."""
+        name = trial.suggest_categorical("sampler", self.samplers)
+        found: dict[str, Any] = {"sampler": name}
+        for parameter, distribution in self.distributions_of(str(name)).items():
+            if parameter != "sampler":
+                found[parameter] = _suggest(trial, parameter, distribution)
+        return found
+
+    def rounded(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameters with rounded floats, because steps of 0.05 give 0.15000000000000002."""
+        return {name: round(value, 6) if isinstance(value, float) else value for name, value in parameters.items()}
+
     def to_sampler(self, parameters: Mapping[str, Any], guidance: Guidance) -> Sampler:
-        """Suggested parameters as a sampler; floats are rounded, because steps of 0.05 give 0.15000000000000002."""
-        own: dict[str, Any] = {}
-        for setting, key in self.parameters(parameters["sampler"]).items():
-            value = parameters[key]
-            own[setting] = round(value, 6) if isinstance(value, float) else value
+        """Suggested parameters as a sampler."""
+        rounded = self.rounded(parameters)
+        own = {setting: rounded[key] for setting, key in self.parameters(parameters["sampler"]).items()}
         return SAMPLERS[parameters["sampler"]](parameters["nfe"], guidance, **own)
 
     def to_parameters(self, sampler: Sampler) -> dict[str, Any]:
@@ -123,7 +138,7 @@ class SearchSpace:
             for setting, key in self.parameters(sampler.name).items()
             if setting in sampler.settings
         }
-        return {"sampler": sampler.name, "nfe": sampler.schedule().num_function_evaluations, **own}
+        return {"sampler": sampler.name, "nfe": sampler.num_function_evaluations, **own}
 
     def default(self, sampler: str, guidance: Guidance) -> Sampler:
         """A sampler with its defaults, moved into the ranges, at the largest NFE."""
@@ -140,7 +155,7 @@ def _distribution(values: Range) -> BaseDistribution:
     return FloatDistribution(values.low, values.high, step=values.step)
 
 
-def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> float | int:
+def _suggest(trial: BaseTrial, name: str, distribution: BaseDistribution) -> float | int:
     if isinstance(distribution, IntDistribution):
         return trial.suggest_int(name, distribution.low, distribution.high, step=distribution.step)
     assert isinstance(distribution, FloatDistribution)
@@ -148,21 +163,18 @@ def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> 
 
 
 class Search:
-    """Suggests samplers that were not measured yet. `tell` it measurements of earlier calls first."""
+    """Suggests samplers that were not measured yet, through a study. `tell` it measurements of earlier calls first.
 
-    def __init__(self, space: SearchSpace, guidance: Guidance, *, seed: int) -> None:
-        self.space, self.guidance = space, guidance
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # group and constant_liar are called experimental
-            sampler = optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=12, multivariate=True, group=True, constant_liar=True
-            )
-        self.study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
+    A sampler that was under way when its process was killed is a running trial of the study, and comes first.
+    """
+
+    def __init__(self, space: SearchSpace, guidance: Guidance, study: Study) -> None:
+        self.space, self.guidance, self.study = space, guidance, study
         self.known: dict[str, tuple[float, float]] = {}
-        self.under_way: dict[str, optuna.Trial | None] = {}
+        self.under_way: dict[str, int | None] = {}
+        """Key of a sampler → number of its trial; None for one that has none."""
         self.failed: set[str] = set()
-        self.random = random.Random(seed)
+        self.left_over = [trial for trial in study.trials if not trial.state.is_finished()]
         self.first = [config for config in self.baselines() if config.name in space.samplers]
 
     def baselines(self) -> list[Sampler]:
@@ -181,73 +193,65 @@ class Search:
     def tell(self, config: Sampler, distance: float, nfe: float) -> None:
         """Add a measurement of this call or of an earlier one."""
         key = self.key(config)
-        trial = self.under_way.pop(key, None)
+        number = self.under_way.pop(key, None)
         self.known[key] = (distance, nfe)
-        if trial is not None:
-            self.study.tell(trial, [distance, nfe])
+        if number is not None:
+            self.study.tell(number, [distance, nfe])
             return
-        try:
-            told = create_trial(
-                params=self.space.to_parameters(config),
-                distributions=self.space.distributions(config.name),
-                values=[distance, nfe],
-                state=TrialState.COMPLETE,
-            )
-        except ValueError:
-            return  # a baseline outside the ranges: known, but not part of the modelled space
-        self.study.add_trial(told)
+        params = self.space.rounded(self.space.to_parameters(config))
+        if self.study.possible(params):  # else outside the ranges: known, but not part of the modelled space
+            self.study.add(params, [distance, nfe], (), "records")
+
+    def recall(self, config: Sampler, distance: float, nfe: float) -> None:
+        """Add a measurement of an earlier call, which the study may know."""
+        key = self.key(config)
+        same = next((trial for trial in self.study.trials if self.key(self._sampler(trial)) == key), None)
+        if same is None:
+            self.tell(config, distance, nfe)
+            return
+        self.known[key] = (distance, nfe)
+        self.study.tell(same.number, [distance, nfe])
+        self.left_over = [trial for trial in self.left_over if trial.number != same.number]
 
     def fail(self, config: Sampler) -> None:
-        """Note that a sampler could not be measured."""
-        trial = self.under_way.pop(self.key(config), None)
+        """Note that a sampler could not be measured; its trial stays, and the next call retries it."""
+        self.under_way.pop(self.key(config), None)
         self.failed.add(self.key(config))
-        if trial is not None:
-            self.study.tell(trial, state=TrialState.FAIL)
 
     def ask(self) -> Sampler | None:
         """A sampler that has not been measured and is not being measured; None where the space seems exhausted."""
+        while self.left_over:
+            trial = self.left_over.pop(0)
+            if (config := self._begin(trial)) is not None:
+                return config
         while self.first:
             config = self.first.pop(0)
             if self.key(config) not in {**self.known, **self.under_way}:
-                self.under_way[self.key(config)] = None
+                self.under_way[self.key(config)] = self.study.begin(self.space.to_parameters(config)).number
                 return config
-        for _ in range(ASKED_AGAIN):
-            trial = self.study.ask()
-            name = trial.suggest_categorical("sampler", self.space.samplers)
-            parameters: dict[str, Any] = {"sampler": name}
-            for parameter, distribution in self.space.distributions(name).items():
-                if parameter != "sampler":
-                    parameters[parameter] = _suggest(trial, parameter, distribution)
-            config = self.space.to_sampler(parameters, self.guidance)
-            key = self.key(config)
-            if key in self.known:
-                self.study.tell(trial, list(self.known[key]))
-            elif key in self.under_way or key in self.failed:
-                self.study.tell(trial, state=TrialState.FAIL)
-            else:
-                self.under_way[key] = trial
-                return config
-        for _ in range(RANDOM_TRIES):
-            config = self._random()
-            key = self.key(config)
-            if key not in {**self.known, **self.under_way} and key not in self.failed:
-                self.under_way[key] = None
+        for _ in range(RANDOM_ATTEMPTS):
+            asked = self.study.ask()
+            if asked is None:
+                return None
+            if (config := self._begin(asked)) is not None:
                 return config
         return None
 
-    def _random(self) -> Sampler:
-        """A random point of the space's grid."""
-        name = self.random.choice(self.space.samplers)
-        parameters: dict[str, Any] = {"sampler": name}
-        for parameter, distribution in self.space.distributions(name).items():
-            if isinstance(distribution, IntDistribution):
-                places = (distribution.high - distribution.low) // distribution.step
-                parameters[parameter] = distribution.low + distribution.step * self.random.randint(0, places)
-            elif isinstance(distribution, FloatDistribution):
-                step = distribution.step or 1.0
-                places = round((distribution.high - distribution.low) / step)
-                parameters[parameter] = distribution.low + step * self.random.randint(0, places)
-        return self.space.to_sampler(parameters, self.guidance)
+    def _sampler(self, trial: FrozenTrial) -> Sampler:
+        return self.space.to_sampler(trial.params, self.guidance)
+
+    def _begin(self, trial: FrozenTrial) -> Sampler | None:
+        """The sampler of a trial; None, with the trial told, where another trial has measured it or is measuring it."""
+        config = self._sampler(trial)
+        key = self.key(config)
+        if key in self.known:
+            self.study.tell(trial.number, list(self.known[key]))
+        elif key in self.under_way:
+            self.study.tell(trial.number, None)
+        elif key not in self.failed:
+            self.under_way[key] = trial.number
+            return config
+        return None
 
 
 def check_space(space: SearchSpace, guidance: Guidance, model: ModelConfig) -> None:

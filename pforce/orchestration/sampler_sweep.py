@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
 import pandas as pd
 from rich.console import Console
@@ -19,18 +20,19 @@ from pforce.metrics.names import CostName
 from pforce.orchestration.display import Display
 from pforce.orchestration.drive import Source, drive
 from pforce.orchestration.launch import STOP_SECONDS
+from pforce.orchestration.objectives import Objective
 from pforce.orchestration.options import SCRATCH
 from pforce.orchestration.plan import provenance, this_command
 from pforce.orchestration.recorder import Entry, Recorder
 from pforce.orchestration.sampler_search import Measurement, Search, SearchSpace, label
+from pforce.orchestration.study import Method, Study
 from pforce.records.identity import canonical_sampler
-from pforce.records.lease import leased
 from pforce.records.ledger import Ledger
 from pforce.records.parts import Request
 from pforce.records.provenance import user
 from pforce.records.row import joined
 from pforce.records.status import Status
-from pforce.records.sweeps import CellEntry, SweepEntry, read_sweep, require_name
+from pforce.records.sweeps import CellEntry, SweepEntry, add_cells, read_sweep, require_name
 from pforce.results.pareto import on_front
 from pforce.results.shown import recorded_view, show_cells
 from pforce.sampling import Euler, Guidance, Sampler
@@ -56,6 +58,10 @@ class SamplerSweep:
     guidance: Guidance = field(default_factory=Guidance)
     seed: int = 0
     """Seed of Optuna's sampler."""
+    method: Method = "tpe"
+    """Optuna's method."""
+    study: str | None = None
+    """Address of the study's database; None for a journal in the storage."""
     confirm: bool = True
     """Measure the front once more from other noise, because selection favours lucky noise."""
     weights: str = "ema"
@@ -90,6 +96,12 @@ class SamplerSweep:
         own = [self.name, self.space.identity, asdict(self.guidance), self.seed, self.key(task)]
         return digest("sampler sweep", json.loads(json.dumps(own)))
 
+    def open_study(self, storage: Storage) -> Study:
+        """The study of the search. ConfigError as `Study`."""
+        goal = Objective(self.distance), Objective(CostName.NFE)
+        return Study(storage, self.name, self.study, study=f"{self.name}-{self.identity[:8]}", space=self.space,
+                     objectives=goal, method=self.method, seed=self.seed, trials=self.trials)  # fmt: skip
+
 
 @dataclass
 class Outcome:
@@ -116,7 +128,7 @@ class _Run:
         self.sweep, self.storage, self.console = sweep, storage, console
         self.distance = sweep.distance
         self.ledger = Ledger(storage, self._say)
-        self.search = Search(sweep.space, sweep.guidance, seed=sweep.seed)
+        self.search = Search(sweep.space, sweep.guidance, sweep.open_study(storage))
         self.metrics: dict[str, dict[str, float]] = {}
         """Key → metrics of a measurement."""
         self.configs: dict[str, Sampler] = {}
@@ -144,7 +156,7 @@ class _Run:
             config = sampler_from_dict(json.loads(str(cell.params["sampler.json"])))
             task = Measurement(config, self.sweep.noise_seed)
             if self.known(task):
-                self.accept(config, self.sweep.key(task), reused=False)
+                self.accept(config, self.sweep.key(task), recalled=True)
 
     def known(self, task: Measurement) -> bool:
         """Whether a measurement is there, whoever made it, so that none is made twice."""
@@ -159,13 +171,16 @@ class _Run:
             self.confirmed[key] = task
         return True
 
-    def accept(self, config: Sampler, key: str, *, reused: bool) -> None:
+    def accept(self, config: Sampler, key: str, *, reused: bool = False, recalled: bool = False) -> None:
         """Add a sampler with known metrics to this sweep."""
         self.configs[key] = config
         if reused:
             self.reused.append(key)
-        self.search.tell(config, self.metrics[key][self.distance], self.metrics[key][CostName.NFE])
-        self.keep()
+        (self.search.recall if recalled else self.search.tell)(
+            config, self.metrics[key][self.distance], self.metrics[key][CostName.NFE]
+        )
+        if not recalled:
+            self.keep()
 
     def keep(self) -> None:
         """Write the sweep's file with its samplers."""
@@ -173,13 +188,8 @@ class _Run:
                  *self.confirmed.values()]  # fmt: skip
         cells = {(entry := self.entry(task)).cell: entry for task in tasks}
         sweep = self.sweep
-        with leased(
-            self.storage, f"sweep/{sweep.identity}", "writing down a sweep"
-        ):  # other processes may write it, too
-            there = read_sweep(self.storage, sweep.name, sweep.identity, self._say)
-            others = {cell.cell: cell for cell in there.cells} if there else {}
-            several = list({**others, **cells}.values())
-            SweepEntry(sweep.name, sweep.identity, several, command=this_command(), user=user()).write(self.storage)
+        own = SweepEntry(sweep.name, sweep.identity, list(cells.values()), command=this_command(), user=user())
+        add_cells(self.storage, own, self._say)
 
     def entry(self, task: Measurement) -> CellEntry:
         """A measurement's entry in the sweep's file."""
@@ -203,9 +213,8 @@ class _Run:
         subject, entry = self.sweep.subject, self.entry(task)
         tags = {**self.tags, "model": subject.source, "model.sha256": subject.sha256, "weights": self.sweep.weights}
         params = {name: str(value) for name, value in self.params(task).items()}
-        return Entry(
-            entry.cell, label(task), params, tags, whole=lambda: recorded_view(entry, self.storage, self._say)
-        )  # fmt: skip
+        whole = partial(recorded_view, entry, self.storage, self._say)
+        return Entry(entry.cell, label(task), params, tags, whole=whole)
 
     def frame(self, again: int | None = None) -> pd.DataFrame:
         """One row per sampler; `again` is the noise seed of the confirmation."""
@@ -245,7 +254,7 @@ class _Run:
         key = self.sweep.key(task)
         self.metrics[key] = dict(metrics)
         if task.seed == self.sweep.noise_seed:
-            self.accept(task.sampler, key, reused=False)
+            self.accept(task.sampler, key)
         else:
             self.confirmed[key] = task
             self.keep()
@@ -301,8 +310,7 @@ class Searching(Source):
         state, sweep = self.state, self.state.sweep
         # A failed sampler counts as tried in this call; the next call retries it.
         while len(state.configs) + len(state.failed) + len(self.under_way) < sweep.trials and not self.used_up:
-            config = state.search.ask()
-            if config is None:
+            if (config := state.search.ask()) is None:
                 self.used_up = True
                 return None
             task = Measurement(config, sweep.noise_seed)

@@ -10,6 +10,7 @@ from pforce.base.words import counted
 from pforce.config import flat_params
 from pforce.metrics.distances import metric_name
 from pforce.orchestration.drive import Source
+from pforce.orchestration.growth import Growth
 from pforce.orchestration.plan import Plan, entry_of
 from pforce.orchestration.recorder import TRAINING_SHARE, Entry, Recorder
 from pforce.orchestration.sweep import Work
@@ -42,11 +43,10 @@ def entries(plan: Plan, tags: dict[str, str]) -> Callable[[str], Entry]:
     Args:
         tags: tags of every run.
     """
-    work = {item.fingerprint: item for item in plan.work}
     place, say = plan.options.place, plan.ledger.say
 
     def entry(cell: str) -> Entry:
-        item = work[cell]
+        item = plan.item(cell)
         inputs = {f"input.{name}": value for name, value in plan.inputs.tags().items()}
         own = {**tags, **inputs, "weights": "ema", Tags.SEED: str(item.experiment.seed), Tags.TRAINING: item.training}
         if (branch := decay_of(item.parts.training)) is not None:
@@ -71,6 +71,7 @@ class Trials(Source):
 
     def __init__(self, plan: Plan, recorder: Recorder) -> None:
         self.plan, self.recorder = plan, recorder
+        self.supply = plan.supply or Growth(plan)
         missing = plan.missing
         self.waiting = deque(missing)
         self.work = {item.fingerprint: item for item in missing}
@@ -88,8 +89,12 @@ class Trials(Source):
                     "not begun; the same command begins them"
                 )
             return Idle.END
+        running = self.under_way.total()
+        for added in self.supply.added(self.recorder.display, waiting=len(self.waiting), running=running):
+            self.waiting.append(added)
+            self.work[added.fingerprint] = added
         if not self.waiting:
-            return Idle.END
+            return Idle.WAIT if running and self.supply.open else Idle.END
         # A worker with a cell whose training another one runs waits for it, while a third could be trained.
         item = next((item for item in self.waiting if not self.under_way[item.training]), self.waiting[0])
         self.waiting.remove(item)
@@ -98,14 +103,16 @@ class Trials(Source):
 
     def done(self, task: Task, event: Done) -> None:
         assert isinstance(task, Train)
-        self.under_way[self.work[task.id].training] -= 1
+        item = self.work[task.id]
+        self.under_way[item.training] -= 1
         if task.measures:
-            note = note_of(self.work[task.id], dict(event.metrics))
-            self.recorder.finish(task.id, task.label, note, event.environment)
+            self.recorder.finish(task.id, task.label, note_of(item, dict(event.metrics)), event.environment)
+            self.supply.ended(item)
         else:
             self.trained[task.id] = event
             self.recorder.display.update(task.label, TRAINING_SHARE, "trained")
 
     def failed(self, task: Task, event: Failed) -> None:
-        """Nothing waits for a training of this sweep."""
-        self.under_way[self.work[task.id].training] -= 1
+        item = self.work[task.id]
+        self.under_way[item.training] -= 1
+        self.supply.ended(item)

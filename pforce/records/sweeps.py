@@ -17,6 +17,7 @@ from typing import Any
 from pforce.base.errors import require
 from pforce.base.files import digest, read_small, write_json
 from pforce.base.foreign import parse_object, quoted
+from pforce.records.lease import leased
 from pforce.records.parts import CellParts, Part, Request
 from pforce.records.record import MOST_TIME, RecordError
 from pforce.storage import Storage
@@ -57,12 +58,17 @@ class CellEntry:
     """Hash of the tensors of a given model; else None."""
     digests: Sequence[str] | None = None
     """Digests of its records, where given images are measured and there is no model."""
+    values: Sequence[Sequence[str]] = ()
+    """(header, value) of each axis, as the sweep's table shows them."""
 
     @classmethod
-    def of(cls, label: str, parts: CellParts, params: Mapping[str, Any], seed: int) -> CellEntry:
+    def of(
+        cls, label: str, parts: CellParts, params: Mapping[str, Any], seed: int, values: Sequence[Sequence[str]] = ()
+    ) -> CellEntry:
         """The entry of a cell that is trained."""
         return cls(
-            label, parts.digest, params, parts.request.plain(), seed, parts.training.identity, parts.images_seen
+            label, parts.digest, params, parts.request.plain(), seed, parts.training.identity, parts.images_seen,
+            values=values,
         )  # fmt: skip
 
     @property
@@ -90,6 +96,10 @@ class SweepEntry:
     created: float = field(default_factory=time.time)
     command: str = ""
     user: str = ""
+    axes: Sequence[str] = ()
+    """Dotted paths of the fields that vary, in order."""
+    settings: Mapping[str, Any] | None = None
+    """The fields that its cells have in common, by dotted path; None where it is not known by its name."""
 
     def must_be(self, name: str, identity: str) -> None:
         """Raise ValueError unless the sweep has this name and identity."""
@@ -123,12 +133,19 @@ def _parse(content: bytes) -> SweepEntry:
         raise ValueError("a name is not a text, or a time is not a number")
     if not 0 <= found.created <= MOST_TIME:
         raise ValueError(f"created = {quoted(found.created)}: a time in seconds since 1970")
+    if not _texts(found.axes) or not (found.settings is None or isinstance(found.settings, dict)):
+        raise ValueError("its axes are no list of fields, or its settings are no table")
     require_name(found.name)
     if not FILE.fullmatch(f"{found.identity}.json"):
         raise ValueError("its identity is no digest")
     for cell in cells:
         _check(cell)
     return found
+
+
+def _texts(value: object) -> bool:
+    """Whether a value is a list of texts."""
+    return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
 
 
 def _check(cell: CellEntry) -> None:
@@ -139,6 +156,8 @@ def _check(cell: CellEntry) -> None:
         raise ValueError(f"{quoted(cell.label)}: something is called by no digest")
     if not isinstance(cell.params, dict) or not all(isinstance(name, str) for name in cell.params):
         raise ValueError(f"{cell.label}: its parameters are not a table with names")
+    if not isinstance(cell.values, list | tuple) or not all(_texts(pair) and len(pair) == 2 for pair in cell.values):
+        raise ValueError(f"{cell.label}: its values are not pairs of texts")
     if not all(type(each) is int and 0 <= each < MOST_IMAGES for each in (cell.images_seen, abs(cell.seed))):
         raise ValueError(f"{cell.label}: its images seen, or its seed, are impossible")
     if cell.training is None and not cell.digests and not isinstance(cell.weights, str):
@@ -186,6 +205,25 @@ def read_sweep(storage: Storage, name: str, identity: str, say: Callable[[str], 
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         say(f"{path} is damaged ({quoted(str(error))}); its records are kept, and the sweep's command writes it again")
         return None
+
+
+def add_cells(
+    storage: Storage, entry: SweepEntry, say: Callable[[str], None],
+    check: Callable[[SweepEntry], None] = lambda there: None,
+) -> None:  # fmt: skip
+    """Write a sweep's file with its cells and those that other processes have written there.
+
+    Args:
+        check: function that raises an error where the file is of a sweep that this one must not be added to.
+    """
+    with leased(storage, f"sweep/{entry.identity}", "writing down a sweep"):
+        there = read_sweep(storage, entry.name, entry.identity, say)
+        if there is not None:
+            check(there)
+            known = {cell.cell for cell in entry.cells}
+            others = [cell for cell in there.cells if cell.cell not in known]
+            entry = replace(entry, cells=[*entry.cells, *others], created=there.created)
+        entry.write(storage)
 
 
 def read_sweeps(storage: Storage, say: Callable[[str], None], name: str | None = None) -> Iterator[SweepEntry]:

@@ -26,7 +26,8 @@ FEW_DECADES = 100
 MARKERS = "osD^v<>PX*"
 
 
-def _style() -> AbstractContextManager[None]:
+def style() -> AbstractContextManager[None]:
+    """Text size and frame of every figure."""
     return mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 
 
@@ -47,7 +48,7 @@ def cell_figure(table: pd.DataFrame, axes: list[str], path: Path) -> None:
         labels = ["\n".join(f"{axis} {row[axis]}" for axis in axes) for _, row in table.iterrows()]
     rows = math.ceil(len(panels) / PANELS_A_ROW)
     columns = math.ceil(len(panels) / rows)
-    with _style():
+    with style():
         figure = Figure(figsize=(max(2.4, 0.62 * len(table) + 1.0) * columns, 3.0 * rows), layout="constrained")
         places = figure.subplots(rows, columns, squeeze=False).flatten()
         for place in places[len(panels) :]:
@@ -84,7 +85,7 @@ def calibration_figure(curves: pd.DataFrame, axes: list[str], path: Path, *, sym
     marker: dict[tuple[str, ...], str] = {}
     legend: dict[str, Artist] = {}
     timesteps = sorted(curves["t"].unique())
-    with _style():
+    with style():
         figure = Figure(figsize=(3.2 * len(timesteps) + 1.4, 3.4), layout="constrained")
         panels = figure.subplots(1, len(timesteps), squeeze=False)[0]
         for panel, t in zip(panels, timesteps, strict=True):

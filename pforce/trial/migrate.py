@@ -21,6 +21,7 @@ from pforce.base.files import digest, read_whole
 from pforce.config import Experiment, flat_params, to_dict
 from pforce.metrics.detectors import Detector, DetectorError, load_detector
 from pforce.metrics.detectors.inception import InceptionDetector
+from pforce.metrics.distances import KINDS_OF
 from pforce.metrics.names import (
     BESIDE,
     CALIBRATION,
@@ -44,11 +45,6 @@ from pforce.records.sweeps import CellEntry, SweepEntry
 from pforce.storage import Storage
 
 Say = Callable[[str], None]
-KINDS_OF = {
-    "frechet": ("fd", "sfd"), "frechet_infinity": ("fd_infinity",), "kernel": ("kd",),
-    "precision_recall": ("precision", "recall"), "inception_score": ("is",),
-}  # fmt: skip
-"""Image metric → kinds of its distances."""
 HELD_OUT_KINDS: Mapping[Analysis, Sequence[str]] = {
     "loss": (VALIDATION_LOSS,), "difficulty": (*DIFFICULTY, *CALIBRATION), "context": CONTEXT,
 }  # fmt: skip

@@ -17,9 +17,9 @@ get without the likelihood.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -27,65 +27,35 @@ from rich.console import Console
 from pforce import results
 from pforce.base.console import exit_on_errors
 from pforce.base.errors import ConfigError
-from pforce.catalog import experiment
-from pforce.commands.command_line import parse
-from pforce.config import with_fields
-from pforce.orchestration.grammar import parse_axis
-from pforce.orchestration.options import Options
+from pforce.commands.sweep_arguments import PresetArguments, parse_sweep
+from pforce.orchestration.axes import Axis
 from pforce.orchestration.plan import Plan
-from pforce.orchestration.script import (
+from pforce.orchestration.sweep import Sweep
+from pforce.orchestration.sweep_report import (
     ALL_ROWS,
-    QUICK,
     Comparison,
-    parse_settings,
     print_report,
     push_files,
-    run_sweep,
     sweep_frame,
     table_rows,
 )
-from pforce.orchestration.sweep import Axis, Sweep, check_settings
 from pforce.results.figures import calibration_figure
 from pforce.results.tables import CALIBRATION_COLUMNS, COST_COLUMNS, QUALITY_COLUMNS
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(PresetArguments):
     """Train and measure an experiment at several λ; write a table, a calibration figure and MLflow runs."""
 
-    experiment: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[EXPERIMENT]")] = "openmoji32_micro"
-    """Experiment whose λ varies: a name or FILE.py:FUNCTION. Its model must have a difficulty head."""
     difficulty_weight: Annotated[tuple[float, ...], tyro.conf.arg(aliases=("--values",))] = (0.001, 0.01, 0.1)
     """λ, the weights of the difficulty head's negative log-likelihood; 0 leaves the head untrained."""
-    axis: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A further axis, FIELD=VALUE,VALUE,… such as timesteps.sigma=0.2,0.6; repeatable."""
-    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A field's value in all cells, FIELD=VALUE such as training.images=32000; repeatable."""
-    seeds: tuple[int, ...] | None = None
-    """Training seeds of every cell. Default: 0; with --preset full: 0 1 2."""
-    preset: Literal["quick", "full"] = "quick"
-    """quick: takes minutes, too short to rank anything. full: the experiment's own budget and 3 seeds. --set overrides
-    both."""
-    name: str = "lambda_sweep"
-    """Name of the sweep, of its MLflow experiment and of its files."""
-    dry_run: bool = False
-    """Print cells, fingerprints, which are done, and the time that the others would take; run nothing."""
-    comparison: Annotated[Comparison, tyro.conf.arg(name="")] = field(default_factory=Comparison)
-    options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
 
 
-def sweep(arguments: Arguments) -> Sweep:
+def sweep(a: Arguments) -> Sweep:
     """The sweep as data, with λ in rising order, as the figure's colours need."""
-    quick = arguments.preset == "quick"
-    settings = parse_settings(arguments.set)
-    base = with_fields(experiment(arguments.experiment), {**(QUICK if quick else {}), **settings})
-    if not base.model.difficulty_head:
-        raise ConfigError(f"{base.name}: a model without a difficulty head has no λ; give an experiment of a PFT")
-    weights = Axis("flow.difficulty_weight", tuple(sorted(arguments.difficulty_weight)))
-    axes = (weights, *(parse_axis(text) for text in arguments.axis))
-    check_settings(settings, [path for axis in axes for path in axis.paths])
-    seeds = arguments.seeds or ((0,) if quick else (0, 1, 2))
-    return Sweep(arguments.name, base, axes, seeds, longer="--preset full" if quick else "")
+    if not a.base.model.difficulty_head:
+        raise ConfigError(f"{a.base.name}: a model without a difficulty head has no λ; give an experiment of a PFT")
+    return a.sweep_of("lambda_sweep", (Axis("flow.difficulty_weight", tuple(sorted(a.difficulty_weight))),))
 
 
 def report(planned: Plan, console: Console, comparison: Comparison = ALL_ROWS) -> None:
@@ -112,14 +82,8 @@ def report(planned: Plan, console: Console, comparison: Comparison = ALL_ROWS) -
 
 def main() -> int:
     """Entry point."""
-    arguments = parse(Arguments, description=__doc__)
-    return run_sweep(
-        sweep(arguments),
-        arguments.options,
-        dry_run=arguments.dry_run,
-        report=partial(report, comparison=arguments.comparison),
-        comparison=arguments.comparison,
-    )
+    arguments = parse_sweep(Arguments, description=__doc__)
+    return arguments.run(sweep(arguments), partial(report, comparison=arguments.comparison))
 
 
 if __name__ == "__main__":

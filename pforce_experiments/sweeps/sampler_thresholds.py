@@ -13,7 +13,7 @@ Measured: analysis/results/sampler_thresholds.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -29,7 +29,7 @@ from pforce.orchestration.options import ExecutorOptions, StoreOptions
 from pforce.orchestration.sampler_report import make_subject, report
 from pforce.orchestration.sampler_search import SearchSpace, check_space
 from pforce.orchestration.sampler_sweep import SamplerSweep, run
-from pforce.orchestration.script import print_mlflow, push_files
+from pforce.orchestration.sweep_report import print_mlflow, push_files
 from pforce.sampling import Guidance
 
 
@@ -58,6 +58,11 @@ class Arguments(ExecutorOptions, StoreOptions):
     """Measure the front again from other noise: the best of many owes part of its result to its noise."""
     data: str | None = None
     """Experiment whose held-out images are the reference, for models that do not name one."""
+    search: Literal["tpe", "nsga2", "gp", "random"] = "tpe"
+    """Optuna's method; nsga2 is for many trials. The study stays in the storage (studies/NAME.journal, which
+    optuna-dashboard opens)."""
+    study: str | None = None
+    """Address of a database that holds the study, for a storage in a bucket: postgresql://HOST/NAME."""
     seed: int = 0
     """Seed of the search."""
     noise_seed: int = 0
@@ -105,7 +110,10 @@ def main() -> int:
     subject = make_subject(
         source, storage, data=a.data, images=a.images, reference=a.reference_images, seed=a.noise_seed
     )
-    sweep = SamplerSweep(a.name, subject, space, a.trials, guidance, a.seed, confirm=a.confirm, weights=source.weights)
+    sweep = SamplerSweep(
+        a.name, subject, space, a.trials, guidance, a.seed, method=a.search, study=a.study, confirm=a.confirm,
+        weights=source.weights,
+    )  # fmt: skip
     tracker = a.tracker
     console.print(
         f"{source.path}: {counted(a.trials, 'sampler')}, {counted(a.images, 'image')} each",

@@ -21,10 +21,11 @@ from pforce.base.words import counted
 from pforce.catalog import experiment
 from pforce.config import with_fields
 from pforce.executors.support.start import start_ray
+from pforce.orchestration.axes import Axis
 from pforce.orchestration.launch import execute
 from pforce.orchestration.options import Options
 from pforce.orchestration.plan import plan
-from pforce.orchestration.sweep import Axis, Sweep
+from pforce.orchestration.sweep import Sweep
 
 ROUNDS = 4
 SMALL = {

@@ -18,10 +18,11 @@ from pathlib import Path
 
 from pforce import results
 from pforce.base.console import make_console
+from pforce.orchestration.axes import Axis
+from pforce.orchestration.growth import keep_sweep
 from pforce.orchestration.options import Options
 from pforce.orchestration.plan import Plan, plan
-from pforce.orchestration.script import keep_sweep
-from pforce.orchestration.sweep import Axis, Sweep
+from pforce.orchestration.sweep import Sweep
 from pforce.storage import Storage
 from tests.results.conftest import known
 from tests.training.conftest import tiny

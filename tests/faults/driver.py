@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 
 from pforce.base.console import exit_on_errors
+from pforce.orchestration.axes import Axis
 from pforce.orchestration.options import Options
 from pforce.orchestration.script import run_sweep
-from pforce.orchestration.sweep import Axis, Sweep
+from pforce.orchestration.sweep import Sweep
 from pforce.training import Callback, Record, TrainState
 from tests.training.conftest import tiny
 

@@ -6,9 +6,10 @@ import pytest
 
 from pforce import results
 from pforce.base.console import SOME_FAILED
+from pforce.orchestration.axes import Axis
 from pforce.orchestration.options import Options
 from pforce.orchestration.script import run_sweep
-from pforce.orchestration.sweep import Axis, Sweep
+from pforce.orchestration.sweep import Sweep
 from pforce.tracking import default_uri
 from tests.training.conftest import tiny
 

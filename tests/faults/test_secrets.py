@@ -99,7 +99,8 @@ def test_secrets_stay_where_they_were_put(server: Server, mlflow: MlflowServer, 
     gone = server.uri("nothere/x", f"{PLANTED['BucketKey']}:{PLANTED['BucketSecret']}@")
     calls = [
         ([*sweep, *where, "--executor", "tune"], DONE),
-        ([*sweep, *where, "--executor", "processes", "--set", "training.images=1280"], DONE),
+        ([*sweep, *where, "--executor", "processes", "--set", "training.images=1280", "--name", "longer"], DONE),
+        ([*sweep, *where, "--search", "tpe", "--trials", "2", "--name", "searched", "--study", database], USAGE_ERROR),
         ([*sweep, "--storage", str(tmp_path / "local"), "--tracking-uri", database], USAGE_ERROR),
         ([*sweep, "--storage", gone, "--tracking-uri", tracking], USAGE_ERROR),
         ([*sweep, *where, "--dry-run"], DONE),

@@ -8,9 +8,10 @@ import pytest
 from rich.console import Console
 
 from pforce.base.console import make_console
+from pforce.orchestration.axes import Axis
 from pforce.orchestration.options import Options
 from pforce.orchestration.plan import Plan, plan
-from pforce.orchestration.sweep import Axis, Sweep
+from pforce.orchestration.sweep import Sweep
 from tests.training.conftest import tiny
 
 

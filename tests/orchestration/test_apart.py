@@ -11,10 +11,11 @@ from pforce import results
 from pforce.base.console import DONE, SOME_FAILED, STOPPED
 from pforce.config import with_fields
 from pforce.orchestration import apart
+from pforce.orchestration.axes import Axis
 from pforce.orchestration.options import Options
 from pforce.orchestration.script import run_sweep
 from pforce.orchestration.shared import Shared
-from pforce.orchestration.sweep import Axis, Sweep
+from pforce.orchestration.sweep import Sweep
 from pforce.tracking import default_uri
 from tests.orchestration.conftest import small_sweep
 from tests.training.conftest import tiny

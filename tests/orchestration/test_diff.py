@@ -10,9 +10,9 @@ from pforce import results
 from pforce.base.console import DONE
 from pforce.base.errors import ConfigError
 from pforce.commands.diff import diff
+from pforce.orchestration.axes import Axis
 from pforce.orchestration.options import Options, StorageOptions
 from pforce.orchestration.script import run_sweep
-from pforce.orchestration.sweep import Axis
 from tests.orchestration.conftest import small_sweep
 
 

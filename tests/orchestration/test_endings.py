@@ -18,12 +18,12 @@ from pforce import results
 from pforce.base.console import DONE, SOME_FAILED, make_console
 from pforce.base.errors import FieldError
 from pforce.orchestration import notify as notices
+from pforce.orchestration.axes import Axis
 from pforce.orchestration.dry_run import print_dry_run
 from pforce.orchestration.notify import notify
 from pforce.orchestration.options import Options
 from pforce.orchestration.plan import this_command
 from pforce.orchestration.script import run_sweep
-from pforce.orchestration.sweep import Axis
 from tests.orchestration.conftest import make_plan, small_sweep
 from tests.support.ports import free_port
 

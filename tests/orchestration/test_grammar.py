@@ -9,10 +9,11 @@ import pytest
 from pforce import results
 from pforce.base.console import DONE
 from pforce.base.errors import ConfigError, FieldError, InputError
-from pforce.commands.command_line import parse
-from pforce.commands.sweep import Arguments, sweep, sweep_of
-from pforce.orchestration.grammar import join_conditions, parse_axis, parse_zip, read_rows
-from pforce.orchestration.sweep import Axis, Range, Sweep, Zip
+from pforce.commands.sweep import sweep
+from pforce.commands.sweep_arguments import SweepArguments, parse_sweep
+from pforce.orchestration.axes import Axis, Range, Zip
+from pforce.orchestration.grammar import parse_axis, parse_zip, read_rows
+from pforce.orchestration.sweep import Sweep
 from pforce_experiments.openmoji32 import openmoji32_micro
 
 
@@ -21,7 +22,7 @@ def labels(*words: str) -> list[str]:
 
 
 def asked(*words: str) -> Sweep:
-    return sweep_of(parse(Arguments, "pforce sweep", join_conditions(["openmoji32_micro", *words])))
+    return parse_sweep(SweepArguments, "pforce sweep", ["openmoji32_micro", *words]).sweep()
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_rows_of_a_file(tmp_path, ending):
         (["--zip", "timesteps.m,timesteps.s=0:1,0.7"], "0.7 has 1 values, where 2 fields"),
         (["--zip", "timesteps.m=0,1"], "is FIELD,FIELD"),
         (["--zip", "timesteps.m,timesteps.s=0:1", "--axis", "timesteps.m=0"], "timesteps.m: is an axis twice"),
-        (["--axis", "timesteps.m=0..1"], "is a range; give its number of points"),
+        (["--axis", "timesteps.m=0..1"], "is a range; give --search tpe --trials N, or its number"),
         (["--axis", "timesteps.m=1..0", "--grid", "3"], "a smaller and a larger number"),
         (["--axis", "timesteps.s=log:0..1", "--grid", "3"], "ends above 0"),
         (["--axis", "timesteps.m=0,1", "--grid", "3"], "no axis is one"),
@@ -213,7 +214,7 @@ def test_cells_are_those_of_the_scripts():
     """`pforce sweep` with the axes of the LTG grid names the same cells as `sweeps/ltg_grid.py`."""
     from pforce_experiments.sweeps import ltg_grid
 
-    theirs = ltg_grid.sweep(ltg_grid.Arguments(preset="full", seeds=(0,)))
+    theirs = ltg_grid.sweep(ltg_grid.Arguments(preset="full", seeds=1))
     words = ["--axis", "timesteps.m=0,0.7", "--axis", "timesteps.s=1", "--axis", "timesteps.sigma=0.2,0.6"]
     ours = asked(*words, "--name", "ltg_grid")
     assert [cell.experiment for cell in ours.cells()] == [cell.experiment for cell in theirs.cells()]

@@ -15,8 +15,8 @@ from pforce.base.console import DONE, SOME_FAILED, make_console
 from pforce.base.errors import ConfigError, FieldError
 from pforce.executors.support import seats
 from pforce.executors.support.placement import Node, place
+from pforce.orchestration.axes import Axis
 from pforce.orchestration.launch import execute
-from pforce.orchestration.sweep import Axis
 from pforce.tracking import Tracker
 from tests.orchestration.conftest import make_plan, small_sweep
 

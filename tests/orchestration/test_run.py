@@ -16,12 +16,15 @@ from pforce.base.console import DONE, SOME_FAILED, STOPPED, make_console
 from pforce.base.errors import ConfigError
 from pforce.config import with_fields
 from pforce.data import DataError
+from pforce.orchestration.axes import Axis
 from pforce.orchestration.find import find_source
+from pforce.orchestration.growth import keep_sweep
 from pforce.orchestration.launch import execute
 from pforce.orchestration.options import Options
 from pforce.orchestration.plan import Plan, trial_folder
-from pforce.orchestration.script import keep_sweep, run_sweep, table_rows
-from pforce.orchestration.sweep import Axis, Sweep
+from pforce.orchestration.script import run_sweep
+from pforce.orchestration.sweep import Sweep
+from pforce.orchestration.sweep_report import table_rows
 from pforce.records.lease import leased
 from pforce.storage import StorageError
 from pforce.tracking import Mirror, Tags, View
@@ -131,7 +134,7 @@ def test_a_diverged_cell_fails_with_its_reason_and_the_others_finish(tmp_path, c
     assert len(results.runs(plan.options.uri)) == 2
     (record,) = make_plan(sweep, tmp_path).diverged.values()
     assert record.started > next(iter(shown.diverged.values())).finished, "the new attempt's"
-    longer = make_plan(small_sweep(Axis("optimizer.learning_rate", (1e20,)), steps=20), tmp_path)
+    longer = make_plan(small_sweep(Axis("optimizer.learning_rate", (1e20,)), steps=20, name="longer"), tmp_path)
     assert longer.missing == [], "a longer training comes past the same point"
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from pforce.base.errors import ConfigError
 from pforce.config import flat_params, with_fields
+from pforce.orchestration.axes import NOT_VARIED, changes_of
 from pforce.orchestration.grammar import parse_axis, parse_zip
 from pforce.orchestration.space import Space
-from pforce.orchestration.sweep import NOT_VARIED, changes_of
 from pforce_experiments.openmoji32 import openmoji32_micro
 
 AXES = (
@@ -60,12 +60,11 @@ def test_what_was_suggested_is_recognised_in_an_experiment():
         values = space.suggest(trial)
         changes = {path: value for path, value in values.items() if value is not NOT_VARIED}
         fields = flat_params(with_fields(base, changes))
-        fields["sampler"] = fields["sampler.name"]
         found = space.parameters(fields)
         assert found is not None
-        assert found.keys() == trial.params.keys()
+        assert found == space.rounded(trial.params)
         for name, value in trial.params.items():
-            assert found[name] == (pytest.approx(value, rel=1e-9) if isinstance(value, float) else value)
+            assert found[name] == (pytest.approx(value, rel=2e-3, abs=6e-4) if isinstance(value, float) else value)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ from pforce.base.errors import ConfigError, FieldError
 from pforce.base.words import counted
 from pforce.config import flat_params, with_fields
 from pforce.executors.support.placement import Node, place
+from pforce.orchestration.axes import Axis, format_value
 from pforce.orchestration.calibration import estimate
 from pforce.orchestration.grammar import parse_axis
 from pforce.orchestration.script import parse_settings
-from pforce.orchestration.sweep import Axis, Sweep, format_value, same_distribution_notes, unspent_notes
+from pforce.orchestration.sweep import Sweep, same_distribution_notes, unspent_notes
 from pforce.records.parts import Inputs
 from pforce.timesteps import LTG, SRM
 from pforce_experiments.openmoji32 import openmoji32_micro

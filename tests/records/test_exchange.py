@@ -16,10 +16,11 @@ from pforce.base.errors import ConfigError
 from pforce.cli import _run
 from pforce.config import with_fields
 from pforce.data import Manifest
+from pforce.orchestration.axes import Axis
+from pforce.orchestration.growth import keep_sweep
 from pforce.orchestration.options import Options
 from pforce.orchestration.plan import Plan, plan
-from pforce.orchestration.script import keep_sweep
-from pforce.orchestration.sweep import Axis, Sweep
+from pforce.orchestration.sweep import Sweep
 from pforce.records import legacy
 from pforce.records.exchange import export, import_lines, import_storage
 from pforce.records.ledger import RECORDS

@@ -20,14 +20,15 @@ from pforce.base.console import DONE, make_console
 from pforce.commands.evaluate import evaluate
 from pforce.commands.mirror import mirror
 from pforce.executors.executor import Workforce
+from pforce.orchestration.axes import Axis
+from pforce.orchestration.growth import keep_sweep
 from pforce.orchestration.launch import execute
 from pforce.orchestration.options import StoreOptions
 from pforce.orchestration.plan import sweep_entry
 from pforce.orchestration.sampler_report import make_subject
 from pforce.orchestration.sampler_search import SearchSpace
 from pforce.orchestration.sampler_sweep import SamplerSweep, run
-from pforce.orchestration.script import keep_sweep, sweep_frame
-from pforce.orchestration.sweep import Axis
+from pforce.orchestration.sweep_report import sweep_frame
 from pforce.records.sweeps import CellEntry, SweepEntry, read_sweep
 from pforce.results import shown
 from pforce.results.shown import views_of
@@ -185,7 +186,7 @@ def test_a_store_that_is_away_hides_no_table(doors):
     frame = sweep_frame(plan)
     assert frame[frame["sweep"] == SWEEP.name]["status"].tolist() == ["FINISHED"] * 2
     with pytest.raises(TrackingError, match="nothing listens there"):
-        make_plan(small_sweep(steps=9), doors.root, tracking_uri="http://127.0.0.1:1")
+        make_plan(small_sweep(steps=9, name="longer"), doors.root, tracking_uri="http://127.0.0.1:1")
 
 
 @pytest.mark.parametrize("name", ["../../../etc", "/etc", "a'b", "A" * 32, ""])

@@ -10,9 +10,9 @@ import pytest
 
 from pforce.base.console import make_console
 from pforce.config import flat_params
+from pforce.orchestration.growth import keep_sweep
 from pforce.orchestration.options import Options
 from pforce.orchestration.plan import Plan, plan
-from pforce.orchestration.script import keep_sweep
 from pforce.orchestration.sweep import Sweep, Work
 from pforce.records.ledger import Ledger
 from pforce.records.record import Record

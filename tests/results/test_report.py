@@ -11,9 +11,11 @@ from scipy import stats
 
 from pforce.base.console import exit_on_errors, make_console
 from pforce.base.errors import ConfigError, FieldError
+from pforce.orchestration.axes import Axis
 from pforce.orchestration.options import Options
-from pforce.orchestration.script import Comparison, print_report, run_sweep
-from pforce.orchestration.sweep import Axis, Sweep
+from pforce.orchestration.script import run_sweep
+from pforce.orchestration.sweep import Sweep
+from pforce.orchestration.sweep_report import Comparison, print_report
 from pforce_experiments.sweeps import lambda_sweep, ltg_grid
 from tests.results.conftest import planned_with
 from tests.training.conftest import DATA, tiny

@@ -22,7 +22,8 @@ from mlflow.store.db.utils import InitialBase, _get_alembic_config
 
 from pforce.base.console import exit_on_errors, make_console
 from pforce.orchestration.options import Options
-from pforce.orchestration.script import print_mlflow, run_sweep
+from pforce.orchestration.script import run_sweep
+from pforce.orchestration.sweep_report import print_mlflow
 from pforce.tracking import Tracker, TrackingError, checks, default_uri, mask
 from pforce.tracking.checks import store_name
 from tests.orchestration.conftest import make_plan, small_sweep

@@ -13,9 +13,9 @@ import pytest
 
 from pforce import results
 from pforce.base.console import DONE
+from pforce.orchestration.axes import Axis
+from pforce.orchestration.growth import keep_sweep
 from pforce.orchestration.launch import execute
-from pforce.orchestration.script import keep_sweep
-from pforce.orchestration.sweep import Axis
 from pforce.tracking import TrackingError
 from tests.orchestration.conftest import console, make_plan, small_sweep  # noqa: F401  # a fixture
 from tests.support.clock import PATIENCE

@@ -14,7 +14,8 @@ import torch
 
 from pforce.base.errors import ConfigError
 from pforce.config import Experiment, with_fields
-from pforce.orchestration.sweep import Axis, Sweep
+from pforce.orchestration.axes import Axis
+from pforce.orchestration.sweep import Sweep
 from pforce.records.ledger import Ledger
 from pforce.records.row import Row
 from pforce.storage import Storage

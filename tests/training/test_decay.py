@@ -9,8 +9,9 @@ import torch
 
 from pforce.base.errors import ConfigError
 from pforce.config import Experiment, with_fields
+from pforce.orchestration.axes import Axis
 from pforce.orchestration.outlook import outlook
-from pforce.orchestration.sweep import Axis, Sweep
+from pforce.orchestration.sweep import Sweep
 from pforce.records.ledger import Ledger
 from pforce.records.row import Row, divergence_of
 from pforce.results import runs

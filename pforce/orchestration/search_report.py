@@ -1,0 +1,162 @@
+"""The table of a search: its trials from the best down, or those of the front first, and what is decided."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import pandas as pd
+from rich.console import Console
+
+from pforce import results
+from pforce.base.words import counted
+from pforce.orchestration.objectives import Objective
+from pforce.orchestration.plan import Plan
+from pforce.orchestration.search import Search
+from pforce.orchestration.sweep_report import caveat, publish, sweep_frame, table_rows, title_of
+from pforce.results import Report, Row
+from pforce.results.pareto import on_front
+from pforce.results.search_figures import search_figure
+from pforce.results.statistics import mean_interval, values_by_seed
+from pforce.results.tables import COLUMNS, Column
+
+VERDICT = "verdict"
+BEST, UNDECIDED, FRONT, BEYOND = "best", "undecided", "front", "beyond a limit"
+MOST_SHOWN = 20
+"""Most trials that the terminal shows; the files have all."""
+
+
+class Standing(NamedTuple):
+    """A row of the table as the search sees it."""
+
+    values: list[float]
+    """Means of the objectives; NaN where a seed is missing."""
+    low: float
+    high: float
+    """Bounds of the 95 % interval over seeds of the first objective; NaN with a single seed."""
+    kept: bool
+    """Whether the requirements are kept."""
+    first: int
+    """Number of the trial."""
+
+
+def standings(search: Search, frame: pd.DataFrame, rows: Sequence[Row]) -> list[Standing]:
+    """The rows of a search's table, in their order."""
+    found = []
+    for row in rows:
+
+        def mean(metric: str, row: Row = row) -> list[float]:
+            by_seed = values_by_seed(frame, row, metric)
+            return list(by_seed.values()) if len(by_seed) == len(search.plan.sweep.seeds) else []
+
+        seeds = [mean(each.metric) for each in search.objectives]
+        interval = mean_interval(seeds[0]) if len(seeds[0]) > 1 else None
+        limits = [(each, mean(each.metric)) for each in search.requirements]
+        found.append(Standing(
+            [sum(each) / len(each) if each else math.nan for each in seeds],
+            interval.low if interval else math.nan, interval.high if interval else math.nan,
+            all(values and each.violation(sum(values) / len(values)) <= 0 for each, values in limits),
+            min(int(number) for number in row.labels["trial"].split(", ")),
+        ))  # fmt: skip
+    return found
+
+
+def _signed(values: Sequence[float], objectives: Sequence[Objective]) -> list[float]:
+    """Values of objectives so that smaller is better."""
+    return [-value if each.maximize else value for each, value in zip(objectives, values, strict=True)]
+
+
+def verdicts(search: Search, standing: Sequence[Standing]) -> list[str]:
+    """A word for each row: the best and what is not decided against it, or the front; and what is beyond a limit."""
+    words = ["" if each.kept or any(map(math.isnan, each.values)) else BEYOND for each in standing]
+    allowed = [n for n, each in enumerate(standing) if each.kept and not any(map(math.isnan, each.values))]
+    if not allowed:
+        return words
+    signed = {n: _signed(standing[n].values, search.objectives) for n in allowed}
+    if len(search.objectives) > 1:
+        names = [str(k) for k in range(len(search.objectives))]
+        front = on_front(pd.DataFrame(list(signed.values()), columns=names), names)
+        for n, flagged in zip(allowed, front, strict=True):
+            words[n] = FRONT if flagged else ""
+        return words
+    best = min(allowed, key=lambda n: signed[n])
+    words[best] = BEST
+    low, high = standing[best].low, standing[best].high
+    for n in allowed:
+        each = standing[n]
+        if n != best and not math.isnan(low) and each.low <= high and low <= each.high:
+            words[n] = UNDECIDED
+    return words
+
+
+def _columns(search: Search) -> tuple[Column, ...]:
+    """The usual columns, and those of objectives and requirements that are not among them."""
+    usual = {column.metric for column in COLUMNS}
+    metrics = dict.fromkeys([each.metric for each in search.objectives] + [each.metric for each in search.requirements])
+    more = [
+        Column(metric, metric, 4, with_spread=True)
+        for metric in metrics if metric not in usual and not results.frames.distance_of(metric)
+    ]  # fmt: skip
+    return (*more, *COLUMNS)
+
+
+def search_report(planned: Plan, console: Console, *, search: Search) -> None:
+    """Print the table of a search, write it and its figure to files, and say how to open the study."""
+    search.update()
+    frame, rows = sweep_frame(planned), table_rows(planned)
+    if not rows:
+        console.print("Nothing was tried yet.")
+        return
+    standing = standings(search, frame, rows)
+    words = verdicts(search, standing)
+    rank = {word: n for n, word in enumerate((BEST, FRONT, UNDECIDED, "", BEYOND))}
+
+    def place(n: int) -> tuple[bool, int, list[float]]:
+        unknown = any(map(math.isnan, standing[n].values))
+        beyond = rank[BEYOND] if words[n] == BEYOND else rank[words[n]] if words[n] == FRONT else 2
+        return unknown, beyond, [] if unknown else _signed(standing[n].values, search.objectives)
+
+    order = sorted(range(len(rows)), key=place)
+    table = results.cell_table(frame, [rows[n] for n in order], _columns(search))
+    table.insert(len(planned.sweep.headers), VERDICT, [words[n] or "–" for n in order])
+    title, notes = title_of(planned.sweep), _notes(search, words) + results.table_notes(frame, rows)
+    shown = Report(table.head(MOST_SHOWN), title, notes)
+    if len(table) > MOST_SHOWN:
+        shown = Report(shown.table, title, [*notes, f"{len(table) - MOST_SHOWN} more trials are in the files"])
+    shown.print(console)
+    points = pd.DataFrame(
+        [
+            {"trial": each.first, "verdict": words[n], **{str(k): value for k, value in enumerate(each.values)}}
+            for n, each in enumerate(standing)
+        ]
+    )  # fmt: skip
+    draw = partial(search_figure, points, [each.metric for each in search.objectives],
+                   [each.maximize for each in search.objectives])  # fmt: skip
+    publish(planned, Report(table, title, notes), console, draw)
+    _say_study(search, console)
+
+
+def _notes(search: Search, words: Sequence[str]) -> list[str]:
+    goals = " and ".join(f"{'largest' if each.maximize else 'smallest'} {each.metric}" for each in search.objectives)
+    limits = f", with {' and '.join(map(str, search.requirements))}" if search.requirements else ""
+    own = len(search.study.own)
+    told = len(search.study.trials) - own
+    text = f"{search.settings.method} search (seed {search.settings.seed}) for the {goals}{limits}: "
+    text += counted(own, "trial")
+    text += f", and {counted(told, 'point')} known from the records before." if told else "."
+    notes = [caveat(search.plan), text]
+    if len(search.plan.sweep.seeds) == 1:
+        notes.append("One seed per trial: the best of many owes part of its value to chance; --seeds 3 has intervals.")
+    elif undecided := words.count(UNDECIDED):
+        notes.append(f"{counted(undecided, 'trial')} not decided against the best: 95 % intervals over seeds overlap.")
+    return notes
+
+
+def _say_study(search: Search, console: Console) -> None:
+    words = ["optuna-dashboard", search.study.where]
+    if search.study.artifacts.exists():
+        words += ["--artifact-dir", str(search.study.artifacts)]
+    console.print(f"Open the study: {shlex.join(words)}", soft_wrap=True, highlight=False, markup=False)

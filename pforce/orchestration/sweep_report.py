@@ -1,0 +1,250 @@
+"""The table of a sweep: its rows as users name them, its claims, its files and figure, and how to open MLflow."""
+
+from __future__ import annotations
+
+import shlex
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+from pforce import results
+from pforce.base.errors import ConfigError, require
+from pforce.base.words import counted
+from pforce.config import with_fields
+from pforce.orchestration.axes import format_value
+from pforce.orchestration.plan import Plan
+from pforce.orchestration.sweep import Sweep
+from pforce.records.parts import cell_parts
+from pforce.results import Report, Row
+from pforce.results.figures import cell_figure
+from pforce.results.statistics import MOST_CLAIMS
+from pforce.results.stored import storage_frame
+from pforce.results.tables import COLUMNS, Column
+from pforce.storage import Storage, StorageError
+from pforce.storage.identity import identity_of
+from pforce.tracking import is_server, mask, runs_frame
+from pforce.tracking.view import key_of
+from pforce.trial.where import with_precision
+
+HONEST_IMAGES = 96_000
+HONEST_SEEDS = 3
+MOST_LISTED = 12
+"""Most rows that an error lists."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rows that a table's claims compare."""
+
+    baseline: str | None = None
+    """Row of the table that claims compare the others with: its axes, such as m=0.7,sigma=0.6, or its number from 1.
+    Default: the row of the experiment itself, else the first."""
+    compare: tuple[str, ...] = ()
+    """Rows that are compared with the baseline, at most 6, named in the same way. Default: all others, where they are
+    at most 6."""
+
+    def __post_init__(self) -> None:
+        most = f"at most {MOST_CLAIMS} rows: a correction for more finds nothing at a few seeds"
+        require(len(self.compare) <= MOST_CLAIMS, "compare", self.compare, most)
+
+
+ALL_ROWS = Comparison()
+
+
+def table_rows(planned: Plan) -> list[Row]:
+    """The rows of a sweep's table: cells without their seed; values with the same distribution share a row."""
+    headers = planned.sweep.headers
+    rows: dict[tuple[tuple[str, ...], ...], Row] = {}
+    for item in planned.work:
+        key = tuple(tuple(format_value(value) for _, value in cell.values) for cell in item.cells)
+        columns = zip(*key, strict=True)
+        labels = {name: ", ".join(dict.fromkeys(column)) for name, column in zip(headers, columns, strict=True)}
+        row = rows.setdefault(key, Row(labels, []))
+        rows[key] = Row(labels, [*row.fingerprints, item.fingerprint])
+    return list(rows.values())
+
+
+def _find_rows(planned: Plan, rows: Sequence[Row], text: str) -> list[int]:
+    """Numbers, from 0, of the rows that a user's text names."""
+    paths = [path for axis in planned.sweep.axes for path in axis.paths]
+    axes = dict(zip(paths, planned.sweep.axis_headers, strict=True))
+
+    def matches(row: Row, part: str) -> bool:
+        name, _, value = (word.strip() for word in part.partition("="))
+        header = axes.get(name, name)
+        return header in row.labels and _same_value(value, row.labels[header])
+
+    if text.strip().isdecimal():
+        return [int(text) - 1] if 0 < int(text) <= len(rows) else []
+    return [n for n, row in enumerate(rows) if all(matches(row, part) for part in text.split(","))]
+
+
+def _listed(rows: Sequence[Row], chosen: Sequence[int] = ()) -> str:
+    """Rows, or the chosen ones, as a user may name them."""
+    listed = []
+    for number, row in enumerate(rows):
+        if number in chosen or not chosen:
+            values = (f"{name}={value.split(', ')[0]}" for name, value in row.labels.items())
+            listed.append(f"{number + 1}: {','.join(values)}")
+    rest = f" and {len(listed) - MOST_LISTED} more" if len(listed) > MOST_LISTED else ""
+    return f"{'; '.join(listed[:MOST_LISTED])}{rest}"
+
+
+def _find_row(planned: Plan, rows: Sequence[Row], option: str, text: str) -> int:
+    """The number, from 0, of the row that a user's text names. ConfigError where it names none or several."""
+    found = _find_rows(planned, rows, text)
+    if len(found) == 1:
+        return found[0]
+    wrong = f"names {len(found)} rows; name one of" if found else "names no row; the rows are"
+    raise ConfigError(f"{option} {text}: {wrong} {_listed(rows, found)}")
+
+
+def _same_value(text: str, label: str) -> bool:
+    """Whether a user's value is one of a row's values; 0.70 equals 0.7."""
+    values = label.split(", ")
+    try:
+        return text in values or float(text) in [float(value) for value in values]
+    except ValueError:
+        return False
+
+
+def prioritized(planned: Plan, texts: Sequence[str]) -> set[str]:
+    """Fingerprints of the cells of rows that run first. ConfigError where a text names no row."""
+    rows = table_rows(planned)
+    found: set[str] = set()
+    for text in texts:
+        numbers = _find_rows(planned, rows, text)
+        if not numbers:
+            raise ConfigError(f"--priority {text}: names no row; the rows are {_listed(rows)}")
+        found |= {fingerprint for number in numbers for fingerprint in rows[number].fingerprints}
+    return found
+
+
+def compared_rows(planned: Plan, comparison: Comparison) -> tuple[int, list[int]]:
+    """Numbers, from 0, of the baseline's row and of the rows that are compared with it.
+
+    ConfigError for a row that the table will not have; it names those that it will have.
+    """
+    rows, sweep = table_rows(planned), planned.sweep
+    if comparison.baseline is not None:
+        baseline = _find_row(planned, rows, "--baseline", comparison.baseline)
+    else:
+        bases = (with_precision(with_fields(sweep.base, {"seed": seed}), planned.inputs) for seed in sweep.seeds)
+        own = {cell_parts(base, planned.inputs).digest for base in bases}
+        baseline = next((n for n, row in enumerate(rows) if own & set(row.fingerprints)), 0)
+    if not comparison.compare:
+        return baseline, [number for number in range(len(rows)) if number != baseline]
+    chosen = list(dict.fromkeys(_find_row(planned, rows, "--compare", text) for text in comparison.compare))
+    if baseline in chosen:
+        name = results.row_names(rows)[baseline]
+        raise ConfigError(f"--compare: {name} is the baseline itself; leave it out, or choose another --baseline")
+    return baseline, chosen
+
+
+def _claims(planned: Plan, frame: pd.DataFrame, rows: Sequence[Row], comparison: Comparison) -> list[str]:
+    """The claims of the table about its rows, in sentences."""
+    baseline, others = compared_rows(planned, comparison)
+    metric = results.primary_metric(frame, rows)
+    if metric is None or not others:
+        return []
+    if len(others) > MOST_CLAIMS:
+        return [f"none, as {len(rows)} rows are too many to correct for; choose at most {MOST_CLAIMS} with --compare, "
+                "and --baseline"]  # fmt: skip
+    return results.sentences(results.row_claims(frame, rows, metric, baseline, others))
+
+
+def print_report(
+    planned: Plan, console: Console, columns: Sequence[Column] = COLUMNS, comparison: Comparison = ALL_ROWS
+) -> None:
+    """Print the table with notes and claims, write it and its figure to files, and print how to open MLflow."""
+    sweep = planned.sweep
+    frame, rows = sweep_frame(planned), table_rows(planned)
+    notes = [caveat(planned), *results.table_notes(frame, rows)]
+    report = Report(
+        results.cell_table(frame, rows, columns), title_of(sweep), notes, _claims(planned, frame, rows, comparison),
+    )  # fmt: skip
+    report.print(console)
+    publish(planned, report, console, partial(cell_figure, report.table, sweep.headers))
+
+
+def title_of(sweep: Sweep) -> str:
+    """Title of a sweep's table."""
+    return f"{sweep.name} · {sweep.base.name}"
+
+
+def publish(planned: Plan, report: Report, console: Console, draw: Callable[[Path], None]) -> None:
+    """Write a report and its figure to files, and print where they are and how to open MLflow."""
+    sweep, options = planned.sweep, planned.options
+    stem = options.root / sweep.name
+    written = report.write(stem)
+    draw(Path(f"{stem}.png"))
+    push_files(options.place, [*(path.name for path in written), f"{sweep.name}.png"], console)
+    where = f"{options.place}, and here {stem}" if options.place.remote else stem
+    console.print(f"Table and figure: {where}.{{csv,md,tex,html,png}}", soft_wrap=True)
+    if planned.tracker is not None:
+        print_mlflow(options.uri, console)
+
+
+def sweep_frame(planned: Plan) -> pd.DataFrame:
+    """The finished cells of the storage, and the tracking store's runs of unfinished cells, where it is available."""
+    planned.ledger.refresh()
+    name = planned.sweep.name
+    try:
+        stored = storage_frame(planned.options.place, ledger=planned.ledger)
+    except StorageError as error:  # the bucket has become unreachable; the tracking store knows the finished cells
+        if planned.tracker is None:
+            raise
+        warnings.warn(f"the table is of the tracking store: {error}", stacklevel=2)
+        return runs_frame(planned.tracker, name)
+    if planned.tracker is None:
+        return stored
+    try:
+        key = key_of(identity_of(planned.options.place), name)
+        return results.with_states(stored, runs_frame(planned.tracker, name, key=key))
+    except Exception as error:  # every kind of store raises its own; the table of records is complete without it
+        warnings.warn(f"failed and running cells are not shown: {mask(str(error))[:200]}", stacklevel=2)
+        return stored
+
+
+def push_files(storage: Storage, names: Sequence[str], console: Console) -> None:
+    """Push files of a report to the bucket, where the storage is one. A failure is only reported, as the sweep itself
+    has succeeded."""
+    try:
+        for name in names:
+            storage.push(name)
+    except StorageError as error:
+        console.print(f"warning: {error}; the next call retries", soft_wrap=True)
+
+
+def print_mlflow(uri: str, console: Console) -> None:
+    """Print how to open MLflow."""
+    named = mask(uri)
+    where = named if is_server(uri) else f"mlflow ui --backend-store-uri {shlex.quote(named)}"
+    console.print(f"Open MLflow: {where}", soft_wrap=True)
+
+
+def caveat(planned: Plan) -> str:
+    """A sentence on the size of the sweep's cells, and whether they are large enough to rank anything."""
+    sweep = planned.sweep
+    cells = [cell.experiment for cell in planned.cells]
+
+    def told(values: set[int]) -> str:
+        return " or ".join(f"{value:,}" for value in sorted(values))
+
+    images, seeds = {e.training.images for e in cells}, len({e.seed for e in cells})
+    generated, nfe = {e.evaluation.images for e in cells}, {e.sampler.num_function_evaluations for e in cells}
+    text = (
+        f"{told(images)} images seen per cell, {counted(seeds, 'seed')}; distances on {told(generated)} "
+        f"generated images, {told(nfe)} NFE, averaged weights."
+    )
+    if min(images) < HONEST_IMAGES or seeds < HONEST_SEEDS:
+        text += (
+            f" This run is too short to rank anything: a comparison needs at least {HONEST_IMAGES:,} images per cell "
+            f"and {HONEST_SEEDS} seeds{f' ({sweep.longer})' if sweep.longer else ''}."
+        )
+    return text
