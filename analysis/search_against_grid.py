@@ -30,7 +30,7 @@ from pforce.orchestration.axes import Axis, Zip
 from pforce.orchestration.grammar import parse_axis
 from pforce.orchestration.options import Options
 from pforce.orchestration.script import run_sweep
-from pforce.orchestration.search import SearchSettings
+from pforce.orchestration.search_goal import SearchSettings
 from pforce.orchestration.sweep import Sweep
 from pforce.records.provenance import versions
 from pforce.results.formats import to_markdown

@@ -20,7 +20,7 @@ from pforce.orchestration.grammar import join_conditions, parse_axis, parse_zip,
 from pforce.orchestration.options import Options
 from pforce.orchestration.plan import Plan
 from pforce.orchestration.script import QUICK, parse_settings, run_sweep
-from pforce.orchestration.search import SearchSettings
+from pforce.orchestration.search_goal import SearchSettings
 from pforce.orchestration.study import Method
 from pforce.orchestration.sweep import Sweep
 from pforce.orchestration.sweep_report import Comparison
@@ -94,9 +94,15 @@ class SweepOptions(SearchOptions):
 
     def __post_init__(self) -> None:
         require(self.grid is None or 2 <= self.grid <= 1000, "grid", self.grid, "2 to 1000 points")
-        require(
-            not (self.add and self.search), "add", self.add, "False with --search, whose driver looks for trials itself"
-        )
+        if self.search:
+            chosen = {
+                "priority": self.priority,
+                "baseline": self.comparison.baseline,
+                "compare": self.comparison.compare,
+            }
+            for name, value in chosen.items():
+                require(not value, name, value, "left out with --search: its rows are not known before, and are ranked")
+            require(not self.add, "add", self.add, "False with --search, whose driver looks for trials itself")
 
     @property
     def settings(self) -> dict[str, Any]:

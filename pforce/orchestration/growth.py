@@ -8,7 +8,7 @@ from pforce.base.words import counted
 from pforce.orchestration.display import Display
 from pforce.orchestration.plan import Plan, Supply, finished_of, sweep_entry
 from pforce.orchestration.recorded import check_same, recorded
-from pforce.orchestration.sweep import Work
+from pforce.orchestration.sweep import TRIAL, Work
 from pforce.records.sweeps import add_cells, read_sweep
 from pforce.storage import StorageError
 
@@ -31,8 +31,8 @@ class Growth(Supply):
     def __init__(self, planned: Plan) -> None:
         self.plan = planned
         self.looked = time.monotonic()
-        self.passed = set(planned.passed)
-        """Digests of recorded cells that are known, or that cannot be carried out here."""
+        self.passed = dict(planned.passed)
+        """Digest of each recorded cell that is known, or cannot be carried out here → when it was asked for."""
 
     def added(self, display: Display, *, waiting: int, running: int) -> list[Work]:
         last = not waiting and not running
@@ -44,8 +44,13 @@ class Growth(Supply):
             entry = read_sweep(plan.options.place, sweep.name, plan.identity, plan.ledger.say)
         except StorageError:  # of a bucket that is away, which is told where something has to be kept there
             return []
-        new = recorded(sweep, entry, plan.inputs, {*self.passed, *(item.fingerprint for item in plan.work)})
-        self.passed |= {cell.cell for cell in (entry.cells if entry else ())} - {item.fingerprint for item in new}
+        if entry is None:
+            return []
+        # A cell that is asked for again counts as new; a search looks after its trials itself.
+        seen = {cell.cell for cell in entry.cells if self.passed.get(cell.cell) == cell.asked}
+        seen |= {cell.cell for cell in entry.cells if any(pair[0] == TRIAL for pair in cell.values)}
+        new = recorded(sweep, entry, plan.inputs, {*seen, *(item.fingerprint for item in plan.work)})
+        self.passed |= {cell.cell: cell.asked for cell in entry.cells}
         if not new:
             return []
         plan.ledger.refresh()

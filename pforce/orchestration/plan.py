@@ -8,9 +8,9 @@ import shlex
 import sys
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +20,6 @@ from pforce.base.words import counted
 from pforce.config import Experiment, flat_params
 from pforce.data import Manifest, ensure
 from pforce.models.attention import require_attention
-from pforce.orchestration.axes import format_value
 from pforce.orchestration.display import Display
 from pforce.orchestration.notify import shown
 from pforce.orchestration.options import Options, tracker_of, tracking_uri_of
@@ -99,8 +98,8 @@ class Plan:
     """Fingerprints of cells that run before all others (--priority)."""
     supply: Supply | None = None
     """Supply of further cells; None for the sweep's file, to which other commands may add some."""
-    passed: set[str] = field(default_factory=set)
-    """Fingerprints of unfinished cells that earlier commands have added and this one does not run."""
+    passed: dict[str, float] = field(default_factory=dict)
+    """Fingerprint of each cell that earlier commands have added and this one does not run → when it was asked for."""
     _items: dict[str, Work] = field(default_factory=dict, repr=False)
 
     @property
@@ -149,10 +148,14 @@ class Plan:
         others = [item for item in self.work if item.fingerprint not in self.done]
         self.diverged = {} if "diverged" in self.options.again else divergences_of(others, self.ledger)
 
-    def forget_divergences(self) -> None:
-        """Forget the divergences of missing cells where --again diverged was given, so that new attempts count."""
+    def forget_divergences(self, work: Sequence[Work] | None = None) -> None:
+        """Forget the divergences of cells where --again diverged was given, so that new attempts count.
+
+        Args:
+            work: the cells; by default all missing ones.
+        """
         if "diverged" in self.options.again:
-            for record in divergences_of(self.missing, self.ledger).values():
+            for record in divergences_of(self.missing if work is None else list(work), self.ledger).values():
                 self.ledger.forget(record.digest, "tried again: --again diverged", who=made.provenance())
 
     @property
@@ -186,6 +189,15 @@ def check_workers(experiment: Experiment, workers: int) -> None:
         )
 
 
+def check_cell(experiment: Experiment, base: Experiment, workers: int) -> None:
+    """Raise ConfigError where a cell reads other data than the base, or where the workers cannot share its batches."""
+    if reads_of(experiment) != reads_of(base):
+        raise ConfigError(
+            "data, evaluation.detector and evaluation.reference cannot be axes; run one sweep for each of their values"
+        )
+    check_workers(experiment, workers)
+
+
 def auto_precision(options: Options) -> str:
     """The precision that `training.precision = auto` stands for: bfloat16 where the workers have GPUs that support it,
     as far as this process can know before any worker starts."""
@@ -194,17 +206,23 @@ def auto_precision(options: Options) -> str:
     return auto_precision_on(choose_device())
 
 
-def _add_earlier(sweep: Sweep, work: list[Work], inputs: Inputs, ledger: Ledger) -> set[str]:
+def _add_earlier(sweep: Sweep, work: list[Work], inputs: Inputs, ledger: Ledger) -> dict[str, float]:
     """Add the finished cells that earlier commands of the same name have written down. Returns the fingerprints of
-    those that are left out. ConfigError where that sweep has other settings."""
+    those that are left out, each with the time at which it was asked for. ConfigError where that sweep has other
+    settings."""
     there = sweep_of_name(sweep, ledger.storage, ledger.say)
-    if sweep.points is not None:  # the study of a search has them
-        return set()
+    if sweep.points is not None or there is None:  # the study of a search has them
+        return {}
     earlier = recorded(sweep, there, inputs, {item.fingerprint for item in work})
     # A table of the paper shows the seeds that were asked for: a row with more of them would be no fair one.
     finished = finished_of(earlier, ledger) if sweep.known_by == "settings" else set()
-    work += [item for item in earlier if item.fingerprint in finished]
-    return {item.fingerprint for item in earlier} - finished
+    together = {cell.text: item.cells for item in work for cell in item.cells}
+    for item in earlier:
+        if item.fingerprint in finished:  # other seeds of values with one distribution have the same row
+            names = together.get(item.cells[0].text, item.cells)
+            work.append(Work(item.parts, tuple(replace(item.cells[0], values=cell.values) for cell in names)))
+    left = {item.fingerprint for item in earlier} - finished
+    return {cell.cell: cell.asked for cell in there.cells if cell.cell in left}
 
 
 def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
@@ -224,16 +242,11 @@ def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
     checked: set[tuple[object, ...]] = set()
     cells = [cell.experiment for cell in sweep.cells()] or [sweep.base]  # a search has none yet
     for experiment in cells:
-        if reads_of(experiment) != reads_of(sweep.base):
-            raise ConfigError(
-                "data, evaluation.detector and evaluation.reference cannot be axes; run one sweep for each of their "
-                "values"
-            )
+        check_cell(experiment, sweep.base, options.workers)
         what = (experiment.model, experiment.data, experiment.training)
         if what not in checked:  # cells that do not differ in these need no second check
             if not (options.ray_address or os.environ.get("RAY_ADDRESS")):  # else workers are not this machine's
                 require_attention(experiment.model.attention)
-            check_workers(experiment, options.workers)
             check_data(experiment, folder, manifest, detector)
             checked.add(what)
     check_reference(sweep.base.evaluation, detector)
@@ -303,8 +316,8 @@ def this_command() -> str:
 
 def entry_of(item: Work) -> CellEntry:
     """A cell's entry in the sweep's file."""
-    values = [(header, format_value(value)) for header, value in item.cells[0].values]
-    return CellEntry.of(item.label, item.parts, flat_params(item.experiment), item.experiment.seed, values)
+    params = flat_params(item.experiment)
+    return CellEntry.of(item.label, item.parts, params, item.experiment.seed, item.cells[0].text)
 
 
 def sweep_entry(planned: Plan) -> SweepEntry:

@@ -10,7 +10,7 @@ from pforce.base.errors import ConfigError
 from pforce.base.foreign import quoted
 from pforce.config import with_fields
 from pforce.orchestration.axes import SAMPLER
-from pforce.orchestration.sweep import IMAGES, Cell, Sweep, Work, reads_of
+from pforce.orchestration.sweep import IMAGES, TRIAL, Cell, Sweep, Work, reads_of
 from pforce.records.parts import Inputs, cell_parts
 from pforce.records.sweeps import CellEntry, SweepEntry, read_sweep
 from pforce.storage import Storage
@@ -65,7 +65,7 @@ def sweep_of_name(sweep: Sweep, storage: Storage, say: Say) -> SweepEntry | None
 def work_of(entry: CellEntry, sweep: Sweep, inputs: Inputs) -> Work | None:
     """The piece of work of a recorded cell: the sweep's base with the recorded values of those fields that vary, since
     the file may be anybody's. None for a cell of other data, of other columns, or of fields that cannot vary."""
-    values = {pair[0]: pair[1] for pair in entry.values}
+    values = {pair[0]: pair[1] for pair in entry.values if pair[0] != TRIAL}  # a search may have told it as a trial
     if set(values) != set(sweep.headers) or (sweep.known_by == "name" and not _has_row(sweep, values)):
         return None
     free = OF_SNAPSHOTS if IMAGES in values else ()

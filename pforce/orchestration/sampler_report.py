@@ -14,7 +14,8 @@ from pforce.base.files import write_text
 from pforce.base.words import counted
 from pforce.config import Experiment
 from pforce.data import Manifest, ensure
-from pforce.orchestration.sampler_sweep import Outcome, SamplerSweep
+from pforce.orchestration.sampler_search import Outcome
+from pforce.orchestration.sampler_sweep import SamplerSweep
 from pforce.records.parts import request_of
 from pforce.results import Report
 from pforce.results.pareto import front_figure

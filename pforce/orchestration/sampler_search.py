@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import BaseTrial, FrozenTrial
+from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from pforce.base.errors import FieldError, require, require_applies, require_one_of
 from pforce.models import ModelConfig
@@ -174,7 +175,7 @@ class Search:
         self.under_way: dict[str, int | None] = {}
         """Key of a sampler → number of its trial; None for one that has none."""
         self.failed: set[str] = set()
-        self.left_over = [trial for trial in study.trials if not trial.state.is_finished()]
+        self.left_over = [trial for trial in study.usable if not trial.state.is_finished()]
         self.first = [config for config in self.baselines() if config.name in space.samplers]
 
     def baselines(self) -> list[Sampler]:
@@ -205,7 +206,7 @@ class Search:
     def recall(self, config: Sampler, distance: float, nfe: float) -> None:
         """Add a measurement of an earlier call, which the study may know."""
         key = self.key(config)
-        same = next((trial for trial in self.study.trials if self.key(self._sampler(trial)) == key), None)
+        same = next((trial for trial in self.study.usable if self.key(self._sampler(trial)) == key), None)
         if same is None:
             self.tell(config, distance, nfe)
             return
@@ -218,15 +219,32 @@ class Search:
         self.under_way.pop(self.key(config), None)
         self.failed.add(self.key(config))
 
+    @property
+    def elsewhere(self) -> int:
+        """Number of samplers that other processes have begun."""
+        ours = {*self.under_way.values(), *(trial.number for trial in self.left_over)}
+        running = [trial for trial in self.study.usable if not trial.state.is_finished() and trial.number not in ours]
+        return sum(self.key(self._sampler(trial)) not in self.failed for trial in running)
+
+    def others(self) -> list[Sampler]:
+        """Samplers that the study has as measured and this search does not know, as other processes measured them."""
+        finished = [trial for trial in self.study.usable if trial.state == TrialState.COMPLETE]
+        found = (self._sampler(trial) for trial in finished)
+        return [config for config in found if self.key(config) not in self.known]
+
     def ask(self) -> Sampler | None:
         """A sampler that has not been measured and is not being measured; None where the space seems exhausted."""
+        with self.study.alone():
+            return self._ask()
+
+    def _ask(self) -> Sampler | None:
         while self.left_over:
             trial = self.left_over.pop(0)
             if (config := self._begin(trial)) is not None:
                 return config
         while self.first:
             config = self.first.pop(0)
-            if self.key(config) not in {**self.known, **self.under_way}:
+            if self.key(config) not in {*self.known, *self.under_way, *self.failed, *self._begun()}:
                 self.under_way[self.key(config)] = self.study.begin(self.space.to_parameters(config)).number
                 return config
         for _ in range(RANDOM_ATTEMPTS):
@@ -236,6 +254,10 @@ class Search:
             if (config := self._begin(asked)) is not None:
                 return config
         return None
+
+    def _begun(self) -> set[str]:
+        """Keys of the samplers that are trials of the study."""
+        return {self.key(self._sampler(trial)) for trial in self.study.usable}
 
     def _sampler(self, trial: FrozenTrial) -> Sampler:
         return self.space.to_sampler(trial.params, self.guidance)
@@ -273,3 +295,21 @@ def label(task: Measurement) -> str:
     record = task.sampler.canonical()
     own = [f"{name}={record[name]:g}" for name in task.sampler.searched if name in record]
     return " ".join([task.sampler.name, f"{record['num_function_evaluations']} NFE", *own])
+
+
+@dataclass
+class Outcome:
+    """The result of a call."""
+
+    code: int
+    frame: pd.DataFrame
+    """One row per sampler: its settings, NFE, passes, GFLOPs/image, s/image, distance, n, front, and `again`."""
+    seconds: float
+    """Wall-clock time of this call's measurements."""
+    busy_seconds: float
+    """Seconds of workers in these measurements."""
+    measured: int
+    """Number of measurements in this call."""
+    workers: int
+    failed: dict[str, str] = field(default_factory=dict)
+    """Label of each failed measurement → reason."""

@@ -24,7 +24,7 @@ from pforce.orchestration.objectives import Objective
 from pforce.orchestration.options import SCRATCH
 from pforce.orchestration.plan import provenance, this_command
 from pforce.orchestration.recorder import Entry, Recorder
-from pforce.orchestration.sampler_search import Measurement, Search, SearchSpace, label
+from pforce.orchestration.sampler_search import Measurement, Outcome, Search, SearchSpace, label
 from pforce.orchestration.study import Method, Study
 from pforce.records.identity import canonical_sampler
 from pforce.records.ledger import Ledger
@@ -101,24 +101,6 @@ class SamplerSweep:
         goal = Objective(self.distance), Objective(CostName.NFE)
         return Study(storage, self.name, self.study, study=f"{self.name}-{self.identity[:8]}", space=self.space,
                      objectives=goal, method=self.method, seed=self.seed, trials=self.trials)  # fmt: skip
-
-
-@dataclass
-class Outcome:
-    """The result of a call."""
-
-    code: int
-    frame: pd.DataFrame
-    """One row per sampler: its settings, NFE, passes, GFLOPs/image, s/image, distance, n, front, and `again`."""
-    seconds: float
-    """Wall-clock time of this call's measurements."""
-    busy_seconds: float
-    """Seconds of workers in these measurements."""
-    measured: int
-    """Number of measurements in this call."""
-    workers: int
-    failed: dict[str, str] = field(default_factory=dict)
-    """Label of each failed measurement → reason."""
 
 
 class _Run:
@@ -309,7 +291,11 @@ class Searching(Source):
         """A sampler that nobody has measured yet, while there are trials left."""
         state, sweep = self.state, self.state.sweep
         # A failed sampler counts as tried in this call; the next call retries it.
-        while len(state.configs) + len(state.failed) + len(self.under_way) < sweep.trials and not self.used_up:
+        for other in state.search.others():
+            if state.known(task := Measurement(other, sweep.noise_seed)):
+                state.accept(other, sweep.key(task), reused=True, recalled=True)
+                state.keep()
+        while self._tried() < sweep.trials and not self.used_up:
             if (config := state.search.ask()) is None:
                 self.used_up = True
                 return None
@@ -318,6 +304,11 @@ class Searching(Source):
                 return task
             state.accept(config, sweep.key(task), reused=True)
         return None
+
+    def _tried(self) -> int:
+        """Number of samplers that count as tried: measured, failed, or under way here or in another process."""
+        state = self.state
+        return len(state.configs) + len(state.failed) + len(self.under_way) + state.search.elsewhere
 
     def _confirmation(self) -> Measurement | None:
         state = self.state

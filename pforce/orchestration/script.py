@@ -27,7 +27,8 @@ from pforce.orchestration.launch import execute
 from pforce.orchestration.notify import notify
 from pforce.orchestration.options import Options, setup_of
 from pforce.orchestration.plan import Plan, plan
-from pforce.orchestration.search import SearchSettings, begin_search
+from pforce.orchestration.search import begin_search
+from pforce.orchestration.search_goal import SearchSettings
 from pforce.orchestration.search_report import search_report
 from pforce.orchestration.sweep import Sweep
 from pforce.orchestration.sweep_report import ALL_ROWS, Comparison, compared_rows, print_report, prioritized

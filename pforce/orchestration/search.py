@@ -9,72 +9,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from pforce.base.errors import ConfigError, require, require_one_of
+from optuna.trial import FrozenTrial
+
+from pforce.base.errors import ConfigError, InputError
 from pforce.base.words import counted
+from pforce.data import Manifest
 from pforce.orchestration.display import Display
 from pforce.orchestration.growth import keep_sweep
-from pforce.orchestration.objectives import Objective, Requirement, mean_of, parse_objectives, parse_requirements
-from pforce.orchestration.plan import Plan, Supply, entry_of, finished_of
-from pforce.orchestration.space import Space
-from pforce.orchestration.study import METHODS, Method, Study, journal_of
-from pforce.orchestration.sweep import Cell, Point, Sweep, Work
-from pforce.records.lease import leased
-from pforce.records.parts import cell_parts, request_of
+from pforce.orchestration.objectives import mean_of
+from pforce.orchestration.plan import Plan, Supply, check_cell, entry_of, finished_of
+from pforce.orchestration.search_goal import SearchSettings, goal_of
+from pforce.orchestration.study import Study
+from pforce.orchestration.sweep import Cell, Point, Work
+from pforce.records.lease import LeaseError, held_below
+from pforce.records.parts import cell_parts
 from pforce.records.row import divergence_of, row_of
 from pforce.records.sweeps import read_sweeps
 from pforce.results.shown import pictures_of
-from pforce.trial.where import with_precision
+from pforce.storage import StorageError
+from pforce.trial.folder import TRAINING
+from pforce.trial.where import check_data, with_precision
 
-MOST_TRIALS = 100_000
-MOST_CORNERS = 256
-"""Most corners of a space that are tried as experiments before a search starts."""
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """The method, length and goal of a search."""
-
-    method: Method
-    trials: int
-    """Number of trials that the search suggests, those of earlier calls included."""
-    objectives: tuple[str, ...] = ()
-    requirements: tuple[str, ...] = ()
-    seed: int = 0
-    study: str | None = None
-    """Address of the study's database; None for a journal in the storage."""
-    grid: int | None = None
-    """Number of points of each range, for the method grid."""
-
-    def __post_init__(self) -> None:
-        require_one_of("search", self.method, METHODS)
-        require(1 <= self.trials <= MOST_TRIALS, "trials", self.trials, f"1 to {MOST_TRIALS:,}")
-        require(0 <= self.seed < 2**32, "search_seed", self.seed, "0 to 2^32 − 1")
-        require(
-            self.grid is None or self.method == "grid",
-            "grid",
-            self.grid,
-            "given with --search grid, or without --search",
-        )
-
-
-def space_of(sweep: Sweep) -> Space:
-    """The space of a sweep's axes. ConfigError where its cells are no points of one, or its corners no experiments."""
-    if sweep.rows:
-        raise ConfigError("--rows: names each row, so there is nothing to search; leave --search out, or give axes")
-    if sweep.base.training.snapshots:
-        raise ConfigError("training.snapshots: a search measures each trial once, at its end; set it to ()")
-    space = Space(sweep.axes)
-    corners = tuple(axis.with_points(2) if axis.range is not None else axis for axis in sweep.axes)
-    if math.prod(len(axis.steps) for axis in corners) <= MOST_CORNERS:
-        replace(sweep, axes=corners, seeds=sweep.seeds[:1], points=None)  # each is checked as it is made
-    return space
+WHY = "pforce.why"
+"""Attribute that says why a trial has failed."""
 
 
 class Unbegun(Supply):
-    """A search that has not begun, for a look at what it would take."""
+    """A search that does not begin, for a look at what it would take."""
 
     def __init__(self, cells: int) -> None:
         self.cells = cells
@@ -102,44 +66,46 @@ class Search(Supply):
     """
 
     def __init__(self, planned: Plan, settings: SearchSettings) -> None:
-        sweep, options = planned.sweep, planned.options
-        require(
-            options.evaluation_workers is None, "evaluation_workers", options.evaluation_workers,
-            "None in a search, whose trials are measured as they end",
-        )  # fmt: skip
-        base = sweep.base
-        request = request_of(
-            base.evaluation, base.sampler, planned.inputs, classes=base.model.classes,
-            difficulty_head=base.model.difficulty_head,
-        )  # fmt: skip
-        self.plan, self.settings, self.space = planned, settings, space_of(sweep)
-        self.objectives: tuple[Objective, ...] = parse_objectives(settings.objectives, base, request)
-        self.requirements: tuple[Requirement, ...] = parse_requirements(settings.requirements, base, request)
-        grid = self.space.grid(settings.grid) if settings.method == "grid" else ()
-        self.trials = min(settings.trials, len(grid)) if grid else settings.trials
+        self.plan, self.settings = planned, settings
+        self.goal = goal_of(planned, settings)
+        self.space, self.objectives, self.requirements, grid, self.trials = self.goal
         self.study = Study(
-            options.place, sweep.name, settings.study, space=self.space, objectives=self.objectives,
-            requirements=self.requirements, method=settings.method, seed=settings.seed, trials=self.trials,
-            grid=grid,
+            planned.options.place, planned.sweep.name, settings.study, space=self.space, objectives=self.objectives,
+            requirements=self.requirements, method=settings.method, seed=settings.seed, trials=self.trials, grid=grid,
         )  # fmt: skip
+        self.manifest = Manifest.load(planned.data)
+        self.detector = planned.sweep.base.evaluation.load_detector()
         self.points: dict[int, Point] = {}
         self.cells: dict[int, list[str]] = {}
         """Trial → digests of its cells, one per seed."""
         self.settled: set[int] = set()
         """Trials whose values the study knows."""
+        self.retried: set[int] = set()
+        """Trials that diverged before and are tried again (--again diverged)."""
         self.exhausted = False
+        self.own = 0
+        """Number of trials that the search has suggested, when the study was last read."""
         self.told = 0
         """Number of trials of this call that come from records."""
+        self.problem = ""
+        """The last error of the study or the bucket, so that it is said once."""
 
     # --- before it starts ----------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Tell the study what the records hold, and put all its trials into the plan."""
-        with self._alone():
+        """Tell the study what the records hold, and put its trials into the plan, but those that other drivers are
+        training."""
+        with self.study.alone():
             self._tell_known()
-        self._take(self.study.trials)
+        trials = self.study.usable
+        running = {trial.number: self._trainings(trial) for trial in trials if not trial.state.is_finished()}
+        held = held_below(self.plan.options.place, TRAINING, {each for several in running.values() for each in several})
+        self._take([trial for trial in trials if not held & running.get(trial.number, set())])
         self.plan.look()
+        if "diverged" in self.plan.options.again:
+            self.retried = {number for number, cells in self.cells.items() if self._diverged(cells)}
         self._settle()
+        self.own = len(self.study.own)
         self.update()
 
     def update(self) -> None:
@@ -147,14 +113,16 @@ class Search(Supply):
         points = tuple(self.points[number] for number in sorted(self.points))
         self.plan.sweep = replace(self.plan.sweep, points=points)
 
-    def _alone(self) -> Any:
-        key = f"study/{self.plan.sweep.name}"
-        return leased(self.plan.options.place, key, "asking the study of a search")
+    def _trainings(self, trial: FrozenTrial) -> set[str]:
+        """Digests of a trial's trainings."""
+        point = Point(trial.number, self.study.values(trial) or {})
+        works = (self._work(point, seed) for seed in self.plan.sweep.seeds)
+        return {work.training for work in works if isinstance(work, Work)}
 
     def _tell_known(self) -> None:
         """Tell the study the points of its space that are measured with all seeds of the sweep."""
         plan, sweep = self.plan, self.plan.sweep
-        known = {_key(trial.params) for trial in self.study.trials}
+        known = {_key(trial.params) for trial in self.study.usable}
         seen: dict[str, tuple[dict[str, Any], dict[int, Work], str]] = {}
         for entry in read_sweeps(plan.options.place, plan.ledger.say):
             for cell in entry.cells:
@@ -163,7 +131,7 @@ class Search(Supply):
                     continue
                 values = self.study.values_of(params)
                 work = self._work(Point(-1, values), cell.seed) if values is not None else None
-                if work is not None and work.fingerprint == cell.cell:
+                if isinstance(work, Work) and work.fingerprint == cell.cell:
                     _, by_seed, _ = seen.setdefault(_key(params), (params, {}, entry.name))
                     by_seed[cell.seed] = work
         for params, by_seed, origin in seen.values():
@@ -183,42 +151,59 @@ class Search(Supply):
 
     @property
     def left(self) -> int:
-        if self.exhausted:
-            return 0
-        return max(0, self.trials - len(self.study.own)) * len(self.plan.sweep.seeds)
+        return 0 if self.exhausted else max(0, self.trials - self.own) * len(self.plan.sweep.seeds)
 
     def added(self, display: Display, *, waiting: int, running: int) -> list[Work]:
-        if waiting:
+        if waiting or (running and not self.left):
             return []
+        try:
+            return self._added(display, running)
+        except (ConfigError, StorageError, LeaseError) as error:
+            if not running:
+                raise
+            if str(error) != self.problem:  # trainings go on meanwhile, and the next look asks again
+                self.problem = str(error)
+                display.line(f"warning: {error}")
+            return []
+
+    def _added(self, display: Display, running: int) -> list[Work]:
         while True:
-            with self._alone():
-                trial = None if self.exhausted or not self.left else self.study.ask()
+            self._settle()
+            with self.study.alone():
+                self.own = len(self.study.own)
+                trial = self.study.ask() if self.left else None
                 self.exhausted |= trial is None and self.left > 0
+                self.own += trial is not None
             if trial is None:
                 # Others' trials come last: while their drivers live, a worker would only wait for them.
-                new = [] if running else self._take(self.study.trials)
+                new = [] if running else self._take(self.study.usable)
                 display.extend(len(new))
             else:
-                new = self._take([trial])
-                if trial.number not in self.points:  # it would be asked about for ever
-                    self.study.tell(trial.number, None)
+                new = self._take([trial], display)
             if not new and trial is None:
                 return []
             keep_sweep(self.plan)
             self.plan.ledger.refresh()
+            if "diverged" in self.plan.options.again:
+                self.plan.forget_divergences(new)
             done = finished_of(new, self.plan.ledger)
             self.plan.done |= done
             display.extend(0, done=len(done))
-            self._settle()
             if missing := [item for item in new if item.fingerprint not in done]:
                 return missing
 
     def ended(self, item: Work) -> None:
         self.plan.ledger.refresh()
-        self._settle()
+        self.retried -= {number for number, cells in self.cells.items() if item.fingerprint in cells}
+        try:
+            self._settle()
+        except (ConfigError, StorageError) as error:  # the next look tells it
+            self.problem = str(error)
+            self.plan.ledger.say(self.problem)
 
-    def _take(self, trials: Sequence[Any]) -> list[Work]:
-        """Put trials into the plan. Returns their cells that are new to it."""
+    def _take(self, trials: Sequence[FrozenTrial], display: Display | None = None) -> list[Work]:
+        """Put trials into the plan; one that is no valid experiment is told as failed. Returns the cells that are new
+        to the plan."""
         found = []
         for trial in trials:
             values = None if trial.number in self.points else self.study.values(trial)
@@ -226,12 +211,18 @@ class Search(Supply):
                 continue
             point = Point(trial.number, values)
             works = [self._work(point, seed) for seed in self.plan.sweep.seeds]
-            if any(work is None for work in works):
-                self.plan.ledger.say(f"trial {trial.number} of the study is no experiment here; it is left out")
+            wrong = next((each for each in works if isinstance(each, Exception)), None)
+            if wrong is not None:
+                if not trial.state.is_finished():
+                    told = f"trial {trial.number} is no experiment here, and counts as failed: {wrong}"
+                    (display.line if display else self.plan.ledger.say)(told)
+                    self.study.note(trial.number, WHY, str(wrong))
+                    self.study.tell(trial.number, None)
                 continue
+            whole = [work for work in works if isinstance(work, Work)]
             self.points[point.number] = point
-            self.cells[point.number] = [work.fingerprint for work in works if work is not None]
-            found += [work for work in works if work is not None and self._put(work)]
+            self.cells[point.number] = [work.fingerprint for work in whole]
+            found += [work for work in whole if self._put(work)]
         return found
 
     def _put(self, work: Work) -> bool:
@@ -246,41 +237,46 @@ class Search(Supply):
             work_of[same] = Work(work_of[same].parts, (*work_of[same].cells, *work.cells))
         return False
 
-    def _work(self, point: Point, seed: int) -> Work | None:
+    def _work(self, point: Point, seed: int) -> Work | Exception:
+        """A point's cell, checked as a sweep's cells are; the error where it is none."""
+        plan = self.plan
         try:
-            cell = self.plan.sweep.cell_of(point, seed)
-        except (ConfigError, ValueError, TypeError):
-            return None
-        experiment = with_precision(cell.experiment, self.plan.inputs)
-        return Work(cell_parts(experiment, self.plan.inputs), (Cell(cell.values, experiment),))
+            cell = plan.sweep.cell_of(point, seed)
+            experiment = with_precision(cell.experiment, plan.inputs)
+            check_cell(experiment, plan.sweep.base, plan.options.workers)
+            check_data(experiment, plan.data, self.manifest, self.detector)
+            return Work(cell_parts(experiment, plan.inputs), (Cell(cell.values, experiment),))
+        except (InputError, ValueError, TypeError) as error:
+            return error
 
     # --- results -------------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
         """Tell the study the trials whose cells have all ended."""
-        states = {trial.number: trial.state for trial in self.study.trials}
+        states = {trial.number: trial.state for trial in self.study.usable}
         for number, cells in self.cells.items():
-            if number in self.settled:
+            if number in self.settled or number in self.retried:
                 continue
             if states[number].is_finished():
                 self.settled.add(number)
                 continue
             works = [self.plan.item(cell) for cell in cells]
             rows = [row_of(work.parts, self.plan.ledger) for work in works]
-            diverged = [divergence_of(work.parts, self.plan.ledger) is not None for work in works]
-            if not all(row is not None or gone for row, gone in zip(rows, diverged, strict=True)):
+            gone = [self._diverged([cell]) for cell in cells]
+            if not all(row is not None or lost for row, lost in zip(rows, gone, strict=True)):
                 continue
-            if "diverged" in self.plan.options.again and any(diverged):
-                continue  # it is being tried again
             values, beyond = self._values([row.metrics for row in rows if row is not None])
-            if any(diverged) or values is None:
-                why = "diverged" if any(diverged) else "an objective is not a number"
-                self.study.note(number, "pforce.why", why)
+            if any(gone) or values is None:
+                self.study.note(number, WHY, "diverged" if any(gone) else "an objective is not a number")
                 self.study.tell(number, None)
             else:
                 self._attach(number, works[0])
                 self.study.tell(number, values, beyond)
             self.settled.add(number)
+
+    def _diverged(self, cells: Sequence[str]) -> bool:
+        parts = [self.plan.item(cell).parts for cell in cells]
+        return any(row_of(each, self.plan.ledger) is None and divergence_of(each, self.plan.ledger) for each in parts)
 
     def _values(self, rows: Sequence[Mapping[str, float]]) -> tuple[list[float] | None, list[float]]:
         """Values of the objectives, None where one is not finite, and how far each requirement is exceeded."""
@@ -304,20 +300,18 @@ def _key(params: Mapping[str, Any]) -> str:
 
 
 def begin_search(planned: Plan, settings: SearchSettings, *, dry_run: bool) -> Search | None:
-    """Give a plan the trials of its search. Returns the search; None for a dry run of one that has not begun."""
-    journal = journal_of(planned.options.place, planned.sweep.name)
-    if dry_run and (settings.study is not None or not journal.exists()):
-        space = space_of(planned.sweep)
-        most = len(space.grid(settings.grid)) if settings.method == "grid" else settings.trials
-        planned.supply = Unbegun(min(most, settings.trials) * len(planned.sweep.seeds))
+    """Give a plan the trials of its search. Returns the search; None for a dry run, which touches no study."""
+    if dry_run:
+        goal = goal_of(planned, settings)
+        planned.supply = Unbegun(goal.trials * len(planned.sweep.seeds))
+        planned.notes.append("a search's trials that are finished already are counted as to run here")
         return None
     search = Search(planned, settings)
     search.begin()
     planned.supply = search
-    own = len(search.study.own)
     planned.notes.append(
-        f"{search.settings.method} search for {' and '.join(map(str, search.objectives))}: "
-        f"{counted(search.trials, 'trial')}, {own} of them there; {search.study.where}"
+        f"{settings.method} search for {' and '.join(map(str, search.objectives))}: "
+        f"{counted(search.trials, 'trial')}, {search.own} of them there; {search.study.where}"
     )
     if search.told:
         planned.notes.append(f"{counted(search.told, 'point')} of the space told to the study from the records")

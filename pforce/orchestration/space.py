@@ -84,13 +84,12 @@ class Space:
             elif axis.range.integer:
                 step = (trial.suggest_int(name, int(axis.range.low), int(axis.range.high), log=axis.range.log),)
             else:
-                drawn = trial.suggest_float(name, axis.range.low, axis.range.high, log=axis.range.log)
-                step = (_rounded(drawn, axis.range),)
+                step = (trial.suggest_float(name, axis.range.low, axis.range.high, log=axis.range.log),)
             values |= dict(zip(axis.paths, step, strict=True))
         return values
 
     def rounded(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """Parameters of a study with numbers as `suggest` returns them."""
+        """Suggested parameters with numbers as they are used: about four digits."""
         of = {parameter_of(axis): axis.range for axis in self.axes}
         return {
             name: _rounded(value, span) if (span := of[name]) is not None and not span.integer else value

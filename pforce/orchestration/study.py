@@ -10,25 +10,28 @@ sampler's state has to survive, and there is never half a trial.
 from __future__ import annotations
 
 import json
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock, JournalStorage
 from optuna.study import StudyDirection
 from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, TrialState, create_trial
 
-from pforce.base.errors import ConfigError
+from pforce.base.errors import ConfigError, InputError
 from pforce.base.files import check_replaceable, read_whole, write_bytes
 from pforce.base.foreign import quoted
 from pforce.orchestration.objectives import Objective, Requirement
-from pforce.storage import Storage
+from pforce.records.lease import Lease, leased
+from pforce.storage import Storage, StorageError
 from pforce.tracking import mask
 
 STUDIES = "studies"
@@ -38,6 +41,8 @@ METHODS: tuple[Method, ...] = get_args(Method)
 GOAL = "pforce"
 """Attribute of a study with its space, objectives and requirements."""
 SEED = "pforce.seed"
+MARK = "pforce.mark"
+"""Attribute by which the process that has added a trial finds it again."""
 ORIGIN = "pforce.from"
 """Attribute of trials that were not suggested by the search but told from records."""
 CONSTRAINTS = "constraints"
@@ -127,22 +132,23 @@ class Study:
         self.artifacts = storage.root / STUDIES / f"{name}.artifacts"
         """Folder of the trials' pictures."""
         self.where = mask(uri) if uri else str(journal_of(storage, name))
-        with _told(self.where):
+        self.key, self.place = f"study/{name}", storage
+        with _told(self.where), self.alone():  # two processes may be the first at once
             self.storage = _open(storage, name, uri)
             self.study = self._open(study or name, goal_of(space, objectives, requirements))
 
     def _open(self, name: str, goal: Mapping[str, Any]) -> optuna.Study:
-        known = {study.study_name: study for study in optuna.get_all_study_summaries(self.storage)}
-        if name not in known:
-            study = optuna.create_study(storage=self.storage, study_name=name, directions=self.directions)
-            study.set_user_attr(GOAL, json.dumps(goal))
-            study.set_metric_names([text.partition(":")[2] for text in goal["objectives"]])
-            return study
+        if name not in optuna.get_all_study_names(self.storage):
+            optuna.create_study(storage=self.storage, study_name=name, directions=self.directions)
         study = optuna.load_study(study_name=name, storage=self.storage)
+        same = study.directions == self.directions
+        if GOAL not in study.user_attrs and not study.get_trials(deepcopy=False) and same:  # new, or half made
+            study.set_metric_names([text.partition(":")[2] for text in goal["objectives"]])
+            study.set_user_attr(GOAL, json.dumps(goal))
         try:
             there = json.loads(study.user_attrs[GOAL])
         except (KeyError, TypeError, ValueError):
-            if study.directions != self.directions:
+            if not same:
                 raise ConfigError(self._other(name, ["it has other directions"])) from None
             raise ConfigError(self._other(name, ["it is none of pforce's"])) from None
         told = [
@@ -162,10 +168,23 @@ class Study:
         with _told(self.where):
             return self.study.get_trials(deepcopy=False)
 
+    def alone(self) -> AbstractContextManager[Lease]:
+        """Hold the study's lease during a block, so that two processes do not suggest the same."""
+        return leased(self.place, self.key, "asking the study of a search")
+
+    @property
+    def usable(self) -> list[FrozenTrial]:
+        """The trials that are points of the space; people may have added others, or put some into a queue."""
+        return [trial for trial in self.trials if self._is_usable(trial)]
+
+    def _is_usable(self, trial: FrozenTrial) -> bool:
+        fits = all(self.space.distributions.get(name) == each for name, each in trial.distributions.items())
+        return fits and trial.state != TrialState.WAITING and self.values(trial) is not None
+
     @property
     def own(self) -> list[FrozenTrial]:
         """The trials that the search itself has suggested."""
-        return [trial for trial in self.trials if ORIGIN not in trial.user_attrs]
+        return [trial for trial in self.usable if ORIGIN not in trial.user_attrs]
 
     def values(self, trial: FrozenTrial) -> dict[str, Any] | None:
         """Path → value of a trial; None for one that somebody else has added with other parameters."""
@@ -180,7 +199,7 @@ class Study:
 
     def ask(self) -> FrozenTrial | None:
         """Suggest a point that is not there yet, and add it as a running trial. None where the space is exhausted."""
-        there = self.trials
+        there = self.usable
         points = {_point(trial.params) for trial in there}
         if self.method == "grid":
             left = (each for each in self.grid if _point(each) not in points)
@@ -217,13 +236,14 @@ class Study:
         return self._add(self.space.rounded(params), {})
 
     def _add(self, params: Mapping[str, Any], attributes: Mapping[str, Any]) -> FrozenTrial:
+        mark = uuid.uuid4().hex
         trial = create_trial(
             state=TrialState.RUNNING, params=dict(params), distributions=self._distributions(params),
-            system_attrs=dict(attributes), user_attrs={SEED: self.seed},
+            system_attrs=dict(attributes), user_attrs={SEED: self.seed, MARK: mark},
         )  # fmt: skip
         with _told(self.where):
             self.study.add_trial(trial)
-            return self.study.get_trials(deepcopy=False)[-1]
+        return next(trial for trial in reversed(self.trials) if trial.user_attrs.get(MARK) == mark)
 
     def possible(self, params: Mapping[str, Any]) -> bool:
         """Whether parameters lie in the space."""
@@ -248,16 +268,13 @@ class Study:
     def tell(self, number: int, values: Sequence[float] | None, violations: Sequence[float] = ()) -> None:
         """Tell the values of a running trial; None where it has none, as it diverged. Does nothing where another driver
         has told it."""
-        with _told(self.where):
-            trial = self.trials[number]
-            if trial.state.is_finished():
-                return
+        with _told(self.where), suppress(UpdateFinishedTrialError):
             if values is None:
-                self.study.tell(number, state=TrialState.FAIL)
+                self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
                 return
             if self.constrained:
-                self.storage.set_trial_system_attr(trial._trial_id, CONSTRAINTS, tuple(violations))
-            self.study.tell(number, list(values))
+                self.storage.set_trial_system_attr(self.trials[number]._trial_id, CONSTRAINTS, tuple(violations))
+            self.study.tell(number, list(values), skip_if_finished=True)
 
     def attach(self, number: int, path: Path) -> None:
         """Keep a picture as an artifact of a trial, beside the journal."""
@@ -271,10 +288,8 @@ class Study:
 
     def note(self, number: int, name: str, value: Any) -> None:
         """Note something about a trial that is not finished yet, for people who look at the study."""
-        with _told(self.where):
-            trial = self.trials[number]
-            if not trial.state.is_finished():
-                self.storage.set_trial_user_attr(trial._trial_id, name, value)
+        with _told(self.where), suppress(UpdateFinishedTrialError):
+            self.storage.set_trial_user_attr(self.trials[number]._trial_id, name, value)
 
 
 def _point(params: Mapping[str, Any]) -> str:
@@ -297,7 +312,7 @@ def _told(where: str) -> Iterator[None]:
 
     try:
         yield
-    except ConfigError:
+    except (InputError, StorageError):  # they say it themselves
         raise
     except RuntimeError as error:  # of the journal's lock
         raise ConfigError(f"{where}: cannot be used ({quoted(str(error))}); where no other process uses it, remove "

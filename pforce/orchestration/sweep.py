@@ -59,6 +59,11 @@ class Cell:
     experiment: Experiment
 
     @property
+    def text(self) -> tuple[tuple[str, str], ...]:
+        """(header, value) of each axis as texts."""
+        return tuple((header, format_value(value)) for header, value in self.values)
+
+    @property
     def label(self) -> str:
         """Label of the cell: `m=0.7 s=1 sigma=0.6 seed=0`."""
         parts = [f"{header}={format_value(value)}" for header, value in self.values]

@@ -83,10 +83,10 @@ class Trials(Source):
     def next(self) -> Task | Idle:
         limit = self.plan.options.fail_fast
         if limit is not None and len(self.recorder.failed) >= limit:
-            if self.waiting:
+            if left := len(self.waiting) + self.supply.left:
                 self.recorder.display.line(
-                    f"{counted(limit, 'trial')} failed (--fail-fast {limit}): {counted(len(self.waiting), 'trial')} "
-                    "not begun; the same command begins them"
+                    f"{counted(limit, 'trial')} failed (--fail-fast {limit}): {counted(left, 'trial')} not begun; the "
+                    "same command begins them"
                 )
             return Idle.END
         running = self.under_way.total()

@@ -60,6 +60,8 @@ class CellEntry:
     """Digests of its records, where given images are measured and there is no model."""
     values: Sequence[Sequence[str]] = ()
     """(header, value) of each axis, as the sweep's table shows them."""
+    asked: float = 0.0
+    """Time at which a command last asked for it, in seconds since 1970."""
 
     @classmethod
     def of(
@@ -68,7 +70,7 @@ class CellEntry:
         """The entry of a cell that is trained."""
         return cls(
             label, parts.digest, params, parts.request.plain(), seed, parts.training.identity, parts.images_seen,
-            values=values,
+            values=values, asked=time.time(),
         )  # fmt: skip
 
     @property
@@ -156,6 +158,8 @@ def _check(cell: CellEntry) -> None:
         raise ValueError(f"{quoted(cell.label)}: something is called by no digest")
     if not isinstance(cell.params, dict) or not all(isinstance(name, str) for name in cell.params):
         raise ValueError(f"{cell.label}: its parameters are not a table with names")
+    if not isinstance(cell.asked, int | float) or not 0 <= cell.asked <= MOST_TIME:
+        raise ValueError(f"{cell.label}: the time at which it was asked for is no time")
     if not isinstance(cell.values, list | tuple) or not all(_texts(pair) and len(pair) == 2 for pair in cell.values):
         raise ValueError(f"{cell.label}: its values are not pairs of texts")
     if not all(type(each) is int and 0 <= each < MOST_IMAGES for each in (cell.images_seen, abs(cell.seed))):

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from pforce import results
-from pforce.base.console import DONE
+from pforce.base.console import DONE, make_console
 from pforce.base.errors import ConfigError
 from pforce.orchestration import growth
 from pforce.orchestration.axes import Axis
+from pforce.orchestration.launch import execute
 from pforce.orchestration.options import Options
 from pforce.orchestration.plan import sweep_entry
 from pforce.orchestration.recorded import recorded
@@ -27,6 +28,7 @@ from tests.training.conftest import tiny
 
 pytestmark = pytest.mark.process
 M = Axis("timesteps.m", (0.0, 0.5))
+CONSOLE = make_console(width=200)
 
 
 class Order(Callback):
@@ -90,11 +92,15 @@ def test_a_running_driver_takes_up_what_another_command_adds(tmp_path, capsys):
 
 
 def test_what_an_earlier_command_has_not_finished_is_told_and_not_run(tmp_path, capsys):
-    assert run(tmp_path, Axis("timesteps.m", (9.0,)), add=True) == DONE  # a mistake
-    order = Order()
+    assert run(tmp_path, Axis("timesteps.m", (9.0, 1.0)), add=True) == DONE  # one was a mistake
+
+    def again() -> None:
+        assert run(tmp_path, Axis("timesteps.m", (1.0,)), add=True) == DONE
+
+    order = Order(again)
     assert run(tmp_path, callback=order) == DONE
-    assert order.trained == [0.0, 0.5]
-    assert "1 unfinished cell of earlier commands of this name not run" in capsys.readouterr().out
+    assert order.trained == [0.0, 0.5, 1.0], "asked for once more while it ran"
+    assert "2 unfinished cells of earlier commands of this name not run" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -162,6 +168,20 @@ def test_a_wrong_file_of_a_sweep_is_written_again(change, tmp_path):
     assert "is damaged" in said[0]
     growth.keep_sweep(make_plan(small_sweep(M), tmp_path))
     assert len(next(iter(read_sweeps(Storage.open(tmp_path), said.append))).cells) == 2
+
+
+def test_values_of_one_distribution_stay_one_row_with_fewer_seeds(tmp_path):
+    axis = Axis("timesteps.sigma", (0.5, 0.6))
+
+    def planned(*seeds: int):
+        return make_plan(small_sweep(axis, seeds=seeds), tmp_path)
+
+    plan = planned(0, 1)
+    assert len(plan.work) == 2
+    assert execute(plan, CONSOLE, "local") == DONE
+    growth.keep_sweep(plan)
+    (row,) = table_rows(planned(0))
+    assert (row.labels, len(row.fingerprints)) == ({"sigma": "0.5, 0.6"}, 2)
 
 
 def test_rows_of_cells_that_others_added_have_their_labels(tmp_path):

@@ -16,7 +16,9 @@ from pforce.orchestration.grammar import parse_axis
 from pforce.orchestration.options import Options
 from pforce.orchestration.plan import plan
 from pforce.orchestration.script import run_sweep
-from pforce.orchestration.search import Search, SearchSettings
+from pforce.orchestration.search import Search
+from pforce.orchestration.search_goal import SearchSettings
+from pforce.orchestration.study import Study
 from pforce.orchestration.sweep import Sweep
 from pforce.records.sweeps import read_sweeps
 from pforce.storage import Storage
@@ -46,8 +48,9 @@ def searched(
     space = tuple(map(parse_axis, axes or AXES))
     sweep = Sweep("s", tiny(6), space, tuple(range(seeds)), points=())
     search = SearchSettings(method, 100 if trials is None else trials, **settings)  # type: ignore[arg-type]
+    chosen = {"executor": "local", **(options or {})}
     return run_sweep(
-        sweep, Options(storage=str(folder), executor="local", **(options or {})), search=search,  # type: ignore[arg-type]
+        sweep, Options(storage=str(folder), **chosen), search=search,  # type: ignore[arg-type]
         callbacks=[callback] if callback else [],
     )  # fmt: skip
 
@@ -144,6 +147,58 @@ def test_a_trial_that_diverges_counts_and_is_told(tmp_path):
     assert steps.count == 0
 
 
+def test_points_that_are_no_experiments_are_told_and_count(tmp_path, capsys):
+    """Batches of the tiny experiment divide its 96 images."""
+    axis = "training.batch=int:16..48"
+    assert searched(tmp_path, 4, axis, method="random") == DONE
+    trained = len(table(tmp_path))
+    told = capsys.readouterr().out
+    assert told.count("is no experiment here, and counts as failed") == 4 - trained > 0
+    assert searched(tmp_path, 4, axis, method="random") == DONE
+    assert "4 trials, 4 of them there" in capsys.readouterr().out
+
+
+def test_a_grid_search_takes_the_points_of_the_grid(tmp_path, capsys):
+    """Numbers with many digits are found again, by the same search and by a plain grid of the same name."""
+    axis = "timesteps.m=0..1"
+    steps = Steps()
+    assert searched(tmp_path, None, axis, method="grid", grid=4, callback=steps) == DONE
+    assert steps.count == 24
+    assert searched(tmp_path, None, axis, method="grid", grid=4, callback=steps) == DONE
+    assert steps.count == 24
+    assert (tmp_path / "s.md").read_text().count("| 0.333333333333 |") == 1
+    capsys.readouterr()
+    plain = Sweep("s", tiny(6), (parse_axis(axis).with_points(4),))
+    assert run_sweep(plain, Options(storage=str(tmp_path), executor="local"), callbacks=[steps]) == DONE
+    assert steps.count == 24
+    assert searched(tmp_path, 5, axis, callback=steps) == DONE
+    assert run_sweep(plain, Options(storage=str(tmp_path), executor="local"), callbacks=[steps]) == DONE
+    assert steps.count == 30
+    rows = [line for line in (tmp_path / "s.md").read_text().splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 5, "the trial of the search is a row of the grid's table, too"
+
+
+def test_a_study_that_is_away_for_a_while_ends_no_training(undisturbed, tmp_path, capsys, monkeypatch):
+    asked = Study.ask
+    failures = iter([True, True])
+
+    def ask(self: Study):
+        if next(failures, False):
+            raise ConfigError("the study cannot be read")
+        return asked(self)
+
+    monkeypatch.setattr(Study, "ask", ask)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        searched(tmp_path, 2)  # at the start nothing runs
+    steps = Steps()
+    options = {"executor": "processes", "cpus_per_trial": 1}
+    failures = iter([False, True, True])
+    assert searched(tmp_path, 3, options=options) == DONE
+    assert len(table(tmp_path)) == 3
+    assert capsys.readouterr().out.count("warning: the study cannot be read") == 1
+    assert steps.count == 0
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -157,6 +212,8 @@ def test_a_trial_that_diverges_counts_and_is_told(tmp_path):
         ({"method": "anneal"}, "search"),
         ({"grid": 3}, "grid"),
         ({"axes": ("timesteps.sigma=-1..1",)}, "sigma"),
+        ({"axes": ("evaluation.reference=a.npz,b.npz",)}, "evaluation.reference: is read once for all cells"),
+        ({"axes": ("data.streams=int:2..4",)}, "data.streams: is read once for all cells"),
         ({"axes": ("timesteps.m=0..1",), "method": "grid"}, "give its number of points"),
     ],
 )

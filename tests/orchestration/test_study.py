@@ -134,9 +134,14 @@ def test_a_study_of_another_search_is_refused(change, message, tmp_path):
     assert len(study(tmp_path, method="random", seed=7, trials=99).trials) == 1, "another method may go on with it"
 
 
-def test_a_study_of_somebody_else_is_refused(tmp_path):
+def test_a_study_of_somebody_else_is_refused_and_a_half_made_one_is_not(tmp_path):
     storage = JournalStorage(JournalFileBackend(str(_there(tmp_path))))
-    optuna.create_study(storage=storage, study_name="s")
+    made = optuna.create_study(storage=storage, study_name="s")  # where a process was killed right after
+    assert study(tmp_path).ask() is not None
+    storage = JournalStorage(JournalFileBackend(str(_there(tmp_path / "other"))))
+    made = optuna.create_study(storage=storage, study_name="s")
+    made.ask()
+    tmp_path /= "other"
     with pytest.raises(ConfigError, match=r"none of pforce's.*another --name"):
         study(tmp_path)
 
@@ -158,6 +163,40 @@ def test_half_a_last_line_is_cut_off(end, tmp_path):
     assert [trial.value for trial in again.trials] == [1.0]
     assert again.ask() is not None
     assert path.read_bytes().startswith(whole)
+
+
+def test_trials_that_people_have_added_are_left_alone(tmp_path):
+    """A dashboard's user or a script may add trials of other distributions, or put some into a queue."""
+    found = study(tmp_path)
+    found.study.enqueue_trial({"timesteps.m": 0.5})
+    other = optuna.distributions.CategoricalDistribution(["a", "b"])
+    found.study.add_trial(
+        optuna.trial.create_trial(value=1.0, params={"timesteps.m": "a"}, distributions={"timesteps.m": other})
+    )
+    found.study.add_trial(optuna.trial.create_trial(value=1.0, params={}, distributions={}))
+    asked = []
+    for _ in range(12):  # beyond the random beginning
+        asked.append(found.ask())
+        found.tell(asked[-1].number, [value(asked[-1].params)])
+    assert [trial.number for trial in asked] == list(range(3, 15))
+    assert len(found.own) == 12
+
+
+def test_two_processes_that_add_at_once_have_their_own_trials(tmp_path):
+    one, two = study(tmp_path), study(tmp_path)
+    before = one.study.add_trial
+
+    def slowly(trial: optuna.trial.FrozenTrial) -> None:
+        before(trial)
+        two.begin({**trial.params, "timesteps.m": 1.25})
+
+    one.study.add_trial = slowly  # type: ignore[method-assign]
+    mine = one.begin({"timesteps.m": 0.25, "flow.difficulty_weight": 0.1, "sampler": "euler"})
+    assert (mine.number, mine.params["timesteps.m"]) == (0, 0.25)
+    two.tell(0, [1.0])
+    one.tell(0, [2.0], [1.0])
+    one.note(0, "too", "late")
+    assert [trial.value for trial in one.trials] == [1.0, None]
 
 
 @pytest.mark.parametrize("damage", [b"no journal\n", b'{"op_code": 77, "worker_id": "x"}\n', b"[]\n", b"\xff\xfe\n"])
