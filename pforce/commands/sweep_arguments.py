@@ -51,7 +51,7 @@ class SearchOptions:
     study: str | None = None
     """Address of a database that holds the study, for a storage in a bucket or many drivers: postgresql://HOST/NAME."""
 
-    def settings_of_search(self, grid: int | None) -> SearchSettings | None:
+    def settings(self, grid: int | None) -> SearchSettings | None:
         """The search, or None. ConfigError where it has no length, or where its options are given without it."""
         if self.search is None:
             given = {"trials": self.trials, "objective": self.objective, "require": self.require, "study": self.study}
@@ -66,14 +66,14 @@ class SearchOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions(SearchOptions):
+class SweepOptions:
     """Options of every sweep of trainings."""
 
     axis: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Values of a field, FIELD=VALUE,VALUE,…; repeatable, each combination is a cell. A value may be a number, a word,
     true, false, none, a list in parentheses, or for timesteps and sampler NAME:SETTINGS (ltg:0.7,1,0.2 or
-    ltg:sigma=0.2). FIELD=0..1, FIELD=log:0.001..1 and FIELD=int:4..24 are ranges, for --search or --grid. --when
-    FIELD=VALUE right after an axis: it varies only where that axis before it has that value."""
+    ltg:sigma=0.2). FIELD=0..1, FIELD=log:0.001..1 and FIELD=int:4..24 are ranges, for --search or --grid. Right after
+    an axis, --when FIELD=VALUE lets it vary only where FIELD, an earlier axis, has that value."""
     zip: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Fields that change together, FIELD,FIELD=VALUE:VALUE,VALUE:VALUE,…; repeatable."""
     grid: int | None = None
@@ -89,12 +89,13 @@ class SweepOptions(SearchOptions):
     """Only write the cells down: the sweep's driver that runs now takes them up."""
     dry_run: bool = False
     """Print cells, fingerprints, which are done, and the time that the others would take; run nothing."""
+    searching: Annotated[SearchOptions, tyro.conf.arg(name="")] = field(default_factory=SearchOptions)
     comparison: Annotated[Comparison, tyro.conf.arg(name="")] = field(default_factory=Comparison)
     options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
 
     def __post_init__(self) -> None:
         require(self.grid is None or 2 <= self.grid <= 1000, "grid", self.grid, "2 to 1000 points")
-        if self.search:
+        if self.searching.search:
             chosen = {
                 "priority": self.priority,
                 "baseline": self.comparison.baseline,
@@ -120,7 +121,7 @@ class SweepOptions(SearchOptions):
             check_path(base, axis.path)
         axes = [with_whole_numbers(axis, base) for axis in axes]
         ranges = [axis for axis in axes if axis.range is not None]
-        if self.grid is None and ranges and self.search is None:
+        if self.grid is None and ranges and self.searching.search is None:
             told = f"{ranges[0].path}={ranges[0].range}"
             raise ConfigError(
                 f"--axis {told}: is a range; give --search tpe --trials N, or its number of points (--grid N)"
@@ -129,14 +130,14 @@ class SweepOptions(SearchOptions):
             raise ConfigError(
                 f"--grid {self.grid}: is the number of points of a range, and no axis is one (FIELD=0..1)"
             )
-        points = [axis if self.grid is None or self.search else axis.with_points(self.grid) for axis in axes]
+        points = [axis if self.grid is None or self.searching.search else axis.with_points(self.grid) for axis in axes]
         return (*own, *points, *(parse_zip(text) for text in self.zip))
 
     def run(self, sweep: Sweep, report: Callable[[Plan, Console], None] | None = None) -> int:
         """Run a sweep with these options. Returns the exit code."""
         return run_sweep(
             sweep, self.options, dry_run=self.dry_run, report=report, comparison=self.comparison,
-            priority=self.priority, add=self.add, search=self.settings_of_search(self.grid),
+            priority=self.priority, add=self.add, search=self.searching.settings(self.grid),
         )  # fmt: skip
 
 
@@ -179,7 +180,7 @@ class SweepArguments(SweepOptions):
             raise ConfigError(f"pforce sweep {self.experiment}: nothing varies; give --axis, --zip or --rows (--help)")
         varied = [*(path for axis in axes for path in axis.paths), *(path for row in rows for path in row.changes)]
         check_settings(self.settings, dict.fromkeys(varied))
-        points = () if self.search else None
+        points = () if self.searching.search else None
         return Sweep(self.name or base.name, base, axes, tuple(range(self.seeds)), rows, points=points)
 
 
@@ -218,5 +219,5 @@ class PresetArguments(SweepOptions):
         seeds = self.seeds or (1 if quick else FULL_SEEDS)
         return Sweep(
             self.name or (name if quick else f"{name}_full"), base, axes, tuple(range(seeds)),
-            longer="--preset full" if quick else "", points=() if self.search else None,
+            longer="--preset full" if quick else "", points=() if self.searching.search else None,
         )  # fmt: skip

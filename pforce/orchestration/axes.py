@@ -58,7 +58,7 @@ class Range:
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
-            raise ConfigError(f"{self}: its ends are a smaller and a larger number")
+            raise ConfigError(f"{self}: its smaller end comes first, as in {self.high:g}..{self.low:g}")
         if self.log and self.low <= 0:
             raise ConfigError(f"{self}: equal ratios need ends above 0")
         if self.integer and not (float(self.low).is_integer() and float(self.high).is_integer()):
@@ -131,8 +131,10 @@ def check_condition(when: tuple[str, Any], path: str, values: Mapping[str, Seque
     """Raise ConfigError unless an axis before has the field and the value of a condition."""
     field, wanted = when
     told = f"--when {field}={format_value(wanted)}"
+    if field == path:
+        raise ConfigError(f"{told}: stands after the axis of {path} itself; put it after the axis that it limits")
     if field not in values:
-        raise ConfigError(f"{told}: {field} is no axis before {path}; give it one, before")
+        raise ConfigError(f"{told}: {field} is no axis before {path}; put --axis {field}=… before it")
     if not any(_same(value, wanted) for value in values[field]):
         names = dict.fromkeys(
             value.name if isinstance(value, Choice) else format_value(value) for value in values[field]

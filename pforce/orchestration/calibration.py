@@ -36,16 +36,26 @@ class Estimate(NamedTuple):
 
 
 def estimate(
-    experiment: Experiment, data: Path, trials: int, *, cpus: int | None, gpus: float | None, workers: int = 1
+    experiment: Experiment,
+    data: Path,
+    trials: int,
+    *,
+    cpus: int | None,
+    gpus: float | None,
+    workers: int = 1,
+    alone: bool = False,
 ) -> Estimate:
     """Estimate a sweep's time from a few training steps and model evaluations in this process, on a trial's share of
     the cores.
 
     The steps are real ones on the real data. Simultaneous trials share memory bandwidth, which an estimate from a
     single one does not include.
+
+    Args:
+        alone: one trial after the other, on all cores.
     """
     placement = place(
-        trials,
+        1 if alone else trials,
         nodes=[this_machine()],
         cpus=cpus,
         gpus=gpus,

@@ -23,7 +23,8 @@ def print_dry_run(planned: Plan, console: Console) -> None:
         state = "done" if item.fingerprint in planned.done else "to run"
         state = "diverged" if item.fingerprint in planned.diverged else state
         table.add_row(item.label, item.fingerprint, state)
-    console.print(table)
+    if planned.work:  # a search's trials are not known before
+        console.print(table)
     if not planned.left:
         console.print("Nothing to run.")
         return
@@ -36,6 +37,7 @@ def print_dry_run(planned: Plan, console: Console) -> None:
             cpus=options.cpus_per_trial,
             gpus=options.gpus_per_trial,
             workers=options.workers,
+            alone=options.executor == "local",
         )
     except ConfigError as error:  # a cluster may have room
         console.print(f"No estimate for this machine: {error}", soft_wrap=True)

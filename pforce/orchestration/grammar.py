@@ -20,6 +20,7 @@ from typing import Any, get_type_hints
 from pforce.base.errors import ConfigError, did_you_mean
 from pforce.base.files import read_small
 from pforce.base.foreign import ForeignError
+from pforce.base.words import counted
 from pforce.config import Experiment
 from pforce.orchestration.axes import Axis, Choice, Range, Zip
 from pforce.orchestration.sweep import NamedRow
@@ -153,14 +154,17 @@ def parse_zip(text: str) -> Zip:
     names = tuple(name.strip() for name in paths.split(","))
     if not sign or len(names) < 2 or not all(names):
         raise ConfigError(
-            f"--zip {text}: is FIELD,FIELD=VALUE:VALUE,VALUE:VALUE,… such as timesteps.m,timesteps.s=0:1,1:2"
+            f"--zip {text}: must be FIELD,FIELD=VALUE:VALUE,VALUE:VALUE,… such as timesteps.m,timesteps.s=0:1,1:2; one "
+            "field alone is an --axis"
         )
     rows = []
     for group in _split(groups):
         values = tuple(parse_value(value) for value in _split(group, ":"))
         if len(values) != len(names):
-            told = f"{group} has {len(values)} values, where {len(names)} fields change together"
-            raise ConfigError(f"--zip {text}: {told}")
+            told = f"{group} has {counted(len(values), 'value')}, where {len(names)} fields change together"
+            raise ConfigError(
+                f"--zip {text}: {told}; give {':'.join(['VALUE'] * len(names))}, with a comma between steps"
+            )
         rows.append(values)
     return Zip(names, tuple(rows))
 

@@ -21,9 +21,10 @@ from pforce.orchestration.display import Display
 from pforce.orchestration.growth import keep_sweep
 from pforce.orchestration.objectives import mean_of
 from pforce.orchestration.plan import Plan, Supply, check_cell, entry_of, finished_of
+from pforce.orchestration.recorded import sweep_of_name
 from pforce.orchestration.search_goal import SearchSettings, goal_of
-from pforce.orchestration.study import Study
-from pforce.orchestration.sweep import Cell, Point, Work
+from pforce.orchestration.study import SAME, Study
+from pforce.orchestration.sweep import TRIAL, Cell, Point, Work
 from pforce.records.lease import LeaseError, held_below
 from pforce.records.parts import cell_parts
 from pforce.records.row import divergence_of, row_of
@@ -33,6 +34,8 @@ from pforce.storage import StorageError
 from pforce.trial.folder import TRAINING
 from pforce.trial.where import check_data, with_precision
 
+MOST_SAME = 10
+"""Most trials with another one's cells, per trial that is wanted; then the space counts as exhausted."""
 WHY = "pforce.why"
 """Attribute that says why a trial has failed."""
 
@@ -82,6 +85,8 @@ class Search(Supply):
         """Trials whose values the study knows."""
         self.retried: set[int] = set()
         """Trials that diverged before and are tried again (--again diverged)."""
+        self.same: set[int] = set()
+        """Trials whose cells are another trial's."""
         self.exhausted = False
         self.own = 0
         """Number of trials that the search has suggested, when the study was last read."""
@@ -172,7 +177,7 @@ class Search(Supply):
             with self.study.alone():
                 self.own = len(self.study.own)
                 trial = self.study.ask() if self.left else None
-                self.exhausted |= trial is None and self.left > 0
+                self.exhausted |= (trial is None and self.left > 0) or len(self.same) > MOST_SAME * self.trials
                 self.own += trial is not None
             if trial is None:
                 # Others' trials come last: while their drivers live, a worker would only wait for them.
@@ -206,7 +211,9 @@ class Search(Supply):
         to the plan."""
         found = []
         for trial in trials:
-            values = None if trial.number in self.points else self.study.values(trial)
+            values = None if trial.number in self.cells else self.study.values(trial)
+            if SAME in trial.user_attrs:
+                self.same.add(trial.number)
             if values is None:
                 continue
             point = Point(trial.number, values)
@@ -220,10 +227,25 @@ class Search(Supply):
                     self.study.tell(trial.number, None)
                 continue
             whole = [work for work in works if isinstance(work, Work)]
-            self.points[point.number] = point
-            self.cells[point.number] = [work.fingerprint for work in whole]
-            found += [work for work in whole if self._put(work)]
+            cells = [work.fingerprint for work in whole]
+            if SAME not in trial.user_attrs and not trial.state.is_finished():
+                self._compare(trial.number, cells, whole[0].label, display)
+            self.cells[point.number] = cells
+            if trial.number not in self.same:
+                self.points[point.number] = point
+                found += [work for work in whole if self._put(work)]
         return found
+
+    def _compare(self, number: int, cells: list[str], label: str, display: Display | None) -> None:
+        """Note where a trial's cells are another's, as values may have one distribution: it is told the same numbers,
+        and another one takes its place."""
+        other = next((n for n, own in self.cells.items() if own == cells and n not in self.same), None)
+        if other is None:
+            return
+        self.same.add(number)
+        self.study.note(number, SAME, other)
+        told = f"{label}: the same distribution as trial {other}; not trained, and not counted"
+        (display.line if display else self.plan.ledger.say)(told)
 
     def _put(self, work: Work) -> bool:
         """Put a cell into the plan. Returns whether it is new there."""
@@ -302,9 +324,12 @@ def _key(params: Mapping[str, Any]) -> str:
 def begin_search(planned: Plan, settings: SearchSettings, *, dry_run: bool) -> Search | None:
     """Give a plan the trials of its search. Returns the search; None for a dry run, which touches no study."""
     if dry_run:
-        goal = goal_of(planned, settings)
-        planned.supply = Unbegun(goal.trials * len(planned.sweep.seeds))
-        planned.notes.append("a search's trials that are finished already are counted as to run here")
+        goal, sweep = goal_of(planned, settings), planned.sweep
+        entry = sweep_of_name(sweep, planned.options.place, planned.ledger.say)
+        cells = entry.cells if entry else ()
+        there = len({text for cell in cells for header, text in cell.values if header == TRIAL})
+        planned.supply = Unbegun(max(0, goal.trials - there) * len(sweep.seeds))
+        planned.notes.append(f"{counted(goal.trials, 'trial')}, {there} of them there, known points included")
         return None
     search = Search(planned, settings)
     search.begin()

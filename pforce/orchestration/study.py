@@ -43,6 +43,8 @@ GOAL = "pforce"
 SEED = "pforce.seed"
 MARK = "pforce.mark"
 """Attribute by which the process that has added a trial finds it again."""
+SAME = "pforce.same_as"
+"""Attribute of a trial whose cells are another trial's: the number of that one. It does not count."""
 ORIGIN = "pforce.from"
 """Attribute of trials that were not suggested by the search but told from records."""
 CONSTRAINTS = "constraints"
@@ -184,7 +186,7 @@ class Study:
     @property
     def own(self) -> list[FrozenTrial]:
         """The trials that the search itself has suggested."""
-        return [trial for trial in self.usable if ORIGIN not in trial.user_attrs]
+        return [trial for trial in self.usable if not {ORIGIN, SAME} & trial.user_attrs.keys()]
 
     def values(self, trial: FrozenTrial) -> dict[str, Any] | None:
         """Path → value of a trial; None for one that somebody else has added with other parameters."""

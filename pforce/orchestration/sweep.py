@@ -207,9 +207,12 @@ class Sweep:
                 try:
                     experiment = with_fields(self.base, changes)
                 except ConfigError as error:
-                    if row is None:
+                    if row is not None:
+                        raise ConfigError(f"row {row.name}: {error}") from error
+                    if "does not apply" not in str(error):
                         raise
-                    raise ConfigError(f"row {row.name}: {error}") from error
+                    cure = "or vary it only where it applies: --when FIELD=NAME right after its --axis"
+                    raise ConfigError(f"{error}; {cure}") from error
                 found.append(Cell(tuple(zip(headers, shown, strict=True)), experiment))
         if any(cell.experiment.training.snapshots for cell in found):
             found = [each for cell in found for each in _snapshots(cell)]

@@ -18,6 +18,8 @@ from pforce.results.page import png
 from pforce.results.tables import SPREAD
 
 PANELS_A_ROW = 4
+LONG_LABEL = 10
+"""Characters from which on labels of several cells would overlap."""
 BLUE = "#2b6cb0"
 SEQUENCE = "viridis"
 """Colour map that rises in lightness and is safe for colour-blind readers; its yellow end is too pale for lines on
@@ -57,7 +59,12 @@ def cell_figure(table: pd.DataFrame, axes: list[str], path: Path) -> None:
             spread = table[name + SPREAD].fillna(0.0)
             axis.errorbar(range(len(table)), table[name], yerr=spread, fmt="o", color=BLUE, capsize=3)
             axis.set_title(name, loc="left")
-            axis.set_xticks(range(len(table)), labels)
+            slanted = max(map(len, "\n".join(labels).split("\n")), default=0) > LONG_LABEL and len(table) > 3
+            axis.set_xticks(range(len(table)), [label.replace("\n", ", ") for label in labels] if slanted else labels)
+            if slanted:
+                axis.tick_params(axis="x", labelsize=7)
+                for text in axis.get_xticklabels():
+                    text.set(rotation=40, ha="right", rotation_mode="anchor")
             axis.set_xlabel(axes[0] if len(axes) == 1 else "")
             axis.set_xlim(-0.5, len(table) - 0.5)  # all cells, also where one has no value
             axis.margins(y=0.2)

@@ -158,6 +158,20 @@ def test_points_that_are_no_experiments_are_told_and_count(tmp_path, capsys):
     assert "4 trials, 4 of them there" in capsys.readouterr().out
 
 
+def test_points_of_one_distribution_are_trained_once_and_count_once(tmp_path, capsys):
+    """Under the reference truncation a sigma of 0.5 or more changes nothing."""
+    steps = Steps()
+    assert searched(tmp_path, 2, "timesteps.sigma=0.1..3", callback=steps) == DONE
+    assert steps.count == 12
+    told = capsys.readouterr().out
+    assert len(table(tmp_path)) == 2
+    again = Steps()
+    assert searched(tmp_path / "flat", 2, "timesteps.sigma=0.6..1", callback=again) == DONE
+    assert again.count == 6, "the space has one distribution"
+    assert "the same distribution as trial 0; not trained, and not counted" in capsys.readouterr().out
+    assert "2 trials, 2 of them there" not in told
+
+
 def test_a_grid_search_takes_the_points_of_the_grid(tmp_path, capsys):
     """Numbers with many digits are found again, by the same search and by a plain grid of the same name."""
     axis = "timesteps.m=0..1"
