@@ -13,8 +13,8 @@ EXAMPLES = """Examples:
   pforce sweep openmoji32_micro --axis sampler=euler,dual_loop --axis sampler.quantile=0.3,0.5 --when sampler=dual_loop
   pforce sweep openmoji32_micro --axis flow.difficulty_weight=log:0.001..1 --grid 4
   pforce sweep openmoji32_micro --axis timesteps.m=-1..1.5 --axis timesteps.sigma=0.05..1 --search tpe --trials 24
-  pforce sweep openmoji32_micro --axis sampler=euler,dual_loop --axis sampler.num_function_evaluations=6..24 \
-    --search nsga2 --trials 40 --objective fd --objective cost/nfe"""
+  pforce sweep openmoji32_micro --axis sampler.num_function_evaluations=6..24 --axis sampler=euler,look_ahead """
+EXAMPLES += "--search nsga2 --trials 40 --objective fd --objective cost/nfe"
 
 
 def sweep(words: list[str]) -> int:
