@@ -102,15 +102,17 @@ class Search(Supply):
         training."""
         with self.study.alone():
             self._tell_known()
-        trials = self.study.usable
+        trials, self.own = self.study.usable, len(self.study.own)
         running = {trial.number: self._trainings(trial) for trial in trials if not trial.state.is_finished()}
-        held = held_below(self.plan.options.place, TRAINING, {each for several in running.values() for each in several})
+        trainings = {each for several in running.values() for each in several}
+        # With nothing else to do this driver waits for the others', as its table would not be whole without them.
+        held = held_below(self.plan.options.place, TRAINING, trainings) if self.left else set()
         self._take([trial for trial in trials if not held & running.get(trial.number, set())])
         self.plan.look()
         if "diverged" in self.plan.options.again:
             self.retried = {number for number, cells in self.cells.items() if self._diverged(cells)}
         self._settle()
-        self.own = len(self.study.own)
+        self.own = len(self.study.own)  # without those that are no experiments
         self.update()
 
     def update(self) -> None:
