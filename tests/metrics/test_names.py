@@ -63,7 +63,9 @@ def metric_names(draw: st.DrawFn) -> MetricName:
 def committed() -> Iterator[tuple[str, set[str]]]:
     """Each committed file of results, and the metrics in it."""
     for path in sorted(RESULTS.rglob("*.jsonl")):
-        yield path.name, {name for line in path.open() for name in json.loads(line)["metrics"]}
+        lines = [json.loads(line) for line in path.open()]
+        # A whole result of an earlier commit has metrics, a record has values, and a sweep's line has neither.
+        yield path.name, {name for line in lines for name in (line.get("metrics") or line.get("values") or {})}
     numbers = json.loads((RESULTS / "same_numbers_0641df2.json").read_text())["numbers"]
     yield (
         "same_numbers",
