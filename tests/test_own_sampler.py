@@ -246,7 +246,8 @@ def test_a_sweep_measures_it(finer, trained, tmp_path):
     again = run(sweep, tracker, storage, make_console(width=200), Workforce())
     assert again.measured == 0
     assert again.frame.equals(first.frame)
-    front_figure(first.frame, "fd/openmoji", tmp_path / "front.png")
+    drawn = front_figure(first.frame, "fd/openmoji")
+    assert "finer" in {text.get_text() for text in drawn.axes[0].get_legend().get_texts()}
 
 
 def test_what_cannot_be_registered_is_refused(finer):

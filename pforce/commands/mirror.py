@@ -13,9 +13,10 @@ from pforce.base.console import DONE, SOME_FAILED, make_console
 from pforce.base.errors import ConfigError, InputError
 from pforce.base.words import counted
 from pforce.commands.stores import Store
+from pforce.orchestration.report import Source, summary_of
 from pforce.records.ledger import Ledger
 from pforce.records.sweeps import SweepEntry, read_sweeps
-from pforce.results.shown import show_sweep
+from pforce.results.sweep_run import Summary, show_sweep
 from pforce.storage import Storage
 from pforce.tracking import Mirror, Page, Shown, Tracker, TrackingError
 from pforce.tracking.checks import why
@@ -83,7 +84,7 @@ def mirror_storage(
             if entry.name not in pages:
                 pages[entry.name] = shows.page(entry.name, _known(entries, entry.name), restore=restore)
             total += show_sweep(
-                pages[entry.name], entry, ledger, restore=restore,
+                pages[entry.name], entry, ledger, restore=restore, summarize=partial(_summary, place, ledger),
                 progress=partial(_advance, progress, task, before),
             )  # fmt: skip
             before += len(entry.cells)
@@ -94,6 +95,16 @@ def mirror_storage(
         f"{deleted}{refused}"
     )
     return SOME_FAILED if total.refused else DONE
+
+
+def _summary(place: Storage, ledger: Ledger, entry: SweepEntry) -> Summary | None:
+    """What a sweep has come to, from the storage; None, with a warning, where that cannot be said: the data of a table
+    may not be here, or an experiment no longer."""
+    try:
+        return summary_of(entry.name, Source(place, ledger.say, sweep=entry.name, ledger=ledger))
+    except Exception as error:  # its cells are shown all the same
+        ledger.say(f"{entry.name}: shown without its table: {error}")
+        return None
 
 
 def _advance(progress: Progress, task: TaskID, before: int, done: int) -> None:

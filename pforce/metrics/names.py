@@ -225,6 +225,33 @@ def read_names(texts: Iterable[str]) -> dict[str, MetricName]:
     return found
 
 
+MOST_HEADLINE = 29
+"""Most headline metrics of a cell: more hide each other on a page."""
+HEADLINE_TIMES = (0.2, 0.6)
+"""Timesteps of the difficulty correlations of a table."""
+MOST_TIMES = 2
+
+
+def headline(metrics: Iterable[str]) -> list[str]:
+    """The headline metrics among the names of a row, in the order of tables, at most 29: losses, distances, two
+    difficulty correlations, costs, throughput and the training's last point. Bounds, counts, deciles and curves over t
+    are none."""
+    names = {text: name for text, name in read_names(metrics).items() if name.beside is None}
+    correlations = sorted(
+        (text for text, name in names.items() if name.kind == DIFFICULTY[0]),
+        key=lambda text: (names[text].t not in HEADLINE_TIMES, names[text].t),
+    )[:MOST_TIMES]
+    ranks = (VALIDATION_LOSS, *DISTANCES, *COSTS, THROUGHPUT, *CURVE_POINT, DAMAGED_SAMPLES)
+    plain = {text: ranks.index(name.kind) for text, name in names.items()
+             if name.kind in ranks and name.t is None}  # fmt: skip
+    first = [text for text, rank in plain.items() if rank == 0]
+    rest = sorted((text for text in plain if text not in first), key=plain.__getitem__)
+    of_images = [text for text in rest if names[text].detector is not None]
+    others = [text for text in rest if names[text].detector is None]
+    room = MOST_HEADLINE - len(first) - len(correlations) - len(others)
+    return [*first, *of_images[: max(0, room)], *correlations, *others]
+
+
 def interval_names(metric: str) -> tuple[str, str]:
     """Names of the bounds of the interval over images, for any metric of a table."""
     low, high = BOUNDS

@@ -19,7 +19,7 @@ from pforce.metrics.names import BOUNDS, interval_names, read_names
 from pforce.orchestration.axes import format_value
 from pforce.orchestration.report import Source
 from pforce.results import Report
-from pforce.results.shown import MAPS_PICTURE, pictures_of
+from pforce.results.pictures import MAPS_PICTURE, pictures_of
 
 DIGEST = re.compile(r"[0-9a-f]{6,32}")
 FORMS = "a sweep's name, the digest of a cell (or its first digits), an experiment's name, or FILE.py:FUNCTION"

@@ -36,7 +36,7 @@ from pforce.records.record import Record
 from pforce.records.row import BESIDE, joined
 from pforce.records.sweeps import CellEntry, SweepEntry
 from pforce.results import difficulty_figures as figures
-from pforce.results.shown import show_sweep
+from pforce.results.sweep_run import show_sweep
 from pforce.tracking import Mirror, Tracker
 from pforce.tracking.checks import why
 from pforce.trial.draw import Blocks, features_folder, folder_of, save_samples

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 
 from pforce.base.console import DONE, SOME_FAILED, STOPPED, stop_on_signals
@@ -22,17 +23,21 @@ from pforce.orchestration.drive import TIME_LIMIT, DiskFull, RetryPolicy, drive
 from pforce.orchestration.options import setup_of
 from pforce.orchestration.plan import Plan, entry_of, provenance, sweep_entry, this_command
 from pforce.orchestration.recorder import Recorder
+from pforce.orchestration.sweep_report import sweep_frame, sweep_summary
 from pforce.orchestration.trials import Trials, entries
 from pforce.records.ledger import Ledger
 from pforce.records.status import Status
-from pforce.results.shown import show_cells, show_sweep
-from pforce.tracking import Live, Mirror, Page, Tags, TrackingError
+from pforce.results.pictures import snapshots_before
+from pforce.results.shown import show_cells, views_of
+from pforce.results.sweep_run import Summary, run_view, show_sweep
+from pforce.tracking import Live, Mirror, Page, Tags, TrackingError, View
 from pforce.tracking.checks import why
 from pforce.tracking.live import CATCH_UP
 from pforce.tracking.page import Progress
 from pforce.training import Callback
 from pforce.trial.failures import DISK_FULL, is_disk_full
 
+Summarize = Callable[[Plan, pd.DataFrame], Summary]
 STOP_SECONDS = 5.0
 """Most seconds to wait for the tracking store after a signal."""
 RESERVE_BYTES = 2**20
@@ -51,7 +56,7 @@ def nothing_ran(plan: Plan) -> int:
     return SOME_FAILED if plan.diverged else DONE
 
 
-def show_finished(plan: Plan, say: Callable[[str], None]) -> None:
+def show_finished(plan: Plan, say: Callable[[str], None], summarize: Summarize = sweep_summary) -> None:
     """Show a sweep with nothing left to run in MLflow. Where the store refuses, there is only a warning: the results
     are in the storage."""
     if plan.tracker is None:  # the plan has reported that
@@ -60,7 +65,7 @@ def show_finished(plan: Plan, say: Callable[[str], None]) -> None:
         mirror = Mirror(plan.tracker, plan.options.place, say)
         entry = sweep_entry(plan)
         page = mirror.page(entry.name, {entry.identity, *(item.fingerprint for item in plan.work)})
-        shown = show_sweep(page, entry, plan.ledger)
+        shown = show_sweep(page, entry, plan.ledger, summarize=lambda entry: summarize(plan, sweep_frame(plan)))
     except Exception as error:  # every kind of store raises its own
         say(f"warning: {plan.tracker.shown} does not show this sweep: {why(error)}. {CATCH_UP}")
         return
@@ -68,7 +73,10 @@ def show_finished(plan: Plan, say: Callable[[str], None]) -> None:
         say(f"{counted(shown.made, 'run')} made in {plan.tracker.shown}, {shown.updated} brought up to date")
 
 
-def execute(plan: Plan, console: Console, executor: str, *, callbacks: Sequence[Callback] = ()) -> int:
+def execute(
+    plan: Plan, console: Console, executor: str, *, callbacks: Sequence[Callback] = (),
+    summarize: Summarize = sweep_summary,
+) -> int:  # fmt: skip
     """Run the missing cells of a plan. Returns DONE, SOME_FAILED or STOPPED; all finished work is in the storage.
 
     A killed sweep needs no state of its executor to be resumed: finished parts are records, and a running training has
@@ -77,19 +85,20 @@ def execute(plan: Plan, console: Console, executor: str, *, callbacks: Sequence[
     Args:
         executor: name of the executor.
         callbacks: callbacks of trainings that run in this process.
+        summarize: function from a plan and the frame of its cells to what the sweep has come to, for MLflow.
     """
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True)
 
     if not plan.left:
-        show_finished(plan, say)
+        show_finished(plan, say, summarize)
         return nothing_ran(plan)
     try:
         with stop_on_signals():
             plan.forget_divergences()
             with plan.in_order():
-                return _execute(plan, console, executor, callbacks, say)
+                return _execute(plan, console, executor, callbacks=callbacks, say=say, summarize=summarize)
     except (KeyboardInterrupt, SystemExit) as stopped:  # Ray's own SIGTERM handler, while it starts, exits
         say(STOPPED_BY.format(stopped))
         return STOPPED
@@ -101,20 +110,32 @@ def execute(plan: Plan, console: Console, executor: str, *, callbacks: Sequence[
 
 
 @contextmanager
-def _page(plan: Plan, identity: str, say: Callable[[str], None]) -> Iterator[Live | None]:
-    """The live page of a sweep; None where there is no store."""
+def _page(
+    plan: Plan, done: set[str], say: Callable[[str], None], summarize: Summarize
+) -> Iterator[Live | None]:  # fmt: skip
+    """The live page of a sweep; None where there is no store.
+
+    Args:
+        done: digests of cells that it shows from their records at the start, and whenever it catches up.
+    """
     if plan.tracker is None:
         yield None
         return
     mirror = Mirror(plan.tracker, plan.options.place, say)
-    done = {*plan.done, *plan.diverged}
     ledger = Ledger(plan.options.place, plan.ledger.say)  # its own ledger, for another thread
 
     def before(page: Page, parent: str, between: Progress) -> None:
-        cells = [entry_of(item) for item in plan.work if item.fingerprint in done]
+        ledger.refresh()
+        cells = [entry_of(item) for item in list(plan.work) if item.fingerprint in done]
         show_cells(page, cells, ledger, parent, progress=between)
 
-    with Live(mirror, plan.sweep.name, identity, say, before) as live:
+    def own(status: Status) -> View | None:
+        entry = sweep_entry(plan)
+        frame = sweep_frame(plan, ledger)
+        views = views_of(entry.cells, plan.options.place, ledger)
+        return run_view(entry, views, summarize(plan, frame), ledger, status=status) if views else None
+
+    with Live(mirror, plan.sweep.name, plan.identity, say, before, own=own) as live:
         yield live
 
 
@@ -134,11 +155,13 @@ def describe(plan: Plan, executor: Executor) -> str:
 
 
 def _execute(
-    plan: Plan, console: Console, name: str, callbacks: Sequence[Callback], say: Callable[[str], None]
+    plan: Plan, console: Console, name: str, *, callbacks: Sequence[Callback], say: Callable[[str], None],
+    summarize: Summarize,
 ) -> int:  # fmt: skip
     tags, identity, options = provenance(), plan.identity, plan.options
+    done = {*plan.done, *plan.diverged}
     with ExitStack() as stack:
-        live = stack.enter_context(_page(plan, identity, say))
+        live = stack.enter_context(_page(plan, done, say, summarize))
         reserve = stack.enter_context(_reserve(options.root, identity))
         finished = len(plan.work) - len(plan.missing)
         display = Display(console, "sweep", finished + plan.left, finished)
@@ -167,6 +190,9 @@ def _execute(
             _stop(plan, recorder, live, TIME_LIMIT)
             return STOPPED
         plan.failed |= recorder.failed
+        if live is not None and snapshots_before([entry_of(item) for item in plan.work]):
+            done |= recorder.finished  # pictures of snapshots may have come after those of longer trainings
+            live.catch_up()
         failed = bool(recorder.failed or plan.diverged)
         _stop(plan, recorder, live, "", status="FAILED" if failed else "FINISHED")
         return SOME_FAILED if failed else DONE

@@ -3,39 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pandas as pd
 
 from pforce import catalog, results
 from pforce.base.console import duration
 from pforce.base.errors import ConfigError, did_you_mean
-from pforce.base.files import read_whole
 from pforce.base.words import counted
 from pforce.config import flat_params
+from pforce.metrics.names import CostName
 from pforce.orchestration.plan import provenance
-from pforce.orchestration.reproduce import Reproduction, known_tables, read
+from pforce.orchestration.reproduce import known_tables, read
 from pforce.records.ledger import Ledger
-from pforce.records.sweeps import CellEntry, read_sweeps
+from pforce.records.sweeps import CellEntry, SweepEntry, read_sweeps
 from pforce.results import Report, Row
 from pforce.results.costs import run_costs
 from pforce.results.page import Section, png
 from pforce.results.reproduction_figures import bars_figure
-from pforce.results.shown import MAPS_PICTURE, pictures_of
 from pforce.results.stored import storage_frame
+from pforce.results.sweep_run import Summary, first_pictures
 from pforce.storage import Storage
 
-MOST_PICTURES = 12
 NOT_AXES = ("seed", "name")
 
 
 class Source:
-    """A storage, read once for all sections."""
+    """A storage, read once for all sections.
 
-    def __init__(self, storage: Storage, say: Callable[[str], None]) -> None:
-        self.storage, self.ledger = storage, Ledger(storage, say)
-        self.sweeps = list(read_sweeps(storage, say))
+    Args:
+        sweep: name of the only sweep that is read; by default all are.
+    """
+
+    def __init__(
+        self, storage: Storage, say: Callable[[str], None], *, sweep: str | None = None, ledger: Ledger | None = None
+    ) -> None:
+        self.storage, self.ledger = storage, ledger or Ledger(storage, say)
+        self.sweeps = list(read_sweeps(storage, say, sweep))
         self.cells: dict[str, CellEntry] = {cell.cell: cell for entry in self.sweeps for cell in entry.cells}
-        self.frame = storage_frame(storage, ledger=self.ledger, say=say)
+        self.frame = storage_frame(storage, sweep, ledger=self.ledger, say=say)
 
     def commands(self, name: str) -> list[str]:
         """Commands that ran a sweep, each once."""
@@ -43,7 +49,14 @@ class Source:
 
 
 def section_of(name: str, source: Source) -> Section:
-    """A sweep's section of the report. ConfigError where the storage has no finished cell of it."""
+    """A sweep's section of the report, with pictures. ConfigError where the storage has no finished cell of it."""
+    found = summary_of(name, source)
+    pictures, maps = first_pictures(found, source.cells, source.ledger)
+    return replace(found.section, pictures=[*pictures, *([maps] if maps else [])])
+
+
+def summary_of(name: str, source: Source) -> Summary:
+    """What a sweep has come to. ConfigError where the storage has no finished cell of it."""
     commands = source.commands(name)
     if name in known_tables():
         table, scale = known_tables()[name]
@@ -52,7 +65,8 @@ def section_of(name: str, source: Source) -> Section:
             raise ConfigError(
                 f"{name}: nothing of it is measured; run `pforce reproduce {table.name} --scale {scale.name}`"
             )
-        return _of_table(found, source, commands)
+        facts = _facts(results.finished(found.frame, list(found.rows.values())))
+        return found.summary(commands, facts)
     frame = source.frame
     if frame.empty or name not in set(frame["sweep"]):
         names = sorted(set(frame["sweep"])) if len(frame) else []
@@ -60,26 +74,19 @@ def section_of(name: str, source: Source) -> Section:
     return _of_sweep(name, frame, source, commands)
 
 
-def _of_table(found: Reproduction, source: Source, commands: list[str]) -> Section:
-    table, scale = found.table, found.scale
-    figure = found.figure()
-    rows = list(found.rows.values())
-    order = [found.agreement.sentence] if found.agreement else []
-    again = f"pforce reproduce {table.name} --scale {scale.name}"
-    return Section(
-        title=table.title,
-        about=f"{table.question} Scale {scale.name}: {scale.about}.",
-        report=Report(found.measured, "", found.notes),
-        summary=[found.lines[0], *order],
-        findings=[
-            (f.statement.text, f.word, f.sentence.removeprefix(f"{f.statement.text}: ").removeprefix(f.word).strip())
-            for f in found.findings
-        ],
-        figures=[(png(figure), f"{table.title}, {scale.name}")] if figure is not None else [],
-        pictures=_pictures(found.frame, list(found.rows.items()), source),
-        facts=_facts(results.finished(found.frame, rows)),
-        commands=list(dict.fromkeys([again, *commands])),
-    )
+def entry_rows(entries: Sequence[SweepEntry]) -> list[Row]:
+    """Rows of a sweep by the values of its axes as its files have them, with seeds together; empty where they have
+    none."""
+    rows: dict[tuple[tuple[str, ...], ...], Row] = {}
+    for cell in (cell for entry in entries for cell in entry.cells):
+        if not cell.values:
+            return []
+        key = tuple((header, value) for header, value in cell.values)
+        row = rows.setdefault(key, Row(dict(key), []))
+        if cell.cell not in row.fingerprints:
+            rows[key] = Row(row.labels, [*row.fingerprints, cell.cell])
+    headers = {tuple(row.labels) for row in rows.values()}
+    return list(rows.values()) if len(headers) == 1 else []
 
 
 def rows_of(frame: pd.DataFrame) -> list[Row]:
@@ -105,9 +112,9 @@ def _parameters(frame: pd.DataFrame) -> list[str]:
     return [name for name in (*known, *own) if name in frame and name not in NOT_AXES]
 
 
-def _of_sweep(name: str, frame: pd.DataFrame, source: Source, commands: list[str]) -> Section:
+def _of_sweep(name: str, frame: pd.DataFrame, source: Source, commands: list[str]) -> Summary:
     own = frame[frame["sweep"] == name]
-    rows = rows_of(own)
+    rows = entry_rows([entry for entry in source.sweeps if entry.name == name]) or rows_of(own)
     table = results.cell_table(own, rows)
     metric = results.primary_metric(own, rows)
     names = results.row_names(rows)
@@ -116,34 +123,24 @@ def _of_sweep(name: str, frame: pd.DataFrame, source: Source, commands: list[str
     if metric is not None and metric in table:
         shown = table.assign(row=names)
         drawn.append((png(bars_figure(shown, metric)), f"{metric}, bars of one standard deviation over seeds"))
-    return Section(
+    section = Section(
         title=name,
         about=f"{counted(len(results.finished(own, rows)), 'finished cell')}.",
-        report=Report(table, "", results.table_notes(own, rows), claims),
+        report=Report(table, "", [*_size(results.finished(own, rows)), *results.table_notes(own, rows)], claims),
         figures=drawn,
-        pictures=_pictures(own, list(zip(names, rows, strict=True)), source),
         facts=_facts(results.finished(own, rows)),
         commands=commands,
     )
+    return Summary(section, own, list(zip(names, rows, strict=True)))
 
 
-def _pictures(frame: pd.DataFrame, rows: Sequence[tuple[str, Row]], source: Source) -> list[tuple[bytes, str]]:
-    """Samples of the first seed of each row that has any, and the uncertainty maps of the last one."""
-    pictures: list[tuple[bytes, str]] = []
-    maps: tuple[bytes, str] | None = None
-    for name, row in rows:
-        for cell in results.finished(frame, row).sort_values("seed").to_dict("records"):
-            entry = source.cells.get(cell["fingerprint"])
-            found = pictures_of(source.storage, source.ledger, entry) if entry else []
-            samples = [path for path in found if path.name != MAPS_PICTURE]
-            if not samples:
-                continue
-            if len(pictures) < MOST_PICTURES:
-                pictures.append((read_whole(samples[0]), f"{name}, seed {int(cell['seed'])}: the first 64 images"))
-            of_maps = [path for path in found if path.name == MAPS_PICTURE]
-            maps = (read_whole(of_maps[0]), f"{name}: held-out images and predicted σ") if of_maps else maps
-            break
-    return [*pictures, *([maps] if maps else [])]
+def _size(values: pd.DataFrame) -> list[str]:
+    """A note on the size of finished cells that were trained; none for a search of samplers."""
+    columns = (CostName.IMAGES_SEEN, "evaluation.images", CostName.NFE, "seed")
+    if values.empty or any(name not in values or values[name].isna().any() for name in columns):
+        return []
+    images, generated, nfe, seeds = (set(values[name].astype(int)) for name in columns)
+    return [results.size_note(images, generated, nfe, seeds=len(seeds))]
 
 
 def _facts(values: pd.DataFrame) -> list[tuple[str, str]]:

@@ -29,12 +29,13 @@ from pforce.reproduction import Scale, Table, metric_of
 from pforce.results import Report, Row, curves
 from pforce.results import reproduction_figures as figures
 from pforce.results.findings import Agreement, Finding, agreement, findings, paper_values, summary
-from pforce.results.page import png
+from pforce.results.page import Section, png
 from pforce.results.paper import paper_table
 from pforce.results.stored import storage_frame
+from pforce.results.sweep_run import Summary
 from pforce.results.tables import COST_COLUMNS, QUALITY_COLUMNS, Column
 from pforce.storage import Storage
-from pforce.tracking import is_installed
+from pforce.tracking import Tracker, is_installed
 from pforce.trial.reference import inputs_of
 
 FOLDER = "reproduction"
@@ -144,6 +145,31 @@ class Reproduction:
                 drawn = figures.bars_figure(self.measured, self.metric, paper)
         return drawn
 
+    def summary(self, commands: Sequence[str] = (), facts: Sequence[tuple[str, str]] = ()) -> Summary:
+        """The table with findings and figure, for a page.
+
+        Args:
+            commands: commands that ran its sweep.
+            facts: (name, value) of cost and environment.
+        """
+        table, scale, drawn = self.table, self.scale, self.figure()
+        again = f"pforce reproduce {table.name} --scale {scale.name}"
+        section = Section(
+            title=table.title,
+            about=f"{table.question} Scale {scale.name}: {scale.about}.",
+            report=Report(self.measured, "", self.notes),
+            summary=self.lines[: 1 if self.agreement is None else 2],
+            findings=[
+                (f.statement.text, f.word,
+                 f.sentence.removeprefix(f"{f.statement.text}: ").removeprefix(f.word).strip())
+                for f in self.findings
+            ],
+            figures=[(png(drawn), f"{table.title}, {scale.name}")] if drawn is not None else [],
+            facts=facts,
+            commands=list(dict.fromkeys([again, *commands])),
+        )  # fmt: skip
+        return Summary(section, self.frame, list(self.rows.items()))
+
     def record(self) -> dict[str, Any]:
         """Verdicts as plain data."""
         return {
@@ -239,13 +265,19 @@ def reproduce(
         options,
         dry_run=dry_run,
         report=partial(report, table=table, scale=scale),
+        summarize=partial(summarize, table=table, scale=scale),
     )
+
+
+def summarize(planned: Plan, frame: pd.DataFrame, *, table: Table, scale: Scale) -> Summary:
+    """What a table's sweep has come to, for MLflow."""
+    return Reproduction(table, scale, planned.sweep, planned.work, frame).summary()
 
 
 def report(planned: Plan, console: Console, *, table: Table, scale: Scale) -> None:
     """Print the table and its verdicts, and write them and the figure to files."""
     found = Reproduction(table, scale, planned.sweep, planned.work, sweep_frame(planned))
-    _tell(found, planned.options, console)
+    _tell(found, planned.options, console, planned.tracker)
 
 
 def show(
@@ -260,7 +292,7 @@ def show(
     return DONE
 
 
-def _tell(found: Reproduction, options: Options, console: Console) -> None:
+def _tell(found: Reproduction, options: Options, console: Console, tracker: Tracker | None = None) -> None:
     found.report.print(console)
     written = write_files(found, options.root / FOLDER)
     push_files(options.place, [f"{FOLDER}/{path.name}" for path in written], console)
@@ -268,7 +300,9 @@ def _tell(found: Reproduction, options: Options, console: Console) -> None:
     stem = options.root / FOLDER / sweep_name(found.table, found.scale)
     console.print(f"Table, verdicts, figure: {stem}.{{{endings}}}", soft_wrap=True)
     if is_installed():
-        print_mlflow(options.uri, console)
+        identity = found.sweep.identity(list(found.work))
+        print_mlflow(options.uri, console, tracker=tracker, storage=options.place, name=found.sweep.name,
+                     identity=identity)  # fmt: skip
 
 
 def write_files(found: Reproduction, folder: Path) -> list[Path]:

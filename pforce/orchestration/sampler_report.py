@@ -10,15 +10,18 @@ from rich.console import Console
 
 from pforce import catalog
 from pforce.base.errors import ConfigError
-from pforce.base.files import write_text
+from pforce.base.files import write_bytes, write_text
 from pforce.base.words import counted
 from pforce.config import Experiment
 from pforce.data import Manifest, ensure
+from pforce.orchestration.plan import this_command
 from pforce.orchestration.sampler_search import Outcome
 from pforce.orchestration.sampler_sweep import SamplerSweep
 from pforce.records.parts import request_of
 from pforce.results import Report
+from pforce.results.page import Section, png
 from pforce.results.pareto import front_figure
+from pforce.results.sweep_run import Summary
 from pforce.storage import Storage
 from pforce.trial.measurable import Measurable
 from pforce.trial.reference import check_reference, inputs_of, reference_images
@@ -81,13 +84,13 @@ def make_subject(
     )  # fmt: skip
 
 
-def report(sweep: SamplerSweep, source: Source, outcome: Outcome, folder: Path, console: Console) -> bool:
-    """Print and write the front as a table, all samplers as CSV, and the figure, with a note on the accuracy of the
-    numbers. Returns whether there were any."""
-    frame, distance = outcome.frame, sweep.distance
-    if frame.empty:
-        console.print("Nothing was measured yet.")
-        return False
+def front_summary(sweep: SamplerSweep, source: Source, frame: pd.DataFrame) -> Summary:
+    """The front as a table with a figure, and a note on the accuracy of the numbers.
+
+    Args:
+        frame: one row per sampler, at least one.
+    """
+    distance = sweep.distance
     front = frame[frame["front"]].sort_values("NFE").drop(columns="front")
     seen = f"{source.images_seen:,} images seen" if source.images_seen is not None else "images seen unknown"
     model = f"{source.path.name} ({seen}, {source.weights} weights)"
@@ -95,11 +98,23 @@ def report(sweep: SamplerSweep, source: Source, outcome: Outcome, folder: Path, 
     known = [name for name in front if name == "again" or front[name].notna().any()]
     shown = front[known].rename(columns={"again": f"{distance}, other noise"})
     found = Report(shown, title, [_caveat(sweep, frame, distance)])
-    found.print(console)
-    found.write(folder / sweep.name)
+    figure = png(front_figure(frame, distance)), "All samplers; the front is filled"
+    return Summary(Section(title, report=found, figures=[figure], commands=[this_command()]), frame, [])
+
+
+def report(sweep: SamplerSweep, source: Source, outcome: Outcome, folder: Path, console: Console) -> bool:
+    """Print and write the front as a table, all samplers as CSV, and the figure, with a note on the accuracy of the
+    numbers. Returns whether there were any."""
+    frame, distance = outcome.frame, sweep.distance
+    if frame.empty:
+        console.print("Nothing was measured yet.")
+        return False
+    found = front_summary(sweep, source, frame)
+    found.report.print(console)
+    found.report.write(folder / sweep.name)
     every = frame.sort_values(["NFE", distance]).to_csv(index=False)  # all samplers, not only the front
     write_text(folder / f"{sweep.name}.csv", every)
-    front_figure(frame, distance, folder / f"{sweep.name}.png")
+    write_bytes(folder / f"{sweep.name}.png", found.section.figures[0][0], lasting=False)
     console.print(
         f"The front, all samplers (csv) and the figure: {folder / sweep.name}.{{csv,md,tex,html,png}}",
         soft_wrap=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
@@ -24,6 +24,7 @@ from pforce.orchestration.objectives import Objective
 from pforce.orchestration.options import SCRATCH
 from pforce.orchestration.plan import provenance, this_command
 from pforce.orchestration.recorder import Entry, Recorder
+from pforce.orchestration.sampler_front import Metrics, front_frame, recorded_samplers
 from pforce.orchestration.sampler_search import Measurement, Outcome, Search, SearchSpace, label
 from pforce.orchestration.study import Method, Study
 from pforce.records.identity import canonical_sampler
@@ -33,11 +34,11 @@ from pforce.records.provenance import user
 from pforce.records.row import joined
 from pforce.records.status import Status
 from pforce.records.sweeps import CellEntry, SweepEntry, add_cells, read_sweep, require_name
-from pforce.results.pareto import on_front
-from pforce.results.shown import recorded_view, show_cells
+from pforce.results.shown import recorded_view, show_cells, views_of
+from pforce.results.sweep_run import Summary, run_view
 from pforce.sampling import Euler, Guidance, Sampler
 from pforce.storage import Storage
-from pforce.tracking import Live, Mirror, Page, Tags, Tracker
+from pforce.tracking import Live, Mirror, Page, Tags, Tracker, View
 from pforce.tracking.page import Progress
 from pforce.trial.measurable import Measurable
 from pforce.trial.measure import missing
@@ -95,6 +96,10 @@ class SamplerSweep:
         task = Measurement(Euler(guidance=self.guidance), self.noise_seed)
         own = [self.name, self.space.identity, asdict(self.guidance), self.seed, self.key(task)]
         return digest("sampler sweep", json.loads(json.dumps(own)))
+
+    def frame(self, measured: Iterable[tuple[Sampler, Metrics, Metrics | None]]) -> pd.DataFrame:
+        """One row per sampler, as `front_frame`."""
+        return front_frame(measured, self.space.settings, self.distance, self.subject.request.images)
 
     def open_study(self, storage: Storage) -> Study:
         """The study of the search. ConfigError as `Study`."""
@@ -200,25 +205,12 @@ class _Run:
 
     def frame(self, again: int | None = None) -> pd.DataFrame:
         """One row per sampler; `again` is the noise seed of the confirmation."""
-        rows = []
-        for key, config in self.configs.items():
-            metrics = self.metrics[key]
+
+        def measured(key: str, config: Sampler) -> tuple[Sampler, Metrics, Metrics | None]:
             other = None if again is None else self.metrics.get(self.sweep.key(Measurement(config, again)))
-            record = config.canonical()
-            rows.append({
-                "sampler": config.name,
-                **{name: record.get(name) for name in self.sweep.space.settings},
-                "NFE": int(metrics[CostName.NFE]),
-                "passes": metrics.get(CostName.FORWARD_PASSES, float("nan")),
-                "GFLOPs/image": metrics[CostName.FLOPS] / 1e9,
-                "s/image": metrics.get(CostName.SAMPLING_SECONDS, float("nan")),
-                self.distance: metrics[self.distance],
-                "again": other[self.distance] if other else float("nan"),
-                "n": self.sweep.subject.request.images,
-            })  # fmt: skip
-        frame = pd.DataFrame(rows)
-        frame["front"] = on_front(frame, [self.distance, "NFE"]) if len(frame) else []
-        return frame
+            return config, self.metrics[key], other
+
+        return self.sweep.frame(measured(key, config) for key, config in self.configs.items())
 
     def unconfirmed(self, again: int | None) -> list[Sampler]:
         """The front's samplers that have not been measured from the other noise yet."""
@@ -337,10 +329,16 @@ class Searching(Source):
 
 
 def run(
-    sweep: SamplerSweep, tracker: Tracker, storage: Storage, console: Console, workforce: Workforce
+    sweep: SamplerSweep, tracker: Tracker, storage: Storage, console: Console, workforce: Workforce, *,
+    summarize: Callable[[pd.DataFrame], Summary] | None = None,
 ) -> Outcome:  # fmt: skip
     """Measure the missing trials, then the front again. Stopped calls can be resumed; several simultaneous calls share
-    the work."""
+    the work.
+
+    Args:
+        summarize: function from a frame with one row per sampler to what the search has come to, for MLflow; None
+            shows samplers only.
+    """
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True)
@@ -352,9 +350,18 @@ def run(
         if there is not None:
             show_cells(page, there.cells, ledger, parent, progress=between)
 
+    def own(status: Status) -> View | None:
+        there = read_sweep(storage, sweep.name, sweep.identity, say)
+        ledger.refresh()
+        views = {} if there is None else views_of(there.cells, storage, ledger)
+        if there is None or not views or summarize is None:
+            return None
+        found = sweep.frame(recorded_samplers(there, ledger, sweep.noise_seed))
+        return run_view(there, views, summarize(found), ledger, status=status) if len(found) else None
+
     # Errors in the options are reported before anything is shown.
     at = workforce.make(sweep.name, storage.root / SCRATCH, say=say)
-    with Live(Mirror(tracker, storage, say), sweep.name, sweep.identity, say, before) as live:
+    with Live(Mirror(tracker, storage, say), sweep.name, sweep.identity, say, before, own=own) as live:
         return _run(sweep, live, storage, console, at)
 
 

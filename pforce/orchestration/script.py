@@ -23,15 +23,22 @@ from pforce.orchestration.doctor.cluster import check_cluster
 from pforce.orchestration.dry_run import print_dry_run
 from pforce.orchestration.grammar import parse_axis
 from pforce.orchestration.growth import keep_sweep
-from pforce.orchestration.launch import execute
+from pforce.orchestration.launch import Summarize, execute
 from pforce.orchestration.notify import notify
 from pforce.orchestration.options import Options, setup_of
 from pforce.orchestration.plan import Plan, plan
 from pforce.orchestration.search import begin_search
 from pforce.orchestration.search_goal import SearchSettings
-from pforce.orchestration.search_report import search_report
+from pforce.orchestration.search_report import search_report, search_summary
 from pforce.orchestration.sweep import Sweep
-from pforce.orchestration.sweep_report import ALL_ROWS, Comparison, compared_rows, print_report, prioritized
+from pforce.orchestration.sweep_report import (
+    ALL_ROWS,
+    Comparison,
+    compared_rows,
+    print_report,
+    prioritized,
+    sweep_summary,
+)
 from pforce.storage import default_storage
 from pforce.tracking import TrackingError
 from pforce.training import Callback
@@ -53,6 +60,7 @@ def run_sweep(
     executor: str | None = None,
     callbacks: Sequence[Callback] = (),
     report: Callable[[Plan, Console], None] | None = None,
+    summarize: Summarize | None = None,
     comparison: Comparison = ALL_ROWS,
     priority: Sequence[str] = (),
     add: bool = False,
@@ -67,13 +75,13 @@ def run_sweep(
         executor: executor where the options name none; by default tune, or groups for several workers.
         callbacks: callbacks of trainings that run in this process.
         report: function that reports the results; by default `print_report`.
+        summarize: function that gives MLflow's summary of the sweep; by default `sweep_summary`.
         comparison: rows that the table's claims compare.
         priority: rows that run before all others, as the comparison names them.
         add: only write the cells down; a driver of the sweep that runs takes them up.
         search: search that chooses the points; the sweep's axes are its space.
     """
-    console = make_console()
-    started = time.perf_counter()
+    console, started = make_console(), time.perf_counter()
     planned: Plan | None = None
     code: int | None = None
     try:
@@ -92,9 +100,11 @@ def run_sweep(
             return DONE
         if add:
             return _written_down(planned, console)
+        usual = partial(print_report, comparison=comparison), partial(sweep_summary, comparison=comparison)
         if searching is not None:
-            report = partial(search_report, search=searching)
-        code = _carried_out(planned, console, name, callbacks=callbacks, report=report, comparison=comparison)
+            usual = partial(search_report, search=searching), partial(search_summary, search=searching)
+        code = _carried_out(planned, console, name, callbacks=callbacks, report=report or usual[0],
+                            summarize=summarize or usual[1])  # fmt: skip
     finally:
         if options.notify is not None and not dry_run:
             problem = _notify(options.notify, sweep.name, planned, code, time.perf_counter() - started)
@@ -106,7 +116,7 @@ def run_sweep(
 
 def _carried_out(
     planned: Plan, console: Console, name: str, *, callbacks: Sequence[Callback],
-    report: Callable[[Plan, Console], None] | None, comparison: Comparison,
+    report: Callable[[Plan, Console], None], summarize: Summarize,
 ) -> int:  # fmt: skip
     """Run the missing cells of a plan, and print and write the table. Returns the exit code."""
     sweep, options = planned.sweep, planned.options
@@ -121,12 +131,9 @@ def _carried_out(
     # Ray would wait for minutes for a cluster that does not answer.
     if planned.left and make(name, setup_of(options, sweep.name, tasks=1)).on_cluster:
         check_cluster(options.ray_address or os.environ.get("RAY_ADDRESS"))
-    code = execute(planned, console, name, callbacks=callbacks)
+    code = execute(planned, console, name, callbacks=callbacks, summarize=summarize)
     try:
-        if report is None:
-            print_report(planned, console, comparison=comparison)
-        else:
-            report(planned, console)
+        report(planned, console)
     except (TrackingError, OSError) as error:  # the store is still unreachable, or the disk full
         if code != STOPPED:
             raise

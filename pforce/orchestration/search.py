@@ -29,7 +29,7 @@ from pforce.records.lease import LeaseError, held_below
 from pforce.records.parts import cell_parts
 from pforce.records.row import divergence_of, row_of
 from pforce.records.sweeps import read_sweeps
-from pforce.results.shown import pictures_of
+from pforce.results.pictures import pictures_of
 from pforce.storage import StorageError
 from pforce.trial.folder import TRAINING
 from pforce.trial.where import check_data, with_precision

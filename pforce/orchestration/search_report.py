@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import pandas as pd
@@ -14,13 +13,15 @@ from rich.console import Console
 from pforce import results
 from pforce.base.words import counted
 from pforce.orchestration.objectives import Objective
-from pforce.orchestration.plan import Plan
+from pforce.orchestration.plan import Plan, this_command
 from pforce.orchestration.search import Search
 from pforce.orchestration.sweep_report import caveat, publish, sweep_frame, table_rows, title_of
 from pforce.results import Report, Row
+from pforce.results.page import Section, png
 from pforce.results.pareto import on_front
 from pforce.results.search_figures import search_figure
 from pforce.results.statistics import mean_interval, values_by_seed
+from pforce.results.sweep_run import Summary
 from pforce.results.tables import COLUMNS, Column
 
 VERDICT = "verdict"
@@ -106,10 +107,26 @@ def _columns(search: Search) -> tuple[Column, ...]:
 def search_report(planned: Plan, console: Console, *, search: Search) -> None:
     """Print the table of a search, write it and its figure to files, and say how to open the study."""
     search.update()
-    frame, rows = sweep_frame(planned), table_rows(planned)
-    if not rows:
+    frame = sweep_frame(planned)
+    if not table_rows(planned):
         console.print("Nothing was tried yet.")
         return
+    found = search_summary(planned, frame, search=search)
+    few, report = found.report.table.head(MOST_SHOWN), found.report
+    more = len(report.table) - len(few)
+    notes = [*report.notes, *([f"{more} more trials are in the files"] if more else [])]
+    Report(few, report.title, notes).print(console)
+    publish(planned, found, console)
+    _say_study(search, console)
+
+
+def search_summary(planned: Plan, frame: pd.DataFrame, *, search: Search) -> Summary:
+    """The table of a search: its trials from the best down, with what is decided, and a figure.
+
+    Args:
+        frame: see `sweep_frame`.
+    """
+    rows = table_rows(planned)
     standing = standings(search, frame, rows)
     words = verdicts(search, standing)
     rank = {word: n for n, word in enumerate((BEST, FRONT, UNDECIDED, "", BEYOND))}
@@ -123,20 +140,18 @@ def search_report(planned: Plan, console: Console, *, search: Search) -> None:
     table = results.cell_table(frame, [rows[n] for n in order], _columns(search))
     table.insert(len(planned.sweep.headers), VERDICT, [words[n] or "–" for n in order])
     title, notes = title_of(planned.sweep), _notes(search, words) + results.table_notes(frame, rows)
-    shown = Report(table.head(MOST_SHOWN), title, notes)
-    if len(table) > MOST_SHOWN:
-        shown = Report(shown.table, title, [*notes, f"{len(table) - MOST_SHOWN} more trials are in the files"])
-    shown.print(console)
     points = pd.DataFrame(
         [
             {"trial": each.first, "verdict": words[n], **{str(k): value for k, value in enumerate(each.values)}}
             for n, each in enumerate(standing)
         ]
     )  # fmt: skip
-    draw = partial(search_figure, points, [each.metric for each in search.objectives],
-                   [each.maximize for each in search.objectives])  # fmt: skip
-    publish(planned, Report(table, title, notes), console, draw)
-    _say_study(search, console)
+    drawn = search_figure(points, [each.metric for each in search.objectives],
+                          [each.maximize for each in search.objectives])  # fmt: skip
+    figures = [] if drawn is None else [(png(drawn), "The trials in their order, or the front")]
+    section = Section(title, report=Report(table, title, notes), figures=figures, commands=[this_command()])
+    names = results.row_names(rows)
+    return Summary(section, frame, [(names[n], rows[n]) for n in order])
 
 
 def _notes(search: Search, words: Sequence[str]) -> list[str]:

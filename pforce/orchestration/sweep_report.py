@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -14,25 +13,27 @@ from rich.console import Console
 
 from pforce import results
 from pforce.base.errors import ConfigError, require
-from pforce.base.words import counted
+from pforce.base.files import write_bytes
 from pforce.config import with_fields
 from pforce.orchestration.axes import format_value
-from pforce.orchestration.plan import Plan
+from pforce.orchestration.plan import Plan, this_command
 from pforce.orchestration.sweep import Sweep
+from pforce.records.ledger import Ledger
 from pforce.records.parts import cell_parts
 from pforce.results import Report, Row
 from pforce.results.figures import cell_figure
+from pforce.results.page import Section, png
 from pforce.results.statistics import MOST_CLAIMS
 from pforce.results.stored import storage_frame
+from pforce.results.sweep_run import Summary
 from pforce.results.tables import COLUMNS, Column
 from pforce.storage import Storage, StorageError
 from pforce.storage.identity import identity_of
-from pforce.tracking import is_server, mask, runs_frame
+from pforce.tracking import Tracker, is_server, mask, runs_frame
+from pforce.tracking.charts import addresses
 from pforce.tracking.view import key_of
 from pforce.trial.where import with_precision
 
-HONEST_IMAGES = 96_000
-HONEST_SEEDS = 3
 MOST_LISTED = 12
 """Most rows that an error lists."""
 
@@ -162,14 +163,28 @@ def print_report(
     planned: Plan, console: Console, columns: Sequence[Column] = COLUMNS, comparison: Comparison = ALL_ROWS
 ) -> None:
     """Print the table with notes and claims, write it and its figure to files, and print how to open MLflow."""
-    sweep = planned.sweep
-    frame, rows = sweep_frame(planned), table_rows(planned)
-    notes = [caveat(planned), *results.table_notes(frame, rows)]
+    found = sweep_summary(planned, sweep_frame(planned), columns, comparison)
+    found.report.print(console)
+    publish(planned, found, console)
+
+
+def sweep_summary(
+    planned: Plan, frame: pd.DataFrame, columns: Sequence[Column] = COLUMNS, comparison: Comparison = ALL_ROWS
+) -> Summary:
+    """The table of a sweep with notes, claims and figure.
+
+    Args:
+        frame: finished cells, and runs of others; see `sweep_frame`.
+    """
+    sweep, rows = planned.sweep, table_rows(planned)
+    notes, title = [caveat(planned), *results.table_notes(frame, rows)], title_of(sweep)
     report = Report(
-        results.cell_table(frame, rows, columns), title_of(sweep), notes, _claims(planned, frame, rows, comparison),
+        results.cell_table(frame, rows, columns), title, notes, _claims(planned, frame, rows, comparison),
     )  # fmt: skip
-    report.print(console)
-    publish(planned, report, console, partial(cell_figure, report.table, sweep.headers))
+    drawn = cell_figure(report.table, sweep.headers)
+    figures = [] if drawn is None else [(png(drawn), "Means with bars of one standard deviation over seeds")]
+    section = Section(title, report=report, figures=figures, commands=[this_command()])
+    return Summary(section, frame, list(zip(results.row_names(rows), rows, strict=True)))
 
 
 def title_of(sweep: Sweep) -> str:
@@ -177,25 +192,32 @@ def title_of(sweep: Sweep) -> str:
     return f"{sweep.name} · {sweep.base.name}"
 
 
-def publish(planned: Plan, report: Report, console: Console, draw: Callable[[Path], None]) -> None:
-    """Write a report and its figure to files, and print where they are and how to open MLflow."""
+def publish(planned: Plan, found: Summary, console: Console) -> None:
+    """Write a sweep's report and its figure to files, and print where they are and how to open MLflow."""
     sweep, options = planned.sweep, planned.options
     stem = options.root / sweep.name
-    written = report.write(stem)
-    draw(Path(f"{stem}.png"))
-    push_files(options.place, [*(path.name for path in written), f"{sweep.name}.png"], console)
+    written = found.report.write(stem)
+    for drawn, _ in found.section.figures[:1]:
+        written.append(Path(f"{stem}.png"))
+        write_bytes(written[-1], drawn, lasting=False)
+    push_files(options.place, [path.name for path in written], console)
     where = f"{options.place}, and here {stem}" if options.place.remote else stem
     console.print(f"Table and figure: {where}.{{csv,md,tex,html,png}}", soft_wrap=True)
     if planned.tracker is not None:
-        print_mlflow(options.uri, console)
+        print_mlflow(options.uri, console, tracker=planned.tracker, storage=options.place, name=sweep.name,
+                     identity=planned.identity)  # fmt: skip
 
 
-def sweep_frame(planned: Plan) -> pd.DataFrame:
-    """The finished cells of the storage, and the tracking store's runs of unfinished cells, where it is available."""
-    planned.ledger.refresh()
-    name = planned.sweep.name
+def sweep_frame(planned: Plan, ledger: Ledger | None = None) -> pd.DataFrame:
+    """The finished cells of the storage, and the tracking store's runs of unfinished cells, where it is available.
+
+    Args:
+        ledger: ledger of the storage, for another thread than the plan's.
+    """
+    ledger, name = ledger or planned.ledger, planned.sweep.name
+    ledger.refresh()
     try:
-        stored = storage_frame(planned.options.place, ledger=planned.ledger)
+        stored = storage_frame(planned.options.place, ledger=ledger)
     except StorageError as error:  # the bucket has become unreachable; the tracking store knows the finished cells
         if planned.tracker is None:
             raise
@@ -221,30 +243,31 @@ def push_files(storage: Storage, names: Sequence[str], console: Console) -> None
         console.print(f"warning: {error}; the next call retries", soft_wrap=True)
 
 
-def print_mlflow(uri: str, console: Console) -> None:
-    """Print how to open MLflow."""
-    named = mask(uri)
+def print_mlflow(
+    uri: str, console: Console, *, tracker: Tracker | None = None, storage: Storage | None = None, name: str = "",
+    identity: str = "",
+) -> None:  # fmt: skip
+    """Print how to open MLflow, and where a sweep's charts and table are there.
+
+    Args:
+        tracker, storage, name, identity: the store, and the sweep; without a store only its address is printed.
+    """
+    named, found = mask(uri), {}
+    if tracker is not None and storage is not None:
+        own = identity_of(storage)
+        page, run = key_of(own, name), key_of(own, name, identity)
+        found = addresses(tracker, page, run, host=named if is_server(uri) else None)
     where = named if is_server(uri) else f"mlflow ui --backend-store-uri {shlex.quote(named)}"
-    console.print(f"Open MLflow: {where}", soft_wrap=True)
+    lines = [f"Open MLflow: {where}", *(f"{what:>11}: {address}" for what, address in found.items())]
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def caveat(planned: Plan) -> str:
     """A sentence on the size of the sweep's cells, and whether they are large enough to rank anything."""
-    sweep = planned.sweep
     cells = [cell.experiment for cell in planned.cells]
-
-    def told(values: set[int]) -> str:
-        return " or ".join(f"{value:,}" for value in sorted(values))
-
-    images, seeds = {e.training.images for e in cells}, len({e.seed for e in cells})
-    generated, nfe = {e.evaluation.images for e in cells}, {e.sampler.num_function_evaluations for e in cells}
-    text = (
-        f"{told(images)} images seen per cell, {counted(seeds, 'seed')}; distances on {told(generated)} "
-        f"generated images, {told(nfe)} NFE, averaged weights."
-    )
-    if min(images) < HONEST_IMAGES or seeds < HONEST_SEEDS:
-        text += (
-            f" This run is too short to rank anything: a comparison needs at least {HONEST_IMAGES:,} images per cell "
-            f"and {HONEST_SEEDS} seeds{f' ({sweep.longer})' if sweep.longer else ''}."
-        )
-    return text
+    return results.size_note(
+        {e.training.images for e in cells}, {e.evaluation.images for e in cells},
+        {e.sampler.num_function_evaluations for e in cells}, seeds=len({e.seed for e in cells}),
+        longer=planned.sweep.longer,
+    )  # fmt: skip

@@ -13,7 +13,7 @@ from pforce.results.frames import (
     smaller_is_better,
     with_states,
 )
-from pforce.results.notes import table_notes
+from pforce.results.notes import size_note, table_notes
 from pforce.results.page import to_html
 from pforce.results.paper import paper_table
 from pforce.results.report import Report
@@ -38,6 +38,7 @@ __all__ = [
     "row_names",
     "runs",
     "sentences",
+    "size_note",
     "smaller_is_better",
     "table_notes",
     "to_csv",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import math
+import textwrap
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import matplotlib as mpl
+import matplotlib.image
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
@@ -18,6 +22,8 @@ from pforce.results.page import png
 from pforce.results.tables import SPREAD
 
 PANELS_A_ROW = 4
+CAPTION_WIDTH = 52
+"""Characters per line of a picture's caption."""
 LONG_LABEL = 10
 """Characters from which on labels of several cells would overlap."""
 BLUE = "#2b6cb0"
@@ -39,11 +45,12 @@ def panels_of(table: pd.DataFrame) -> list[str]:
     return sorted(map(str, with_values), key=lambda name: distance_of(name) is None)
 
 
-def cell_figure(table: pd.DataFrame, axes: list[str], path: Path) -> None:
-    """Draw one panel per metric with one point per row, and bars of one standard deviation over seeds where n > 1."""
+def cell_figure(table: pd.DataFrame, axes: Sequence[str]) -> Figure | None:
+    """One panel per metric with one point per row, and bars of one standard deviation over seeds where n > 1; None
+    where the table has no metric."""
     panels = panels_of(table)
     if not panels:
-        return
+        return None
     if len(axes) == 1:  # its name is shown once below, not at each value
         labels = [str(value) for value in table[axes[0]]]
     else:
@@ -69,7 +76,29 @@ def cell_figure(table: pd.DataFrame, axes: list[str], path: Path) -> None:
             axis.set_xlim(-0.5, len(table) - 0.5)  # all cells, also where one has no value
             axis.margins(y=0.2)
             axis.grid(axis="y", alpha=0.25)
-        write_bytes(path, png(figure), lasting=False)
+    return figure
+
+
+def side_by_side(pictures: Sequence[tuple[bytes, str]]) -> bytes:
+    """Pictures, as (PNG, caption), beside each other with their captions, as one PNG.
+
+    Raises:
+        ValueError: one of them is no picture.
+    """
+    columns = min(len(pictures), PANELS_A_ROW)
+    rows = math.ceil(len(pictures) / columns)
+    with style():
+        figure = Figure(figsize=(3.2 * columns, 3.5 * rows), layout="constrained")
+        places = figure.subplots(rows, columns, squeeze=False).flatten()
+        for place in places:
+            place.set_axis_off()
+        for place, (content, caption) in zip(places, pictures, strict=False):
+            try:
+                place.imshow(mpl.image.imread(io.BytesIO(content), format="png"))
+            except (OSError, SyntaxError) as error:
+                raise ValueError(f"{caption}: {error}") from None
+            place.set_title("\n".join(textwrap.wrap(caption.replace("$", r"\$"), CAPTION_WIDTH)), fontsize=7)
+        return png(figure)
 
 
 def calibration_figure(curves: pd.DataFrame, axes: list[str], path: Path, *, symbol: str) -> None:

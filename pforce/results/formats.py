@@ -12,6 +12,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
+from pforce.base.foreign import printable
 from pforce.results.frames import distance_of
 from pforce.results.tables import CALIBRATION_COLUMNS, COLUMNS, DISTANCE_DECIMALS, HIDDEN, OVER_IMAGES, PLANNED, SPREAD
 
@@ -81,6 +82,11 @@ def to_csv(table: pd.DataFrame) -> str:
     """The table as CSV with all numbers, unrounded: means, standard deviations, intervals over seeds and over images,
     n."""
     return str(table.to_csv(index=False))
+
+
+def safe_markdown(text: str) -> str:
+    """A text whose characters mean nothing in Markdown or HTML, such as a label that somebody has chosen."""
+    return re.sub(r"([\\`*\[\]<>|!#])", r"\\\1", " ".join(printable(text).split()))
 
 
 def to_markdown(table: pd.DataFrame, notes: Sequence[str] = (), claims: Sequence[str] = ()) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import pandas as pd
 
+from pforce.base.words import counted
 from pforce.metrics.distances import few_images
 from pforce.metrics.names import COUNTS, CostName, MetricName, read_names
 from pforce.records.status import FAILED, FINISHED, UNDER_WAY
@@ -17,6 +18,8 @@ from pforce.results.frames import (
     row_names,
 )
 
+HONEST_IMAGES = 96_000
+HONEST_SEEDS = 3
 MOST_LISTED = 6
 """Most rows or values that a note lists; beyond that it gives their number."""
 
@@ -29,6 +32,32 @@ CURES = {
     "running": "not in the means; where nothing runs any more, the same command resumes them",
     "no run": "the same command runs what is missing",
 }
+
+
+def size_note(
+    images: Collection[int], generated: Collection[int], nfe: Collection[int], *, seeds: int, longer: str = ""
+) -> str:
+    """A sentence on the size of a sweep's cells, and whether they are large enough to rank anything.
+
+    Args:
+        images: images seen by the cells; `generated` and `nfe` likewise the generated images and function evaluations.
+        seeds: number of training seeds.
+        longer: option that makes the sweep longer.
+    """
+
+    def told(values: Collection[int]) -> str:
+        return " or ".join(f"{value:,}" for value in sorted(values))
+
+    text = (
+        f"{told(images)} images seen per cell, {counted(seeds, 'seed')}; distances on {told(generated)} "
+        f"generated images, {told(nfe)} NFE, averaged weights."
+    )
+    if min(images) < HONEST_IMAGES or seeds < HONEST_SEEDS:
+        text += (
+            f" This run is too short to rank anything: a comparison needs at least {HONEST_IMAGES:,} images per cell "
+            f"and {HONEST_SEEDS} seeds{f' ({longer})' if longer else ''}."
+        )
+    return text
 
 
 def table_notes(frame: pd.DataFrame, rows: Sequence[Row]) -> list[str]:

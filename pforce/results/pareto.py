@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
-
-from pforce.base.files import write_bytes
-from pforce.results.page import png
 
 COLOURS = {"euler": "#000000", "dual_loop": "#0072b2", "look_ahead": "#d55e00", "random_order": "#999999"}
 """Colours of samplers: Okabe & Ito's, which colour-blind readers can distinguish."""
@@ -30,8 +26,8 @@ def on_front(frame: pd.DataFrame, objectives: Sequence[str]) -> pd.Series:
     return pd.Series(~(no_worse & better).any(axis=0), index=frame.index)
 
 
-def front_figure(frame: pd.DataFrame, distance: str, path: Path, *, compute: str = "NFE") -> None:
-    """Draw distance by compute: one point per setting, the front as a line with filled points.
+def front_figure(frame: pd.DataFrame, distance: str, *, compute: str = "NFE") -> Figure:
+    """Distance by compute: one point per setting, the front as a line with filled points.
 
     Args:
         frame: frame with the columns `sampler`, `front` (bool), the distance and the compute.
@@ -68,4 +64,4 @@ def front_figure(frame: pd.DataFrame, distance: str, path: Path, *, compute: str
         axis.xaxis.set_major_locator(MaxNLocator(integer=compute == "NFE"))
         axis.grid(alpha=0.25, which="both")
         axis.legend(frameon=False, fontsize=8)
-        write_bytes(path, png(figure), lasting=False)
+    return figure

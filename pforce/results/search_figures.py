@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,18 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pforce.base.files import write_bytes
 from pforce.results.figures import BLUE, style
-from pforce.results.page import png
 
 MARKED = "#d55e00"
 MANY = 20
 """Number of trials from which on the worst are not drawn."""
 
 
-def search_figure(points: pd.DataFrame, metrics: Sequence[str], maximize: Sequence[bool], path: Path) -> None:
-    """Draw the trials of a search: of one objective its value by trial with the best so far, of two or more the first
-    two against each other with the front, and beside it each by trial.
+def search_figure(points: pd.DataFrame, metrics: Sequence[str], maximize: Sequence[bool]) -> Figure | None:
+    """The trials of a search: of one objective its value by trial with the best so far, of two or more the first two
+    against each other with the front, and beside it each by trial. None where no trial is known.
 
     Args:
         points: columns `trial`, `verdict`, and the objectives under `0`, `1`, …; smaller numbers are not always better.
@@ -30,7 +27,7 @@ def search_figure(points: pd.DataFrame, metrics: Sequence[str], maximize: Sequen
     """
     known = points.dropna().sort_values("trial")
     if known.empty:
-        return
+        return None
     several = len(metrics) > 1
     panels = len(metrics) + several
     with style():
@@ -40,7 +37,7 @@ def search_figure(points: pd.DataFrame, metrics: Sequence[str], maximize: Sequen
             _front(places.pop(0), known, metrics)
         for number, (axis, metric, large) in enumerate(zip(places, metrics, maximize, strict=True)):
             _course(axis, known, str(number), metric, large, best=not several)
-        write_bytes(path, png(figure), lasting=False)
+    return figure
 
 
 def _course(axis: Axes, known: pd.DataFrame, name: str, metric: str, large: bool, *, best: bool) -> None:

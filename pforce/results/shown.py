@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-import torch
-
-from pforce.base.arrays import open_arrays
-from pforce.base.files import read_whole, write_bytes
-from pforce.metrics.names import THROUGHPUT, CostName
+from pforce.metrics.names import THROUGHPUT, CostName, headline
 from pforce.records.cell import CellResult, result_of
 from pforce.records.ledger import Ledger
-from pforce.records.parts import CellParts, Request, decay_of
-from pforce.records.row import tensors_of
-from pforce.records.status import FAILED, FINISHED, KILLED, Status
+from pforce.records.parts import CellParts, decay_of
+from pforce.records.status import FINISHED
 from pforce.records.sweeps import CellEntry, SweepEntry
+from pforce.results.pictures import files_of, milliseconds, pictures_along, snapshots_before
 from pforce.storage import Storage
-from pforce.storage.errors import StorageError
 from pforce.tracking.page import Page, Progress, Shown
-from pforce.tracking.view import USER, Point, Tags, View
+from pforce.tracking.view import USER, DataSet, Point, Tags, View
 from pforce.training.curve import CURVE
 from pforce.training.loop import Record
-from pforce.trial.draw import save_samples
-from pforce.trial.folder import MAPS, SAMPLES, curve_of, evaluation_folder, training_folder
+from pforce.trial.folder import curve_of, training_folder
 
-MAPS_PICTURE = "uncertainty_maps.png"
+DIGEST_LENGTH = 32
+"""Characters of a data set's hash that MLflow's column holds."""
+NUMBERS = "numbers.json"
+"""Table of a run with all numbers of its cell that are no headline metrics."""
 ENVIRONMENT = ("device", "precision", "workers", "threads", "sharding")
 """Entries of a record's provenance that a run shows as tags of the same names."""
 COMMIT = "mlflow.source.git.commit"
-
-
-def milliseconds(seconds: float) -> int:
-    """A time in seconds as whole milliseconds."""
-    return round(1000 * seconds)
 
 
 def point_of(record: Record) -> Point:
@@ -52,8 +43,14 @@ def point_of(record: Record) -> Point:
     return Point(record.images_seen, milliseconds(record.time), finite)
 
 
-def view_of(cell: CellEntry, result: CellResult, storage: Storage, ledger: Ledger) -> View:
-    """The view of a cell that has ended."""
+def view_of(
+    cell: CellEntry, result: CellResult, storage: Storage, ledger: Ledger, before: Sequence[CellEntry] = ()
+) -> View:
+    """The view of a cell that has ended.
+
+    Args:
+        before: ended cells of its training's snapshots, whose pictures it has, too.
+    """
     made, parts = result.made.provenance, cell.parts()
     tags = {
         Tags.KIND: "trial", Tags.FINGERPRINT: cell.cell, Tags.SEED: str(cell.seed),
@@ -66,15 +63,36 @@ def view_of(cell: CellEntry, result: CellResult, storage: Storage, ledger: Ledge
         Tags.TRAINING: result.training, Tags.TRUNK: result.trunk, Tags.ORIGIN: result.origin,
         Tags.REASON: result.reason, Tags.ERROR: result.error, Tags.NOTES: "; ".join(result.notes),
         "weights": "ema" if parts is not None else None,
+        Tags.SNAPSHOTS: " ".join(str(each.images_seen) for each in before),
     }  # fmt: skip
     tags |= {name: value for name, value in known.items() if value}
-    return View(
-        cell.label, tags, {name: str(value) for name, value in cell.params.items()}, result.metrics,
+    chosen = headline(result.metrics)
+    view = View(
+        cell.label, tags, {name: str(value) for name, value in cell.params.items()},
+        {name: result.metrics[name] for name in chosen},
         parts.images_seen if parts is not None else 0, result.status, milliseconds(result.started),
         milliseconds(result.finished),
         points=lambda: curve_points(parts, storage, ledger.say, until=round(result.images)) if parts else (),
-        files=lambda: pictures_of(storage, ledger, cell),
+        files=lambda: files_of(storage, ledger, cell, before),
+        pictures=lambda: pictures_along(storage, ledger, cell, before), data=data_of(cell, parts),
     )  # fmt: skip
+    others = [(name, plain_number(value)) for name, value in result.metrics.items() if name not in chosen]
+    return view.with_table(NUMBERS, ("metric", "value"), others) if others else view
+
+
+def data_of(cell: CellEntry, parts: CellParts | None) -> DataSet | None:
+    """The data set of a cell's training, by the hash of its manifest; None where nothing was trained."""
+    manifest = parts.training.canonical.get("data", {}).get("manifest") if parts is not None else None
+    if not isinstance(manifest, str):
+        return None
+    about = {name: cell.params.get(f"data.{name}") for name in ("name", "resolution")}
+    name = f"{about['name']} {about['resolution']}"
+    return DataSet(name, manifest[:DIGEST_LENGTH], json.dumps({**about, "manifest": manifest}))
+
+
+def plain_number(value: float) -> float | str:
+    """A number as JSON has it: one that is not finite as text."""
+    return value if math.isfinite(value) else str(value)
 
 
 def recorded_view(cell: CellEntry, storage: Storage, say: Callable[[str], None]) -> View | None:
@@ -101,75 +119,18 @@ def curve_points(
     return [point_of(record) for record in curve_of(storage.root / relative, parts.training, until=until, say=say)]
 
 
-def pictures_of(storage: Storage, ledger: Ledger, cell: CellEntry) -> list[Path]:
-    """Existing pictures of a cell: samples and maps of uncertainty; for an evaluation, all its pictures and JSON
-    files."""
-    parts = cell.parts()
-    if parts is None:
-        folder = storage.root / "evaluations" / cell.cell
-        _pulled(storage, folder, ledger)
-        return sorted(path for path in folder.glob("*") if path.suffix in (".png", ".json"))
-    folder = evaluation_folder(storage.root / training_folder(parts.training.digest), cell.cell)
-    if not (folder / SAMPLES).exists():
-        _pulled(storage, folder, ledger)
-    _draw_maps(folder, ledger.say)
-    found = [folder / name for name in (SAMPLES, MAPS_PICTURE) if (folder / name).exists()]
-    if folder / SAMPLES not in found and parts.request.images and (known := tensors_of(parts, ledger)):
-        picture = _samples(parts.request, known[0], storage, ledger, folder / SAMPLES)
-        found = [*([picture] if picture else []), *found]
-    return found
-
-
-def _draw_maps(folder: Path, say: Callable[[str], None]) -> None:
-    """Draw maps of predicted uncertainty on held-out images, unless there is a picture; a worker does not, as it loads
-    no plotting library."""
-    path = folder / MAPS_PICTURE
-    if path.exists() or not (folder / MAPS).exists():
-        return
-    from pforce.results import difficulty_figures as figures  # matplotlib, which a plan does not need
-
-    try:
-        with open_arrays(folder / MAPS) as arrays:
-            found = arrays.read_all((folder / MAPS).stat().st_size)
-        images, timesteps, sigma = found["images"], found["timesteps"], found["sigma"]
-        if images.shape[1] == 3:
-            by_time = {float(t): maps for t, maps in zip(timesteps, sigma, strict=True)}
-            figures.uncertainty_maps(torch.from_numpy(images), by_time, path)
-    except Exception as error:  # whatever a damaged file causes: the numbers are there
-        say(f"{folder / MAPS}: cannot be drawn ({error}); it is left out")
-
-
-def _pulled(storage: Storage, folder: Path, ledger: Ledger) -> None:
-    """Pull a folder from a bucket, for measurements of other machines."""
-    if storage.remote:
-        try:
-            storage.pull(folder.relative_to(storage.root).as_posix())
-        except StorageError as error:  # the numbers are there and count
-            ledger.say(f"pictures are not shown in MLflow: {error}")
-
-
-def _samples(request: Request, weights: str, storage: Storage, ledger: Ledger, path: Path) -> Path | None:
-    """Picture of samples of a cell that was measured before, from kept images or from a migrated record; None where
-    there are none."""
-    if save_samples(storage, request.drawing(weights).digest, request.images, path):
-        return path
-    drawn = ledger.get(request.drawn(weights))
-    sha256 = drawn.files.get(SAMPLES) if drawn else None
-    kept = ledger.file(sha256) if sha256 else None
-    if kept is None:
-        return None
-    write_bytes(path, read_whole(kept))  # under the name by which it is shown
-    return path
-
-
 def views_of(cells: Sequence[CellEntry], storage: Storage, ledger: Ledger) -> dict[str, View]:
     """Digest → view, for those cells that have ended."""
-    found = {}
+    results, found = {}, {}
     for cell in cells:
+        result = result_of(cell, ledger)
+        if result is not None:
+            results[cell.cell] = result
+    ended = [cell for cell in cells if cell.cell in results]
+    snapshots = snapshots_before([cell for cell in ended if results[cell.cell].status == FINISHED])
+    for cell in ended:
         try:
-            result = result_of(cell, ledger)
-            if result is not None:
-                found[cell.cell] = view_of(cell, result, storage, ledger)
+            found[cell.cell] = view_of(cell, results[cell.cell], storage, ledger, snapshots.get(cell.cell, ()))
         except ValueError as error:  # a name that MLflow does not accept; the others are shown
             ledger.say(f"{cell.label}: cannot be shown in MLflow: {error}")
     return found
@@ -191,43 +152,3 @@ def sweep_tags(entry: SweepEntry) -> dict[str, str]:
     """Tags of a sweep's own run, from its file."""
     return {Tags.KIND: "sweep", Tags.SWEEP: entry.identity, Tags.CELLS: str(len(entry.cells)),
             Tags.COMMAND: entry.command, USER: entry.user}  # fmt: skip
-
-
-def show_sweep(
-    page: Page, entry: SweepEntry, ledger: Ledger, *, files: Sequence[Path] | None = None, restore: bool = False,
-    progress: Progress = lambda done: None,
-) -> Shown:  # fmt: skip
-    """Bring a sweep's page up to date with all its ended cells. The sweep's own run is made where it is missing; sweeps
-    of one cell each, such as evaluations, share one.
-
-    Args:
-        files: files of its only cell, where they are elsewhere.
-    """
-    views = views_of(entry.cells, ledger.storage, ledger)
-    if not views or page.deleted:
-        return Shown(deleted=len(views))
-    if files is not None:
-        views = {cell: view.with_files(files) for cell, view in views.items()}
-    if entry.identity in views:
-        entry = replace(entry, identity=entry.name)
-    key, view = page.key(entry.identity), _own(entry, views)
-    own = page.ensure({key: view}).get(key)
-    if own is None:  # a person has just deleted the page
-        return Shown(deleted=len(views))
-    if own.deleted and restore:
-        page.client.restore_run(own.run_id)
-        own.deleted = False
-    if view.status not in (own.status, KILLED) and not own.deleted:
-        page.bring(own, view)  # its driver was killed before it could report the end
-    return page.show({page.key(cell): view for cell, view in views.items()}, own.run_id, restore=restore,
-                     progress=progress)  # fmt: skip
-
-
-def _own(entry: SweepEntry, views: Mapping[str, View]) -> View:
-    """The view of a sweep itself, where it was never shown or its run is gone."""
-    whole = len(views) == len({cell.cell for cell in entry.cells})
-    good = all(view.status == FINISHED for view in views.values())
-    status: Status = (FINISHED if good else FAILED) if whole else KILLED
-    started = min(view.started for view in views.values())
-    ended = max(view.ended or 0 for view in views.values())
-    return View(entry.name, sweep_tags(entry), status=status, started=started, ended=ended)

@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from pforce.records.status import RUNNING, Status
 from pforce.tracking.checks import TrackingError
 from pforce.tracking.page import Run
 from pforce.tracking.view import Point, View
 
+T = TypeVar("T")
 FLUSH_SECONDS = 60.0
+SUM_SECONDS, SUM_SHARE = 10.0, 100.0
+"""Least seconds between two updates of the sweep's own run, and least multiple of the time that one took."""
 
 
 def flush_seconds() -> float:
@@ -63,6 +69,15 @@ class Trial:
     refused: bool = False
 
 
+def looked_up(say: Callable[[str], None], trial: Trial, look: Callable[[], T], what: str) -> T | None:
+    """The result of `look` in the storage; None, with a warning, where the storage does not answer or is damaged."""
+    try:
+        return look()
+    except Exception as error:  # it must not end the sweep
+        say(f"warning: {trial.name}: its {what} could not be read for its run: {error}")
+        return None
+
+
 class GoneError(Exception):
     """A run, or the page, is no longer in the store."""
 
@@ -85,3 +100,36 @@ class Changing:
         self.trial.changes += 1
         self.changed.notify_all()
         self.changed.release()
+
+
+class Sums:
+    """Times at which the sweep's own run is brought up to date while trials end.
+
+    Args:
+        own: function from the status of that run to its view; None where it shows no sums.
+    """
+
+    def __init__(self, own: Callable[[Status], View | None] | None) -> None:
+        self.own = own
+        self.ended = 0
+        """Number of trials that have ended."""
+        self.shown = 0
+        """Number of trials that had ended when it was last brought up to date."""
+        self.next = 0.0
+        """Earliest time of the next update, on the monotonic clock."""
+
+    def at_end(self, status: Status) -> Callable[[], View | None] | None:
+        """A function that returns the view at the sweep's end."""
+        return None if self.own is None else partial(self.own, status)
+
+    @contextmanager
+    def due(self) -> Iterator[Callable[[], View | None] | None]:
+        """A function that returns the view while the sweep runs, or None where it is too early for it. The block is the
+        update, which takes at most a hundredth of the time, since a training may share this process."""
+        started, ended = time.monotonic(), self.ended
+        if self.own is None or ended == self.shown or started < self.next:
+            yield None
+            return
+        yield partial(self.own, RUNNING)
+        self.shown, taken = ended, time.monotonic() - started
+        self.next = time.monotonic() + max(SUM_SECONDS, SUM_SHARE * taken)

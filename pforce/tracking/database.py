@@ -15,8 +15,10 @@ from pforce.tracking.view import USER, View
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
+    from sqlalchemy import Connection
 
 RUN_NAME = "mlflow.runName"
+CONTEXT = "mlflow.data.context"
 KEYS_AT_ONCE = 400
 
 
@@ -41,11 +43,12 @@ class Database:
         limit = {"timeout": LOCK_SECONDS} if sqlite_path(uri) is not None else {}
         self.engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool, connect_args=limit)
         # Tables, not the classes of MLflow's sessions: rows are dictionaries, written thousands per call.
-        self.runs, self.tags, self.params, self.metrics, self.latest, self.experiments = (
+        (self.runs, self.tags, self.params, self.metrics, self.latest, self.experiments, self.datasets, self.inputs,
+         self.input_tags) = (
             sqlalchemy.inspect(each).local_table
             for each in (
                 models.SqlRun, models.SqlTag, models.SqlParam, models.SqlMetric, models.SqlLatestMetric,
-                models.SqlExperiment,
+                models.SqlExperiment, models.SqlDataset, models.SqlInput, models.SqlInputTag,
             )
         )  # fmt: skip
 
@@ -123,10 +126,42 @@ class Database:
                     newest[row["key"]] = row
             rows[self.latest] += newest.values()
         with self.engine.begin() as connection:
+            self._link(connection, experiment_id, ids, views, rows)
             for table, several_rows in rows.items():
                 if several_rows:
                     connection.execute(table.insert(), several_rows)
         return ids
+
+    def _link(
+        self, connection: Connection, experiment_id: str, ids: Sequence[str], views: Sequence[View],
+        rows: dict[Any, list[dict[str, Any]]],
+    ) -> None:  # fmt: skip
+        """Add rows that link runs with their data sets, which the experiment has once each."""
+        import sqlalchemy
+
+        sets, page = self.datasets, int(experiment_id)
+        wanted = {view.data for view in views if view.data is not None}
+        if not wanted:
+            return
+        there = connection.execute(sqlalchemy.select(sets).where(sets.c.experiment_id == page))
+        known = {(row.name, row.digest): row.dataset_uuid for row in there}
+        rows |= {self.datasets: [], self.inputs: [], self.input_tags: []}
+        for each in wanted:
+            if (each.name, each.digest) not in known:
+                known[each.name, each.digest] = uuid.uuid4().hex
+                rows[sets].append({
+                    "dataset_uuid": known[each.name, each.digest], "experiment_id": page, "name": each.name,
+                    "digest": each.digest, "dataset_source_type": each.source_type, "dataset_source": each.source,
+                    "dataset_schema": None, "dataset_profile": None,
+                })  # fmt: skip
+        for run_id, data in ((run_id, view.data) for run_id, view in zip(ids, views, strict=True)):
+            if data is not None:
+                link = uuid.uuid4().hex
+                rows[self.inputs].append({
+                    "input_uuid": link, "source_type": "DATASET", "source_id": known[data.name, data.digest],
+                    "destination_type": "RUN", "destination_id": run_id,
+                })  # fmt: skip
+                rows[self.input_tags].append({"input_uuid": link, "name": CONTEXT, "value": data.context})
 
     def move_artifacts(self, experiment_id: str, before: str, now: str) -> None:
         """Let an experiment and its runs have their artifacts below another URI, where the files already lie."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 from pforce.base.words import counted
 from pforce.records.status import KILLED, RUNNING, Status
-from pforce.tracking.changes import Changing, GoneError, Trial, flush_seconds, now
+from pforce.tracking.changes import Changing, GoneError, Sums, Trial, flush_seconds, looked_up, now
 from pforce.tracking.checks import TrackingError, short_requests, transient, why
 from pforce.tracking.mirror import Mirror
 from pforce.tracking.page import Page, Progress, Run
@@ -30,7 +30,6 @@ is given up."""
 CATCH_UP = "the next call of the same command shows what is missing, and so does `pforce mirror`"
 
 Say = Callable[[str], None]
-T = TypeVar("T")
 
 
 class Live:
@@ -44,13 +43,17 @@ class Live:
         say: called with lines for the user.
         before: called once in its thread with the page, the id of the sweep's run, and `between`, which it calls now
             and then: shows results of earlier calls that are not shown yet.
+        own: called in its thread with the status of the sweep's own run for what that shows, while the sweep runs, now
+            and then, and at its end; None where there is nothing to show yet.
     """
 
     def __init__(
         self, mirror: Mirror, name: str, identity: str, say: Say,
-        before: Callable[[Page, str, Progress], object] = lambda page, parent, between: None,
+        before: Callable[[Page, str, Progress], object] = lambda page, parent, between: None, *,
+        own: Callable[[Status], View | None] | None = None,
     ) -> None:  # fmt: skip
         flush_seconds()  # a wrong value is reported now
+        self.sums = Sums(own)
         self.mirror, self.name, self.identity, self.say, self.before = mirror, name, identity, say, before
         self.tracker = mirror.tracker
         self.changed = threading.Condition()
@@ -129,12 +132,13 @@ class Live:
         """
         with self._changing(cell) as trial:
             trial.status, trial.ended, trial.whole, trial.files = status, now(), whole, files
+            self.sums.ended += 1
 
     def end(self, status: Status, tags: Mapping[str, str] | None = None) -> None:
         """End the sweep."""
         if self.identity in self.trials:
             self.tag(self.identity, tags or {})
-            self.close(self.identity, status)
+            self.close(self.identity, status, self.sums.at_end(status))
 
     def _changing(self, cell: str) -> Changing:
         return Changing(self.changed, self.trials[cell])
@@ -200,6 +204,18 @@ class Live:
             with self.changed:
                 self.caught_up = True
                 self.changed.notify_all()
+        self._sum_up()
+
+    def _sum_up(self) -> None:
+        """Bring the sweep's own run up to date while the sweep runs, where trials have ended."""
+        trial, page = self.trials[self.identity], self.page
+        if trial.run is None or trial.ended is not None or page is None or page.deleted:
+            return
+        with self.sums.due() as own:
+            found = None if own is None else looked_up(self.say, trial, own, "table")
+            if found is not None:  # what the driver says of its run stands
+                tags = {name: value for name, value in found.tags.items() if name not in trial.tags}
+                page.bring(trial.run, replace(found, tags=tags, ended=None))
 
     def _show_waiting(self) -> None:
         assert self.page is not None
@@ -236,7 +252,7 @@ class Live:
         """Show the changes of a trial. Raises the store's error where it is unreachable or has lost the run."""
         trial = self.trials[cell]
         if trial.past is not None:
-            past, trial.past = self._looked_up(trial, trial.past, "curve so far"), None
+            past, trial.past = looked_up(self.say, trial, trial.past, "curve so far"), None
             with self.changed:
                 trial.points[:0] = past or ()
         with self.changed:
@@ -245,10 +261,12 @@ class Live:
         try:
             view = View(trial.name, tags, trial.params, status=status, started=trial.started, ended=ended,
                         points=lambda: points, files=lambda: files)  # fmt: skip
-            content, whole = "", self._looked_up(trial, trial.whole, "numbers") if trial.whole is not None else None
+            content, whole = "", looked_up(self.say, trial, trial.whole, "numbers") if trial.whole else None
             if whole is not None:
-                curve = self._looked_up(trial, whole.points, "curve")
+                curve = looked_up(self.say, trial, whole.points, "curve")
                 view = whole.with_tags({**tags, **whole.tags}).with_points(points if curve is None else curve)
+                if cell == self.identity:  # which has ended when its driver has, whatever its cells did
+                    view = replace(view, started=trial.started, ended=ended)
                 content = "" if curve is None else whole.content
             if not page.deleted:
                 self._bring(page, cell, trial, view, content)
@@ -271,15 +289,6 @@ class Live:
             self.incomplete += 1
         with self.changed:
             trial.shown, trial.failures = changes, 0
-
-    def _looked_up(self, trial: Trial, look: Callable[[], T], what: str) -> T | None:
-        """The result of `look` in the storage; None, with a warning, where the storage does not answer or cannot be
-        read."""
-        try:
-            return look()
-        except Exception as error:  # it must not end the sweep
-            self.say(f"warning: {trial.name}: its {what} could not be read for its run: {error}")
-            return None
 
     def _bring(self, page: Page, cell: str, trial: Trial, view: View, content: str) -> None:
         key = page.key(cell)

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from pforce.records.status import FINISHED, RUNNING
+from pforce.tracking import artifacts, charts
 from pforce.tracking.checks import transient, why
-from pforce.tracking.database import Found
-from pforce.tracking.view import OF_A_RESULT, OF_AN_ATTEMPT, PARENT, USER, Point, Tags, View, key_of
+from pforce.tracking.database import CONTEXT, Found
+from pforce.tracking.view import OF_A_RESULT, OF_AN_ATTEMPT, PARENT, USER, DataSet, Point, Tags, View, key_of
 
 if TYPE_CHECKING:
-    from mlflow.entities import Experiment, Metric
+    from mlflow.entities import DatasetInput, Experiment, Metric
 
     from pforce.tracking.mirror import Mirror
 
@@ -213,6 +214,10 @@ class Page:
             run.status = view.status
         if whole:
             self._files(run, view)
+        if whole and view.data is not None and not (run.made and self.database is not None):
+            self.client.log_inputs(run.run_id, [_input(view.data)])  # which does nothing where it is linked already
+        if view.charts:
+            self.client.set_experiment_tag(self.experiment_id, charts.TAG + charts.key_of_page(self.key()), view.charts)
         self._shown(run, content)
 
     def _read(self, run: Run) -> None:
@@ -251,8 +256,12 @@ class Page:
         return [point for point in points if point.step not in run.steps]
 
     def _files(self, run: Run, view: View) -> None:
-        for path in view.files():
-            self.client.log_artifact(run.run_id, str(path))
+        """Write a view's files, texts and pictures into the run's artifacts. Those of a run that was just inserted lie
+        where the insertion said, which spares a query per run."""
+        inserted = run.made and self.database is not None
+        folder = f"{self.artifacts}/{run.run_id}/artifacts" if inserted else None
+        artifacts.write(self.client, run.run_id, view, folder=folder)
+        artifacts.write_pictures(self.client, run.run_id, view, fresh=run.made, say=self.mirror.say)
 
     def _shown(self, run: Run, content: str) -> None:
         if content != run.content and content:
@@ -326,6 +335,13 @@ class Page:
             raise error
         self.mirror.say(f"warning: {self.mirror.tracker.shown} does not take {view.name}: {why(error)}")
         return Shown(refused=1)
+
+
+def _input(data: DataSet) -> DatasetInput:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    own = Dataset(data.name, data.digest, data.source_type, data.source)
+    return DatasetInput(own, [InputTag(CONTEXT, data.context)])
 
 
 def _time(run: Run, view: View) -> int:

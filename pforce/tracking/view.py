@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +14,17 @@ from pforce.base.files import digest
 from pforce.records.status import RUNNING, Status
 
 PARENT, USER = "mlflow.parentRunId", "mlflow.user"
+LOGGED = "mlflow.loggedArtifacts"
+"""Tag that lists the tables among a run's files."""
 NAME_LENGTH = 250
 TAG_LENGTH = 4000
 PARAMETER_LENGTH = 6000
 NAME = re.compile(r"[\w.\-/ ]{1,250}")
 """Names of parameters and metrics that MLflow accepts on every system."""
+
+
+NOTE = "mlflow.note.content"
+"""Tag that MLflow shows as a run's description, in Markdown."""
 
 
 class Tags:
@@ -53,6 +60,10 @@ class Tags:
     """Fingerprints of cells that were finished when a sweep was started."""
     CELLS = "pforce.cells"
     """Number of distinct cells that a sweep plans."""
+    SNAPSHOTS = "pforce.snapshots"
+    """Images seen of the measured snapshots of a cell's training, whose pictures its run has, too."""
+    BEST = "best"
+    """Row of a sweep with the best mean of its distance."""
 
 
 OF_A_RESULT = (Tags.REASON, Tags.ERROR, Tags.ORIGIN, Tags.NOTES)
@@ -80,6 +91,35 @@ class Point(NamedTuple):
     """Time at which it was made, in milliseconds since 1970."""
     values: Mapping[str, float]
     """Metric → value."""
+
+
+class DataSet(NamedTuple):
+    """The data set of a training, as MLflow's column of data sets shows it."""
+
+    name: str
+    digest: str
+    """At most 36 characters."""
+    source: str
+    """Its source as JSON."""
+    source_type: str = "pforce"
+    context: str = "training"
+
+
+class Picture(NamedTuple):
+    """A picture that MLflow compares between runs, at one step."""
+
+    key: str
+    """Name that runs share, of letters, digits, spaces and _ - ."""
+    step: int
+    """Images seen."""
+    time: int
+    """Time at which it was made, in milliseconds since 1970."""
+    path: Path
+
+
+def no_pictures() -> Sequence[Picture]:
+    """An empty list of pictures."""
+    return ()
 
 
 def no_points() -> Sequence[Point]:
@@ -112,6 +152,15 @@ class View:
     ended: int | None = None
     points: Callable[[], Sequence[Point]] = no_points
     files: Callable[[], Sequence[Path]] = no_files
+    pictures: Callable[[], Sequence[Picture]] = no_pictures
+    texts: Mapping[str, str | bytes] = field(default_factory=dict)
+    """Files whose content is here: name → content."""
+    data: DataSet | None = None
+    inputs: str = ""
+    """Digest of what it was made from, which tells whether it has changed where two drawings of one figure differ; else
+    empty."""
+    charts: str = ""
+    """State of the page's saved view that goes with it; see `pforce.tracking.charts`."""
 
     def __post_init__(self) -> None:
         for kind, names in (("parameter", self.params), ("metric", self.metrics)):
@@ -137,6 +186,17 @@ class View:
         """The view with these files."""
         return replace(self, files=lambda: files)
 
+    def with_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> View:
+        """The view with a table, which MLflow shows as one.
+
+        Args:
+            name: name of its file, which ends in .json.
+            rows: values of each row, as JSON has them.
+        """
+        text = json.dumps({"columns": list(columns), "data": [list(row) for row in rows]}, allow_nan=False)
+        logged = [*json.loads(self.tags.get(LOGGED, "[]")), {"path": name, "type": "table"}]
+        return replace(self, texts={**self.texts, name: text}, tags={**self.tags, LOGGED: json.dumps(logged)})
+
     @property
     def finite(self) -> dict[str, float]:
         """The numbers that are shown, which are finite."""
@@ -145,6 +205,18 @@ class View:
     @property
     def content(self) -> str:
         """Digest of everything that it shows except curve and files, which follow from the rest."""
+        if self.inputs:
+            return digest("view", [self.inputs, self.status])
         return digest(
-            "view", [self.name, dict(self.tags), dict(self.params), self.finite, self.step, self.status, self.ended]
+            "view",
+            [
+                self.name,
+                dict(self.tags),
+                dict(self.params),
+                self.finite,
+                self.step,
+                self.status,
+                self.ended,
+                *([{name: str(text) for name, text in self.texts.items()}] if self.texts else []),
+            ],
         )

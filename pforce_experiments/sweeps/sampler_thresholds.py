@@ -13,6 +13,7 @@ Measured: analysis/results/sampler_thresholds.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -26,7 +27,7 @@ from pforce.config import modules
 from pforce.executors.executor import Workforce
 from pforce.orchestration.find import find_model
 from pforce.orchestration.options import ExecutorOptions, StoreOptions
-from pforce.orchestration.sampler_report import make_subject, report
+from pforce.orchestration.sampler_report import front_summary, make_subject, report
 from pforce.orchestration.sampler_search import SearchSpace, check_space
 from pforce.orchestration.sampler_sweep import SamplerSweep, run
 from pforce.orchestration.sweep_report import print_mlflow, push_files
@@ -120,10 +121,11 @@ def main() -> int:
         soft_wrap=True,
         highlight=False,
     )
-    outcome = run(sweep, tracker, storage, console, Workforce(a.executor, a.workers, a.ray_address))
+    workforce = Workforce(a.executor, a.workers, a.ray_address)
+    outcome = run(sweep, tracker, storage, console, workforce, summarize=partial(front_summary, sweep, source))
     if report(sweep, source, outcome, storage.root, console):
         push_files(storage, [f"{sweep.name}.{ending}" for ending in ("csv", "md", "tex", "html", "png")], console)
-    print_mlflow(a.uri, console)
+    print_mlflow(a.uri, console, tracker=tracker, storage=storage, name=sweep.name, identity=sweep.identity)
     return outcome.code
 
 

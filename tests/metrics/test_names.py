@@ -64,8 +64,10 @@ def committed() -> Iterator[tuple[str, set[str]]]:
     """Each committed file of results, and the metrics in it."""
     for path in sorted(RESULTS.rglob("*.jsonl")):
         lines = [json.loads(line) for line in path.open()]
-        # A whole result of an earlier commit has metrics, a record has values, and a sweep's line has neither.
-        yield path.name, {name for line in lines for name in (line.get("metrics") or line.get("values") or {})}
+        # A whole result of an earlier commit has metrics, a record has values (numbers, a hash of tensors, or an
+        # experiment), and a sweep's line has neither.
+        values = (line.get("metrics") or line.get("values") or {} for line in lines)
+        yield path.name, {name for several in values for name, value in several.items() if isinstance(value, float)}
     numbers = json.loads((RESULTS / "same_numbers_0641df2.json").read_text())["numbers"]
     yield (
         "same_numbers",

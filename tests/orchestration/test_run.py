@@ -170,7 +170,8 @@ def test_what_a_killed_driver_did_not_live_to_show_is_shown(tmp_path, console):
         points = [point.step for point in client.get_metric_history(run_id, "train/loss")]
         assert points == sorted(set(points))
         assert len(points) == item.experiment.training.steps
-        assert {file.path for file in client.list_artifacts(run_id)} == {"samples.png", "uncertainty_maps.png"}
+        names = {file.path for file in client.list_artifacts(run_id)}
+        assert names == {"samples.png", "uncertainty_maps.png", "numbers.json"}
         assert again.tracker.client.get_run(parent).info.status == "FINISHED"
 
 

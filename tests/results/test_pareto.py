@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from PIL import Image
 
+from pforce.results.page import png
 from pforce.results.pareto import front_figure, on_front
 
 
@@ -24,19 +28,23 @@ def test_by_definition():
     assert list(on_front(frame, ["d", "n"])) == expected
 
 
-def test_the_figure_is_drawn(tmp_path):
+def colours_of(figure: Figure) -> set[tuple[int, ...]]:
+    """All colours of a drawn figure."""
+    pixels = np.asarray(Image.open(io.BytesIO(png(figure))).convert("RGB")).reshape(-1, 3)
+    return {tuple(pixel) for pixel in pixels}
+
+
+def test_the_figure_is_drawn():
     frame = pd.DataFrame({"sampler": ["euler", "dual_loop", "look_ahead"], "NFE": [6, 12, 24],
                           "fd/openmoji": [6.0, 5.0, 5.5], "front": [True, True, False]})  # fmt: skip
-    front_figure(frame, "fd/openmoji", tmp_path / "front.png")
-    colours = {tuple(pixel) for pixel in np.asarray(Image.open(tmp_path / "front.png").convert("RGB")).reshape(-1, 3)}
+    colours = colours_of(front_figure(frame, "fd/openmoji"))
     assert (0, 114, 178) in colours  # dual_loop's blue, at full strength: it is on the front
 
 
-def test_the_front_is_always_drawn(tmp_path):
+def test_the_front_is_always_drawn():
     """The cheapest sampler of the front is far worse than the others: it must not fall out of the picture."""
     frame = pd.DataFrame({"sampler": ["euler"] * 9 + ["dual_loop"], "NFE": [*range(6, 15), 2],
                           "fd/openmoji": [5.0] * 9 + [50.0]})  # fmt: skip
     frame["front"] = on_front(frame, ["fd/openmoji", "NFE"])
-    front_figure(frame, "fd/openmoji", tmp_path / "front.png")
-    colours = {tuple(pixel) for pixel in np.asarray(Image.open(tmp_path / "front.png").convert("RGB")).reshape(-1, 3)}
+    colours = colours_of(front_figure(frame, "fd/openmoji"))
     assert (0, 114, 178) in colours

@@ -106,11 +106,13 @@ def test_an_empty_store_gives_an_empty_table():
     assert list(table["n"]) == [0, 0, 0]
 
 
-def test_the_figure_is_written(frame, tmp_path):
-    cell_figure(cell_table(frame, ROWS), ["m"], tmp_path / "f.png")
-    assert (tmp_path / "f.png").stat().st_size > 2000
-    cell_figure(cell_table(pd.DataFrame(), ROWS), ["m"], tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()
+def test_the_figure_has_a_point_per_row_and_there_is_none_of_nothing(frame):
+    table = cell_table(frame, ROWS)
+    drawn = cell_figure(table, ["m"])
+    assert drawn is not None
+    assert [axis.get_title(loc="left") for axis in drawn.axes] == panels_of(table)
+    assert all(len(axis.get_xticks()) == len(table) for axis in drawn.axes)
+    assert cell_figure(cell_table(pd.DataFrame(), ROWS), ["m"]) is None
 
 
 @pytest.fixture

@@ -43,6 +43,7 @@ BUDGETS: dict[str, int] = {
     "faults/test_stop.py": 45,
     "faults/test_failing_trials.py": 40,
     "tracking/test_live.py": 35,
+    "tracking/test_sweep_run.py": 35,
     "orchestration/test_groups.py": 35,
     "orchestration/test_sampler_sweep.py": 45,
     "faults/test_full_disk.py": 35,

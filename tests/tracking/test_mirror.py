@@ -15,6 +15,7 @@ from pforce.storage.identity import identity_of
 from pforce.tracking import Mirror, Point, Shown, Tags, Tracker, View, default_uri
 from pforce.tracking import mirror as mirrors
 from pforce.tracking import page as pages
+from pforce.tracking.view import DataSet
 from tests.tracking.cells import AT, CELLS, curve, keyed, name_of, sqlite_mirror, tables, view
 from tests.tracking.writer import RunSpec, Writer
 
@@ -61,6 +62,24 @@ def test_a_row_written_into_the_tables_is_what_mlflow_would_have_written(mirror,
     assert {table: len(rows) for table, rows in first.items() if rows} == {
         "runs": 1, "tags": 5, "params": 2, "metrics": 8, "latest_metrics": 4,
     }  # fmt: skip
+
+
+def test_a_linked_data_set_is_what_mlflow_would_have_linked(mirror, tmp_path):
+    """Oracle: the data sets that MLflow's client reads of runs that were written through its interface."""
+    other = sqlite_mirror(tmp_path / "other")
+    other.database = None
+    data = DataSet("drawings 32", "d" * 32, '{"name": "drawings"}')
+    read = []
+    for each in (mirror, other):
+        page = each.page("grid")
+        for cells in ((CELLS[0],), CELLS[:2]):  # the second time one run is new, and the data set is there
+            page.show(keyed(page, *cells, data=data))
+        client = page.client
+        found = [client.get_run(run_id).inputs.dataset_inputs for run_id in results.runs(each.tracker.uri)["run_id"]]
+        read.append([[(dict(link.dataset), [dict(tag) for tag in link.tags]) for link in links] for links in found])
+    assert read[0] == read[1]
+    assert [len(links) for links in read[0]] == [1, 1]
+    assert read[0][0][0][0]["name"] == "drawings 32"
 
 
 def test_other_numbers_are_shown_and_the_curve_stays(any_mirror, request):

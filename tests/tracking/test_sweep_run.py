@@ -1,0 +1,212 @@
+"""A sweep's own run and its page's saved view. Oracles: the records, the sweep's own table, MLflow's interface, and
+what a browser shows."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+import shutil
+import subprocess
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from PIL import Image
+
+from pforce import results
+from pforce.base.console import DONE, make_console
+from pforce.commands.mirror import mirror_storage
+from pforce.config import with_fields
+from pforce.metrics.names import MOST_HEADLINE, headline
+from pforce.orchestration.axes import Axis
+from pforce.orchestration.growth import keep_sweep
+from pforce.orchestration.launch import execute
+from pforce.orchestration.plan import Plan
+from pforce.orchestration.sweep_report import sweep_frame, sweep_summary
+from pforce.records.ledger import Ledger
+from pforce.results.formats import safe_markdown
+from pforce.storage import Storage
+from pforce.storage.identity import identity_of
+from pforce.tracking import Tags, Tracker, default_uri
+from pforce.tracking.charts import CELLS_ONLY, MOST_BYTES, TAG, Charts, addresses, key_of_page
+from pforce.tracking.view import NOTE, key_of
+from tests.orchestration.conftest import make_plan, small_sweep
+from tests.tracking.servers import MlflowServer
+
+pytestmark = [pytest.mark.timeout(600), pytest.mark.process]
+SNAPSHOT, END = 64, 96
+FILES = {"sweep.html", "table.json", "figure.png", "samples_side_by_side.png"}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """A sweep of two trainings with a snapshot each, run by a local driver."""
+    sweep = small_sweep(Axis("timesteps.sigma", (0.2, 0.5)))
+    sweep = replace(sweep, base=with_fields(sweep.base, {"training.snapshots": (SNAPSHOT,)}))
+    plan = make_plan(sweep, tmp_path_factory.mktemp("swept"))
+    keep_sweep(plan)
+    assert execute(plan, make_console(quiet=True), "local") == DONE
+    return plan
+
+
+def runs_by_kind(uri: str) -> dict[str, list[Any]]:
+    client, found = mlflow.MlflowClient(uri), {"sweep": [], "trial": []}
+    for run in client.search_runs(["1"], max_results=1000):
+        found[run.data.tags[Tags.KIND]].append(run)
+    return found
+
+
+def read(uri: str, run_id: str, name: str, folder: Path) -> bytes:
+    return Path(mlflow.MlflowClient(uri).download_artifacts(run_id, name, str(folder))).read_bytes()
+
+
+def check_own_run(plan: Plan, uri: str, folder: Path) -> None:
+    (own,) = runs_by_kind(uri)["sweep"]
+    assert {file.path for file in mlflow.MlflowClient(uri).list_artifacts(own.info.run_id)} == FILES
+    table = sweep_summary(plan, sweep_frame(plan)).report.table
+    shown = json.loads(read(uri, own.info.run_id, "table.json", folder))
+    column = {name: [row[place] for row in shown["data"]] for place, name in enumerate(shown["columns"])}
+    for name in ("val loss", "fd/openmoji", "n"):
+        assert column[name] == table[name].tolist()
+    page = read(uri, own.info.run_id, "sweep.html", folder).decode()
+    assert page.count("data:image/png;base64,") >= 1 + len(table)
+    best = float(table["fd/openmoji"].min())
+    cells = len(plan.work)
+    assert own.data.metrics["best/fd/openmoji"] == best
+    assert (own.data.metrics["cells/planned"], own.data.metrics["cells/finished"]) == (cells, cells)
+    assert f"fd/openmoji {best:.2f}" in own.data.tags[Tags.BEST]
+    assert "too short to rank anything" in own.data.tags[NOTE]
+    assert own.info.status == "FINISHED"
+
+
+def test_the_own_run_has_the_table_and_a_note(swept, tmp_path):
+    check_own_run(swept, default_uri(swept.options.root), tmp_path)
+
+
+def test_cells_have_headline_metrics_and_a_table_of_all_others(swept, tmp_path):
+    uri, stored = default_uri(swept.options.root), results.runs(swept.options.root).set_index("fingerprint")
+    for run in runs_by_kind(uri)["trial"]:
+        row = stored.loc[run.data.tags[Tags.FINGERPRINT]]
+        measured = {name: float(row[name]) for name in row.index if "/" in name and isinstance(row[name], float)}
+        measured = {name: value for name, value in measured.items() if math.isfinite(value)}
+        own = {name: value for name, value in run.data.metrics.items() if not name.startswith("train/")}
+        assert len(run.data.metrics) <= MOST_HEADLINE
+        assert own == {name: measured[name] for name in headline(measured) if not name.startswith("train/")}
+        others = json.loads(read(uri, run.info.run_id, "numbers.json", tmp_path))
+        assert others["columns"] == ["metric", "value"]
+        assert {**own, **dict(others["data"])} == measured
+        (data,) = run.inputs.dataset_inputs
+        assert (data.dataset.name, data.dataset.digest) == ("openmoji 32", swept.inputs.data[:32])
+        assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "numbers.json", "type": "table"}]
+
+
+def test_pictures_have_a_key_and_images_seen_as_their_step(swept):
+    uri = default_uri(swept.options.root)
+    client = mlflow.MlflowClient(uri)
+    for run in runs_by_kind(uri)["trial"]:
+        seen = int(run.data.metrics["cost/images_seen"])
+        names = [file.path for file in client.list_artifacts(run.info.run_id, "images") if file.path.endswith(".png")]
+        found = {tuple(re.split(r"[+%]step[+%]|[+%]timestamp", name.removeprefix("images/"))[:2]) for name in names}
+        keys = ("samples at guidance 1.0", "uncertainty")
+        assert found == {(key, str(step)) for key in keys for step in {SNAPSHOT, seen}}
+        assert ("training.gif" in {file.path for file in client.list_artifacts(run.info.run_id)}) == (seen == END)
+    (animation, _) = sorted(swept.options.root.glob("trainings/*/evaluations/*/training.gif"))
+    with Image.open(animation) as opened:
+        assert opened.n_frames == 2
+
+
+def test_a_lost_store_is_shown_again_by_the_mirror_and_then_left_alone(swept, tmp_path):
+    uri = default_uri(tmp_path)
+    place, tracker = Storage.open(swept.options.root), Tracker(uri, artifacts=tmp_path / "artifacts")
+    console = make_console(width=200, record=True)
+    for _ in range(2):
+        assert mirror_storage(place, tracker, Ledger(place, print), console) == DONE
+        check_own_run(swept, uri, tmp_path)
+    own = runs_by_kind(uri)["sweep"][0]
+    assert len(mlflow.MlflowClient(uri).get_metric_history(own.info.run_id, "cells/finished")) == 1
+
+
+def test_the_printed_addresses_name_the_saved_view_and_the_table(swept):
+    tracker, own = swept.tracker, identity_of(swept.options.place)
+    page = key_of(own, "small")
+    found = addresses(tracker, page, key_of(own, "small", swept.identity))
+    (experiment,) = [each for each in tracker.client.search_experiments() if each.name == "small"]
+    assert found["charts"].startswith(f"http://127.0.0.1:5000/#/experiments/{experiment.experiment_id}/runs?")
+    assert f"viewStateShareKey={key_of_page(page)}" in found["charts"]
+    state = state_of(experiment.tags[TAG + key_of_page(page)])
+    assert "params.`timesteps.sigma`" in state["selectedColumns"]
+    (run,) = runs_by_kind(default_uri(swept.options.root))["sweep"]
+    assert found["table"].endswith(f"/runs/{run.info.run_id}/artifacts/sweep.html")
+
+
+@pytest.fixture(scope="module")
+def server(swept: Plan, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    served = MlflowServer(tmp_path_factory.mktemp("served"), backend=default_uri(swept.options.root))
+    served.start()
+    yield served
+    served.kill()
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="a browser is needed: Debian's chromium")
+def test_a_browser_shows_what_varies_and_what_came_out(swept, server, tmp_path):
+    own = identity_of(swept.options.place)
+    found = addresses(swept.tracker, key_of(own, "small"), key_of(own, "small", swept.identity), host=server.uri)
+    text = text_of(found["charts"], tmp_path)
+    best = results.runs(swept.options.root)["fd/openmoji"].min()
+    for expected in ("shared view", "4 matching runs", "timesteps.sigma vs. fd/openmoji", "Parallel Coordinates",
+                     "sigma=0.2", "sigma=0.5", f"{best:.2f}"[:4], "train/loss", "samples at guidance 1.0"):  # fmt: skip
+        assert expected in text, expected
+    assert "No images found" not in text
+    assert "sweep.html" in text_of(found["table"], tmp_path)
+
+
+def text_of(address: str, folder: Path) -> str:
+    """The text of a page once its scripts have run."""
+    command = [
+        "chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'browser'}",
+        "--window-size=1600,3000", "--virtual-time-budget=60000", "--dump-dom", address,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    body = re.sub(r"<(script|style)[^>]*>.*?</\1>", "", done.stdout, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
+
+
+def state_of(text: str) -> dict[str, Any]:
+    """A saved view as MLflow's page reads it."""
+    head, _, packed = text.partition(";")
+    assert head == "deflate"
+    return json.loads(zlib.decompress(base64.b64decode(packed)))
+
+
+@pytest.mark.unit
+def test_a_saved_view_has_columns_and_charts_of_what_varies():
+    charts = Charts(["timesteps.m", "timesteps.sigma"], ["fd/openmoji"], ["val/loss"], ["train/loss"], ["samples"])
+    state = state_of(charts.state())
+    assert state["selectedColumns"] == [
+        "params.`timesteps.m`", "params.`timesteps.sigma`", "params.`seed`", "metrics.`fd/openmoji`",
+        "metrics.`val/loss`",
+    ]  # fmt: skip
+    assert (state["searchFilter"], state["orderByKey"]) == (CELLS_ONLY, "metrics.`fd/openmoji`")
+    kinds = [(chart["type"], chart["metricSectionId"]) for chart in state["compareRunCharts"]]
+    assert kinds == [("BAR", "Quality"), *[("SCATTER", "Quality")] * 2, ("PARALLEL", "Quality"), ("LINE", "Curves"),
+                     ("IMAGE", "Pictures")]  # fmt: skip
+    assert [section["uuid"] for section in state["compareRunSections"]] == ["Quality", "Curves", "Pictures"]
+
+
+@pytest.mark.unit
+def test_a_view_of_many_axes_fits_a_tag():
+    """Oracle: the 5,000 characters of MLflow's column."""
+    axes = [f"group{number * 7919 % 1000}.a_long_name_of_a_field_{number * 104729}" for number in range(400)]
+    assert len(Charts(axes, ["fd/openmoji"], [], [], []).state()) <= MOST_BYTES
+
+
+@pytest.mark.unit
+def test_a_label_in_a_note_is_no_markup():
+    """Oracle: Markdown's rule that a backslash before punctuation makes it a character."""
+    assert safe_markdown("<img src=x> [a](b) `c`\n# d") == r"\<img src=x\> \[a\](b) \`c\` \# d"
