@@ -20,6 +20,11 @@ from pforce.results.frames import (
 
 HONEST_IMAGES = 96_000
 HONEST_SEEDS = 3
+MADE = {"device": "on", "computed_in": "in", "attention": "attention", "tf32": "TF32", "torch": "torch",
+        "commit": "commit", "user": "by"}  # fmt: skip
+"""Column of the environment → its word in the note on cells that were not made alike."""
+SHORT, COMMIT_DIGITS = 24, 12
+"""Most characters of a device or user, and of a commit, in a note."""
 MOST_LISTED = 6
 """Most rows or values that a note lists; beyond that it gives their number."""
 
@@ -69,7 +74,8 @@ def table_notes(frame: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
     if frame.empty:
         return _states(frame, rows)
     values = finished(frame, rows)
-    return [*_few_images(values), *_differences(values), *_unmeasured(frame, rows, values), *_states(frame, rows)]
+    return [*_few_images(values), *_differences(values), *_mixtures(values), *_unmeasured(frame, rows, values),
+            *_states(frame, rows)]  # fmt: skip
 
 
 def _distances(values: pd.DataFrame) -> list[MetricName]:
@@ -102,6 +108,22 @@ def _differences(values: pd.DataFrame) -> list[str]:
     ):  # fmt: skip
         if metric in values and values[metric].max() - values[metric].min() > max(step, share * values[metric].max()):
             notes.append(f"cells differ in {what} ({_numbers(values[metric])}): not the same compute")
+    return notes
+
+
+def _mixtures(values: pd.DataFrame) -> list[str]:
+    """Notes on what differs between the processes that trained the cells, and on uncommitted changes of their code."""
+    told = []
+    for column, what in MADE.items():
+        known = values[column].dropna().astype(str) if column in values else pd.Series(dtype=str)
+        if known.nunique() > 1:
+            short = COMMIT_DIGITS if column == "commit" else SHORT
+            counts = [f"{str(name)[:short]} ({count})" for name, count in known.value_counts().items()]
+            told.append(f"{what} {', '.join(counts[:MOST_LISTED])}")
+    notes = [f"cells were not all made alike: {'; '.join(told)}"] if told else []
+    changed = int(values["changes"].notna().sum()) if "changes" in values else 0
+    if changed:
+        notes.append(f"code with uncommitted changes made {changed} of {counted(len(values), 'cell')}")
     return notes
 
 

@@ -69,6 +69,9 @@ def _made(record: Record) -> dict[str, Any]:
         "computed_in": made.get("precision"),
         "torch": made.get("version.torch"),
         "commit": made.get("commit"),
+        "changes": made.get("changes"),
+        "attention": made.get("attention"),
+        "tf32": made.get("tf32"),
         "user": made.get("user", "unknown"),
         "origin": record.origin,  # of this record; a row joins those of all
     }

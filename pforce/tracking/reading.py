@@ -14,7 +14,8 @@ from pforce.tracking.view import PARENT, USER, Tags
 
 TEXTS = [
     "run_id", "run_name", "status", "sweep", "parent", "fingerprint", "training", "trunk", "reason", "device",
-    "computed_in", "torch", "commit", "user", "start_time", "end_time", "last_activity", "origin",
+    "computed_in", "torch", "commit", "changes", "attention", "tf32", "user", "start_time", "end_time",
+    "last_activity", "origin",
 ]  # fmt: skip
 """Columns of `runs_frame` that are not converted to numbers."""
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from pforce.base.console import make_console
@@ -65,3 +66,22 @@ def planned_with(sweep: Sweep, folder: Path, outcome: Callable[[Work], Outcome])
 def wide(monkeypatch) -> None:
     """Sentences are not broken into lines."""
     monkeypatch.setenv("COLUMNS", "400")
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    """Two rows with seeds, one of them measured twice, one failed."""
+    rows = [
+        ("a0", "FINISHED", 1.0, 10.0, 1), ("a1", "FINISHED", 3.0, 20.0, 1), ("a0", "FINISHED", 1.5, 12.0, 2),
+        ("b0", "FINISHED", 7.0, 30.0, 1), ("b1", "FAILED", 99.0, 99.0, 1),
+    ]  # fmt: skip
+    return pd.DataFrame(
+        {
+            "fingerprint": [r[0] for r in rows],
+            "status": [r[1] for r in rows],
+            "val/loss": [r[2] for r in rows],
+            "fd/openmoji": [r[3] for r in rows],
+            "cost/images_seen": 96_000.0,
+            "start_time": pd.to_datetime([r[4] for r in rows], unit="s"),
+        }
+    )

@@ -18,7 +18,6 @@ from pforce.results import (
     calibration_curves,
     cell_table,
     legend,
-    table_notes,
     to_csv,
     to_html,
     to_latex,
@@ -28,25 +27,6 @@ from pforce.results import (
 from pforce.results.figures import calibration_figure, cell_figure, panels_of
 from pforce.results.formats import display
 from pforce.results.tables import CALIBRATION_COLUMNS, COLUMNS, COST_COLUMNS, HIDDEN, QUALITY_COLUMNS
-
-
-@pytest.fixture
-def frame() -> pd.DataFrame:
-    rows = [
-        ("a0", "FINISHED", 1.0, 10.0, 1), ("a1", "FINISHED", 3.0, 20.0, 1), ("a0", "FINISHED", 1.5, 12.0, 2),
-        ("b0", "FINISHED", 7.0, 30.0, 1), ("b1", "FAILED", 99.0, 99.0, 1),
-    ]  # fmt: skip
-    return pd.DataFrame(
-        {
-            "fingerprint": [r[0] for r in rows],
-            "status": [r[1] for r in rows],
-            "val/loss": [r[2] for r in rows],
-            "fd/openmoji": [r[3] for r in rows],
-            "cost/images_seen": 96_000.0,
-            "start_time": pd.to_datetime([r[4] for r in rows], unit="s"),
-        }
-    )
-
 
 ROWS = [Row({"m": "0"}, ["a0", "a1"]), Row({"m": "0.7"}, ["b0", "b1"]), Row({"m": "1"}, ["c0"])]
 
@@ -254,66 +234,6 @@ def test_csv_has_all_numbers_unrounded():
     assert [row[f"fd/x{end}"] for end in ("", *HIDDEN[:5])] == pytest.approx(
         [5.62, values.std(ddof=1), low, high, 5.42, 5.87]
     )
-
-
-# --- notes --------------------------------------------------------------------------------------------------
-
-
-def notes_of(frame: pd.DataFrame, rows=None) -> list[str]:
-    every = [Row({"m": name}, [name]) for name in frame["fingerprint"]]
-    return table_notes(frame, every if rows is None else rows)
-
-
-def test_too_few_images_are_one_sentence_a_table():
-    """256 and 300 of them where 64 features need 640."""
-    frame = measured("x", n=2, **{"fd/x": 5.0}).assign(**{"fd/x_features": 64.0, "fd/x_images": [300.0, 256.0]})
-    few = [note for note in notes_of(frame) if "fewer than" in note]
-    assert len(few) == 1
-    assert few[0].startswith("fd/x: 256 images are fewer than 10 × 64 features")
-    assert notes_of(frame.assign(**{"fd/x_images": 640.0})) == []
-    assert notes_of(frame.drop(columns="fd/x_features").assign(**{"fd/x_images": 9.0})) == []  # of an earlier version
-
-
-def test_what_differs_between_cells_is_said_with_its_values():
-    frame = measured("x", n=3, **{"fd/x": 5.0, "kd/x": 1.0})
-    assert notes_of(frame) == []
-    counts = {"fd/x_images": [500.0, 1000.0, 2000.0], "kd/x_images": [500.0, 1000.0, 2000.0],
-              "fd/x_reference_images": [447.0, 447.0, 100.0], "cost/nfe": [12.0, 24.0, 12.0],
-              "cost/images_seen": [6400.0, 96000.0, 6400.0]}  # fmt: skip
-    assert notes_of(frame.assign(**counts)) == [
-        "fd/x, kd/x: cells differ in their number of generated images (500, 1,000 and 2,000): their distances do not "
-        "compare",
-        "fd/x: cells differ in their number of reference images (100 and 447): their distances do not compare",
-        "cells differ in NFE (12 and 24): not the same compute",
-        "cells differ in images seen (6,400 and 96,000): not the same compute",
-    ]
-    assert notes_of(frame.assign(**counts), [Row({}, ["a0"])]) == []  # other rows are no matter of this table
-    for equal in ([24.0, 25.0, 24.0], [100.0, 102.0, 100.0]):  # within one evaluation, within 2 %
-        assert notes_of(frame.assign(**{"cost/nfe": equal})) == []
-
-
-def test_cells_without_a_result_are_named_with_their_reasons(frame):
-    runs = frame.assign(reason=[None, None, None, None, "diverged"])
-    more = frame.iloc[:3].assign(fingerprint=["b2", "b3", "c1"], status=["FAILED", "KILLED", "RUNNING"],
-                                 reason=["worker died", "time limit", "old"])  # fmt: skip
-    rows = [ROWS[0], Row({"m": "0.7"}, ["b0", "b1", "b2", "b3", "b4"]), Row({"m": "1"}, ["c0", "c1"])]
-    assert table_notes(pd.concat([runs, more]), rows) == [
-        "diverged: 1 of 5 of m 0.7; --again diverged retries them",
-        "failed: 1 of 5 of m 0.7 (worker died); the same command retries them",
-        "stopped: 1 of 5 of m 0.7 (time limit); the same command resumes them",
-        "running: 1 of 2 of m 1; not in the means; where nothing runs any more, the same command resumes them",
-        "no run: 1 of 5 of m 0.7; 1 of 2 of m 1; the same command runs what is missing",
-    ]
-    many = [Row({"m": str(k)}, [str(k)]) for k in range(9)]
-    (note,) = table_notes(pd.DataFrame(), many)
-    assert note.startswith("no run: 1 of 1 of m 0; ")
-    assert "m 5; and 3 more rows;" in note
-
-
-def test_a_distance_that_some_cells_lack_is_said():
-    frame = measured("x", n=3, **{"fd/x": 5.0})
-    frame.loc[1, "fd/x"] = None
-    assert notes_of(frame, THREE) == ["fd/x: not measured in all finished cells, but in 2 of 3 of m 0"]
 
 
 # --- other texts --------------------------------------------------------------------------------------------
