@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from pforce.base.files import digest
 from pforce.records.lease import Holder, Lease, leased
+from pforce.records.provenance import user
 from pforce.storage import Storage
 from pforce.storage.identity import identity_of
 from pforce.tracking.checks import TrackingError, is_database, is_server, sqlite_path, store_name, transient
@@ -94,7 +95,8 @@ class Mirror:
 
     def _make(self, name: str, key: str, ours: Collection[str], *, restore: bool) -> Experiment:
         client = self.tracker.client
-        for shown in (name, f"{name}-{self.identity[:SUFFIX]}", f"{name}-{self.identity}"):
+        first = self._first_name(name, ours)
+        for shown in (first, f"{first}-{self.identity[:SUFFIX]}", f"{first}-{self.identity}"):
             there = client.get_experiment_by_name(shown) or self._made(shown, name, key)
             if there is None:
                 there = client.get_experiment_by_name(shown)  # another storage was faster
@@ -103,7 +105,7 @@ class Mirror:
             if there.tags.get(Tags.KEY) == key:
                 return there
             page = Page(self, name, there)
-            if Tags.KEY not in there.tags and (shown != name or self._is_ours(page, ours)):
+            if Tags.KEY not in there.tags and (shown != first or self._is_ours(page, ours)):
                 if page.deleted and not restore:
                     return there
                 if page.deleted:
@@ -113,6 +115,16 @@ class Mirror:
                 client.set_experiment_tag(there.experiment_id, Tags.KEY, key)
                 return client.get_experiment(there.experiment_id)
         raise TrackingError(f"{self.tracker.shown}: a page for {name} can neither be made nor found")
+
+    def _first_name(self, name: str, ours: Collection[str]) -> str:
+        """The name that a page would have where nobody uses it. A server's names are unique among all its users: there
+        a page's name says whose it is, but for one of an earlier version."""
+        if not is_server(self.tracker.uri):
+            return name
+        there = self.tracker.client.get_experiment_by_name(name)
+        if there is not None and Tags.KEY not in there.tags and self._is_ours(Page(self, name, there), ours):
+            return name
+        return f"{name} ({user()})"
 
     def _made(self, shown: str, name: str, key: str) -> Experiment | None:
         """A new experiment; None where another process has just taken its name."""

@@ -104,7 +104,7 @@ def test_the_server_is_killed_twice_during_training_and_comes_back(own_server, t
     assert frame["fingerprint"].nunique() == 2
     assert list(curves(own_server.uri).values()) == [POINTS] * 2
     client = mlflow.MlflowClient(own_server.uri)
-    (experiment,) = (e for e in client.search_experiments() if e.name == "drill")
+    (experiment,) = (e for e in client.search_experiments() if e.tags.get("pforce.name") == "drill")
     assert len(client.search_runs([experiment.experiment_id])) == 3, "two cells and the sweep, no orphan"
     for run in frame["run_id"]:
         assert {"samples.png", "uncertainty_maps.png"} <= {file.path for file in client.list_artifacts(run)}
@@ -132,7 +132,7 @@ def test_the_driver_is_killed_while_the_server_is_away(own_server, tmp_path, dri
     assert frame["fingerprint"].nunique() == 2
     assert list(curves(own_server.uri).values()) == [POINTS] * 2, "each point once, though some were trained twice"
     client = mlflow.MlflowClient(own_server.uri)
-    (experiment,) = (e for e in client.search_experiments() if e.name == "drill")
+    (experiment,) = (e for e in client.search_experiments() if e.tags.get("pforce.name") == "drill")
     assert len(client.search_runs([experiment.experiment_id])) == 3
 
 

@@ -153,7 +153,8 @@ def test_a_page_that_a_person_has_deleted_is_said_and_the_sweep_goes_on(tracker,
     with Page(tracker, tmp_path) as page:
         page.live.open({})
         assert page.live.flush() == 0
-    tracker.client.delete_experiment(tracker.client.get_experiment_by_name("grid").experiment_id)
+    (page,) = tracker.client.search_experiments(filter_string="tags.`pforce.name` = 'grid'")
+    tracker.client.delete_experiment(page.experiment_id)
     said: list[str] = []
     with Live(Mirror(tracker, Storage.open(tmp_path), said.append), "grid", "identity", said.append) as live:
         live.open({})
