@@ -67,9 +67,21 @@ class Finding(NamedTuple):
             return f"{text}: {self.word} ({told})"
         if self.more_seeds is None:
             return f"{text}: undecided ({told}; more than {MOST_SEEDS} seeds would be needed)"
-        if self.verdict.looked and self.verdict.looked[-1].whole:  # seeds that are added now decide nothing
-            return f"{text}: undecided ({told}; about {d.n + self.more_seeds} seeds, planned as such, would decide it)"
-        return f"{text}: undecided ({told}; about {self.more_seeds} more seeds would decide it)"
+        return f"{text}: undecided ({told}; {self._cure(d.n + self.more_seeds)} would decide it)"
+
+    def _cure(self, needed: int) -> str:
+        """The seeds that would decide an undecided statement, in words.
+
+        Args:
+            needed: number of seeds that a single look needs.
+        """
+        looked = self.verdict.looked
+        if not looked:
+            return f"about {self.more_seeds} more seeds"
+        last = looked[-1]
+        if not last.whole and needed <= last.planned:
+            return f"the {last.planned} planned seeds"
+        return f"about {needed} seeds, planned as such,"  # such that are added now decide nothing
 
 
 def claims_of(

@@ -107,7 +107,9 @@ class Verdict(NamedTuple):
         """
         p = "p < 0.0001" if self.p_holm < 1e-4 else f"p = {self.p_holm:.2g}"
         over = f" after Holm over {self.claims}{noun}" if self.claims > 1 else ""
-        looks = look_words(self.looked, self.decisive, self.difference.n, LEVEL)
+        # Which look an undecided claim has come nearest at is of no interest.
+        decisive = self.decisive if self.p_holm <= LEVEL else len(self.looked) - 1
+        looks = look_words(self.looked, decisive, self.difference.n, LEVEL)
         return f"n = {self.difference.n} seeds, {p}{over}{looks}"
 
     @property
