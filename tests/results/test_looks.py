@@ -20,12 +20,14 @@ from pforce.orchestration.report import Source, section_of
 from pforce.orchestration.script import run_sweep
 from pforce.orchestration.sweep import Sweep
 from pforce.orchestration.sweep_report import Comparison, print_report
+from pforce.records.exchange import import_storage
 from pforce.records.looks import Look, note_look, pair_of, read_looks
 from pforce.results.looks import GAMMAS, LookedAt, corrected, increments, level_of, levels, looks_at, spent
 from pforce.results.statistics import Claim, judge, look_of, sentences
 from pforce.storage import Storage
 from tests.results.conftest import known
 from tests.results.test_report import result
+from tests.support.buckets import KEYS
 from tests.training.conftest import tiny
 
 AT = LookedAt
@@ -212,6 +214,21 @@ def test_of_commands_that_look_at_once_each_finds_its_place(tmp_path):
     assert said == []
 
 
+def test_looks_lie_in_the_bucket_that_two_machines_share(server, tmp_path, monkeypatch):
+    """A real S3 server; two caches stand for two machines."""
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    said: list[str] = []
+    for machine, look in (("one", a_look(1)), ("two", a_look(1)), ("two", a_look(1, seeds=5)), ("one", a_look(2))):
+        monkeypatch.setenv("PFORCE_CACHE", str(tmp_path / machine))
+        found = note_look(Storage.open(server.uri("bucket/looks")), "s", look, said.append)
+    assert [each.seeds for each in found] == [3, 5, 3]
+    assert {key.rpartition("/")[2] for key in server.keys("bucket", "looks/sweeps/s/looks/")} == {
+        "001.json", "002.json", "003.json",
+    }  # fmt: skip
+    assert said == []
+
+
 HOSTILE = {
     "no JSON": b"\x00",
     "nothing": b"",
@@ -311,6 +328,18 @@ def test_a_table_states_its_plan_its_looks_and_their_levels(tmp_path, capsys):
     assert "; second look, at level 0.04" in section.report.claims[0]
     assert len(read_looks(storage, "s", print)) == 2
     assert note in (tmp_path / "s.md").read_text()
+
+
+def test_an_import_from_another_storage_takes_the_looks_along(tmp_path):
+    """Imported twice: one look."""
+    there, here = tmp_path / "there", tmp_path / "here"
+    planned_of(there, 2)
+    seen = a_look(1, seeds=2)
+    note_look(Storage.open(there), "s", seen, print)
+    for _ in range(2):
+        import_storage(Storage.open(here), Storage.open(there), print)
+    (look,) = read_looks(Storage.open(here), "s", print)
+    assert (look.claims, look.planned) == (seen.claims, seen.planned)
 
 
 @pytest.mark.usefixtures("wide")
