@@ -100,6 +100,7 @@ class SweepOptions:
                 "priority": self.priority,
                 "baseline": self.comparison.baseline,
                 "compare": self.comparison.compare,
+                "planned_seeds": self.comparison.planned_seeds,
             }
             for name, value in chosen.items():
                 require(not value, name, value, "left out with --search: its rows are not known before, and are ranked")

@@ -26,7 +26,7 @@ from pforce.orchestration.recorder import Recorder
 from pforce.orchestration.sweep_report import sweep_frame, sweep_summary
 from pforce.orchestration.trials import Trials, entries
 from pforce.records.ledger import Ledger
-from pforce.records.status import Status
+from pforce.records.status import RUNNING, Status
 from pforce.results.pictures import snapshots_before
 from pforce.results.shown import show_cells, views_of
 from pforce.results.sweep_run import Summary, run_view, show_sweep
@@ -37,7 +37,8 @@ from pforce.tracking.page import Progress
 from pforce.training import Callback
 from pforce.trial.failures import DISK_FULL, is_disk_full
 
-Summarize = Callable[[Plan, pd.DataFrame], Summary]
+Summarize = Callable[[Plan, pd.DataFrame, bool], Summary]
+"""Function from a plan, the frame of its cells, and whether claims are made, to what the sweep has come to."""
 STOP_SECONDS = 5.0
 """Most seconds to wait for the tracking store after a signal."""
 RESERVE_BYTES = 2**20
@@ -65,7 +66,7 @@ def show_finished(plan: Plan, say: Callable[[str], None], summarize: Summarize =
         mirror = Mirror(plan.tracker, plan.options.place, say)
         entry = sweep_entry(plan)
         page = mirror.page(entry.name, {entry.identity, *(item.fingerprint for item in plan.work)})
-        shown = show_sweep(page, entry, plan.ledger, summarize=lambda entry: summarize(plan, sweep_frame(plan)))
+        shown = show_sweep(page, entry, plan.ledger, summarize=lambda entry: summarize(plan, sweep_frame(plan), True))
     except Exception as error:  # every kind of store raises its own
         say(f"warning: {plan.tracker.shown} does not show this sweep: {why(error)}. {CATCH_UP}")
         return
@@ -85,7 +86,7 @@ def execute(
     Args:
         executor: name of the executor.
         callbacks: callbacks of trainings that run in this process.
-        summarize: function from a plan and the frame of its cells to what the sweep has come to, for MLflow.
+        summarize: function that gives what MLflow shows of the sweep itself.
     """
 
     def say(text: str) -> None:
@@ -133,7 +134,9 @@ def _page(
         entry = sweep_entry(plan)
         frame = sweep_frame(plan, ledger)
         views = views_of(entry.cells, plan.options.place, ledger)
-        return run_view(entry, views, summarize(plan, frame), ledger, status=status) if views else None
+        return (
+            run_view(entry, views, summarize(plan, frame, status != RUNNING), ledger, status=status) if views else None
+        )
 
     with Live(mirror, plan.sweep.name, plan.identity, say, before, own=own) as live:
         yield live

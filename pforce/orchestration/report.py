@@ -13,6 +13,7 @@ from pforce.base.errors import ConfigError, did_you_mean
 from pforce.base.words import counted
 from pforce.config import flat_params
 from pforce.metrics.names import CostName
+from pforce.orchestration.looks import looks_with, plan_notes
 from pforce.orchestration.plan import provenance
 from pforce.orchestration.reproduce import known_tables, read
 from pforce.records.ledger import Ledger
@@ -38,10 +39,14 @@ class Source:
     def __init__(
         self, storage: Storage, say: Callable[[str], None], *, sweep: str | None = None, ledger: Ledger | None = None
     ) -> None:
-        self.storage, self.ledger = storage, ledger or Ledger(storage, say)
+        self.storage, self.ledger, self.say = storage, ledger or Ledger(storage, say), say
         self.sweeps = list(read_sweeps(storage, say, sweep))
         self.cells: dict[str, CellEntry] = {cell.cell: cell for entry in self.sweeps for cell in entry.cells}
         self.frame = storage_frame(storage, sweep, ledger=self.ledger, say=say)
+
+    def seeds(self, name: str) -> int:
+        """Number of seeds that a sweep's commands asked for."""
+        return len({cell.seed for entry in self.sweeps if entry.name == name for cell in entry.cells})
 
     def commands(self, name: str) -> list[str]:
         """Commands that ran a sweep, each once."""
@@ -60,13 +65,13 @@ def summary_of(name: str, source: Source) -> Summary:
     commands = source.commands(name)
     if name in known_tables():
         table, scale = known_tables()[name]
-        found = read(table, scale, source.storage)
+        found = read(table, scale, source.storage, say=source.say)
         if not found.measured["n"].any():
             raise ConfigError(
                 f"{name}: nothing of it is measured; run `pforce reproduce {table.name} --scale {scale.name}`"
             )
         facts = _facts(results.finished(found.frame, list(found.rows.values())))
-        return found.summary(commands, facts)
+        return found.looked_at(source.storage, source.say).summary(commands, facts)
     frame = source.frame
     if frame.empty or name not in set(frame["sweep"]):
         names = sorted(set(frame["sweep"])) if len(frame) else []
@@ -118,15 +123,17 @@ def _of_sweep(name: str, frame: pd.DataFrame, source: Source, commands: list[str
     table = results.cell_table(own, rows)
     metric = results.primary_metric(own, rows)
     names = results.row_names(rows)
-    claims = [] if metric is None or len(rows) == 1 else results.sentences(results.row_claims(own, rows, metric))
+    claims = [] if metric is None or len(rows) == 1 else results.row_claims(own, rows, metric)
+    looks = looks_with(source.storage, name, claims, max(1, source.seeds(name)), source.say, shown=True)
     drawn = []
     if metric is not None and metric in table:
         shown = table.assign(row=names)
         drawn.append((png(bars_figure(shown, metric)), f"{metric}, bars of one standard deviation over seeds"))
+    notes = [*_size(results.finished(own, rows)), *plan_notes(claims, looks), *results.table_notes(own, rows)]
     section = Section(
         title=name,
         about=f"{counted(len(results.finished(own, rows)), 'finished cell')}.",
-        report=Report(table, "", [*_size(results.finished(own, rows)), *results.table_notes(own, rows)], claims),
+        report=Report(table, "", notes, results.sentences(claims, looks)),
         figures=drawn,
         facts=_facts(results.finished(own, rows)),
         commands=commands,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from pforce.base.console import DONE
 from pforce.base.errors import ConfigError, did_you_mean
 from pforce.base.files import write_bytes, write_json
 from pforce.data import Manifest, ensure
+from pforce.orchestration.looks import LATER, Say, looks_with, plan_notes, require_planned, warn
 from pforce.orchestration.options import Options
 from pforce.orchestration.outlook import missing_data, print_outlook
 from pforce.orchestration.plan import Plan
@@ -24,13 +25,15 @@ from pforce.orchestration.reproduction import sweep_name, sweep_of
 from pforce.orchestration.script import run_sweep
 from pforce.orchestration.sweep import Sweep, Work
 from pforce.orchestration.sweep_report import print_mlflow, push_files, sweep_frame
+from pforce.records.looks import Look
 from pforce.records.parts import Inputs
 from pforce.reproduction import Scale, Table, metric_of
 from pforce.results import Report, Row, curves
 from pforce.results import reproduction_figures as figures
-from pforce.results.findings import Agreement, Finding, agreement, findings, paper_values, summary
+from pforce.results.findings import Agreement, Finding, agreement, claims_of, findings, paper_values, summary
 from pforce.results.page import Section, png
 from pforce.results.paper import paper_table
+from pforce.results.statistics import Claim
 from pforce.results.stored import storage_frame
 from pforce.results.sweep_run import Summary
 from pforce.results.tables import COST_COLUMNS, QUALITY_COLUMNS, Column
@@ -53,6 +56,10 @@ class Reproduction:
     work: Sequence[Work]
     frame: pd.DataFrame
     """Frame of `pforce.results.runs` with all sweeps, as other sweeps may have measured cells."""
+    planned_seeds: int | None = None
+    """Number of planned seeds that a user states; None for the seeds of the sweep."""
+    looks: Sequence[Look] = ()
+    """Looks at the findings, the present one among them; without any they count as looked at once, as planned."""
 
     @cached_property
     def rows(self) -> dict[str, Row]:
@@ -95,7 +102,23 @@ class Reproduction:
     @cached_property
     def findings(self) -> list[Finding]:
         """The paper's statements with their decisions."""
-        return findings(self.frame, self.rows, self.table.statements(self.scale), self.detector)
+        return findings(self.frame, self.rows, self.table.statements(self.scale), self.detector, self.looks)
+
+    @cached_property
+    def claims(self) -> list[Claim]:
+        """The paper's statements as claims on the finished cells."""
+        return claims_of(self.frame, self.rows, self.table.statements(self.scale), self.detector)
+
+    def looked_at(self, storage: Storage, say: Say = warn, *, shown: bool = True) -> Reproduction:
+        """The table with all looks at its findings, as a storage knows them.
+
+        Args:
+            say: function that reports what is wrong with a look's file.
+            shown: whether the findings are about to be shown to a reader, so that this look is recorded.
+        """
+        planned = max(self.planned_seeds or 0, len(self.sweep.seeds))
+        looks = looks_with(storage, self.sweep.name, self.claims, planned, say, shown=shown)
+        return replace(self, looks=looks)
 
     @cached_property
     def agreement(self) -> Agreement | None:
@@ -114,6 +137,11 @@ class Reproduction:
     @property
     def notes(self) -> list[str]:
         """Notes for readers of the numbers."""
+        return [*plan_notes(self.claims, self.looks), *self.table_notes]
+
+    @property
+    def table_notes(self) -> list[str]:
+        """Notes on the numbers alone, without those on its plan."""
         notes = results.table_notes(self.frame, list(self.rows.values()))
         if self.table.figure == "curves":  # its rows differ in NFE on purpose
             notes = [note for note in notes if not note.startswith("cells differ in NFE")]
@@ -145,24 +173,27 @@ class Reproduction:
                 drawn = figures.bars_figure(self.measured, self.metric, paper)
         return drawn
 
-    def summary(self, commands: Sequence[str] = (), facts: Sequence[tuple[str, str]] = ()) -> Summary:
+    def summary(
+        self, commands: Sequence[str] = (), facts: Sequence[tuple[str, str]] = (), *, final: bool = True
+    ) -> Summary:  # fmt: skip
         """The table with findings and figure, for a page.
 
         Args:
             commands: commands that ran its sweep.
             facts: (name, value) of cost and environment.
+            final: whether findings are shown, which is a look at them.
         """
         table, scale, drawn = self.table, self.scale, self.figure()
         again = f"pforce reproduce {table.name} --scale {scale.name}"
         section = Section(
             title=table.title,
             about=f"{table.question} Scale {scale.name}: {scale.about}.",
-            report=Report(self.measured, "", self.notes),
-            summary=self.lines[: 1 if self.agreement is None else 2],
+            report=Report(self.measured, "", self.notes if final else self.table_notes),
+            summary=self.lines[: 1 if self.agreement is None else 2] if final else [LATER],
             findings=[
                 (f.statement.text, f.word,
                  f.sentence.removeprefix(f"{f.statement.text}: ").removeprefix(f.word).strip())
-                for f in self.findings
+                for f in (self.findings if final else ())
             ],
             figures=[(png(drawn), f"{table.title}, {scale.name}")] if drawn is not None else [],
             facts=facts,
@@ -177,6 +208,7 @@ class Reproduction:
             "scale": self.scale.name,
             "question": self.table.question,
             "summary": summary(self.findings),
+            "plan": plan_notes(self.claims, self.looks),
             "agreement": self.agreement._asdict() if self.agreement else None,
             "findings": [
                 {
@@ -198,19 +230,22 @@ def inputs_for(sweep: Sweep) -> Inputs:
 
 def read(
     table: Table, scale: Scale, storage: Storage, *, seeds: Sequence[int] | None = None,
-    inputs: Inputs | None = None,
+    inputs: Inputs | None = None, planned_seeds: int | None = None, say: Say = warn,
 ) -> Reproduction:  # fmt: skip
-    """Read a table as far as a storage has it. Runs nothing.
+    """Read a table as far as a storage has it. Runs nothing, and records no look.
 
     Args:
         seeds: training seeds; by default the scale's, and all others for which every row is finished.
         inputs: hashes of data and detector; by default those of the data here.
+        planned_seeds: number of planned seeds, at least as many as the table has; by default so many.
+        say: function that reports what is wrong with a look's file.
     """
     frame = storage_frame(storage)
     inputs = inputs or inputs_for(sweep_of(table, scale))
     chosen = list(seeds) if seeds else whole_seeds(table, scale, frame, inputs)
     sweep = sweep_of(table, scale, chosen)
-    return Reproduction(table, scale, sweep, sweep.work(inputs), frame)
+    found = Reproduction(table, scale, sweep, sweep.work(inputs), frame, planned_seeds)
+    return found.looked_at(storage, say, shown=False)
 
 
 def known_tables() -> dict[str, tuple[Table, Scale]]:
@@ -244,11 +279,12 @@ def whole_seeds(table: Table, scale: Scale, frame: pd.DataFrame, inputs: Inputs)
 
 def reproduce(
     table: Table, scale: Scale, options: Options, console: Console, *, seeds: Sequence[int] | None = None,
-    dry_run: bool = False, tflops: float, gpus: int,
+    dry_run: bool = False, tflops: float, gpus: int, planned_seeds: int | None = None,
 ) -> int:  # fmt: skip
     """Run the missing cells of a table, print it beside the paper's numbers, and write its files. Returns the exit
     code."""
     sweep = sweep_of(table, scale, seeds)
+    require_planned(planned_seeds, len(sweep.seeds))
     console.print(table.title, style="bold")
     console.print(f"{table.question}\n{scale.name}: {scale.about}")
     if dry_run:
@@ -264,31 +300,55 @@ def reproduce(
         sweep,
         options,
         dry_run=dry_run,
-        report=partial(report, table=table, scale=scale),
-        summarize=partial(summarize, table=table, scale=scale),
+        report=partial(report, table=table, scale=scale, planned_seeds=planned_seeds),
+        summarize=partial(summarize, table=table, scale=scale, planned_seeds=planned_seeds),
     )
 
 
-def summarize(planned: Plan, frame: pd.DataFrame, *, table: Table, scale: Scale) -> Summary:
-    """What a table's sweep has come to, for MLflow."""
-    return Reproduction(table, scale, planned.sweep, planned.work, frame).summary()
+def _found(
+    planned: Plan, frame: pd.DataFrame, table: Table, scale: Scale, planned_seeds: int | None
+) -> Reproduction:  # fmt: skip
+    """A planned table as far as it is measured."""
+    return Reproduction(table, scale, planned.sweep, planned.work, frame, planned_seeds)
 
 
-def report(planned: Plan, console: Console, *, table: Table, scale: Scale) -> None:
+def summarize(
+    planned: Plan, frame: pd.DataFrame, final: bool, *, table: Table, scale: Scale, planned_seeds: int | None = None
+) -> Summary:
+    """What a table's sweep has come to, for MLflow.
+
+    Args:
+        final: whether findings are shown, which is a look at them.
+    """
+    found = _found(planned, frame, table, scale, planned_seeds)
+    if not final:
+        return found.summary(final=False)
+    return found.looked_at(planned.options.place, planned.ledger.say).summary()
+
+
+def report(
+    planned: Plan, console: Console, *, table: Table, scale: Scale, planned_seeds: int | None = None
+) -> None:  # fmt: skip
     """Print the table and its verdicts, and write them and the figure to files."""
-    found = Reproduction(table, scale, planned.sweep, planned.work, sweep_frame(planned))
-    _tell(found, planned.options, console, planned.tracker)
+    found = _found(planned, sweep_frame(planned), table, scale, planned_seeds)
+    _tell(found.looked_at(planned.options.place, planned.ledger.say), planned.options, console, planned.tracker)
 
 
 def show(
-    table: Table, scale: Scale, options: Options, console: Console, *, seeds: Sequence[int] | None = None
+    table: Table, scale: Scale, options: Options, console: Console, *, seeds: Sequence[int] | None = None,
+    planned_seeds: int | None = None,
 ) -> int:  # fmt: skip
     """Report a table from the storage as it is, for example after an import of records. Runs nothing."""
-    found = read(table, scale, options.place, seeds=seeds)
+
+    def say(line: str) -> None:
+        console.print(f"warning: {line}", soft_wrap=True)
+
+    require_planned(planned_seeds)
+    found = read(table, scale, options.place, seeds=seeds, planned_seeds=planned_seeds, say=say)
     done, wanted = int(found.measured["n"].sum()), len(found.sweep.seeds) * len(found.rows)
     console.print(f"{sweep_name(table, scale)}: {done} of {wanted} cells are measured")
     if done:
-        _tell(found, options, console)
+        _tell(found.looked_at(options.place, say), options, console)
     return DONE
 
 

@@ -120,11 +120,12 @@ def search_report(planned: Plan, console: Console, *, search: Search) -> None:
     _say_study(search, console)
 
 
-def search_summary(planned: Plan, frame: pd.DataFrame, *, search: Search) -> Summary:
+def search_summary(planned: Plan, frame: pd.DataFrame, final: bool = True, *, search: Search) -> Summary:
     """The table of a search: its trials from the best down, with what is decided, and a figure.
 
     Args:
         frame: see `sweep_frame`.
+        final: whether the search has ended; its table makes no claims, so it is the same before.
     """
     rows = table_rows(planned)
     standing = standings(search, frame, rows)

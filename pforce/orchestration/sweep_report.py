@@ -16,6 +16,7 @@ from pforce.base.errors import ConfigError, require
 from pforce.base.files import write_bytes
 from pforce.config import with_fields
 from pforce.orchestration.axes import format_value
+from pforce.orchestration.looks import LATER, looks_with, plan_notes, require_planned
 from pforce.orchestration.plan import Plan, this_command
 from pforce.orchestration.sweep import Sweep
 from pforce.records.ledger import Ledger
@@ -48,8 +49,13 @@ class Comparison:
     compare: tuple[str, ...] = ()
     """Rows that are compared with the baseline, at most 6, named in the same way. Default: all others, where they are
     at most 6."""
+    planned_seeds: int | None = None
+    """Seeds that the table will have in the end, where you look at its claims before all are there: each look spends a
+    share of the 5 % error, almost nothing early. Default: the seeds of this command, whose claims get all of it. State
+    it before the first look."""
 
     def __post_init__(self) -> None:
+        require_planned(self.planned_seeds)
         most = f"at most {MOST_CLAIMS} rows: a correction for more finds nothing at a few seeds"
         require(len(self.compare) <= MOST_CLAIMS, "compare", self.compare, most)
 
@@ -129,8 +135,10 @@ def prioritized(planned: Plan, texts: Sequence[str]) -> set[str]:
 def compared_rows(planned: Plan, comparison: Comparison) -> tuple[int, list[int]]:
     """Numbers, from 0, of the baseline's row and of the rows that are compared with it.
 
-    ConfigError for a row that the table will not have; it names those that it will have.
+    ConfigError for a row that the table will not have; it names those that it will have. FieldError for fewer planned
+    seeds than it runs.
     """
+    require_planned(comparison.planned_seeds, len(planned.sweep.seeds))
     rows, sweep = table_rows(planned), planned.sweep
     if comparison.baseline is not None:
         baseline = _find_row(planned, rows, "--baseline", comparison.baseline)
@@ -147,40 +155,47 @@ def compared_rows(planned: Plan, comparison: Comparison) -> tuple[int, list[int]
     return baseline, chosen
 
 
-def _claims(planned: Plan, frame: pd.DataFrame, rows: Sequence[Row], comparison: Comparison) -> list[str]:
-    """The claims of the table about its rows, in sentences."""
+def _claims(
+    planned: Plan, frame: pd.DataFrame, rows: Sequence[Row], comparison: Comparison
+) -> tuple[list[str], list[str]]:
+    """The claims of the table about its rows, in sentences, and the note on its plan. They count as looked at."""
     baseline, others = compared_rows(planned, comparison)
     metric = results.primary_metric(frame, rows)
     if metric is None or not others:
-        return []
+        return [], []
     if len(others) > MOST_CLAIMS:
         return [f"none, as {len(rows)} rows are too many to correct for; choose at most {MOST_CLAIMS} with --compare, "
-                "and --baseline"]  # fmt: skip
-    return results.sentences(results.row_claims(frame, rows, metric, baseline, others))
+                "and --baseline"], []  # fmt: skip
+    claims = results.row_claims(frame, rows, metric, baseline, others)
+    seeds = {cell.experiment.seed for cell in planned.cells} | set(planned.sweep.seeds)
+    number = max(len(seeds), comparison.planned_seeds or 0)
+    looks = looks_with(planned.options.place, planned.sweep.name, claims, number, planned.ledger.say, shown=True)
+    return results.sentences(claims, looks), plan_notes(claims, looks)
 
 
 def print_report(
     planned: Plan, console: Console, columns: Sequence[Column] = COLUMNS, comparison: Comparison = ALL_ROWS
 ) -> None:
     """Print the table with notes and claims, write it and its figure to files, and print how to open MLflow."""
-    found = sweep_summary(planned, sweep_frame(planned), columns, comparison)
+    found = sweep_summary(planned, sweep_frame(planned), columns=columns, comparison=comparison)
     found.report.print(console)
     publish(planned, found, console)
 
 
 def sweep_summary(
-    planned: Plan, frame: pd.DataFrame, columns: Sequence[Column] = COLUMNS, comparison: Comparison = ALL_ROWS
-) -> Summary:
+    planned: Plan, frame: pd.DataFrame, final: bool = True, *, columns: Sequence[Column] = COLUMNS,
+    comparison: Comparison = ALL_ROWS,
+) -> Summary:  # fmt: skip
     """The table of a sweep with notes, claims and figure.
 
     Args:
         frame: finished cells, and runs of others; see `sweep_frame`.
+        final: whether claims are made, which is a look at them.
     """
     sweep, rows = planned.sweep, table_rows(planned)
-    notes, title = [caveat(planned), *results.table_notes(frame, rows)], title_of(sweep)
-    report = Report(
-        results.cell_table(frame, rows, columns), title, notes, _claims(planned, frame, rows, comparison),
-    )  # fmt: skip
+    claims, plan_note = _claims(planned, frame, rows, comparison) if final else ([], [LATER])
+    notes, title = [caveat(planned), *plan_note, *results.table_notes(frame, rows)], title_of(sweep)
+    report = Report(results.cell_table(frame, rows, columns), title, notes, claims)
     drawn = cell_figure(report.table, sweep.headers)
     figures = [] if drawn is None else [(png(drawn), "Means with bars of one standard deviation over seeds")]
     section = Section(title, report=report, figures=figures, commands=[this_command()])

@@ -18,6 +18,7 @@ from pforce.base.files import read_whole, write_bytes
 from pforce.base.foreign import ForeignError, open_regular, parse_json
 from pforce.metrics.names import BOUNDS, read_names
 from pforce.records.ledger import FILES, Ledger, take_in
+from pforce.records.looks import note_look, read_looks
 from pforce.records.parts import Request
 from pforce.records.record import MOST_BYTES, Record, RecordError, parse_content
 from pforce.records.row import TENSORS
@@ -107,7 +108,8 @@ def import_lines(storage: Storage, path: Path, say: Callable[[str], None]) -> Ta
 
 
 def import_storage(storage: Storage, other: Storage, say: Callable[[str], None]) -> Taken:
-    """Import the records and sweeps of another storage, with their files for figures, without drawings."""
+    """Import the records and sweeps of another storage, with their files for figures, without drawings, and the looks
+    at its tables."""
     theirs = Ledger(other, say)
     records = list(theirs.all())
     ledger = Ledger(storage, say)
@@ -115,7 +117,11 @@ def import_storage(storage: Storage, other: Storage, say: Callable[[str], None])
         for sha256 in record.files.values():
             if not storage.has(f"{FILES}/{sha256[:2]}/{sha256}") and (path := theirs.file(sha256)):
                 ledger.put_file(read_whole(path), sha256)
-    return _taken(storage, records, list(read_sweeps(other, say)), str(other), say)
+    taken = _taken(storage, records, list(read_sweeps(other, say)), str(other), say)
+    for name in sweep_names(other, say):
+        for look in read_looks(other, name, say):
+            note_look(storage, name, look, say)
+    return taken
 
 
 def _taken(

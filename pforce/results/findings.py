@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from pforce.records.looks import Look
 from pforce.reproduction import PaperColumn, Statement, Value, metric_of
 from pforce.results.frames import Row
 from pforce.results.paper import paper_table
@@ -21,6 +22,7 @@ from pforce.results.statistics import (
     decimals_of,
     judge,
     mean_interval,
+    pairs_by_seed,
     seeds_to_decide,
     signed,
     values_by_seed,
@@ -47,8 +49,8 @@ class Finding(NamedTuple):
     verdict: Verdict
     """Verdict on the difference low − high over common seeds."""
     more_seeds: int | None
-    """Number of further seeds that would decide it if difference and spread stay as they are; None where it is decided
-    or too many would be needed."""
+    """Number of further seeds that would decide it if difference and spread stay as they are and they had been planned;
+    None where it is decided or too many would be needed."""
 
     @property
     def sentence(self) -> str:
@@ -59,21 +61,33 @@ class Finding(NamedTuple):
             return f"{text}: undecided ({have}; a decision needs at least {ENOUGH_SEEDS})"
         places = decimals_of(d)
         mean, low, high = (signed(value, places) for value in d[:3])
-        p = "p < 0.0001" if self.verdict.p_holm < 1e-4 else f"p = {self.verdict.p_holm:.2g}"
-        over = f" after Holm over {self.verdict.claims}" if self.verdict.claims > 1 else ""
         numbers = f"{signed(self.low.mean, places)} against {signed(self.high.mean, places)}"
-        told = f"{numbers}, difference {mean}, 95 % {low} … {high}, n = {d.n} seeds, {p}{over}"
+        told = f"{numbers}, difference {mean}, 95 % {low} … {high}, {self.verdict.evidence()}"
         if self.word != "undecided":
             return f"{text}: {self.word} ({told})"
         if self.more_seeds is None:
             return f"{text}: undecided ({told}; more than {MOST_SEEDS} seeds would be needed)"
-        return f"{text}: undecided ({told}; about {self.more_seeds} more seeds would decide it)"
+        return f"{text}: undecided ({told}; {self._cure(d.n + self.more_seeds)} would decide it)"
+
+    def _cure(self, needed: int) -> str:
+        """The seeds that would decide an undecided statement, in words.
+
+        Args:
+            needed: number of seeds that a single look needs.
+        """
+        looked = self.verdict.looked
+        if not looked:
+            return f"about {self.more_seeds} more seeds"
+        last = looked[-1]
+        if not last.whole and needed <= last.planned:
+            return f"the {last.planned} planned seeds"
+        return f"about {needed} seeds, planned as such,"  # such that are added now decide nothing
 
 
-def findings(
+def claims_of(
     frame: pd.DataFrame, rows: Mapping[str, Row], statements: Sequence[Statement], detector: str
-) -> list[Finding]:
-    """Decide each statement, with Holm's correction over all of them.
+) -> list[Claim]:
+    """The statements as claims on finished cells.
 
     Args:
         frame: frame of `pforce.results.runs`.
@@ -81,15 +95,34 @@ def findings(
         detector: detector of distances such as `fd`.
     """
 
-    def by_seed(value: Value) -> dict[int, float]:
-        return values_by_seed(frame, rows[value.row], metric_of(value.metric, detector))
+    def side(value: Value) -> tuple[Row, str]:
+        return rows[value.row], metric_of(value.metric, detector)
 
-    claims = [
-        Claim(metric_of(s.low.metric, detector), s.low.name, s.high.name, by_seed(s.low), by_seed(s.high))
+    def by_seed(value: Value) -> dict[int, float]:
+        return values_by_seed(frame, *side(value))
+
+    return [
+        Claim(side(s.low)[1], s.low.name, s.high.name, by_seed(s.low), by_seed(s.high),
+              pairs=pairs_by_seed(frame, side(s.low), side(s.high)))
         for s in statements
-    ]
+    ]  # fmt: skip
+
+
+def findings(
+    frame: pd.DataFrame, rows: Mapping[str, Row], statements: Sequence[Statement], detector: str,
+    looks: Sequence[Look] = (),
+) -> list[Finding]:  # fmt: skip
+    """Decide each statement, with Holm's correction over all of them.
+
+    Args:
+        frame: frame of `pforce.results.runs`.
+        rows: name → row.
+        detector: detector of distances such as `fd`.
+        looks: as for `judge`.
+    """
+    claims = claims_of(frame, rows, statements, detector)
     found = []
-    for statement, claim, verdict in zip(statements, claims, judge(claims), strict=True):
+    for statement, claim, verdict in zip(statements, claims, judge(claims, looks=looks), strict=True):
         low, high = (
             mean_interval(list(values.values())) if values else None for values in (claim.a_values, claim.b_values)
         )

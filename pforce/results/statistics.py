@@ -2,7 +2,8 @@
 
 Seeds are paired: two cells with the same training seed share data order, noise and initial weights where possible, so
 differences are taken per seed. A table makes at most six claims; with many more, the correction finds nothing at an
-affordable number of seeds.
+affordable number of seeds. Looks at fewer seeds than planned, and further looks, spend their share of the error
+(`pforce.results.looks`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import pandas as pd
 from scipy import special  # not scipy.stats: its import takes a second
 
 from pforce.base.errors import require
+from pforce.records.looks import Look, pair_of
 from pforce.results.frames import Row, finished, row_names, smaller_is_better
+from pforce.results.looks import Looked, as_planned, corrected, look_words, looks_at
 
 LEVEL = 0.05
 ROUNDING = 1e-9
@@ -74,6 +77,8 @@ class Claim(NamedTuple):
     a_values: Mapping[int, float]
     b_values: Mapping[int, float]
     smaller_is_better: bool = True
+    pairs: Mapping[int, str] | None = None
+    """Seed → name of the two cells, as `records.looks.pair_of`, by which earlier looks are known; None counts none."""
 
 
 class Verdict(NamedTuple):
@@ -83,33 +88,51 @@ class Verdict(NamedTuple):
     difference: Interval
     """Difference a − b over common seeds."""
     p: float
-    """Two-sided p-value of the paired t-test; 1 below two common seeds."""
+    """Two-sided p-value of the paired t-test; 1 below two common seeds. After several looks, or before all planned
+    seeds are there: the smallest error over all looks with which the claim would be different at one of them."""
     p_holm: float
     word: Word
     claims: int = 1
     """Number of claims that the p-value is corrected for."""
+    looked: Looked = ()
+    """Looks at the claim, the present one last; empty where they are not counted."""
+    decisive: int = 0
+    """Number, from 0, of the look that the p-value is of."""
+
+    def evidence(self, noun: str = "") -> str:
+        """Number of seeds, p-value and looks: `n = 5 seeds, p = 0.01 after Holm over 3 claims`.
+
+        Args:
+            noun: word after the number of claims, with a blank before it.
+        """
+        p = "p < 0.0001" if self.p_holm < 1e-4 else f"p = {self.p_holm:.2g}"
+        over = f" after Holm over {self.claims}{noun}" if self.claims > 1 else ""
+        # Which look an undecided claim has come nearest at is of no interest.
+        decisive = self.decisive if self.p_holm <= LEVEL else len(self.looked) - 1
+        looks = look_words(self.looked, decisive, self.difference.n, LEVEL)
+        return f"n = {self.difference.n} seeds, {p}{over}{looks}"
 
     @property
     def sentence(self) -> str:
         """The decision in plain words, with the interval and n.
 
         `fd/openmoji: sigma 0.2 is worse than sigma 0.6 by 1.20 (95 % 0.80 … 1.60, n = 5 seeds, p = 0.01 after Holm over
-        3 claims)`. The interval is not corrected for the number of claims; p is.
+        3 claims)`; of a further look `…; second look, at level 0.031)`. The interval is not corrected for the number of
+        claims and looks; p is.
         """
         c, d = self.claim, self.difference
         if d.n < ENOUGH_SEEDS:
             common = f"{d.n} common seed{'' if d.n == 1 else 's'}, a comparison needs {ENOUGH_SEEDS}"
             return f"{c.metric}: {c.a} and {c.b} are not distinguishable: {common}"
-        over = f" after Holm over {self.claims} claims" if self.claims > 1 else ""
-        p = "p < 0.0001" if self.p_holm < 1e-4 else f"p = {self.p_holm:.2g}"
+        evidence = self.evidence(" claims")
         places = decimals_of(d)
         if self.word == "not distinguishable":
             # Signed, as the interval may hold 0.
             mean, low, high = (signed(value, places) for value in d[:3])
-            told = f"95 % {low} … {high}, n = {d.n} seeds, {p}{over}"
+            told = f"95 % {low} … {high}, {evidence}"
             return f"{c.metric}: {c.a} and {c.b} are not distinguishable (difference {mean}, {told})"
         least, most = sorted((abs(d.low), abs(d.high)))
-        told = f"95 % {least:.{places}f} … {most:.{places}f}, n = {d.n} seeds, {p}{over}"
+        told = f"95 % {least:.{places}f} … {most:.{places}f}, {evidence}"
         return f"{c.metric}: {c.a} is {self.word} than {c.b} by {abs(d.mean):.{places}f} ({told})"
 
 
@@ -126,11 +149,15 @@ def signed(value: float, places: int) -> str:
     return f"{value:.{places}f}".replace("-", "−")
 
 
-def _paired(claim: Claim) -> tuple[Interval, float]:
+def _common(claim: Claim) -> list[int]:
+    """The common seeds."""
+    return sorted(set(claim.a_values) & set(claim.b_values))
+
+
+def _paired(claim: Claim, seeds: Sequence[int]) -> tuple[Interval, float]:
     """The difference over common seeds and the p-value of its t-test."""
-    seeds = sorted(set(claim.a_values) & set(claim.b_values))
     differences = np.array([claim.a_values[seed] - claim.b_values[seed] for seed in seeds])
-    if not seeds:
+    if not len(seeds):
         return Interval(float("nan"), float("nan"), float("nan"), 0), 1.0
     interval = mean_interval(differences.tolist())
     if len(seeds) < ENOUGH_SEEDS:
@@ -144,23 +171,86 @@ def _paired(claim: Claim) -> tuple[Interval, float]:
     return interval, float(2 * special.stdtr(len(seeds) - 1, -abs(t)))
 
 
-def judge(claims: Sequence[Claim], level: float = LEVEL) -> list[Verdict]:
-    """Verdicts of a table's claims, corrected together so that 5 % of tables without effects err.
+class _Found(NamedTuple):
+    """A claim before the correction for the number of claims."""
+
+    difference: Interval
+    p: float
+    looked: Looked = ()
+    decisive: int = 0
+
+
+def _found(claim: Claim, looks: Sequence[Look]) -> _Found:
+    """The difference over common seeds, and p corrected for the looks at the claim: the smallest of all looks, as a
+    claim that was decided stays so, unless the difference has changed its sign."""
+    seeds = _common(claim)
+    difference, p = _paired(claim, seeds)
+    if claim.pairs is None or len(seeds) < ENOUGH_SEEDS:
+        return _Found(difference, p)
+    pairs = {seed: claim.pairs[seed] for seed in seeds}
+    several = looks_at(pairs, looks)
+    looked = tuple(at for at, _ in several)
+    smallest = []
+    for number, (_, compared) in enumerate(several):
+        then = [seed for seed in seeds if pairs[seed] in compared]
+        if len(then) < max(ENOUGH_SEEDS, len(compared)):  # a seed of that look has gone
+            smallest.append(1.0)
+            continue
+        there, raw = _paired(claim, then)
+        same = there.mean * difference.mean > 0 or len(then) == len(seeds)
+        smallest.append(corrected(raw, looked[: number + 1]) if same else 1.0)
+    if not smallest:
+        return _Found(difference, p)
+    # Of equal ones the present look.
+    decisive = max(range(len(smallest)), key=lambda number: (-smallest[number], number))
+    return _Found(difference, smallest[decisive], looked, decisive)
+
+
+def _shared_by(claims: Sequence[Claim], found: Sequence[_Found], looks: Sequence[Look]) -> int:
+    """Number of claims that share the error: those that are tested; after an earlier look, or before all planned seeds
+    are there, also those that will be, and those that were looked at together with one of these."""
+    tested = sum(each.difference.n >= ENOUGH_SEEDS for each in found)
+    here = {pair for claim in claims for pair in (claim.pairs or {}).values()}
+    together = [len(look.claims) for look in looks if any(compared & here for compared in look.claims)]
+    planned = all(as_planned(each.looked) for each in found)  # no claim is to come
+    return max([tested, *together, *([] if planned else [len(claims)])])
+
+
+def judge(claims: Sequence[Claim], level: float = LEVEL, looks: Sequence[Look] = ()) -> list[Verdict]:
+    """Verdicts of a table's claims, corrected together so that 5 % of tables without effects err, over all looks.
 
     A claim without two common seeds is not decided and does not count. FieldError for more than six claims.
+
+    Args:
+        looks: looks at the table in their order, the present one among them; without any, this is the only one, with
+            all planned seeds.
     """
     require(len(claims) <= MOST_CLAIMS, "claims", len(claims), f"at most {MOST_CLAIMS} per table")
-    found = [_paired(claim) for claim in claims]
-    tested = [index for index, (difference, _) in enumerate(found) if difference.n >= ENOUGH_SEEDS]
-    adjusted = dict(zip(tested, holm([found[index][1] for index in tested]), strict=True))
+    found = [_found(claim, looks) for claim in claims]
+    tested = [index for index, each in enumerate(found) if each.difference.n >= ENOUGH_SEEDS]
+    shared = _shared_by(claims, found, looks)
+    others = [1.0] * (shared - len(tested))
+    several = holm([*(found[index].p for index in tested), *others])
+    adjusted = dict(zip(tested, several, strict=False))
     verdicts = []
-    for index, (claim, (difference, p)) in enumerate(zip(claims, found, strict=True)):
-        corrected = adjusted.get(index, 1.0)
+    for index, (claim, (difference, p, looked, decisive)) in enumerate(zip(claims, found, strict=True)):
+        p_holm = adjusted.get(index, 1.0)
         word: Word = "not distinguishable"
-        if corrected <= level:
+        if p_holm <= level:
             word = "better" if (difference.mean < 0) == claim.smaller_is_better else "worse"
-        verdicts.append(Verdict(claim, difference, p, corrected, word, len(tested)))
+        verdicts.append(Verdict(claim, difference, p, p_holm, word, shared, looked, decisive))
     return verdicts
+
+
+def look_of(claims: Sequence[Claim], planned: int) -> Look:
+    """The look at these claims: at those that have two common seeds.
+
+    Args:
+        planned: number of planned seeds.
+    """
+    compared = [frozenset((claim.pairs or {})[seed] for seed in _common(claim)) for claim in claims if claim.pairs]
+    metrics = ", ".join(dict.fromkeys(claim.metric for claim in claims))
+    return Look(planned, tuple(each for each in compared if len(each) >= ENOUGH_SEEDS), metrics)
 
 
 def values_by_seed(frame: pd.DataFrame, row: Row, metric: str) -> dict[int, float]:
@@ -171,6 +261,22 @@ def values_by_seed(frame: pd.DataFrame, row: Row, metric: str) -> dict[int, floa
     numbers = values[metric].astype(float).replace([np.inf, -np.inf], np.nan)
     pairs = zip(values["seed"], numbers, strict=True)
     return {int(seed): float(value) for seed, value in pairs if not (pd.isna(seed) or pd.isna(value))}
+
+
+def pairs_by_seed(frame: pd.DataFrame, a: tuple[Row, str], b: tuple[Row, str]) -> dict[int, str]:
+    """Seed → name of what a claim compares there, as `Claim.pairs`.
+
+    Args:
+        a, b: row and metric of each side.
+    """
+    cells = []
+    for row, _ in (a, b):
+        values = finished(frame, row)
+        known = "seed" in values
+        pairs = zip(values["seed"], values["fingerprint"], strict=True) if known else ()
+        cells.append({int(seed): str(cell) for seed, cell in pairs if not pd.isna(seed)})
+    metrics = (a[1], b[1])
+    return {seed: pair_of(metrics, (cell, cells[1][seed])) for seed, cell in cells[0].items() if seed in cells[1]}
 
 
 def seeds_to_decide(difference: Interval, claims: int = 1, level: float = LEVEL) -> int | None:
@@ -214,13 +320,21 @@ def row_claims(
         return []
     names = row_names(rows)
     values = {index: values_by_seed(frame, rows[index], metric) for index in (baseline, *others)}
-    better = smaller_is_better(metric)
-    return [Claim(metric, names[i], names[baseline], values[i], values[baseline], better) for i in others]
+    better, base = smaller_is_better(metric), (rows[baseline], metric)
+    return [
+        Claim(metric, names[i], names[baseline], values[i], values[baseline], better,
+              pairs_by_seed(frame, (rows[i], metric), base))
+        for i in others
+    ]  # fmt: skip
 
 
-def sentences(claims: Sequence[Claim]) -> list[str]:
-    """One sentence per claim; one for all where none has the two common seeds that a comparison needs."""
-    verdicts = judge(claims)
+def sentences(claims: Sequence[Claim], looks: Sequence[Look] = ()) -> list[str]:
+    """One sentence per claim; one for all where none has the two common seeds that a comparison needs.
+
+    Args:
+        looks: as for `judge`.
+    """
+    verdicts = judge(claims, looks=looks)
     if claims and all(verdict.difference.n < ENOUGH_SEEDS for verdict in verdicts):
         return [f"{claims[0].metric}: nothing is compared: that needs {ENOUGH_SEEDS} seeds that both rows finished"]
     return [verdict.sentence for verdict in verdicts]

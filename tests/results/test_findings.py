@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from pforce.records.looks import Look
 from pforce.reproduction import PaperColumn, Statement, Value
 from pforce.results import Row
-from pforce.results.findings import agreement, findings, paper_values, summary
-from pforce.results.statistics import Interval, mean_interval, seeds_to_decide
+from pforce.results.findings import agreement, claims_of, findings, paper_values, summary
+from pforce.results.statistics import Interval, look_of, mean_interval, seeds_to_decide
 
 
 def frame_of(**rows: list[float]) -> tuple[pd.DataFrame, dict[str, Row]]:
@@ -107,6 +108,22 @@ def test_what_no_number_of_seeds_decides():
     assert seeds_to_decide(Interval(1.0, 1.0, 1.0, 4)) == 6
     assert seeds_to_decide(Interval(-1.0, -1.0, -1.0, 2), claims=6) == 8
     assert seeds_to_decide(Interval(0.0, 0.0, 0.0, 4)) is None
+
+
+def test_which_seeds_would_decide_a_statement_depends_on_the_plan():
+    """Not looked at: more seeds. Early: the planned ones, where they are enough. As planned: a new plan."""
+    frame, rows = frame_of(a=[1.0, 1.6, 0.9], b=[1.5, 1.7, 1.6])
+    claims = claims_of(frame, rows, [below("a", "b")], "openmoji")
+
+    def sentence(*looks: Look) -> str:
+        (found,) = findings(frame, rows, [below("a", "b")], "openmoji", looks)
+        assert found.more_seeds == 4
+        return found.sentence
+
+    assert sentence().endswith("; about 4 more seeds would decide it)")
+    for planned, words in ((3, "about 7 seeds, planned as such,"), (5, "about 7 seeds, planned as such,"),
+                           (8, "the 8 planned seeds")):  # fmt: skip
+        assert sentence(look_of(claims, planned)).endswith(f"; {words} would decide it)")
 
 
 def test_the_papers_rows_by_name():

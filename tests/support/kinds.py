@@ -62,6 +62,7 @@ BUDGETS: dict[str, int] = {
     "faults/test_search_killed.py": 60,
     "orchestration/test_growth.py": 25,
     "faults/test_two_drivers.py": 20,
+    "results/test_looks.py": 25,
     "test_storage.py": 20,
 }
 """File → seconds that its tests may take on an idle core; 15 for all others."""
