@@ -98,13 +98,8 @@ def mirror_storage(
 
 
 def _summary(place: Storage, ledger: Ledger, entry: SweepEntry) -> Summary | None:
-    """What a sweep has come to, from the storage; None, with a warning, where that cannot be said: the data of a table
-    may not be here, or an experiment no longer."""
-    try:
-        return summary_of(entry.name, Source(place, ledger.say, sweep=entry.name, ledger=ledger))
-    except Exception as error:  # its cells are shown all the same
-        ledger.say(f"{entry.name}: shown without its table: {error}")
-        return None
+    """What a sweep has come to, from the storage."""
+    return summary_of(entry.name, Source(place, ledger.say, sweep=entry.name, ledger=ledger))
 
 
 def _advance(progress: Progress, task: TaskID, before: int, done: int) -> None:

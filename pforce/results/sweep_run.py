@@ -72,7 +72,8 @@ def first_pictures(
     pictures: list[tuple[bytes, str]] = []
     maps: tuple[bytes, str] | None = None
     for name, row in summary.rows:
-        for cell in finished(summary.frame, row).sort_values("seed").to_dict("records"):
+        there = finished(summary.frame, row)
+        for cell in there.sort_values("seed").to_dict("records") if len(there) else ():
             entry = cells.get(cell["fingerprint"])
             found = pictures_of(ledger.storage, ledger, entry) if entry else []
             samples = [path for path in found if path.name != MAPS_PICTURE]
@@ -281,9 +282,18 @@ def _bring(
     same = replace(plain, inputs=inputs_of_run(entry, views)).content
     if own.content == same and own.status == plain.status:
         return
-    summary = summarize(entry)
+    summary = _summary(entry, ledger, summarize)
     view = plain if summary is None else run_view(entry, views, summary, ledger, status=plain.status)
     page.bring(own, view if view.status != RUNNING else replace(view, ended=None), same if summary else "")
+
+
+def _summary(entry: SweepEntry, ledger: Ledger, summarize: Summarize) -> Summary | None:
+    """What a sweep has come to; None, with a message, where that cannot be said: its cells are shown all the same."""
+    try:
+        return summarize(entry)
+    except Exception as error:  # data of a table may not be here, an experiment no longer be there
+        ledger.say(f"{entry.name}: shown without its table: {type(error).__name__}: {error}")
+        return None
 
 
 def _plain_view(entry: SweepEntry, views: Mapping[str, View]) -> View:

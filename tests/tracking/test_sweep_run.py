@@ -102,7 +102,7 @@ def test_cells_have_headline_metrics_and_a_table_of_all_others(swept, tmp_path):
         assert others["columns"] == ["metric", "value"]
         assert {**own, **dict(others["data"])} == measured
         (data,) = run.inputs.dataset_inputs
-        assert (data.dataset.name, data.dataset.digest) == ("openmoji 32", swept.inputs.data[:32])
+        assert (data.dataset.name, data.dataset.digest) == ("shards 32", swept.inputs.data[:32])
         assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "numbers.json", "type": "table"}]
 
 
