@@ -23,12 +23,12 @@ from pforce.metrics.detectors import Detector, DetectorError, load_detector
 from pforce.metrics.detectors.inception import InceptionDetector
 from pforce.metrics.distances import KINDS_OF
 from pforce.metrics.names import (
-    BESIDE,
     CALIBRATION,
     CONTEXT,
     CURVE_POINT,
     DAMAGED_SAMPLES,
     DIFFICULTY,
+    OF_DISTANCES,
     VALIDATION_LOSS,
     CostName,
     MetricName,
@@ -228,7 +228,7 @@ def values_by_part(
     found: list[tuple[Part, dict[str, float]]] = []
     for metric, part in request.image_parts(weights).items():
         distances = (MetricName(kind, request.detector["name"]) for kind in KINDS_OF[metric])
-        names = [str(name.with_beside(beside)) for name in distances for beside in (None, *BESIDE)]
+        names = [str(name.with_beside(beside)) for name in distances for beside in (None, *OF_DISTANCES)]
         found.append((part, {name: metrics[name] for name in names if name in metrics}))
     known = read_names(metrics)
     for (analysis, time), part in request.held_out_parts(weights).items():
