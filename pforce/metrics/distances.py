@@ -24,7 +24,7 @@ from pforce.metrics.intervals import Estimate
 from pforce.metrics.memorisation import FARTHER, HELD_OUT_SHARE, NEARER, Training, distinct, memorisation
 from pforce.metrics.memorisation import LEAST as LEAST_NEAREST
 from pforce.metrics.memorisation import metrics_of as memorisation_metrics
-from pforce.metrics.names import KINDS, MEMORISATION, PIXEL_MEMORISATION, MetricName
+from pforce.metrics.names import KINDS, MEMORISATION, PIXEL_MEMORISATION, MetricName, read_names
 from pforce.metrics.reference import ReferenceStatistics
 
 ImageMetric = Literal["frechet", "kernel", "precision_recall", "inception_score", "memorisation"]
@@ -59,10 +59,15 @@ class Distances(NamedTuple):
     """Arrays for figures, by name."""
 
 
+def name_of(kind: str, detector: str) -> MetricName:
+    """Name of a metric of images by its kind; the detector is left out where the kind has none."""
+    return MetricName(kind, detector if "detector" in KINDS[kind].keys else None)
+
+
 def metric_name(short: str, detector: str) -> str:
     """Name of a metric by its short name: `fid` for the Fréchet distance (fd) of Inception, `fd/openmoji` for another
     detector's; `memorisation/pixel_auc` whatever the detector."""
-    return str(MetricName(short, detector if "detector" in KINDS[short].keys else None))
+    return str(name_of(short, detector))
 
 
 class _Record:
@@ -146,7 +151,6 @@ def distances(
         fewest[NEAREST] = min(n, len(training.held_out))
         if fewest[NEAREST] >= LEAST[NEAREST]:
             arrays = _nearest(record, generated, training, progress)
-            notes += _thresholds(record.metrics)
     notes += [
         f"{metric}: left out, as {few} images are fewer than the {LEAST[metric]} that it needs"
         for metric, few in fewest.items()
@@ -181,9 +185,9 @@ def _nearest(
     return found.arrays
 
 
-def _thresholds(metrics: Mapping[str, float]) -> list[str]:
+def thresholds(metrics: Mapping[str, float]) -> list[str]:
     """One sentence for each threshold of copies."""
-    names = [name for text in metrics if (name := MetricName.parse(text)) and name.beside == "threshold"]
+    names = [name for name in read_names(metrics).values() if name.beside == "threshold"]
     return [
         f"{name.value}: images within {metrics[str(name)]:.4g} of a training image, as {HELD_OUT_SHARE:.0%} of the "
         f"{metrics[str(name.with_beside('held_out_images'))]:,.0f} held-out ones are"

@@ -249,7 +249,9 @@ def distinct(metrics: Mapping[str, float]) -> list[Distinct]:
         kinds = MEMORISATION if name.detector else PIXEL_MEMORISATION
         share = MetricName(kinds[1], name.detector)
         copies, least, most = (metrics.get(str(each), np.nan) for each in (share, *share.bounds))
-        numbers = f"{value:.3f}, {low:.3f} … {high:.3f}; copies {copies:.1%}, {least:.1%} … {most:.1%}"
+        numbers = f"{value:.3f}, {low:.3f} … {high:.3f}"
+        if not np.isnan(copies):
+            numbers += f"; copies {copies:.1%}, {least:.1%} … {most:.1%}"
         found.append(Distinct(text, low > 0.5, value, numbers))
     return found
 

@@ -209,9 +209,10 @@ def _to_draw(
     found = spans_to_draw(request.images, subject.batch, ends)
     if found and ledger.get(request.drawn(subject.weights)) is not None:
         again = sum(span.end - span.first for group in found for span in group)
+        what = "features or pixels are not" if isinstance(detector, WithPixels) else "features are no longer"
         warnings.warn(
-            f"{again:,} images were drawn before, but their features are no longer kept (only {KEPT_BYTES >> 20} MB "
-            "per drawing are kept): they are drawn again",
+            f"{again:,} images were drawn before, but their {what} kept (only {KEPT_BYTES >> 20} MB per drawing are "
+            "kept): they are drawn again",
             stacklevel=2,
         )
     return kept, found

@@ -13,7 +13,7 @@ from scipy import special
 from pforce.metrics.detectors import WithPixels
 from pforce.metrics.detectors.base import Reading
 from pforce.metrics.detectors.pixels import thumbnails
-from pforce.metrics.distances import LEAST, NEAREST, distances, memorised
+from pforce.metrics.distances import LEAST, NEAREST, distances, memorised, thresholds
 from pforce.metrics.features import FeatureSet, collect
 from pforce.metrics.frechet import FeatureError
 from pforce.metrics.intervals import auc
@@ -191,7 +191,7 @@ def test_numbers_have_names_intervals_thresholds_and_counts_and_only_memorised_i
     assert counts == [200, 400, 200]
     assert found.metrics["memorisation/copies/toy_threshold"] > 0
     assert found.metrics["memorisation/pixel_copies"] == pytest.approx(0.5, abs=0.02)
-    assert any("as 1% of the 200 held-out ones are" in note for note in found.notes)
+    assert any("as 1% of the 200 held-out ones are" in note for note in thresholds(found.metrics))
     told = memorised(found.metrics)
     assert len(told) == 2
     assert told[0].startswith("memorisation/auc/toy 0.7")
