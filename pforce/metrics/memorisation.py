@@ -35,6 +35,7 @@ SHOWN_PAIRS = 8
 TRAINING_AT_ONCE, QUERIES_AT_ONCE = 1024, 2048
 """Rows and columns of the matrix of distances that is in memory (16 MiB)."""
 SPACES = ("features", "pixels")
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Training:
     """Number of training images."""
     blocks: Callable[[], Iterator[FeatureSet]]
     """Function that reads the training images, block by block, with features and pixels; none is held in memory."""
+    device: torch.device = CPU
+    """Device that compares them; one that computes in float64."""
 
 
 class Nearness(NamedTuple):
@@ -81,10 +84,11 @@ class Nearest:
 
     Args:
         queries: rows (N, D), of any type.
+        device: device of the computation; results are on the CPU.
     """
 
-    def __init__(self, queries: Tensor) -> None:
-        self.queries = queries.flatten(1)
+    def __init__(self, queries: Tensor, device: torch.device = CPU) -> None:
+        self.queries, self.device = queries.flatten(1), device
         self.squared = torch.full((len(queries),), torch.inf, dtype=torch.float64)
         """Squared distance to the nearest row so far, (N,)."""
         self.index = torch.zeros(len(queries), dtype=torch.int64)
@@ -93,16 +97,16 @@ class Nearest:
 
     def look(self, block: Tensor) -> Tensor:
         """Compare with a block of rows (B, D). Returns a mask (N,) of the queries whose nearest row is now in it."""
-        rows = block.flatten(1).double()
+        rows = block.flatten(1).to(self.device).double()
         norms, changed = rows.square().sum(dim=1), torch.zeros(len(self.queries), dtype=torch.bool)
         for first in range(0, len(self.queries), QUERIES_AT_ONCE):
             part = slice(first, first + QUERIES_AT_ONCE)
-            queries = self.queries[part].double()
+            queries = self.queries[part].to(self.device).double()
             # ‖query‖² is the same for all rows, so it is left out of the order.
             at = (norms - 2 * queries @ rows.T).argmin(dim=1)
-            squared = (queries - rows[at]).square().sum(dim=1)
+            squared = (queries - rows[at]).square().sum(dim=1).cpu()
             changed[part] = squared < self.squared[part]
-            self.index[part] = torch.where(changed[part], self.seen + at, self.index[part])
+            self.index[part] = torch.where(changed[part], self.seen + at.cpu(), self.index[part])
             self.squared[part] = torch.minimum(squared, self.squared[part])
         self.seen += len(rows)
         return changed
@@ -116,9 +120,9 @@ class Nearest:
 class _Pairs:
     """The nearest training image of each generated one in one space, together with its features and pixels."""
 
-    def __init__(self, generated: FeatureSet, space: str) -> None:
+    def __init__(self, generated: FeatureSet, space: str, device: torch.device) -> None:
         self.generated, self.space = generated, space
-        self.search = Nearest(_rows(generated, space))
+        self.search = Nearest(_rows(generated, space), device)
         self.features, self.pixels = torch.zeros_like(generated.features), torch.zeros_like(_pixels(generated))
 
     def look(self, block: FeatureSet) -> None:
@@ -189,8 +193,8 @@ def memorisation(
         FeatureError: images of another size, or features that are not finite.
     """
     _check(generated, training)
-    pairs = {space: _Pairs(generated, space) for space in SPACES}
-    held_out = {space: Nearest(_rows(training.held_out, space)) for space in SPACES}
+    pairs = {space: _Pairs(generated, space, training.device) for space in SPACES}
+    held_out = {space: Nearest(_rows(training.held_out, space), training.device) for space in SPACES}
     done = 0
     for block in training.blocks():
         for space in SPACES:

@@ -239,9 +239,9 @@ def training_images(
         return cached_features(images, reader, cache, content=images.content_hash() + version, device=device)[0]
 
     image = 4 * detector.feature_size + 3 * min(train.size[0], MOST_SIDE) ** 2
-    if len(train) * image > KEPT_BYTES:
-        return Training(features(validation), len(train), lambda: _streamed(train, reader, device))
-    return Training(features(validation), len(train), lambda: _cut(features(train)))
+    large = len(train) * image > KEPT_BYTES
+    blocks = (lambda: _streamed(train, reader, device)) if large else (lambda: _cut(features(train)))
+    return Training(features(validation), len(train), blocks, device if device.type == "cuda" else torch.device("cpu"))
 
 
 def _cut(found: FeatureSet) -> Iterator[FeatureSet]:
