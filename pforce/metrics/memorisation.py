@@ -6,6 +6,8 @@ training images, because data sets have near-duplicates: a distance says nothing
 
 - AUC: the probability that a generated image is nearer to its nearest training image than a held-out one is to its own.
   0.5: not distinguishable from held-out images; above: nearer.
+  The interval takes held-out images that are variants of one drawing together, as they are not independent: those that
+  are nearer to each other than to any training image.
 - Copies: the share of generated images that are at most as far as the 1 % of held-out images that are nearest. A model
   that draws images like the held-out ones has 1 %.
 """
@@ -71,6 +73,7 @@ class Memorisation(NamedTuple):
     training_images: int
     arrays: dict[str, NDArray[np.generic]]
     """`features` and `pixels`: distances of generated images (N,); `held_out_features`, `held_out_pixels` (M,);
+    `families_features`, `families_pixels`: family of each held-out image (M,);
     `nearest_features`, `nearest_pixels`: numbers of the nearest training images (N,); and of the eight nearest pairs in
     each space, the nearest first: `SPACE_generated`, `SPACE_training` (8, 3, h, w) uint8, `SPACE_pairs` (8, 2), their
     distances in features and in pixels."""
@@ -171,11 +174,35 @@ def _check(generated: FeatureSet, training: Training) -> None:
             raise FeatureError("features hold NaN or infinity: the images or the detector are broken; look at them")
 
 
-def nearness(generated: Floats, held_out: Floats) -> Nearness:
-    """AUC, share of copies and threshold from the distances of generated (N,) and held-out images (M,)."""
+def families(search: Nearest) -> NDArray[np.int32]:
+    """The family of each query of a finished search, (N,): queries that are nearer to each other than one of them is to
+    any row, and those that they are linked with through others."""
+    from scipy.sparse import coo_matrix  # here, as the import takes a while
+    from scipy.sparse.csgraph import connected_components
+
+    links = []
+    count = len(search.queries)
+    for first in range(0, count, TRAINING_AT_ONCE):
+        rows = search.queries[first : first + TRAINING_AT_ONCE].double()
+        for other in range(0, count, QUERIES_AT_ONCE):
+            others = search.queries[other : other + QUERIES_AT_ONCE].double()
+            near = torch.cdist(rows, others).square() < search.squared[first : first + TRAINING_AT_ONCE, None]
+            links.append(near.nonzero() + torch.tensor([first, other]))
+    pairs = torch.cat(links).numpy()
+    graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    found: NDArray[np.int32] = connected_components(graph, directed=False)[1]
+    return found
+
+
+def nearness(generated: Floats, held_out: Floats, groups: NDArray[np.integer] | None = None) -> Nearness:
+    """AUC, share of copies and threshold from the distances of generated (N,) and held-out images (M,).
+
+    Args:
+        groups: family of each held-out image, (M,); by default each is one.
+    """
     threshold = float(np.quantile(held_out, HELD_OUT_SHARE))
     copies = share_interval(float((generated <= threshold).mean()), len(generated))
-    return Nearness(auc(generated, held_out), copies, threshold)
+    return Nearness(auc(generated, held_out, groups), copies, threshold)
 
 
 def memorisation(
@@ -206,8 +233,9 @@ def memorisation(
     arrays: dict[str, NDArray[np.generic]] = {}
     for space in SPACES:
         near, far = _distances(pairs[space].search, space), _distances(held_out[space], space)
-        found[space] = nearness(near, far)
-        arrays |= {space: near, f"held_out_{space}": far, **pairs[space].arrays(near)}
+        groups = families(held_out[space])
+        found[space] = nearness(near, far, groups)
+        arrays |= {space: near, f"held_out_{space}": far, f"families_{space}": groups, **pairs[space].arrays(near)}
     return Memorisation(found["features"], found["pixels"], len(training.held_out), done, arrays)
 
 
