@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pforce.base.errors import require
 from pforce.config import Experiment, with_fields
-from pforce.metrics.names import DISTANCES, MetricName
+from pforce.metrics.names import DISTANCES, MEMORISATION, MetricName
 
 MOST_STATEMENTS = 6
 """Most statements per table: with more, the correction for multiple tests finds nothing at an affordable number of
@@ -144,4 +144,4 @@ class Table:
 def metric_of(name: str, detector: str) -> str:
     """A metric's full name. A distance is given by its kind: fd is `fid` with Inception, `fd/openmoji` with that
     detector."""
-    return str(MetricName(name, detector)) if name in DISTANCES else name
+    return str(MetricName(name, detector)) if name in (*DISTANCES, *MEMORISATION) else name

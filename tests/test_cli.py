@@ -56,7 +56,7 @@ REFUSED = [
     (
         ("evaluate", "x", "--evaluation.metrics", "kernel", "frechett"),
         "error: evaluation.metrics = 'frechett': must be "
-        "one of frechet, kernel, precision_recall, inception_score; did you mean frechet?",
+        "one of frechet, kernel, precision_recall, inception_score, memorisation; did you mean frechet?",
     ),
     (
         ("sample", "x", "--sampler.spacing=liner"),

@@ -11,7 +11,7 @@ from rich.console import Console
 from pforce.base.console import DONE, SOME_FAILED, STOPPED, make_console, stop_on_signals
 from pforce.base.errors import require
 from pforce.commands.evaluation_plan import Arguments, is_model, plan_images, plan_model
-from pforce.metrics.distances import few_images, metric_name
+from pforce.metrics.distances import few_images, memorised, metric_name, thresholds
 from pforce.metrics.names import BOUNDS, CALIBRATION, COSTS, COUNTS, DIFFICULTY, VALIDATION_LOSS, MetricName, read_names
 from pforce.metrics.reference import save_statistics
 from pforce.orchestration.drive import WorkFailed
@@ -53,7 +53,8 @@ def results_table(metrics: Mapping[str, float]) -> pd.DataFrame:
 
 def report_of(a: Arguments, e: Evaluation, outcome: Outcome) -> Report:
     """Report of an evaluation: its table and notes."""
-    notes = [*outcome.notes, *few_images(outcome.metrics)]
+    metrics = outcome.metrics
+    notes = [*outcome.notes, *few_images(metrics), *thresholds(metrics), *memorised(metrics)]
     if e.detector.name != "inception" and metric_name("fd", e.detector.name) in outcome.metrics:
         notes.append(f"distances in features of {e.detector.name} are not FID")
     return Report(results_table(outcome.metrics), f"Evaluation of {a.target}", notes, question=_about(a, e))

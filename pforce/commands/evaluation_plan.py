@@ -21,20 +21,20 @@ from pforce.metrics.config import EvaluationConfig
 from pforce.metrics.context import CONTEXT_TIMESTEPS
 from pforce.metrics.detectors import Detector, load_detector
 from pforce.metrics.difficulty import TIMESTEPS
-from pforce.metrics.distances import IMAGE_METRICS, ImageMetric
+from pforce.metrics.distances import IMAGE_METRICS, NEAREST, ImageMetric
 from pforce.metrics.image_sets import ImageSet, ImageSetError, open_images
 from pforce.metrics.reference import BATCH, is_statistics, load_statistics
 from pforce.orchestration.evaluation import Evaluation
 from pforce.orchestration.find import find_model
 from pforce.orchestration.options import StoreOptions, WorkerOptions
 from pforce.records.identity import canonical_sampler, time_key, versions_of
-from pforce.records.parts import Inputs, Part, Request, image_set, label_cycle, metrics_of
+from pforce.records.parts import Inputs, Part, Request, image_set, label_cycle, metrics_of, training_reference
 from pforce.sampling import check_sampler
 from pforce.training.checkpoint import CHECKPOINTS, META, SNAPSHOTS
 from pforce.trial.folder import EVALUATIONS, EXPERIMENT
 from pforce.trial.jobs import decoder_for
 from pforce.trial.measurable import Measurable
-from pforce.trial.reference import ReferenceImages, inputs_of, reference_images
+from pforce.trial.reference import ReferenceImages, compared_images, inputs_of, reference_images
 from pforce.trial.source import PUBLISHED_SUFFIXES, Source
 
 Measured = Literal["images", "loss", "difficulty", "context"]
@@ -212,7 +212,8 @@ def _metrics(a: Arguments, detector: Detector) -> tuple[ImageMetric, ...]:
     asked: tuple[ImageMetric, ...] = given(a.evaluation).get("metrics", ())
     if asked:
         return asked
-    return IMAGE_METRICS if detector.name == "inception" else ("frechet", "kernel", "precision_recall")
+    without = (NEAREST,) if detector.name == "inception" else (NEAREST, "inception_score")
+    return tuple(metric for metric in IMAGE_METRICS if metric not in without)
 
 
 def _check_sizes(reference: ReferenceImages, size: tuple[int, int] | None, detector: Detector) -> None:
@@ -227,6 +228,13 @@ def _check_sizes(reference: ReferenceImages, size: tuple[int, int] | None, detec
         raise ConfigError(
             f"images of {smallest} pixels: the detector {detector.name} takes at least {detector.minimum_size}"
         )
+
+
+def _compared(a: Arguments, data: _Data | None, detector: Detector, size: tuple[int, int] | None) -> dict[str, Any]:
+    """The held-out images that memorisation is measured with, as plain data; empty where it is not requested."""
+    if NEAREST not in _metrics(a, detector):
+        return {}
+    return compared_images(data.manifest if data else None, size, DEFAULTS.held_out_images)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -263,14 +271,17 @@ def plan_images(a: Arguments, console: Console) -> Evaluation:
     for name, value in of_models.items():
         raise DoesNotApply(name.replace("guidance_", "guidance."), value, "to images, which are measured as they are")
     detector, _, _ = _detector(a, experiment)
-    reference = _reference(a, _data(a, experiment, console), detector, console)
+    data = _data(a, experiment, console)
+    reference = _reference(a, data, detector, console)
     _check_sizes(reference, images.size, detector)
+    held_out = _compared(a, data, detector, images.size)
     _print_notes(images, a.target, console)
     content = images.content_hash()
     parts = {
         metric: Part(
             "image_metric",
-            {"metric": metric, "image_set": content, "images": len(images), "reference": reference.identity,
+            {"metric": metric, "image_set": content, "images": len(images),
+             "reference": training_reference(held_out) if metric == NEAREST else reference.identity,
              "detector": {"name": detector.name, "sha256": detector.sha256, "preprocessing": detector.preprocessing}},
             versions_of(f"metric.{metric}", f"detector.{detector.name}"),
         )
@@ -279,7 +290,8 @@ def plan_images(a: Arguments, console: Console) -> Evaluation:
     about = {"target": "images", "source": str(a.target), "sha256": content, "images": len(images),
              **_about(a, detector, reference)}  # fmt: skip
     return Evaluation(
-        Path(a.target).name, detector, reference, about, images=images, image_parts=parts
+        Path(a.target).name, detector, reference, about, images=images, image_parts=parts,
+        training=(str(data.folder), held_out["images"]) if data and held_out else None,
     )  # fmt: skip
 
 
@@ -316,6 +328,8 @@ def plan_model(a: Arguments, console: Console) -> Evaluation:
     detector, detector_name, detector_weights = _detector(a, experiment)
     evaluation = evaluation_of(a, detector, detector_name)
     reference = _reference(a, data, detector, console)
+    if "images" in measured:
+        _compared(a, data, detector, config.image_size if a.decoder is None else None)
     decoder = None
     if a.decoder is not None and "images" in measured:
         decoder_for(source, str(a.decoder), torch.device("cpu"))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, get_args
+
+from numpy.typing import NDArray
 
 from pforce.metrics.features import FeatureSet
 from pforce.metrics.fidelity import NEIGHBOURS, SCORE_SPLITS, inception_score, kernel_distance, precision_recall
@@ -18,15 +21,19 @@ from pforce.metrics.frechet import (
     frechet_infinity,
 )
 from pforce.metrics.intervals import Estimate
-from pforce.metrics.names import MetricName
+from pforce.metrics.memorisation import FARTHER, HELD_OUT_SHARE, NEARER, Training, distinct, memorisation
+from pforce.metrics.memorisation import LEAST as LEAST_NEAREST
+from pforce.metrics.memorisation import metrics_of as memorisation_metrics
+from pforce.metrics.names import KINDS, MEMORISATION, PIXEL_MEMORISATION, MetricName, read_names
 from pforce.metrics.reference import ReferenceStatistics
 
-ImageMetric = Literal["frechet", "kernel", "precision_recall", "inception_score"]
+ImageMetric = Literal["frechet", "kernel", "precision_recall", "inception_score", "memorisation"]
 IMAGE_METRICS: tuple[ImageMetric, ...] = get_args(ImageMetric)
 
 KINDS_OF = {
     "frechet": ("fd", "sfd"), "frechet_infinity": ("fd_infinity",), "kernel": ("kd",),
     "precision_recall": ("precision", "recall"), "inception_score": ("is",),
+    "memorisation": (*MEMORISATION, *PIXEL_MEMORISATION),
 }  # fmt: skip
 """Image metric → kinds of the numbers that it records; sfd only where the detector has spatial features."""
 
@@ -34,8 +41,12 @@ LEAST = {
     "precision_recall": NEIGHBOURS + 1,
     "inception_score": SCORE_SPLITS,
     "frechet_infinity": 4 * max(EXTRAPOLATED_SHARES),
+    "memorisation": LEAST_NEAREST,
 }
-"""Least number of images for each metric; with fewer it is left out, with a note."""
+"""Least number of images for each metric; with fewer it is left out, with a note. precision_recall needs as many
+reference images, memorisation as many held-out ones."""
+NEAREST = "memorisation"
+"""Name of the distances to the nearest training image, the only one of `IMAGE_METRICS` that needs training images."""
 
 
 class Distances(NamedTuple):
@@ -44,12 +55,19 @@ class Distances(NamedTuple):
     metrics: dict[str, float]
     notes: tuple[str, ...]
     """Notes for readers of the numbers."""
+    arrays: Mapping[str, NDArray[Any]] = MappingProxyType({})
+    """Arrays for figures, by name."""
+
+
+def name_of(kind: str, detector: str) -> MetricName:
+    """Name of a metric of images by its kind; the detector is left out where the kind has none."""
+    return MetricName(kind, detector if "detector" in KINDS[kind].keys else None)
 
 
 def metric_name(short: str, detector: str) -> str:
     """Name of a metric by its short name: `fid` for the Fréchet distance (fd) of Inception, `fd/openmoji` for another
-    detector's."""
-    return str(MetricName(short, detector))
+    detector's; `memorisation/pixel_auc` whatever the detector."""
+    return str(name_of(short, detector))
 
 
 class _Record:
@@ -87,8 +105,9 @@ EXTRAPOLATED = "frechet_infinity"
 
 
 def distances(
-    generated: FeatureSet, reference: ReferenceStatistics, metrics: Sequence[str] = ("frechet",)
-) -> Distances:
+    generated: FeatureSet, reference: ReferenceStatistics, metrics: Sequence[str] = ("frechet",), *,
+    training: Training | None = None, progress: Callable[[float], None] = lambda share: None,
+) -> Distances:  # fmt: skip
     """Measure generated images against a reference.
 
     Metrics that cannot be measured (precision without reference images, a score without classes) are left out, with a
@@ -96,6 +115,8 @@ def distances(
 
     Args:
         metrics: some of `IMAGE_METRICS`, and `EXTRAPOLATED`.
+        training: training images and held-out ones, for memorisation.
+        progress: callback that gets the share of the training images that is done.
 
     Raises:
         ValueError: fewer than two images, values that are not finite, or features of different detectors.
@@ -114,28 +135,69 @@ def distances(
     if EXTRAPOLATED in metrics and n >= LEAST[EXTRAPOLATED]:
         record.put("fd_infinity", frechet_infinity(generated.features, Reference(reference.moments)),
                    reference.moments.n)  # fmt: skip
-    if reference.features is None:
-        without = [metric for metric in ("kernel", "precision_recall") if metric in metrics]
-        notes += [f"{metric}: left out, as {reference.source} holds moments but no images" for metric in without]
-    else:
-        if "kernel" in metrics:
-            record.put("kd", kernel_distance(generated.features, reference.features), len(reference.features))
-        if "precision_recall" in metrics and min(n, len(reference.features)) >= LEAST["precision_recall"]:
-            both = precision_recall(generated.features, reference.features)
-            record.put("precision", both.precision, len(reference.features))
-            record.put("recall", both.recall, len(reference.features))
+    notes += _of_images(record, generated, reference, metrics)
     if "inception_score" in metrics:
         if generated.logits is None:
             notes.append(f"inception_score: left out, as the detector {generated.detector} has no classes to score")
         elif n >= LEAST["inception_score"]:
             record.put("is", inception_score(generated.logits), None)
-    fewest = n if reference.features is None else min(n, len(reference.features))
+    fewest = dict.fromkeys(metrics, n)
+    if reference.features is not None and "precision_recall" in metrics:
+        fewest["precision_recall"] = min(n, len(reference.features))
+    arrays: Mapping[str, NDArray[Any]] = {}
+    if NEAREST in metrics:
+        if training is None:
+            raise ValueError(f"{NEAREST}: needs training images")
+        fewest[NEAREST] = min(n, len(training.held_out))
+        if fewest[NEAREST] >= LEAST[NEAREST]:
+            arrays = _nearest(record, generated, training, progress)
     notes += [
-        f"{metric}: left out, as {fewest} images are fewer than the {LEAST[metric]} that it needs"
-        for metric in metrics
-        if (fewest if metric == "precision_recall" else n) < LEAST.get(metric, 0)
+        f"{metric}: left out, as {few} images are fewer than the {LEAST[metric]} that it needs"
+        for metric, few in fewest.items()
+        if few < LEAST.get(metric, 0)
     ]
-    return Distances(record.metrics, tuple(notes))
+    return Distances(record.metrics, tuple(notes), arrays)
+
+
+def _of_images(
+    record: _Record, generated: FeatureSet, reference: ReferenceStatistics, metrics: Sequence[str]
+) -> list[str]:
+    """Measure what needs the reference's images, not only their moments. Returns notes."""
+    if reference.features is None:
+        without = [metric for metric in ("kernel", "precision_recall") if metric in metrics]
+        return [f"{metric}: left out, as {reference.source} holds moments but no images" for metric in without]
+    if "kernel" in metrics:
+        record.put("kd", kernel_distance(generated.features, reference.features), len(reference.features))
+    fewest = min(len(generated), len(reference.features))
+    if "precision_recall" in metrics and fewest >= LEAST["precision_recall"]:
+        both = precision_recall(generated.features, reference.features)
+        record.put("precision", both.precision, len(reference.features))
+        record.put("recall", both.recall, len(reference.features))
+    return []
+
+
+def _nearest(
+    record: _Record, generated: FeatureSet, training: Training, progress: Callable[[float], None]
+) -> Mapping[str, NDArray[Any]]:
+    """Measure the distances to the nearest training images. Returns the arrays of their figure."""
+    found = memorisation(generated, training, progress)
+    record.metrics |= memorisation_metrics(found, generated.detector, len(generated))
+    return found.arrays
+
+
+def thresholds(metrics: Mapping[str, float]) -> list[str]:
+    """One sentence for each threshold of copies."""
+    names = [name for name in read_names(metrics).values() if name.beside == "threshold"]
+    return [
+        f"{name.value}: images within {metrics[str(name)]:.4g} of a training image, as {HELD_OUT_SHARE:.0%} of the "
+        f"{metrics[str(name.with_beside('held_out_images'))]:,.0f} held-out ones are"
+        for name in names
+    ]
+
+
+def memorised(metrics: Mapping[str, float]) -> list[str]:
+    """One sentence for each space in which generated images are distinguishable from held-out ones."""
+    return [f"{each.name} {each.numbers}: {NEARER if each.nearer else FARTHER}" for each in distinct(metrics)]
 
 
 def few_images(metrics: Mapping[str, float]) -> list[str]:

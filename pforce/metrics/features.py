@@ -29,19 +29,17 @@ class FeatureSet:
     """Logits, (N, classes); None for detectors without ImageNet's classes."""
     spatial: Tensor | None = None
     """Spatial features for sFID, (N, S); None for detectors without them."""
+    pixels: Tensor | None = None
+    """Pixels (N, 3, h, w) uint8, at most 64²; None unless read by `WithPixels`."""
 
     def __len__(self) -> int:
         return len(self.features)
 
-    def cut(self, count: int) -> FeatureSet:
-        """The features of the first `count` images."""
-        return FeatureSet(
-            self.detector,
-            self.sha256,
-            self.features[:count],
-            None if self.logits is None else self.logits[:count],
-            None if self.spatial is None else self.spatial[:count],
-        )
+    def cut(self, end: int, first: int = 0) -> FeatureSet:
+        """The features of images `first` to `end` − 1; by default of the first `end` images."""
+        parts = (self.features, self.logits, self.spatial, self.pixels)
+        cut = (None if part is None else part[first:end] for part in parts)
+        return FeatureSet(self.detector, self.sha256, *cut)  # type: ignore[arg-type]  # features are there
 
 
 def read_padded(detector: Detector, images: Tensor, size: int) -> Reading:
@@ -51,7 +49,8 @@ def read_padded(detector: Detector, images: Tensor, size: int) -> Reading:
         images = torch.cat([images, images[-1:].expand(size - count, -1, -1, -1)])
     with torch.inference_mode():
         seen = detector.read(images)
-    return Reading(*(None if part is None else part[:count].float().cpu() for part in seen))  # type: ignore[arg-type]
+    read = {name: part[:count].cpu() for name, part in seen._asdict().items() if part is not None}
+    return Reading(**{name: part if name == "pixels" else part.float() for name, part in read.items()})
 
 
 def collect(detector: Detector, readings: Iterable[Reading]) -> FeatureSet:
@@ -66,7 +65,9 @@ def collect(detector: Detector, readings: Iterable[Reading]) -> FeatureSet:
 
     features = joined("features")
     assert features is not None
-    return FeatureSet(detector.name, detector.sha256, features, joined("logits"), joined("spatial"))
+    return FeatureSet(
+        detector.name, detector.sha256, features, joined("logits"), joined("spatial"), joined("pixels")
+    )  # fmt: skip
 
 
 def read_features(

@@ -16,10 +16,12 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from pforce.base.errors import FieldError, did_you_mean, require, require_applies
 
-Beside = Literal["low", "high", "images", "reference_images", "features"]
-"""Endings of names of numbers that stand beside a value: bounds of its interval over images, and counts of what it was
-measured on."""
+Beside = Literal["low", "high", "images", "reference_images", "features", "held_out_images", "threshold"]
+"""Endings of names of numbers that stand beside a value: bounds of its interval over images, counts of what it was
+measured on, and the threshold that it counts below."""
 BESIDE: tuple[Beside, ...] = get_args(Beside)
+OF_DISTANCES = BESIDE[:5]
+OF_MEMORISATION: tuple[Beside, ...] = tuple(beside for beside in BESIDE if beside != "features")
 BOUNDS: tuple[Beside, Beside] = ("low", "high")
 COUNTS: tuple[Beside, Beside] = ("images", "reference_images")
 
@@ -66,6 +68,10 @@ VALIDATION_LOSS = "val/loss"
 
 DISTANCES = ("fd", "fd_infinity", "sfd", "kd", "precision", "recall", "is")
 """Kinds of metrics of generated images, in the order of tables."""
+MEMORISATION = ("memorisation/auc", "memorisation/copies")
+"""Kinds of metrics of the distance to the nearest training image in a detector's features."""
+PIXEL_MEMORISATION = ("memorisation/pixel_auc", "memorisation/pixel_copies")
+"""Kinds of its metrics in pixels. They have no detector, so that none can be taken for them, whatever it is called."""
 OF_INCEPTION = {"fd": "fid", "fd_infinity": "fid_infinity", "sfd": "sfid", "kd": "kid"}
 """Names of the distances in Inception's features. With other detectors the numbers are not FID, sFID or KID, and have
 other names: `fd/openmoji`."""
@@ -82,9 +88,11 @@ CURVE_POINT = (
 
 KINDS: dict[str, Kind] = {
     **{
-        name: Kind(("detector",), beside=BESIDE, larger_is_better=name in ("precision", "recall", "is"))
+        name: Kind(("detector",), beside=OF_DISTANCES, larger_is_better=name in ("precision", "recall", "is"))
         for name in DISTANCES
     },
+    **{name: Kind(("detector",), beside=OF_MEMORISATION) for name in MEMORISATION},
+    **{name: Kind(beside=OF_MEMORISATION) for name in PIXEL_MEMORISATION},
     VALIDATION_LOSS: Kind(optional=("t",), decimals=4),
     **{name: Kind(("t",), beside=BOUNDS, larger_is_better=True) for name in DIFFICULTY},
     "calibration/error": Kind(("t",)),
@@ -241,7 +249,8 @@ def headline(metrics: Iterable[str]) -> list[str]:
         (text for text, name in names.items() if name.kind == DIFFICULTY[0]),
         key=lambda text: (names[text].t not in HEADLINE_TIMES, names[text].t),
     )[:MOST_TIMES]
-    ranks = (VALIDATION_LOSS, *DISTANCES, *COSTS, THROUGHPUT, *CURVE_POINT, DAMAGED_SAMPLES)
+    ranks = (VALIDATION_LOSS, *DISTANCES, MEMORISATION[0], PIXEL_MEMORISATION[0], *COSTS, THROUGHPUT, *CURVE_POINT,
+             DAMAGED_SAMPLES)  # fmt: skip
     plain = {text: ranks.index(name.kind) for text, name in names.items()
              if name.kind in ranks and name.t is None}  # fmt: skip
     first = [text for text, rank in plain.items() if rank == 0]
@@ -282,7 +291,7 @@ def _checked(fields: dict[str, Any]) -> MetricName | None:
 
 def _fields(head: str) -> dict[str, Any] | None:
     """The fields of a name without its ending; None where the text begins no name."""
-    for kind in DISTANCES:
+    for kind in (*DISTANCES, *MEMORISATION):
         if head == OF_INCEPTION.get(kind, kind):
             return {"kind": kind, "detector": INCEPTION}
         if head.startswith(f"{kind}/"):

@@ -86,7 +86,21 @@ def cached_reference(
     device: torch.device | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> ReferenceStatistics:
-    """Statistics of reference images, read from the cache where they were made before.
+    """Statistics of reference images, read from the cache where they were made before; `cached_features` says how."""
+    found, key = cached_features(images, detector, cache, content=content, device=device, progress=progress)
+    return of_features(found, source, key)
+
+
+def cached_features(
+    images: ImageSet,
+    detector: Detector,
+    cache: Path | None,
+    *,
+    content: str | None = None,
+    device: torch.device | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[FeatureSet, str]:
+    """Features of images, read from the cache where they were made before, and their key.
 
     Args:
         cache: folder of the cache; None always computes them. A cached file that cannot be read is made again.
@@ -96,19 +110,17 @@ def cached_reference(
     path = None if cache is None else cache / f"{detector.name.replace(':', '_')}-{key[:32]}.npz"
     if path is not None and path.exists():
         try:
-            found = _load_features(path, detector)
+            return _load_features(path, detector), key
         except (OSError, ValueError, KeyError, TypeError):
             pass  # written by another version, or damaged: made again below
-        else:
-            return of_features(found, source, key)
     features = read_features(detector, images.batches(BATCH), size=BATCH, device=device, progress=progress)
     if path is not None:
         write_whole(path, lambda scratch: _save_features(scratch, features))
-    return of_features(features, source, key)
+    return features, key
 
 
 def _arrays(found: FeatureSet) -> dict[str, NDArray[Any]]:
-    parts = {"features": found.features, "logits": found.logits, "spatial": found.spatial}
+    parts = {"features": found.features, "logits": found.logits, "spatial": found.spatial, "pixels": found.pixels}
     return {name: part.numpy() for name, part in parts.items() if part is not None}
 
 

@@ -36,10 +36,13 @@ from pforce.records.record import Record
 from pforce.records.row import BESIDE, joined
 from pforce.records.sweeps import CellEntry, SweepEntry
 from pforce.results import difficulty_figures as figures
+from pforce.results.nearest_figure import nearest_of, pairs_figure
+from pforce.results.pictures import NEAREST_PAIRS
 from pforce.results.sweep_run import show_sweep
 from pforce.tracking import Mirror, Tracker
 from pforce.tracking.checks import why
-from pforce.trial.draw import Blocks, features_folder, folder_of, save_samples
+from pforce.trial.draw import save_samples
+from pforce.trial.drawn_images import reader_of, store_of
 from pforce.trial.held_out import arrays_of
 from pforce.trial.measurable import Measurable
 from pforce.trial.measure import missing
@@ -71,6 +74,8 @@ class Evaluation:
     images: ImageSet | None = None
     image_parts: Mapping[str, Part] = field(default_factory=dict)
     """Metric → part, for given images."""
+    training: tuple[str, int] | None = None
+    """Folder of the data set whose training images given images are compared with, and the number of held-out ones."""
     classes: tuple[str, ...] = ()
 
     @cached_property
@@ -121,7 +126,7 @@ class Measuring(Source):
             return None
         assert e.images is not None
         return MeasureImages(
-            e.identity, e.name, e.images, wanted, e.reference, e.detector, self.ledger.storage.uri
+            e.identity, e.name, e.images, wanted, e.reference, e.detector, self.ledger.storage.uri, e.training
         )  # fmt: skip
 
     def next(self) -> Task | Idle:
@@ -275,6 +280,9 @@ def _pictures(e: Evaluation, ledger: Ledger, a: Analyses, folder: Path) -> list[
         drawing = model.request.drawing(model.sha256).digest
         if save_samples(ledger.storage, drawing, model.request.images, folder / SAMPLES):
             made.append(folder / SAMPLES)
+    near = nearest_of(ledger, e.parts)
+    if near is not None:
+        pairs_figure(near, e.detector.name, path(NEAREST_PAIRS))
     if a.correlations:
         figures.difficulty_figure(a.correlations, path("difficulty.png"))
     if a.errors:
@@ -299,11 +307,11 @@ def forget(e: Evaluation, ledger: Ledger, reason: str) -> None:
     for part in e.parts:
         ledger.forget(part.digest, reason)
     if e.model is not None and e.model.request.images:
-        request, storage = e.model.request, ledger.storage
+        request = e.model.request
         ledger.forget(request.drawn(e.model.sha256).digest, reason)
         drawing = request.drawing(e.model.sha256).digest
-        for relative in (features_folder(drawing, e.detector), f"{folder_of(drawing)}/images"):
-            Blocks(storage, relative).clear()
+        for blocks in store_of(ledger, drawing, reader_of(e.detector, request.metrics)):
+            blocks.clear()
 
 
 def entry_of(e: Evaluation) -> SweepEntry:

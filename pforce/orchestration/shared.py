@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
-from pforce.metrics.detectors import load_detector
+from pforce.metrics.detectors import Detector, load_detector
 from pforce.records.ledger import Ledger
-from pforce.trial.draw import IMAGES, Blocks, Span, count_of, features_folder, folder_of, spans_to_draw
-from pforce.trial.drawn_images import record_drawing
+from pforce.trial.draw import Span, count_of, features_folder, spans_to_draw
+from pforce.trial.drawn_images import reader_of, record_drawing, store_of
 from pforce.trial.measurable import Measurable
 from pforce.trial.measure import missing
 from pforce.trial.subject import Subject
@@ -52,7 +52,8 @@ class Shared:
             if held_out and todo.held_out:
                 found.append(self._for([number], Measure(f"held_out/{number}", label, model, "held_out")))
         for several in drawings.values():
-            drawer = max(several, key=lambda number: self.wanted[number].model.request.images)
+            requests = {number: self.wanted[number].model.request for number in several}
+            drawer = max(several, key=lambda number: (requests[number].needs_pixels, requests[number].images))
             _, label, model = self.wanted[drawer]
             for group in self.groups(model):
                 span = f"{group[0].first}-{group[-1].end}"
@@ -70,15 +71,14 @@ class Shared:
 
     def folder(self, model: Measurable) -> str:
         """Folder of the features of a model's images, below the storage's root."""
-        detector = load_detector(model.detector, model.detector_weights, model.request.detector.get("sha256"))
-        return features_folder(model.request.drawing(model.sha256).digest, detector)
+        return features_folder(model.request.drawing(model.sha256).digest, _detector(model))
 
     def groups(self, model: Measurable) -> list[list[Span]]:
         """Missing passes of a model's drawing, grouped by blocks."""
-        drawing, storage = model.request.drawing(model.sha256).digest, self.ledger.storage
-        kept = Blocks(storage, self.folder(model)).load(model.request.images)
+        drawing, reader = model.request.drawing(model.sha256).digest, reader_of(_detector(model), model.request.metrics)
+        features, pictures = store_of(self.ledger, drawing, reader)
+        kept = features.load(model.request.images)
         ends = {first: first + count_of(arrays) for first, arrays in kept.items()}
-        pictures = Blocks(storage, f"{folder_of(drawing)}/{IMAGES}")
         names = pictures.names()
         for first in (first for first in names if first < model.request.images):
             found = pictures.block(first, names)
@@ -113,3 +113,8 @@ class Shared:
                 sampling=sum(each.sampling_seconds for each, _ in spent),
                 seconds=sum(seconds for _, seconds in spent),
             )  # fmt: skip
+
+
+def _detector(model: Measurable) -> Detector:
+    """The detector of a model's images."""
+    return load_detector(model.detector, model.detector_weights, model.request.detector.get("sha256"))

@@ -20,7 +20,7 @@ from pforce.base.errors import ConfigError
 from pforce.base.files import digest
 from pforce.config import Experiment
 from pforce.metrics.config import EvaluationConfig
-from pforce.metrics.distances import ImageMetric
+from pforce.metrics.distances import NEAREST, ImageMetric
 from pforce.records.identity import canonical, canonical_sampler, canonical_timesteps, time_key, versions_of
 from pforce.sampling import Sampler
 
@@ -126,6 +126,21 @@ def image_set(data: str, split: str, images: int) -> dict[str, Any]:
     return {"data": data, "split": split, "images": int(images)}
 
 
+def training_reference(held_out: Mapping[str, Any]) -> str:
+    """What distances to the nearest training image depend on, by content: all training images of a data set, and
+    held-out images of the same one. ConfigError where no data set is known.
+
+    Args:
+        held_out: the held-out images, as `image_set` states them.
+    """
+    if not held_out:
+        raise ConfigError(
+            f"evaluation.metrics = {NEAREST}: needs training images, and no data set is known; name one with --data, "
+            "such as openmoji32_micro"
+        )
+    return digest("training images", {"data": held_out["data"], "split": "train", "held_out": dict(held_out)})
+
+
 def label_cycle(labels: Sequence[int]) -> dict[str, Any]:
     """Classes in turn as plain data, with the hash of their list."""
     return {"cycle": digest("labels", [int(label) for label in labels])}
@@ -199,6 +214,11 @@ class Request:
         drawing = self.drawing(weights)
         return Part("drawing", {"images": self.images}, parents=(drawing.digest,))
 
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether any metric compares pixels, which are then kept beside the features."""
+        return NEAREST in self.metrics
+
     @_once
     def image_parts(self, weights: str) -> dict[str, Part]:
         """Parts of image metrics, by name."""
@@ -208,12 +228,15 @@ class Request:
         return {
             metric: Part(
                 "image_metric",
-                {"metric": metric, "images": self.images, "detector": dict(self.detector), "reference": self.reference},
+                {
+                    "metric": metric, "images": self.images, "detector": dict(self.detector),
+                    "reference": training_reference(self.held_out) if metric == NEAREST else self.reference,
+                },
                 versions_of(f"metric.{metric}", f"detector.{self.detector['name']}"),
                 (drawing,),
             )
             for metric in self.metrics
-        }
+        }  # fmt: skip
 
     @_once
     def held_out_parts(self, weights: str) -> dict[tuple[Analysis, str], Part]:

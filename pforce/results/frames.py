@@ -94,7 +94,9 @@ def distance_of(name: str) -> tuple[str, str] | None:
     """Kind and detector of a distance: `fid` → ("fd", "inception"), `kd/openmoji` → ("kd", "openmoji"); None for other
     names."""
     found = read_names([name]).get(name)
-    return (found.kind, found.detector) if found and found.detector and found.beside is None else None
+    if found is None or found.kind not in DISTANCES or found.detector is None or found.beside is not None:
+        return None
+    return found.kind, found.detector
 
 
 def detectors(frame: pd.DataFrame) -> list[str]:

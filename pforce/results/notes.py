@@ -8,6 +8,7 @@ import pandas as pd
 
 from pforce.base.words import counted
 from pforce.metrics.distances import few_images
+from pforce.metrics.memorisation import FARTHER, NEARER, distinct
 from pforce.metrics.names import COUNTS, CostName, MetricName, read_names
 from pforce.records.status import FAILED, FINISHED, UNDER_WAY
 from pforce.results.frames import (
@@ -74,8 +75,10 @@ def table_notes(frame: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
     if frame.empty:
         return _states(frame, rows)
     values = finished(frame, rows)
-    return [*_few_images(values), *_differences(values), *_mixtures(values), *_unmeasured(frame, rows, values),
-            *_states(frame, rows)]  # fmt: skip
+    return [
+        *_few_images(values), *_memorised(frame, rows), *_differences(values), *_mixtures(values),
+        *_unmeasured(frame, rows, values), *_states(frame, rows),
+    ]  # fmt: skip
 
 
 def _distances(values: pd.DataFrame) -> list[MetricName]:
@@ -89,6 +92,21 @@ def _few_images(values: pd.DataFrame) -> list[str]:
         counts = {str(name.with_beside("features")), str(name.with_beside("images"))} & set(values.columns)
         smallest |= {count: float(values[count].min()) for count in sorted(counts)}
     return few_images(smallest)
+
+
+def _memorised(frame: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
+    """Notes on cells whose images are distinguishable from held-out ones by their distance to the training images: per
+    row, their number and the AUC farthest from 0.5."""
+    told: dict[tuple[str, bool], list[str]] = {}
+    for row_name, row in _by_name(rows):
+        seeds = finished(frame, row).to_dict("records")
+        found = [each for seed in seeds for each in distinct({str(name): value for name, value in seed.items()})]
+        for name, nearer in dict.fromkeys((each.name, each.nearer) for each in found):
+            same = [each for each in found if (each.name, each.nearer) == (name, nearer)]
+            farthest = max(same, key=lambda each: abs(each.auc - 0.5))
+            line = f"{len(same)} of {len(seeds)} of {row_name} ({farthest.numbers})"
+            told.setdefault((name, nearer), []).append(line)
+    return [f"{name}: {NEARER if nearer else FARTHER}, in {_listed(lines)}" for (name, nearer), lines in told.items()]
 
 
 def _differences(values: pd.DataFrame) -> list[str]:

@@ -21,7 +21,7 @@ from pforce.tracking.view import Picture
 from pforce.trial.draw import save_samples
 from pforce.trial.folder import MAPS, SAMPLES, evaluation_folder, training_folder
 
-MAPS_PICTURE = "uncertainty_maps.png"
+MAPS_PICTURE, NEAREST_PAIRS = "uncertainty_maps.png", "nearest_training_images.png"
 MAPS_KEY = "uncertainty"
 """Key of the maps of uncertainty among the pictures that MLflow compares side by side."""
 ANIMATION = "training.gif"
@@ -47,8 +47,11 @@ def pictures_of(storage: Storage, ledger: Ledger, cell: CellEntry) -> list[Path]
     if not (folder / SAMPLES).exists():
         _pulled(storage, folder, ledger)
     _draw_maps(folder, ledger.say)
-    found = [folder / name for name in (SAMPLES, MAPS_PICTURE) if (folder / name).exists()]
-    if folder / SAMPLES not in found and parts.request.images and (known := tensors_of(parts, ledger)):
+    known = tensors_of(parts, ledger)
+    if known and not (folder / NEAREST_PAIRS).exists():
+        _draw_nearest(parts.request, known[0], ledger, folder / NEAREST_PAIRS)
+    found = [folder / name for name in (SAMPLES, MAPS_PICTURE, NEAREST_PAIRS) if (folder / name).exists()]
+    if folder / SAMPLES not in found and parts.request.images and known:
         picture = _samples(parts.request, known[0], storage, ledger, folder / SAMPLES)
         found = [*([picture] if picture else []), *found]
     return found
@@ -63,7 +66,8 @@ def pictures_along(
     Args:
         before: cells of the snapshots; see `snapshots_before`.
     """
-    keys = {SAMPLES: samples_key(cell.params.get("sampler.guidance.scale", 1.0)), MAPS_PICTURE: MAPS_KEY}
+    samples = samples_key(cell.params.get("sampler.guidance.scale", 1.0))
+    keys = {SAMPLES: samples, MAPS_PICTURE: MAPS_KEY, NEAREST_PAIRS: "nearest training images"}
     found = []
     for each in (*before, cell):
         parts = each.parts()
@@ -128,6 +132,17 @@ def _draw_maps(folder: Path, say: Callable[[str], None]) -> None:
             figures.uncertainty_maps(torch.from_numpy(images), by_time, path)
     except Exception as error:  # whatever a damaged file causes: the numbers are there
         say(f"{folder / MAPS}: cannot be drawn ({error}); it is left out")
+
+
+def _draw_nearest(request: Request, weights: str, ledger: Ledger, path: Path) -> None:
+    """Draw the nearest pairs of generated and training images, where they were looked for."""
+    if not request.needs_pixels:
+        return
+    from pforce.results.nearest_figure import nearest_of, pairs_figure  # matplotlib, which a plan does not need
+
+    near = nearest_of(ledger, request.image_parts(weights).values())
+    if near is not None:
+        pairs_figure(near, request.detector["name"], path)
 
 
 def _pulled(storage: Storage, folder: Path, ledger: Ledger) -> None:

@@ -21,7 +21,7 @@ from pforce.results.figures import side_by_side
 from pforce.results.formats import display, safe_markdown, to_markdown
 from pforce.results.frames import Row, distances_in, finished, primary_metric, smaller_is_better
 from pforce.results.page import Section, page
-from pforce.results.pictures import MAPS_KEY, MAPS_PICTURE, pictures_of, samples_key
+from pforce.results.pictures import MAPS_KEY, MAPS_PICTURE, NEAREST_PAIRS, pictures_of, samples_key
 from pforce.results.report import Report
 from pforce.results.shown import plain_number, sweep_tags, views_of
 from pforce.results.tables import HIDDEN, SPREAD
@@ -76,7 +76,7 @@ def first_pictures(
         for cell in there.sort_values("seed").to_dict("records") if len(there) else ():
             entry = cells.get(cell["fingerprint"])
             found = pictures_of(ledger.storage, ledger, entry) if entry else []
-            samples = [path for path in found if path.name != MAPS_PICTURE]
+            samples = [path for path in found if path.name not in (MAPS_PICTURE, NEAREST_PAIRS)]
             if not samples:
                 continue
             pictures.append((read_whole(samples[0]), f"{name}, seed {int(cell['seed'])}: the first 64 images"))

@@ -13,7 +13,15 @@ import numpy as np
 import pandas as pd
 
 from pforce.metrics.distances import metric_name
-from pforce.metrics.names import DISTANCES, VALIDATION_LOSS, CostName, MetricName, interval_names
+from pforce.metrics.names import (
+    DISTANCES,
+    MEMORISATION,
+    PIXEL_MEMORISATION,
+    VALIDATION_LOSS,
+    CostName,
+    MetricName,
+    interval_names,
+)
 from pforce.records.status import UNDER_WAY
 from pforce.results.frames import (
     Row,
@@ -55,9 +63,14 @@ DISTANCE_DECIMALS = {"kd": 4, "precision": 3, "recall": 3}
 DISTANCE_COLUMNS = tuple(
     Column(short, short, DISTANCE_DECIMALS.get(short, 2), True, of_detector=True) for short in DISTANCES
 )
+MEMORISATION_COLUMNS = (
+    *(Column(short, short, 3, True, of_detector=True) for short in MEMORISATION),
+    *(Column(name, name, 3, True) for name in PIXEL_MEMORISATION),
+)
 QUALITY_COLUMNS = (
     Column(VALIDATION_LOSS, "val loss", 4, True),
     *DISTANCE_COLUMNS,
+    *MEMORISATION_COLUMNS,
     Column("difficulty/pearson_t0.20", "R(0.2)", 3, True),
     Column("difficulty/pearson_t0.60", "R(0.6)", 3, True),
 )
@@ -86,9 +99,10 @@ def _named(column: Column, values: pd.DataFrame) -> list[Column]:
     if not column.of_detector:
         return [column]
     found, several = distances_in(values), len(detectors(values)) > 1
-    if column.metric in DISTANCES:
+    if column.metric in (*DISTANCES, *MEMORISATION):
         names = (metric_name(column.metric, detector) for detector in detectors(values))
-        return [column._replace(metric=name, header=name, of_detector=False) for name in names if name in found]
+        there = found if column.metric in DISTANCES else [name for name in values if values[name].notna().any()]
+        return [column._replace(metric=name, header=name, of_detector=False) for name in names if name in there]
     named = []
     for detector in detectors(values):
         of_it = (MetricName(kind, detector, beside="images") for kind in DISTANCES)

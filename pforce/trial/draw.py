@@ -25,7 +25,7 @@ from pforce import seeding
 from pforce.base.arrays import open_arrays
 from pforce.base.files import content_digest, digest, read_whole, write_bytes
 from pforce.images import from_uint8, save_grid, to_uint8
-from pforce.metrics.detectors import Detector, Reading
+from pforce.metrics.detectors import Detector, Reading, WithPixels
 from pforce.metrics.features import read_padded
 from pforce.models.autoencoder import Decoder
 from pforce.records.identity import versions_of
@@ -36,9 +36,11 @@ BLOCK = 64
 """Images per block."""
 KEPT_BYTES = 256 << 20
 """Bytes of features that are kept per drawing and detector once it is measured; further images are drawn again."""
-DRAWINGS, IMAGES = "drawings", "images"
+DRAWINGS, IMAGES, PIXELS = "drawings", "images", "pixels"
 NAME = re.compile(r"(?P<first>\d{1,12})-(?P<end>\d{1,12})\.(?P<content>[0-9a-f]{32})\.npz")
 Arrays = dict[str, NDArray[Any]]
+Names = dict[int, list[tuple[int, str]]]
+"""First image of blocks → (end, file name)."""
 
 
 class Span(NamedTuple):
@@ -254,6 +256,68 @@ def features_folder(drawing: str, detector: Detector) -> str:
     version = list(versions_of(f"detector.{detector.name}").values())
     own = digest("detector", [detector.name, detector.sha256, detector.preprocessing, *version])
     return f"{folder_of(drawing)}/{name}-{own[:16]}"
+
+
+class JointBlocks:
+    """Blocks of features together with blocks of pixels, which are kept apart so that features alone are found without
+    them. An image is there where both are."""
+
+    def __init__(self, features: Blocks, pixels: Blocks) -> None:
+        self.features, self.pixels = features, pixels
+        self.storage, self.relative = features.storage, features.relative
+
+    def names(self) -> tuple[Names, Names]:
+        """Names of the features' blocks and of the pixels' blocks."""
+        return self.features.names(), self.pixels.names()
+
+    def has(self, end: int, first: int) -> bool:
+        """Whether images `first` to `end` − 1 are there, judged by names."""
+        return self.features.has(end, first) and self.pixels.has(end, first)
+
+    def load(self, count: int) -> dict[int, Arrays]:
+        """First image → arrays of each whole block among the first `count` images."""
+        names = self.names()
+        found = {first: self.block(first, names) for first in sorted(names[0]) if first < count}
+        return {first: arrays for first, arrays in found.items() if arrays is not None}
+
+    def block(self, first: int, names: tuple[Names, Names] | None = None) -> Arrays | None:
+        """Arrays of the images that both blocks at `first` hold; None where either is missing.
+
+        Args:
+            names: names of all blocks, where they have been listed.
+        """
+        own = names or self.names()
+        pixels = self.pixels.block(first, own[1])
+        features = None if pixels is None else self.features.block(first, own[0])
+        if pixels is None or features is None:
+            return None
+        both = min(count_of(features), count_of(pixels))
+        return {name: value[:both] for name, value in {**features, **pixels}.items()}
+
+    def save(self, first: int, arrays: Arrays) -> None:
+        """Write a block that begins at `first`."""
+        self.pixels.save(first, {PIXELS: arrays[PIXELS]})
+        self.features.save(first, {name: value for name, value in arrays.items() if name != PIXELS})
+
+    def trim(self, most_bytes: int) -> int:
+        """Remove blocks beyond `most_bytes` of each. Returns the number of images kept from the first one on."""
+        return min(self.features.trim(most_bytes), self.pixels.trim(most_bytes))
+
+    def clear(self) -> None:
+        """Remove all blocks."""
+        self.features.clear()
+        self.pixels.clear()
+
+
+FeatureBlocks = Blocks | JointBlocks
+
+
+def feature_blocks(storage: Storage, drawing: str, detector: Detector) -> FeatureBlocks:
+    """The blocks of a drawing (its digest) that hold what a detector reads of its images."""
+    if not isinstance(detector, WithPixels):
+        return Blocks(storage, features_folder(drawing, detector))
+    features = Blocks(storage, features_folder(drawing, detector.inner))
+    return JointBlocks(features, Blocks(storage, f"{folder_of(drawing)}/{PIXELS}"))
 
 
 READING = Reading._fields

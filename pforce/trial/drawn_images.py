@@ -6,17 +6,18 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pforce.metrics.detectors import Detector, Reading
-from pforce.metrics.distances import distances
+from pforce.metrics.detectors import Detector, Reading, WithPixels
+from pforce.metrics.distances import NEAREST, distances
 from pforce.metrics.features import FeatureSet, collect
 from pforce.metrics.held_out import (
     Arrays,
 )
+from pforce.metrics.memorisation import Training
 from pforce.metrics.names import CostName
 from pforce.metrics.reference import ReferenceStatistics
 from pforce.parallel import Workers
@@ -30,10 +31,11 @@ from pforce.trial.draw import (
     IMAGES,
     KEPT_BYTES,
     Blocks,
+    FeatureBlocks,
     Span,
     count_of,
     draw,
-    features_folder,
+    feature_blocks,
     folder_of,
     joined,
     read_block,
@@ -41,8 +43,12 @@ from pforce.trial.draw import (
     to_arrays,
     to_reading,
 )
+from pforce.trial.held_out import keep_arrays
 from pforce.trial.subject import Subject
 from pforce.trial.watch import Progress, Watch, quiet
+
+Store = tuple[FeatureBlocks, Blocks]
+"""The blocks of a drawing: of features, and of images."""
 
 
 class _Block(NamedTuple):
@@ -64,7 +70,7 @@ def draw_blocks(
     groups: Sequence[Sequence[Span]],
     *,
     kept: Mapping[int, Arrays],
-    store: tuple[Blocks, Blocks],
+    store: Store,
     progress: Callable[[int], None] = lambda drawn: None,
     wait: Wait = patient,
 ) -> Iterator[_Block]:
@@ -91,7 +97,7 @@ def draw_blocks(
 
 def draw_group(
     request: Request, subject: Subject, detector: Detector, group: Sequence[Span], *, kept: Mapping[int, Arrays],
-    store: tuple[Blocks, Blocks],
+    store: Store,
 ) -> Iterator[_Block]:  # fmt: skip
     """Draw one group of passes as `draw_blocks` does, without regard to other processes."""
     features, images = store
@@ -142,13 +148,10 @@ def measure_images(
     """
     assert subject.detector is not None
     assert subject.reference is not None
-    detector = subject.detector()
+    detector = reader_of(subject.detector(), metrics)
     started, clock = time.time(), time.perf_counter()
     drawing = request.drawing(subject.weights)
-    store = (
-        Blocks(ledger.storage, features_folder(drawing.digest, detector)),
-        Blocks(ledger.storage, f"{folder_of(drawing.digest)}/{IMAGES}"),
-    )
+    store = store_of(ledger, drawing.digest, detector)
     reference: ReferenceStatistics | None = None
     if workers.first:
         watch.progress("features of the reference", 0.0)
@@ -179,14 +182,25 @@ def measure_images(
     parts = request.image_parts(subject.weights)
     record_metrics(
         {name: parts[name] for name in metrics}, found.cut(request.images), reference, ledger, subject=subject,
-        progress=watch.progress,
+        training=subject.training, progress=watch.progress,
     )  # fmt: skip
     if trim:
         store[0].trim(KEPT_BYTES)
 
 
+def reader_of(detector: Detector, metrics: Sequence[str]) -> Detector:
+    """The detector that reads what metrics need of an image: features, and pixels where any compares them."""
+    return WithPixels(detector) if NEAREST in metrics else detector
+
+
+def store_of(ledger: Ledger, drawing: str, detector: Detector) -> Store:
+    """The blocks of a drawing (its digest)."""
+    images = Blocks(ledger.storage, f"{folder_of(drawing)}/{IMAGES}")
+    return feature_blocks(ledger.storage, drawing, detector), images
+
+
 def _to_draw(
-    request: Request, subject: Subject, ledger: Ledger, detector: Detector, store: tuple[Blocks, Blocks]
+    request: Request, subject: Subject, ledger: Ledger, detector: Detector, store: Store
 ) -> tuple[dict[int, Arrays], list[list[Span]]]:
     """Kept blocks of features, and groups of passes that are missing."""
     kept = store[0].load(request.images)
@@ -195,16 +209,17 @@ def _to_draw(
     found = spans_to_draw(request.images, subject.batch, ends)
     if found and ledger.get(request.drawn(subject.weights)) is not None:
         again = sum(span.end - span.first for group in found for span in group)
+        what = "features or pixels are not" if isinstance(detector, WithPixels) else "features are no longer"
         warnings.warn(
-            f"{again:,} images were drawn before, but their features are no longer kept (only {KEPT_BYTES >> 20} MB "
-            "per drawing are kept): they are drawn again",
+            f"{again:,} images were drawn before, but their {what} kept (only {KEPT_BYTES >> 20} MB per drawing are "
+            "kept): they are drawn again",
             stacklevel=2,
         )
     return kept, found
 
 
 def _by_others(
-    request: Request, subject: Subject, detector: Detector, readings: dict[int, Reading], store: tuple[Blocks, Blocks]
+    request: Request, subject: Subject, detector: Detector, readings: dict[int, Reading], store: Store
 ) -> list[_Block]:
     """Add the features of blocks that other processes have drawn. Returns the blocks that had to be drawn here, because
     other processes have trimmed them since."""
@@ -212,7 +227,7 @@ def _by_others(
     if not others:
         return []
     features = store[0]
-    names = features.names()
+    names: Any = features.names()
     there = {first: arrays for first in others if (arrays := features.block(first, names)) is not None}
     readings |= {first: to_reading(arrays) for first, arrays in there.items()}
     ends = {first: first + len(reading.features) for first, reading in readings.items()}
@@ -244,9 +259,7 @@ def beyond_kept(images: int, detector: Detector) -> str | None:
     )
 
 
-def read_pictures(
-    store: tuple[Blocks, Blocks], detector: Detector, kept: dict[int, Arrays], count: int, device: torch.device
-) -> None:
+def read_pictures(store: Store, detector: Detector, kept: dict[int, Arrays], count: int, device: torch.device) -> None:
     """Add features of kept images that this detector has not read yet, so that they are not drawn again."""
     features, pictures = store
     read = {first: count_of(kept[first]) if first in kept else 0 for first in range(0, count, BLOCK)}
@@ -311,6 +324,7 @@ def record_metrics(
     ledger: Ledger,
     *,
     subject: Subject | None = None,
+    training: Callable[[], Training] | None = None,
     progress: Progress = quiet,
 ) -> dict[str, Record]:
     """Measure image metrics of features and record each of them; returns metric → record.
@@ -318,15 +332,21 @@ def record_metrics(
     Args:
         parts: metric → part.
         subject: model that drew the images; None for given images.
+        training: function that returns the training images, for memorisation.
     """
     found: dict[str, Record] = {}
     for number, (metric, part) in enumerate(parts.items()):
         progress("distances", number / len(parts))
         started, clock = time.time(), time.perf_counter()
-        measured = distances(features, reference, [metric])
+        near = training() if metric == NEAREST and training is not None else None
+        measured = distances(
+            features, reference, [metric], training=near,
+            progress=lambda share: progress("nearest training images", share),
+        )  # fmt: skip
         seconds = time.perf_counter() - clock
         record = Record.of(
-            part, values=measured.metrics, notes=measured.notes, started=started, finished=time.time(),
+            part, values=measured.metrics, files=keep_arrays(ledger, measured.arrays), notes=measured.notes,
+            started=started, finished=time.time(),
             provenance=subject.provenance if subject else {},
             cost={"seconds": seconds, "device_seconds": seconds * (subject.devices if subject else 1.0)},
         )  # fmt: skip

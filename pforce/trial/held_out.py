@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pforce.base.arrays import open_arrays
 from pforce.metrics.held_out import (
@@ -31,7 +33,7 @@ from pforce.trial.subject import Subject
 from pforce.trial.watch import Phase, Progress, Watch
 
 ARRAYS = "arrays.npz"
-"""Name of a held-out measurement's file of arrays for figures."""
+"""Name of a measurement's file of arrays for figures."""
 
 
 def _within(progress: Progress, phase: Phase, number: int, count: int, share: float) -> None:
@@ -100,7 +102,7 @@ def _measure_one(
         ))  # fmt: skip
         raise
     seconds = time.perf_counter() - clock
-    files = _keep(ledger, found.arrays)
+    files = keep_arrays(ledger, found.arrays)
     values = {**found.values, HELD_OUT_IMAGES: float(len(data.x1))}
     ledger.put(Record.of(
         part, values=values, undefined=found.undefined, files=files, notes=found.notes, started=started,
@@ -112,7 +114,7 @@ def _measure_one(
 _SAID: dict[Analysis, Phase] = {"loss": "validation loss", "difficulty": "difficulty", "context": "context"}
 
 
-def _keep(ledger: Ledger, arrays: Arrays) -> dict[str, str]:
+def keep_arrays(ledger: Ledger, arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
     """Write arrays as a file of the storage, before the record. Returns the record's entry `files`."""
     if not arrays:
         return {}
@@ -125,7 +127,7 @@ def _keep(ledger: Ledger, arrays: Arrays) -> dict[str, str]:
 
 
 def arrays_of(ledger: Ledger, record: Record) -> Arrays | None:
-    """The arrays of a held-out measurement; None where they are not kept (imported records) or damaged."""
+    """The arrays of a measurement; None where they are not kept (imported records) or damaged."""
     sha256 = record.files.get(ARRAYS)
     path = ledger.file(sha256) if sha256 else None
     if path is None:

@@ -10,6 +10,7 @@ import torch
 
 from pforce.metrics.config import EvaluationConfig
 from pforce.metrics.detectors import Detector, load_detector
+from pforce.metrics.memorisation import Training
 from pforce.metrics.reference import ReferenceStatistics
 from pforce.records.parts import Request
 from pforce.records.provenance import made_on
@@ -19,7 +20,7 @@ from pforce.training.checkpoint import SNAPSHOTS
 from pforce.trial.folder import EXPERIMENT
 from pforce.trial.jobs import decoder_for
 from pforce.trial.mirror import TrialMirror
-from pforce.trial.reference import REFERENCES, HeldOut, ReferenceImages, check_detector
+from pforce.trial.reference import REFERENCES, HeldOut, ReferenceImages, check_detector, training_images
 from pforce.trial.source import Source, SourceError, Weights, load_source
 from pforce.trial.subject import Subject, cycle_of
 
@@ -100,6 +101,11 @@ class Measurable:
         def reference() -> ReferenceStatistics:
             return self.reference.statistics(detector(), storage.root / REFERENCES, device=device)
 
+        def training() -> Training:
+            assert self.data is not None  # memorisation is refused where no data set is known
+            images, cache = self.evaluation.held_out_images, storage.root / REFERENCES
+            return training_images(Path(self.data), images, detector(), cache, device=device)
+
         return Subject(
             model=source.model.to(device),
             weights=self.sha256,
@@ -108,6 +114,7 @@ class Measurable:
             labels=labels,
             detector=detector,
             reference=reference,
+            training=training,
             held_out=None if held_out is None else lambda: held_out(self.evaluation.held_out_images),
             batch=self.evaluation.batch,
             decode=None if self.decoder is None else decoder_for(source, self.decoder, device),

@@ -21,9 +21,8 @@ from pforce.base.files import digest, read_whole
 from pforce.config import Experiment, flat_params, to_dict
 from pforce.metrics.detectors import Detector, DetectorError, load_detector
 from pforce.metrics.detectors.inception import InceptionDetector
-from pforce.metrics.distances import KINDS_OF
+from pforce.metrics.distances import KINDS_OF, name_of
 from pforce.metrics.names import (
-    BESIDE,
     CALIBRATION,
     CONTEXT,
     CURVE_POINT,
@@ -34,6 +33,7 @@ from pforce.metrics.names import (
     MetricName,
     read_names,
 )
+from pforce.metrics.names import KINDS as NAME_KINDS
 from pforce.records import exchange, legacy
 from pforce.records.cost import Cost
 from pforce.records.ledger import Ledger
@@ -227,8 +227,8 @@ def values_by_part(
     """The numbers of a row by the parts that they belong to; the drawing with its cost is the last."""
     found: list[tuple[Part, dict[str, float]]] = []
     for metric, part in request.image_parts(weights).items():
-        distances = (MetricName(kind, request.detector["name"]) for kind in KINDS_OF[metric])
-        names = [str(name.with_beside(beside)) for name in distances for beside in (None, *BESIDE)]
+        several = [name_of(kind, request.detector["name"]) for kind in KINDS_OF[metric]]
+        names = [str(name.with_beside(each)) for name in several for each in (None, *NAME_KINDS[name.kind].beside)]
         found.append((part, {name: metrics[name] for name in names if name in metrics}))
     known = read_names(metrics)
     for (analysis, time), part in request.held_out_parts(weights).items():

@@ -29,14 +29,14 @@ from pforce.training import Callback, Diverged, Stopped
 from pforce.training.checkpoint import CheckpointError
 from pforce.training.loop import use_bfloat16
 from pforce.trial.attempts import MOST_TRACEBACK, AttemptLog, shortened
-from pforce.trial.draw import BLOCK, IMAGES, Blocks, features_folder, folder_of
-from pforce.trial.drawn_images import draw_blocks, read_pictures, record_metrics
+from pforce.trial.draw import BLOCK, folder_of
+from pforce.trial.drawn_images import draw_blocks, read_pictures, reader_of, record_metrics, store_of
 from pforce.trial.failures import FINAL, Failure, failure_of
 from pforce.trial.folder import training_folder
 from pforce.trial.jobs import Drawer, Keeper, blocks_in, ends_of
 from pforce.trial.measurable import Measurable
 from pforce.trial.measure import measure
-from pforce.trial.reference import REFERENCES
+from pforce.trial.reference import REFERENCES, training_images
 from pforce.trial.run import run_trial
 from pforce.trial.subject import Subject
 from pforce.trial.task import (
@@ -272,19 +272,18 @@ class Performer:
 
     def _range(self, task: Measure, subject: Subject, ledger: Ledger, watch: Watch) -> Spent:
         assert subject.detector is not None
-        request, detector = task.model.request, subject.detector()
-        drawing = request.drawing(subject.weights).digest
-        features = Blocks(ledger.storage, features_folder(drawing, detector))
-        pictures = Blocks(ledger.storage, f"{folder_of(drawing)}/{IMAGES}")
+        request = task.model.request
+        detector = reader_of(subject.detector(), request.metrics)
+        store = store_of(ledger, request.drawing(subject.weights).digest, detector)
         kept = {}
         if any(group[0].first % BLOCK for group in task.groups):  # the rest of a block that is partly kept
-            kept = features.load(request.images)
-            read_pictures((features, pictures), detector, kept, request.images, subject.device)
+            kept = store[0].load(request.images)
+            read_pictures(store, detector, kept, request.images, subject.device)
         images = passes = 0
         seconds = 0.0
         all_images = sum(span.end - span.first for group in task.groups for span in group)
         for block in draw_blocks(
-            request, subject, detector, task.groups, kept=kept, store=(features, pictures), wait=watch.waits
+            request, subject, detector, task.groups, kept=kept, store=store, wait=watch.waits
         ):  # fmt: skip
             images += block.drawn
             passes = block.forward_passes
@@ -300,10 +299,15 @@ class Performer:
         cache = ledger.storage.root / REFERENCES
         reference = task.reference.statistics(detector, cache, device=self.seat.device)
         features = read_features(
-            detector, task.images.batches(BATCH), size=min(BATCH, count), device=self.seat.device,
+            reader_of(detector, list(task.parts)), task.images.batches(BATCH), size=min(BATCH, count),
+            device=self.seat.device,
             progress=lambda read: telling.progress("features of the images", read / count),
         )  # fmt: skip
-        found = record_metrics(task.parts, features, reference, ledger, progress=telling.progress)
+        data, held_out = task.training or ("", 0)
+        found = record_metrics(
+            task.parts, features, reference, ledger, progress=telling.progress,
+            training=lambda: training_images(Path(data), held_out, detector, cache, device=self.seat.device),
+        )  # fmt: skip
         metrics = {name: value for record in found.values() for name, value in record.numbers().items()}
         return replace(done, metrics=metrics)
 

@@ -6,27 +6,36 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from pforce.base.errors import FieldError
 from pforce.base.files import sha256_of
 from pforce.data import Batch, Manifest, read_batches, read_split
 from pforce.data.manifest import SplitName
 from pforce.metrics.config import EvaluationConfig
-from pforce.metrics.detectors import Detector, DetectorError
+from pforce.metrics.detectors import Detector, DetectorError, Reading, WithPixels
+from pforce.metrics.detectors.pixels import MOST_SIDE
+from pforce.metrics.distances import NEAREST
+from pforce.metrics.features import FeatureSet, collect, read_padded
 from pforce.metrics.image_sets import ImageSet, open_images
+from pforce.metrics.memorisation import TRAINING_AT_ONCE, Training
 from pforce.metrics.reference import (
+    BATCH,
     ReferenceStatistics,
     StatisticsError,
+    cached_features,
     cached_reference,
     load_statistics,
 )
 from pforce.records.identity import versions_of
-from pforce.records.parts import FLOAT32, Inputs, reference_of
+from pforce.records.parts import FLOAT32, Inputs, image_set, reference_of
 
 STORED = (".npz",)
+KEPT_BYTES = 1 << 30
+"""Bytes of a training set's features and pixels up to which they are kept; larger ones are read anew each time."""
 REFERENCES = "references"
 """Folder of reference features, which can be made again, below a storage's root."""
 
@@ -184,6 +193,73 @@ def reference_images(config: EvaluationConfig, folder: Path, inputs: Inputs, res
     split: SplitName = "train" if config.reference == "train" else "validation"
     count = config.reference_count(inputs.train if split == "train" else inputs.validation)
     return ReferenceImages("split", str(folder), identity, count, (resolution, resolution), split)
+
+
+def compared_images(manifest: Manifest | None, size: tuple[int, int] | None, held_out: int) -> dict[str, Any]:
+    """The held-out images that memorisation is measured with, as plain data. FieldError where images cannot be compared
+    with the data set's.
+
+    Args:
+        manifest: of the data set; None where none is known.
+        size: height and width of the images, where they are known.
+        held_out: number of held-out images; all where there are fewer.
+    """
+    if manifest is None or manifest.channels != 3:
+        what = "no data set is known" if manifest is None else f"{manifest.name} has latents"
+        raise _not_compared(f"{what}: it needs training images (--data names a data set)")
+    side = manifest.resolution
+    if size is not None and size != (side, side):
+        raise _not_compared(f"images of {size[1]}×{size[0]} do not compare with training images of {side}²")
+    return image_set(manifest.hash, "validation", min(held_out, manifest.validation.samples))
+
+
+def _not_compared(why: str) -> FieldError:
+    return FieldError("evaluation.metrics", NEAREST, f"left out, as {why}")
+
+
+def training_images(
+    folder: Path, held_out: int, detector: Detector, cache: Path | None, *, device: torch.device
+) -> Training:
+    """A data set's training images and held-out ones, read by a detector.
+
+    The features of a small training set are kept in the cache; those of a large one are read anew each time, as they
+    would fill the storage.
+
+    Args:
+        folder: of the data set.
+        held_out: number of held-out images, spread evenly; all where there are fewer.
+        detector: on the device.
+        cache: folder of features made before.
+    """
+    reader = WithPixels(detector, bare=True)
+    version = "".join(f" version {number}" for number in versions_of(f"detector.{detector.name}").values())
+    train, validation = SplitImages(folder, "train"), SplitImages(folder, "validation", held_out)
+
+    def features(images: SplitImages) -> FeatureSet:
+        return cached_features(images, reader, cache, content=images.content_hash() + version, device=device)[0]
+
+    image = 4 * detector.feature_size + 3 * min(train.size[0], MOST_SIDE) ** 2
+    large = len(train) * image > KEPT_BYTES
+    blocks = (lambda: _streamed(train, reader, device)) if large else (lambda: _cut(features(train)))
+    return Training(features(validation), len(train), blocks, device if device.type == "cuda" else torch.device("cpu"))
+
+
+def _cut(found: FeatureSet) -> Iterator[FeatureSet]:
+    """Features in blocks."""
+    for first in range(0, len(found), TRAINING_AT_ONCE):
+        yield found.cut(first + TRAINING_AT_ONCE, first)
+
+
+def _streamed(images: SplitImages, reader: WithPixels, device: torch.device) -> Iterator[FeatureSet]:
+    """Features of images in blocks, of which one is in memory at a time."""
+    readings: list[Reading] = []
+    for batch in images.batches(BATCH):
+        readings.append(read_padded(reader, batch.to(device), BATCH))
+        if len(readings) * BATCH >= TRAINING_AT_ONCE:
+            yield collect(reader, readings)
+            readings = []
+    if readings:
+        yield collect(reader, readings)
 
 
 def reference_for(

@@ -25,7 +25,7 @@ from pforce.trial.folder import (
 )
 from pforce.trial.held_out import arrays_of
 from pforce.trial.measure import measure
-from pforce.trial.reference import HeldOut, check_detector, inputs_of, reference_for
+from pforce.trial.reference import HeldOut, check_detector, inputs_of, reference_for, training_images
 from pforce.trial.subject import Subject, cycle_of
 from pforce.trial.train import Trained, train_trial
 from pforce.trial.where import Paths, Where, with_precision
@@ -52,6 +52,9 @@ def subject_of(
         detector=lambda: detector,
         reference=lambda: reference_for(
             config, paths.data, detector, inputs, cache=paths.references, device=where.device
+        ),
+        training=lambda: training_images(
+            paths.data, config.held_out_images, detector, paths.references, device=where.device
         ),
         held_out=lambda: images(config.held_out_images),
         batch=config.batch,

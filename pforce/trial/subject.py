@@ -11,6 +11,7 @@ from torch import Tensor
 from pforce.data import Batch
 from pforce.metrics.config import EvaluationConfig
 from pforce.metrics.detectors import Detector
+from pforce.metrics.memorisation import Training
 from pforce.metrics.reference import ReferenceStatistics
 from pforce.models import PatchForcingTransformer
 from pforce.models.autoencoder import Decoder
@@ -35,6 +36,8 @@ class Subject:
     detector: Callable[[], Detector] | None = None
     """Function that returns the detector, on the device."""
     reference: Callable[[], ReferenceStatistics] | None = None
+    training: Callable[[], Training] | None = None
+    """Function that returns the training images, for distances to the nearest one."""
     held_out: Callable[[], Batch] | None = None
     batch: int = BLOCK
     """Images per forward pass."""

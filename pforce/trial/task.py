@@ -83,6 +83,9 @@ class MeasureImages:
     reference: ReferenceImages
     detector: Detector
     storage: str
+    training: tuple[str, int] | None = None
+    """Folder of the data set whose training images they are compared with, and the number of held-out images; None
+    where no metric needs them."""
     cells: tuple[str, ...] = ()
 
 

@@ -10,7 +10,7 @@ from pforce.records.lease import Holder
 
 Phase = Literal[
     "training", "validation loss", "difficulty", "context", "features of the reference", "features of the images",
-    "sampling", "distances",
+    "sampling", "distances", "nearest training images",
 ]  # fmt: skip
 """Phases of an attempt."""
 Progress = Callable[[Phase, float], None]

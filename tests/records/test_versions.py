@@ -10,6 +10,7 @@ writes the outputs anew. They are compared to 1e-3, as other processors and vers
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -22,9 +23,10 @@ import torch
 
 from pforce import timesteps
 from pforce.metrics.detectors import load_detector
-from pforce.metrics.distances import distances
+from pforce.metrics.distances import NEAREST, distances
 from pforce.metrics.features import FeatureSet
 from pforce.metrics.held_out import HeldOutData, held_out_data, measure_context, measure_difficulty, measure_loss
+from pforce.metrics.memorisation import Training
 from pforce.metrics.reference import of_features
 from pforce.models import ModelConfig, PatchForcingTransformer, build
 from pforce.parallel import ALONE
@@ -86,7 +88,13 @@ def _sampler(name: str) -> list[float]:
 
 
 def _metric(name: str) -> list[float]:
-    measured = distances(features(0.5), of_features(features(0.0), "waves", "waves"), [name])
+    drawn, train, held_out = (
+        dataclasses.replace(features(shift), pixels=images(60, 8).roll(shift, 2)) for shift in (1, 0, 2)
+    )
+    measured = distances(
+        features(0.5) if name != NEAREST else drawn, of_features(features(0.0), "waves", "waves"), [name],
+        training=Training(held_out, 60, lambda: iter([train])),
+    )  # fmt: skip
     return [float(value) for _, value in sorted(measured.metrics.items())]
 
 

@@ -8,6 +8,7 @@ from pforce.base.errors import require, require_applies, require_one_of
 from pforce.metrics.detectors import classifier, inception, module
 from pforce.metrics.detectors.base import Detector, DetectorError, Reading
 from pforce.metrics.detectors.module import ModuleDetector
+from pforce.metrics.detectors.pixels import WithPixels
 
 FROM_FILES = ("inception", "dinov2")
 """Detectors that read their weights from a file."""
@@ -46,4 +47,4 @@ def load_detector(name: str, weights: str | Path | None = None, sha256: str | No
     return classifier.load(name)
 
 
-__all__ = ["Detector", "DetectorError", "ModuleDetector", "Reading", "check_name", "load_detector"]
+__all__ = ["Detector", "DetectorError", "ModuleDetector", "Reading", "WithPixels", "check_name", "load_detector"]

@@ -24,6 +24,8 @@ class Reading(NamedTuple):
     """Logits without bias, (B, classes), for the Inception Score; None for detectors without ImageNet's classes."""
     spatial: Tensor | None = None
     """Spatial features (B, S), for sFID; None for detectors without them."""
+    pixels: Tensor | None = None
+    """The images themselves, (B, 3, h, w) uint8, from `WithPixels` only."""
 
 
 class Detector(Protocol):
