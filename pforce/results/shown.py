@@ -17,9 +17,10 @@ from pforce.storage import Storage
 from pforce.tracking.page import Page, Progress, Shown
 from pforce.tracking.view import USER, DataSet, Point, Tags, View
 from pforce.training.curve import CURVE
-from pforce.training.loop import Record
+from pforce.training.window import Record
 from pforce.trial.folder import curve_of, training_folder
 
+GIBIBYTE = float(1 << 30)
 DIGEST_LENGTH = 32
 """Characters of a data set's hash that MLflow's column holds."""
 NUMBERS = "numbers.json"
@@ -39,6 +40,13 @@ def point_of(record: Record) -> Point:
     }  # fmt: skip
     if record.modulation_nodes:
         values |= {"train/modulation_error": record.modulation_error}
+    if record.peak_memory:
+        values |= {
+            "system/data_wait_share": record.data_wait, "system/cores": record.cores,
+            "system/peak_memory_gib": record.peak_memory / GIBIBYTE,
+        }  # fmt: skip
+    if record.peak_device_memory:
+        values["system/peak_gpu_memory_gib"] = record.peak_device_memory / GIBIBYTE
     finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
     return Point(record.images_seen, milliseconds(record.time), finite)
 

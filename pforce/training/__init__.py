@@ -2,9 +2,10 @@
 
 from pforce.training.callbacks import Checkpoints, OnRecord
 from pforce.training.config import OptimizerConfig, TrainingConfig
-from pforce.training.loop import Callback, Record, TrainingSpec, TrainState, new_state, train
+from pforce.training.loop import Callback, TrainingSpec, TrainState, new_state, train
 from pforce.training.outcome import Answer, Diverged, Stopped
 from pforce.training.strategy import Sharding, whole
+from pforce.training.window import Record
 
 __all__ = [
     "Answer", "Callback", "Checkpoints", "Diverged", "OnRecord", "OptimizerConfig", "Record", "Sharding", "Stopped",

@@ -12,8 +12,9 @@ from torch import Tensor
 from pforce.training import checkpoint
 from pforce.training.checkpoint import CheckpointError, checkpoint_path, snapshot_path
 from pforce.training.curve import write_segment
-from pforce.training.loop import Callback, Record, TrainState, Window, require_finite
+from pforce.training.loop import Callback, TrainState, require_finite
 from pforce.training.strategy import put, whole
+from pforce.training.window import Record, Window
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """AdamW's state entries for each parameter."""

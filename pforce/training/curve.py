@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pforce.base.files import content_digest, read_small, write_bytes
 from pforce.base.foreign import parse_object
-from pforce.training.loop import Record
+from pforce.training.window import Record
 
 CURVE = "curve"
 NAME = re.compile(r"(?P<first>\d{1,15})-(?P<last>\d{1,15})\.(?P<content>[0-9a-f]{32})\.jsonl")

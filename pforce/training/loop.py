@@ -8,11 +8,10 @@ steps equal n steps, bit for bit on a CPU.
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +28,7 @@ from pforce.training.draws import Draws, draw
 from pforce.training.ema import EMA
 from pforce.training.outcome import Answer, Diverged, Stopped
 from pforce.training.strategy import Forward, Sharding, local, make_forward, shard, whole
+from pforce.training.window import Record, Window
 
 CHECK_STEPS = 64
 """Steps between checks of interpolated modulations."""
@@ -56,28 +56,6 @@ class TrainingStream(Protocol):
     def merge(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]: ...  # of all workers
 
 
-class Record(NamedTuple):
-    """A point of the loss curve: means over the steps since the last one."""
-
-    step: int
-    """Optimiser steps done."""
-    images_seen: int
-    loss: float
-    mse: float
-    nll: float
-    gradient_norm: float
-    learning_rate: float
-    images_per_second: float
-    device_hours: float = 0.0
-    """Device-hours, summed over devices and resumes."""
-    time: float = 0.0
-    """Time at which it was made, in seconds since 1970."""
-    modulation_nodes: int = 0
-    """Number of nodes of interpolated modulation; 0 where modulations are exact."""
-    modulation_error: float = 0.0
-    """Largest relative error of interpolated modulations when they were last checked."""
-
-
 @dataclass(frozen=True)
 class TrainingSpec:
     """Everything that determines a training, except the model and the data."""
@@ -95,65 +73,6 @@ class TrainingSpec:
         1/D of it in the last."""
         rate, decay = self.optimizer.learning_rate_at(step), self.optimizer.decay_images // self.training.batch
         return rate * min(1.0, (self.training.steps - step) / decay) if decay else rate
-
-
-class Window:
-    """The steps since the last point of the curve. A checkpoint holds them, so that it does not force a point.
-
-    Losses stay on the device, so that a GPU does not wait at every step.
-
-    Args:
-        rows: steps of an open window that a checkpoint held, (steps, 4): loss, mse, nll, gradient norm.
-        seconds: seconds that these steps took.
-    """
-
-    def __init__(self, rows: Sequence[Sequence[float]] = (), seconds: float = 0.0) -> None:
-        self.rows = [list(row) for row in rows]
-        """Means over the workers, checked to be finite."""
-        self.seconds = seconds
-        self._new: list[Tensor] = []
-        """Rows (4,) of this worker's share of the batch, not checked yet."""
-        self._since = time.perf_counter()
-
-    def begin(self) -> None:
-        """Start the clock: time before, such as for reading a checkpoint, is not training."""
-        self._since = time.perf_counter()
-
-    def add(self, row: Tensor) -> None:
-        """Add the row (4,) of a step."""
-        self._new.append(row)
-
-    def settle(self, state: TrainState) -> None:
-        """Check the new steps and count their time. Diverged where a loss or a gradient is not finite.
-
-        All workers must call it: the means are over them, so that all see a divergence at once.
-        """
-        if not self._new:
-            return
-        rows = state.workers.mean(torch.stack(self._new)).cpu().double()
-        for offset, row in enumerate(rows):
-            if not row.isfinite().all():
-                found = f"the loss is {row[0].item()} and the gradient's norm {row[3].item()}"
-                raise Diverged(state.step - len(rows) + offset + 1, found)
-        now = time.perf_counter()
-        seconds = now - self._since
-        self.rows += rows.tolist()
-        self.seconds += seconds
-        state.seconds += seconds
-        state.device_seconds += seconds * state.devices
-        self._new, self._since = [], now
-
-    def close(self, state: TrainState) -> Record:
-        """Make a point of the curve from the window and begin a new window. Diverged as in `settle`."""
-        self.settle(state)
-        loss, mse, nll, norm = torch.tensor(self.rows, dtype=torch.float64).mean(dim=0).tolist()
-        rate = state.spec.learning_rate_at(state.step - 1)
-        speed = len(self.rows) * state.spec.training.batch / max(self.seconds, 1e-9)
-        self.rows, self.seconds = [], 0.0
-        return Record(
-            state.step, state.images_seen, loss, mse, nll, norm, rate, speed, state.device_seconds / 3600, time.time(),
-            state.model.modulation_nodes or 0, state.modulation_error,
-        )  # fmt: skip
 
 
 @dataclass
@@ -353,7 +272,8 @@ def _step(state: TrainState, forward: Forward, flip: bool) -> Tensor:
     spec, device = state.spec, state.device
     for group in state.optimizer.param_groups:
         group["lr"] = spec.learning_rate_at(state.step)
-    batch = state.stream.next_batch()
+    with state.window.usage.waiting():
+        batch = state.stream.next_batch()
     rows = state.stream.rows.to(device)
     drawn = draw(spec, state.model, state.step, device)
     if check_is_due(state.step):

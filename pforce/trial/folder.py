@@ -19,7 +19,7 @@ from pforce.records.lease import Lease, Wait, leased
 from pforce.records.parts import Part, decay_of
 from pforce.storage import Storage, StorageError
 from pforce.training.curve import read_curve
-from pforce.training.loop import Record
+from pforce.training.window import Record
 
 TRAININGS = "trainings"
 """Folder of all trainings below a storage's root."""

@@ -28,7 +28,7 @@ from pforce.records.sweeps import CellEntry
 from pforce.storage import Storage
 from pforce.training.checkpoint import CHECKSUM, FORMAT, STATE, checkpoint_path, checksum, snapshot_path
 from pforce.training.curve import write_segment
-from pforce.training.loop import Record as Point
+from pforce.training.window import Record as Point
 from pforce.trial.folder import training_folder
 from pforce.trial.migrate import Carried, OldCell, Say, entry_of, inputs_of_then, keep_sweeps, known_detector, put_cell
 from pforce.trial.source import content_hash

@@ -37,8 +37,8 @@ from pforce.training import (
 from pforce.training.callbacks import StepsOnly, restore
 from pforce.training.checkpoint import CheckpointError, snapshot_path
 from pforce.training.curve import write_segment
-from pforce.training.loop import Record as Point
 from pforce.training.strategy import put
+from pforce.training.window import Record as Point
 from pforce.trial.folder import (
     TRAINING,
     answered,

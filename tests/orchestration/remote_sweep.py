@@ -9,7 +9,8 @@ from pforce.base.console import exit_on_errors
 from pforce.orchestration.options import Options
 from pforce.orchestration.script import run_sweep
 from pforce.storage import place
-from pforce.training.loop import Callback, Record, TrainState
+from pforce.training.loop import Callback, TrainState
+from pforce.training.window import Record
 from tests.orchestration.conftest import small_sweep
 
 

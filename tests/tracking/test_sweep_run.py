@@ -95,9 +95,12 @@ def test_cells_have_headline_metrics_and_a_table_of_all_others(swept, tmp_path):
         row = stored.loc[run.data.tags[Tags.FINGERPRINT]]
         measured = {name: float(row[name]) for name in row.index if "/" in name and isinstance(row[name], float)}
         measured = {name: value for name, value in measured.items() if math.isfinite(value)}
-        own = {name: value for name, value in run.data.metrics.items() if not name.startswith("train/")}
+        points = ("train/", "system/")  # of the curve
+        own = {name: value for name, value in run.data.metrics.items() if not name.startswith(points)}
         assert len(run.data.metrics) <= MOST_HEADLINE
-        assert own == {name: measured[name] for name in headline(measured) if not name.startswith("train/")}
+        assert 0 < run.data.metrics["system/peak_memory_gib"] < 100
+        assert 0 <= run.data.metrics["system/data_wait_share"] <= 1
+        assert own == {name: measured[name] for name in headline(measured) if not name.startswith(points)}
         others = json.loads(read(uri, run.info.run_id, "numbers.json", tmp_path))
         assert others["columns"] == ["metric", "value"]
         assert {**own, **dict(others["data"])} == measured
