@@ -6,6 +6,8 @@ import getpass
 import hashlib
 import importlib.metadata
 import os
+import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -14,11 +16,15 @@ from pathlib import Path
 
 import torch
 
-from pforce.base.files import read_whole
+from pforce.base.files import read_small, read_whole
 
 CODE = ("pforce", "pforce_experiments", "sweeps")
 """Folders of a checkout whose files decide results."""
 UNKNOWN = "unknown"
+DRIVER = re.compile(r"\d{3,}\.\d+(\.\d+)?")
+"""A graphics driver's version."""
+KIBIBYTES_A_GIBIBYTE = 1 << 20
+MOST_BYTES = 1 << 20
 PACKAGES = ("pforce", "torch", "numpy", "scipy", "ray", "mlflow")
 
 
@@ -80,10 +86,37 @@ def provenance() -> dict[str, str]:
     return {**code(), **versions(), "host": socket.gethostname(), "user": user()}
 
 
+@cache
+def machine() -> dict[str, str]:
+    """The kind of machine: `host_type`; the graphics `driver`, where there is one; and the `container` that this
+    process runs in, by its image where PFORCE_IMAGE names it."""
+    model = next((line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+                 platform.processor() or platform.machine())  # fmt: skip
+    memory = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
+    found = {"host_type": f"{model}, {os.cpu_count()} cores, {memory / KIBIBYTES_A_GIBIBYTE:.0f} GiB"}
+    driver = next((match for line in _lines("/proc/driver/nvidia/version") if (match := DRIVER.search(line))), None)
+    if driver is not None:
+        found["driver"] = driver[0]
+    inside = [path for path in ("/.dockerenv", "/run/.containerenv") if Path(path).exists()]
+    if image := os.environ.get("PFORCE_IMAGE"):
+        found["container"] = image
+    elif inside or "KUBERNETES_SERVICE_HOST" in os.environ:
+        found["container"] = UNKNOWN
+    return found
+
+
+def _lines(path: str) -> list[str]:
+    """Lines of a file of the system; none where it is not there."""
+    try:
+        return read_small(Path(path), MOST_BYTES).decode(errors="replace").splitlines()
+    except (OSError, ValueError):
+        return []
+
+
 def made_on(device: torch.device, *, precision: str = "float32") -> dict[str, str]:
     """`provenance` with the device, and settings that may change a result's rounding."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {
-        **provenance(), "device": name, "precision": precision, "threads": str(torch.get_num_threads()),
+        **provenance(), **machine(), "device": name, "precision": precision, "threads": str(torch.get_num_threads()),
         "tf32": str(torch.backends.cuda.matmul.allow_tf32),
     }  # fmt: skip

@@ -25,7 +25,7 @@ DIGEST_LENGTH = 32
 """Characters of a data set's hash that MLflow's column holds."""
 NUMBERS = "numbers.json"
 """Table of a run with all numbers of its cell that are no headline metrics."""
-ENVIRONMENT = ("device", "precision", "workers", "threads", "sharding")
+ENVIRONMENT = ("device", "precision", "workers", "threads", "sharding", "attention", "host_type", "driver", "container")
 """Entries of a record's provenance that a run shows as tags of the same names."""
 COMMIT = "mlflow.source.git.commit"
 
