@@ -42,6 +42,8 @@ class Run:
     """Whether the following fields have been read."""
     tags: dict[str, str] = field(default_factory=dict)
     params: set[str] = field(default_factory=set)
+    linked: DataSet | None = None
+    """Data set that it is known to be linked with."""
     steps: set[int] | None = None
     """Steps of the points of its curve; None where they have not been read."""
 
@@ -164,14 +166,14 @@ class Page:
                 for (key, view), run_id, curve in zip(new.items(), ids, curves, strict=True):
                     steps = {point.step for point in curve}
                     tags, params = dict(view.tags), set(view.params)
-                    runs[key] = Run(run_id, False, view.status, "", True, True, tags, params, steps)
+                    runs[key] = Run(run_id, False, view.status, "", True, True, tags, params, view.data, steps)
                 return runs
             for key, view in new.items():
                 tags = {name: view.tags[name] for name in (Tags.KEY, PARENT, Tags.KIND, USER) if name in view.tags}
                 made = self.client.create_run(
                     self.experiment_id, start_time=view.started or None, run_name=view.name, tags=tags
                 )
-                runs[key] = Run(made.info.run_id, False, RUNNING, "", True, True, tags, set(), set())
+                runs[key] = Run(made.info.run_id, False, RUNNING, "", True, True, tags, set(), None, set())
         return runs
 
     # --- bringing up to date ------------------------------------------------------------------------------------
@@ -214,8 +216,9 @@ class Page:
             run.status = view.status
         if whole:
             self._files(run, view)
-        if whole and view.data is not None and not (run.made and self.database is not None):
+        if view.data is not None and run.linked != view.data:
             self.client.log_inputs(run.run_id, [_input(view.data)])  # which does nothing where it is linked already
+            run.linked = view.data
         if view.charts:
             self.client.set_experiment_tag(self.experiment_id, charts.TAG + charts.key_of_page(self.key()), view.charts)
         self._shown(run, content)

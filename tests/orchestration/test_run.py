@@ -173,7 +173,7 @@ def test_what_a_killed_driver_did_not_live_to_show_is_shown(tmp_path, console):
         assert points == sorted(set(points))
         assert len(points) == item.experiment.training.steps
         names = {file.path for file in client.list_artifacts(run_id)}
-        assert names == {"samples.png", "uncertainty_maps.png", "numbers.json"}
+        assert names == {"samples.png", "uncertainty_maps.png", "numbers.json", "images"}
         assert again.tracker.client.get_run(parent).info.status == "FINISHED"
 
 
