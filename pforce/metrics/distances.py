@@ -21,7 +21,7 @@ from pforce.metrics.frechet import (
     frechet_infinity,
 )
 from pforce.metrics.intervals import Estimate
-from pforce.metrics.memorisation import FARTHER, HELD_OUT_SHARE, NEARER, Training, distinct, memorisation
+from pforce.metrics.memorisation import HELD_OUT_SHARE, Training, distinct, memorisation
 from pforce.metrics.memorisation import LEAST as LEAST_NEAREST
 from pforce.metrics.memorisation import metrics_of as memorisation_metrics
 from pforce.metrics.names import KINDS, MEMORISATION, PIXEL_MEMORISATION, MetricName, read_names
@@ -197,7 +197,7 @@ def thresholds(metrics: Mapping[str, float]) -> list[str]:
 
 def memorised(metrics: Mapping[str, float]) -> list[str]:
     """One sentence for each space in which generated images are distinguishable from held-out ones."""
-    return [f"{each.name} {each.numbers}: {NEARER if each.nearer else FARTHER}" for each in distinct(metrics)]
+    return [f"{each.name} {each.numbers}: {each.says}" for each in distinct(metrics)]
 
 
 def few_images(metrics: Mapping[str, float]) -> list[str]:

@@ -259,34 +259,42 @@ def metrics_of(found: Memorisation, detector: str, images: int) -> dict[str, flo
 
 
 class Distinct(NamedTuple):
-    """An AUC whose interval does not hold 0.5."""
+    """A statement by which generated images are distinguishable from held-out ones."""
 
     name: str
-    nearer: bool
-    """Whether generated images are nearer to the training images than held-out ones, not farther."""
+    """Name of the AUC."""
+    says: str
+    """NEARER, FARTHER or COPIES."""
     auc: float
     numbers: str
     """AUC with its interval, and the share of copies, as text."""
 
 
+NEARER = "generated images are nearer to the training images than held-out ones are: look for copies"
+FARTHER = "on the whole, generated images are farther from the training images than held-out ones are"
+COPIES = "more generated images than held-out ones lie within the threshold of a training image: look for copies"
+
+
 def distinct(metrics: Mapping[str, float]) -> list[Distinct]:
-    """The AUCs by which generated images are distinguishable from held-out ones, among metrics by name."""
+    """What distinguishes generated images from held-out ones, among metrics by name.
+
+    That is an AUC whose interval does not hold 0.5, or a share of copies whose interval lies above that of the held-out
+    images' share, 1 %. A few copies among many other images are seen by their share only.
+    """
     found = []
     for text, name in read_names(metrics).items():
         if name.kind not in (MEMORISATION[0], PIXEL_MEMORISATION[0]) or name.beside is not None:
             continue
         value, low, high = (metrics.get(str(each), np.nan) for each in (name, *name.bounds))
-        if not (low > 0.5 or high < 0.5):  # false also where a bound is NaN
-            continue
         kinds = MEMORISATION if name.detector else PIXEL_MEMORISATION
         share = MetricName(kinds[1], name.detector)
         copies, least, most = (metrics.get(str(each), np.nan) for each in (share, *share.bounds))
+        held_out = metrics.get(str(share.with_beside("held_out_images")), np.nan)
         numbers = f"{value:.3f}, {low:.3f} … {high:.3f}"
         if not np.isnan(copies):
             numbers += f"; copies {copies:.1%}, {least:.1%} … {most:.1%}"
-        found.append(Distinct(text, low > 0.5, value, numbers))
+        usual = share_interval(HELD_OUT_SHARE, int(held_out)).high if held_out >= 1 else np.nan
+        # Each is false where a number is NaN.
+        says = {NEARER: low > 0.5, COPIES: least > usual, FARTHER: high < 0.5}
+        found += [Distinct(text, each, value, numbers) for each, holds in says.items() if holds]
     return found
-
-
-NEARER = "generated images are nearer to the training images than held-out ones are: look for copies"
-FARTHER = "generated images are farther from the training images than held-out ones are, which is no copying"

@@ -8,7 +8,7 @@ import pandas as pd
 
 from pforce.base.words import counted
 from pforce.metrics.distances import few_images
-from pforce.metrics.memorisation import FARTHER, NEARER, distinct
+from pforce.metrics.memorisation import distinct
 from pforce.metrics.names import COUNTS, CostName, MetricName, read_names
 from pforce.records.status import FAILED, FINISHED, UNDER_WAY
 from pforce.results.frames import (
@@ -95,18 +95,18 @@ def _few_images(values: pd.DataFrame) -> list[str]:
 
 
 def _memorised(frame: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
-    """Notes on cells whose images are distinguishable from held-out ones by their distance to the training images: per
-    row, their number and the AUC farthest from 0.5."""
-    told: dict[tuple[str, bool], list[str]] = {}
+    """Notes on cells whose images are distinguishable from held-out ones by their distance to the training images. Per
+    row: their number, and the numbers of the cell whose AUC is farthest from 0.5."""
+    told: dict[tuple[str, str], list[str]] = {}
     for row_name, row in _by_name(rows):
         seeds = finished(frame, row).to_dict("records")
         found = [each for seed in seeds for each in distinct({str(name): value for name, value in seed.items()})]
-        for name, nearer in dict.fromkeys((each.name, each.nearer) for each in found):
-            same = [each for each in found if (each.name, each.nearer) == (name, nearer)]
+        for name, says in dict.fromkeys((each.name, each.says) for each in found):
+            same = [each for each in found if (each.name, each.says) == (name, says)]
             farthest = max(same, key=lambda each: abs(each.auc - 0.5))
             line = f"{len(same)} of {len(seeds)} of {row_name} ({farthest.numbers})"
-            told.setdefault((name, nearer), []).append(line)
-    return [f"{name}: {NEARER if nearer else FARTHER}, in {_listed(lines)}" for (name, nearer), lines in told.items()]
+            told.setdefault((name, says), []).append(line)
+    return [f"{name}: {says}, in {_listed(lines)}" for (name, says), lines in told.items()]
 
 
 def _differences(values: pd.DataFrame) -> list[str]:

@@ -17,7 +17,17 @@ from pforce.metrics.distances import LEAST, NEAREST, distances, memorised, thres
 from pforce.metrics.features import FeatureSet, collect
 from pforce.metrics.frechet import FeatureError
 from pforce.metrics.intervals import auc
-from pforce.metrics.memorisation import Nearest, Training, distinct, families, memorisation, nearness
+from pforce.metrics.memorisation import (
+    COPIES,
+    FARTHER,
+    NEARER,
+    Nearest,
+    Training,
+    distinct,
+    families,
+    memorisation,
+    nearness,
+)
 from pforce.metrics.names import MEMORISATION, PIXEL_MEMORISATION, MetricName
 from pforce.metrics.reference import of_features
 
@@ -220,7 +230,8 @@ def test_numbers_have_names_intervals_thresholds_and_counts_and_only_memorised_i
     assert found.metrics["memorisation/pixel_copies"] == pytest.approx(0.5, abs=0.02)
     assert any("as 1% of the 200 held-out ones are" in note for note in thresholds(found.metrics))
     told = memorised(found.metrics)
-    assert len(told) == 2
+    assert [NEARER in line for line in told] == [True, False, True, False]
+    assert [COPIES in line for line in told] == [False, True, False, True]
     assert told[0].startswith("memorisation/auc/toy 0.7")
     assert "nearer to the training images" in told[0]
     assert memorised(measured(images(200, 4)).metrics) == []
@@ -228,9 +239,18 @@ def test_numbers_have_names_intervals_thresholds_and_counts_and_only_memorised_i
 
 def test_images_farther_from_the_training_images_are_told_apart_from_copies():
     flat = torch.zeros(60, 3, SIZE, SIZE, dtype=torch.uint8)
-    (_, pixels) = distinct(measured(flat).metrics)
-    assert not pixels.nearer
+    pixels = distinct(measured(flat).metrics)[-1]
+    assert (pixels.name, pixels.says) == ("memorisation/pixel_auc", FARTHER)
     assert pixels.auc == 0
+
+
+def test_a_few_copies_among_images_that_are_far_away_are_told_though_the_auc_is_small():
+    """10 of 100 images are copies; all others are farther than any held-out image."""
+    flat = torch.zeros(90, 3, SIZE, SIZE, dtype=torch.uint8)
+    found = distinct(measured(torch.cat([images(400, 1)[:10], flat])).metrics)
+    pixels = [each for each in found if each.name == "memorisation/pixel_auc"]
+    assert [each.says for each in pixels] == [COPIES, FARTHER]
+    assert pixels[0].auc == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(("generated", "held_out"), [(LEAST[NEAREST] - 1, 200), (200, LEAST[NEAREST] - 1)])

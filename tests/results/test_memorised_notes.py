@@ -29,7 +29,9 @@ def test_notes_name_rows_whose_images_are_distinguishable_from_held_out_ones():
         "memorisation/auc/openmoji: generated images are nearer to the training images than held-out ones are: look "
         "for copies, in 1 of 2 of m 0 (0.560, 0.530 … 0.590; copies 2.1%, 1.4% … 3.2%)"
     )
-    assert notes[1].startswith("memorisation/pixel_auc: generated images are farther from the training images")
+    assert notes[1].startswith(
+        "memorisation/pixel_auc: on the whole, generated images are farther from the training images"
+    )
     assert "in 2 of 2 of m 0 (0.400, 0.380 … 0.420); 1 of 1 of m 0.7 (0.400" in notes[1]
     assert len(notes) == 2
     table = cell_table(made, ROWS)
