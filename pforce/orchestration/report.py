@@ -20,6 +20,7 @@ from pforce.records.ledger import Ledger
 from pforce.records.sweeps import CellEntry, SweepEntry, read_sweeps
 from pforce.results import Report, Row
 from pforce.results.costs import run_costs
+from pforce.results.figures import MOST_LABELLED, cell_figure
 from pforce.results.page import Section, png
 from pforce.results.reproduction_figures import bars_figure
 from pforce.results.stored import storage_frame
@@ -127,8 +128,10 @@ def _of_sweep(name: str, frame: pd.DataFrame, source: Source, commands: list[str
     looks = looks_with(source.storage, name, claims, max(1, source.seeds(name)), source.say, shown=True)
     drawn = []
     if metric is not None and metric in table:
-        shown = table.assign(row=names)
-        drawn.append((png(bars_figure(shown, metric)), f"{metric}, bars of one standard deviation over seeds"))
+        figure = cell_figure(table, list(rows[0].labels))
+        if len(rows) <= MOST_LABELLED or figure is None:
+            figure = bars_figure(table.assign(row=names), metric)
+        drawn.append((png(figure), f"{metric}, bars of one standard deviation over seeds"))
     notes = [*_size(results.finished(own, rows)), *plan_notes(claims, looks), *results.table_notes(own, rows)]
     section = Section(
         title=name,

@@ -13,6 +13,7 @@ import matplotlib as mpl
 import matplotlib.image
 import pandas as pd
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -24,6 +25,8 @@ from pforce.results.tables import SPREAD
 PANELS_A_ROW = 4
 CAPTION_WIDTH = 52
 """Characters per line of a picture's caption."""
+MOST_LABELLED, WIDE = 40, 12.0
+"""Most rows whose points are labelled, and the width of a panel with more, in inches."""
 LONG_LABEL = 10
 """Characters from which on labels of several cells would overlap."""
 BLUE = "#2b6cb0"
@@ -51,32 +54,43 @@ def cell_figure(table: pd.DataFrame, axes: Sequence[str]) -> Figure | None:
     panels = panels_of(table)
     if not panels:
         return None
-    if len(axes) == 1:  # its name is shown once below, not at each value
-        labels = [str(value) for value in table[axes[0]]]
-    else:
-        labels = ["\n".join(f"{axis} {row[axis]}" for axis in axes) for _, row in table.iterrows()]
-    rows = math.ceil(len(panels) / PANELS_A_ROW)
+    many = len(table) > MOST_LABELLED
+    rows = len(panels) if many else math.ceil(len(panels) / PANELS_A_ROW)
     columns = math.ceil(len(panels) / rows)
+    width = WIDE if many else max(2.4, 0.62 * len(table) + 1.0)
     with style():
-        figure = Figure(figsize=(max(2.4, 0.62 * len(table) + 1.0) * columns, 3.0 * rows), layout="constrained")
+        figure = Figure(figsize=(width * columns, 3.0 * rows), layout="constrained")
         places = figure.subplots(rows, columns, squeeze=False).flatten()
         for place in places[len(panels) :]:
             place.remove()
         for axis, name in zip(places[: len(panels)], panels, strict=True):
             spread = table[name + SPREAD].fillna(0.0)
-            axis.errorbar(range(len(table)), table[name], yerr=spread, fmt="o", color=BLUE, capsize=3)
+            size = {"markersize": 3, "capsize": 0} if many else {"capsize": 3}
+            axis.errorbar(range(len(table)), table[name], yerr=spread, fmt="o", color=BLUE, **size)
             axis.set_title(name, loc="left")
-            slanted = max(map(len, "\n".join(labels).split("\n")), default=0) > LONG_LABEL and len(table) > 3
-            axis.set_xticks(range(len(table)), [label.replace("\n", ", ") for label in labels] if slanted else labels)
-            if slanted:
-                axis.tick_params(axis="x", labelsize=7)
-                for text in axis.get_xticklabels():
-                    text.set(rotation=40, ha="right", rotation_mode="anchor")
-            axis.set_xlabel(axes[0] if len(axes) == 1 else "")
+            if many:
+                axis.set_xlabel("row of the table, from 0")
+            else:
+                _label(axis, table, axes)
             axis.set_xlim(-0.5, len(table) - 0.5)  # all cells, also where one has no value
             axis.margins(y=0.2)
             axis.grid(axis="y", alpha=0.25)
     return figure
+
+
+def _label(axis: Axes, table: pd.DataFrame, names: Sequence[str]) -> None:
+    """Label the points of a panel by the rows' axes."""
+    if len(names) == 1:  # its name is shown once below, not at each value
+        labels = [str(value) for value in table[names[0]]]
+    else:
+        labels = ["\n".join(f"{name} {row[name]}" for name in names) for _, row in table.iterrows()]
+    slanted = max(map(len, "\n".join(labels).split("\n")), default=0) > LONG_LABEL and len(table) > 3
+    axis.set_xticks(range(len(table)), [label.replace("\n", ", ") for label in labels] if slanted else labels)
+    if slanted:
+        axis.tick_params(axis="x", labelsize=7)
+        for text in axis.get_xticklabels():
+            text.set(rotation=40, ha="right", rotation_mode="anchor")
+    axis.set_xlabel(names[0] if len(names) == 1 else "")
 
 
 def side_by_side(pictures: Sequence[tuple[bytes, str]]) -> bytes:

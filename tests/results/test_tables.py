@@ -95,6 +95,14 @@ def test_the_figure_has_a_point_per_row_and_there_is_none_of_nothing(frame):
     assert cell_figure(cell_table(pd.DataFrame(), ROWS), ["m"]) is None
 
 
+def test_a_figure_of_a_thousand_rows_is_no_wider_than_a_page(frame):
+    rows = [Row({"m": str(number)}, ["a0" if number % 2 else "b0"]) for number in range(1000)]
+    drawn = cell_figure(cell_table(frame, rows), ["m"])
+    assert drawn is not None
+    assert drawn.get_size_inches()[0] == 12
+    assert [len(line.get_xdata()) for line in drawn.axes[0].lines[:1]] == [1000]
+
+
 @pytest.fixture
 def calibrated(frame) -> pd.DataFrame:
     """Deciles 2 and 10 at one timestep; the run of b0 is from before calibration was measured."""
