@@ -10,6 +10,7 @@ import mlflow
 import pytest
 
 from pforce import results
+from pforce.records.provenance import user
 from pforce.storage import Storage, StorageError
 from pforce.storage.identity import identity_of
 from pforce.tracking import Mirror, Point, Shown, Tags, Tracker, View, default_uri
@@ -138,7 +139,7 @@ def test_pages_and_runs_that_people_renamed_stay_found(any_mirror, request):
 
 
 def test_two_storages_with_sweeps_of_one_name_on_one_server(server, tmp_path):
-    """Each has a page of its own; a copy of a storage has that of the original."""
+    """Each has a page of its own, whose name says whose it is; a copy of a storage has that of the original."""
     pages = []
     for number in (0, 1):
         place = Storage.open(tmp_path / str(number))
@@ -147,7 +148,7 @@ def test_two_storages_with_sweeps_of_one_name_on_one_server(server, tmp_path):
         pages.append(page)
     suffix = identity_of(Storage.open(tmp_path / "1"))[: mirrors.SUFFIX]
     names = [pages[0].client.get_experiment(page.experiment_id).name for page in pages]
-    assert names == ["shared", f"shared-{suffix}"]
+    assert names == [f"shared ({user()})", f"shared ({user()})-{suffix}"]
     for number, name in enumerate(names):
         assert results.runs(server.uri, name)["val/loss"].tolist() == [number]
     (tmp_path / "copy").mkdir()
