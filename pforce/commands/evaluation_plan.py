@@ -21,9 +21,9 @@ from pforce.metrics.config import EvaluationConfig
 from pforce.metrics.context import CONTEXT_TIMESTEPS
 from pforce.metrics.detectors import Detector, load_detector
 from pforce.metrics.difficulty import TIMESTEPS
-from pforce.metrics.distances import IMAGE_METRICS, ImageMetric
+from pforce.metrics.distances import USUAL, ImageMetric
 from pforce.metrics.image_sets import ImageSet, ImageSetError, open_images
-from pforce.metrics.reference import BATCH, is_statistics, load_statistics
+from pforce.metrics.reference import BATCH, image_size, is_statistics, load_statistics
 from pforce.orchestration.evaluation import Evaluation
 from pforce.orchestration.find import find_model
 from pforce.orchestration.options import StoreOptions, WorkerOptions
@@ -197,7 +197,13 @@ def _reference(a: Arguments, data: _Data | None, detector: Detector, console: Co
     path = Path(a.reference)
     if path.suffix == ".npz" and is_statistics(path):
         found = load_statistics(path, detector, images=False)
-        return ReferenceImages("statistics", str(path.absolute()), f"file:{found.identity}", found.moments.n or 0)
+        try:
+            size = image_size(path)
+        except ImageSetError as error:
+            raise ImageSetError(f"evaluation.reference = {error}") from error
+        return ReferenceImages(
+            "statistics", str(path.absolute()), f"file:{found.identity}", found.moments.n or 0, size
+        )  # fmt: skip
     try:
         images = open_images(path)
     except ImageSetError as error:
@@ -212,7 +218,7 @@ def _metrics(a: Arguments, detector: Detector) -> tuple[ImageMetric, ...]:
     asked: tuple[ImageMetric, ...] = given(a.evaluation).get("metrics", ())
     if asked:
         return asked
-    return IMAGE_METRICS if detector.name == "inception" else ("frechet", "kernel", "precision_recall")
+    return USUAL if detector.name == "inception" else ("frechet", "kernel", "precision_recall")
 
 
 def _check_sizes(reference: ReferenceImages, size: tuple[int, int] | None, detector: Detector) -> None:

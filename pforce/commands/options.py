@@ -139,7 +139,7 @@ def sampler_of(options: SamplerOptions, source: Source) -> Sampler:
 EVALUATION_DEFAULTS: Mapping[str, str] = {
     "detector": "the experiment's",
     "detector_weights": "the experiment's",
-    "metrics": "frechet, kernel and precision_recall; with inception all",
+    "metrics": "frechet, kernel and precision_recall; with inception inception_score, too",
     "reference_images": "all of train, up to 1000 of validation",
 }
 """Setting → text for a default of `pforce evaluate` that is not a plain value."""

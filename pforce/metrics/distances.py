@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
+from torch import Tensor
+
+from pforce.metrics import adm
 from pforce.metrics.features import FeatureSet
 from pforce.metrics.fidelity import NEIGHBOURS, SCORE_SPLITS, inception_score, kernel_distance, precision_recall
 from pforce.metrics.frechet import (
@@ -21,17 +24,23 @@ from pforce.metrics.intervals import Estimate
 from pforce.metrics.names import MetricName
 from pforce.metrics.reference import ReferenceStatistics
 
-ImageMetric = Literal["frechet", "kernel", "precision_recall", "inception_score"]
+ImageMetric = Literal[
+    "frechet", "kernel", "precision_recall", "inception_score", "precision_recall_adm", "inception_score_adm",
+]  # fmt: skip
 IMAGE_METRICS: tuple[ImageMetric, ...] = get_args(ImageMetric)
+USUAL: tuple[ImageMetric, ...] = ("frechet", "kernel", "precision_recall", "inception_score")
+"""Image metrics that `pforce evaluate` measures where none are asked for. Its list never changes: it names results."""
 
 KINDS_OF = {
     "frechet": ("fd", "sfd"), "frechet_infinity": ("fd_infinity",), "kernel": ("kd",),
     "precision_recall": ("precision", "recall"), "inception_score": ("is",),
+    "precision_recall_adm": ("precision_adm", "recall_adm"), "inception_score_adm": ("is_adm",),
 }  # fmt: skip
 """Image metric → kinds of the numbers that it records; sfd only where the detector has spatial features."""
 
 LEAST = {
     "precision_recall": NEIGHBOURS + 1,
+    "precision_recall_adm": NEIGHBOURS + 1,
     "inception_score": SCORE_SPLITS,
     "frechet_infinity": 4 * max(EXTRAPOLATED_SHARES),
 }
@@ -74,16 +83,46 @@ class _Record:
             self.metrics[str(name.with_beside("reference_images"))] = float(references)
 
 
-def _frechet(record: _Record, generated: FeatureSet, reference: ReferenceStatistics) -> None:
+def _frechet(record: _Record, generated: FeatureSet, reference: ReferenceStatistics) -> list[str]:
+    """Record Fréchet distances; returns notes."""
     record.put("fd", frechet_estimate(generated.features, Reference(reference.moments)), reference.moments.n)
     size = MetricName("fd", record.detector, beside="features")
     record.metrics[str(size)] = float(generated.features.shape[1])
-    if generated.spatial is not None and reference.spatial is not None:
-        record.put("sfd", frechet_estimate(generated.spatial, Reference(reference.spatial)), reference.spatial.n)
+    if generated.spatial is None:
+        return []
+    if reference.spatial is None:
+        return [f"{MetricName('sfd', record.detector).short}: left out, as {reference.source} has no mu_s and sigma_s"]
+    record.put("sfd", frechet_estimate(generated.spatial, Reference(reference.spatial)), reference.spatial.n)
+    return []
 
+
+def _precision_recall_adm(record: _Record, generated: FeatureSet, reference: Tensor) -> None:
+    both = adm.precision_recall(generated.features, reference)
+    record.put("precision_adm", both.precision, len(reference))
+    record.put("recall_adm", both.recall, len(reference))
+
+
+OF_FEATURES: Mapping[str, Callable[[_Record, FeatureSet, Tensor], None]] = {
+    "precision_recall_adm": _precision_recall_adm,
+}
+"""Further metrics of generated features and features (M, D) of reference images: functions that record them."""
 
 EXTRAPOLATED = "frechet_infinity"
 """Name of the Fréchet distance extrapolated to infinitely many images, an addition to `IMAGE_METRICS`."""
+
+
+def _scores(record: _Record, generated: FeatureSet, metrics: Sequence[str]) -> list[str]:
+    """Record Inception Scores; returns notes."""
+    asked = [metric for metric in ("inception_score", "inception_score_adm") if metric in metrics]
+    if generated.logits is None:
+        return [f"{metric}: left out, as the detector {generated.detector} has no classes to score" for metric in asked]
+    if "inception_score" in asked and len(generated) >= LEAST["inception_score"]:
+        record.put("is", inception_score(generated.logits), None)
+    if "inception_score_adm" not in asked:
+        return []
+    record.put("is_adm", adm.inception_score(generated.logits), None)
+    uneven = adm.uneven_split(len(generated))
+    return [uneven] if uneven else []
 
 
 def distances(
@@ -110,12 +149,12 @@ def distances(
     if bool((generated.features == generated.features[0]).all()):
         notes.append(f"all {n} images look the same to the detector: a collapsed model, or images that are one")
     if "frechet" in metrics:
-        _frechet(record, generated, reference)
+        notes += _frechet(record, generated, reference)
     if EXTRAPOLATED in metrics and n >= LEAST[EXTRAPOLATED]:
         record.put("fd_infinity", frechet_infinity(generated.features, Reference(reference.moments)),
                    reference.moments.n)  # fmt: skip
     if reference.features is None:
-        without = [metric for metric in ("kernel", "precision_recall") if metric in metrics]
+        without = [metric for metric in ("kernel", "precision_recall", *OF_FEATURES) if metric in metrics]
         notes += [f"{metric}: left out, as {reference.source} holds moments but no images" for metric in without]
     else:
         if "kernel" in metrics:
@@ -124,16 +163,15 @@ def distances(
             both = precision_recall(generated.features, reference.features)
             record.put("precision", both.precision, len(reference.features))
             record.put("recall", both.recall, len(reference.features))
-    if "inception_score" in metrics:
-        if generated.logits is None:
-            notes.append(f"inception_score: left out, as the detector {generated.detector} has no classes to score")
-        elif n >= LEAST["inception_score"]:
-            record.put("is", inception_score(generated.logits), None)
+        for metric, put in OF_FEATURES.items():
+            if metric in metrics and min(n, len(reference.features)) >= LEAST.get(metric, 0):
+                put(record, generated, reference.features)
+    notes += _scores(record, generated, metrics)
     fewest = n if reference.features is None else min(n, len(reference.features))
     notes += [
         f"{metric}: left out, as {fewest} images are fewer than the {LEAST[metric]} that it needs"
         for metric in metrics
-        if (fewest if metric == "precision_recall" else n) < LEAST.get(metric, 0)
+        if (fewest if metric in ("precision_recall", *OF_FEATURES) else n) < LEAST.get(metric, 0)
     ]
     return Distances(record.metrics, tuple(notes))
 

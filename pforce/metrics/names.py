@@ -64,8 +64,13 @@ DAMAGED_SAMPLES = "data/damaged_samples"
 HELD_OUT_IMAGES = "data/held_out_images"
 VALIDATION_LOSS = "val/loss"
 
-DISTANCES = ("fd", "fd_infinity", "sfd", "kd", "precision", "recall", "is")
+DISTANCES = (
+    "fd", "fd_infinity", "sfd", "kd", "precision", "recall", "is",
+    "precision_adm", "recall_adm", "is_adm",
+)  # fmt: skip
 """Kinds of metrics of generated images, in the order of tables."""
+LARGER_IS_BETTER = ("precision", "recall", "is", "precision_adm", "recall_adm", "is_adm")
+"""Kinds of `DISTANCES` whose larger values are better."""
 OF_INCEPTION = {"fd": "fid", "fd_infinity": "fid_infinity", "sfd": "sfid", "kd": "kid"}
 """Names of the distances in Inception's features. With other detectors the numbers are not FID, sFID or KID, and have
 other names: `fd/openmoji`."""
@@ -81,10 +86,7 @@ CURVE_POINT = (
 """Metrics at the points of a training's curve."""
 
 KINDS: dict[str, Kind] = {
-    **{
-        name: Kind(("detector",), beside=BESIDE, larger_is_better=name in ("precision", "recall", "is"))
-        for name in DISTANCES
-    },
+    **{name: Kind(("detector",), beside=BESIDE, larger_is_better=name in LARGER_IS_BETTER) for name in DISTANCES},
     VALIDATION_LOSS: Kind(optional=("t",), decimals=4),
     **{name: Kind(("t",), beside=BOUNDS, larger_is_better=True) for name in DIFFICULTY},
     "calibration/error": Kind(("t",)),

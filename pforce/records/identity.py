@@ -34,7 +34,16 @@ VERSIONS: Mapping[str, int] = {
     **{f"timesteps.{name}": 1 for name in t.SAMPLERS},
     **{f"sampler.{name}": 1 for name in s.SAMPLERS},
     **{
-        f"metric.{name}": 1 for name in ("frechet", "frechet_infinity", "kernel", "precision_recall", "inception_score")
+        f"metric.{name}": 1
+        for name in (
+            "frechet",
+            "frechet_infinity",
+            "kernel",
+            "precision_recall",
+            "inception_score",
+            "precision_recall_adm",
+            "inception_score_adm",
+        )
     },
     **{f"held_out.{name}": 1 for name in ("loss", "difficulty", "context")},
     **{f"detector.{name}": 1 for name in ("openmoji", "fashion-mnist", "inception", "dinov2")},

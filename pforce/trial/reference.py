@@ -152,7 +152,7 @@ class ReferenceImages:
         """
         path = Path(self.path)
         if self.kind == "statistics":
-            found = load_statistics(path, detector, device=device, progress=progress)
+            found = load_statistics(path, detector, cache=cache, device=device, progress=progress)
             if f"file:{found.identity}" != self.identity:
                 raise StatisticsError(
                     f"reference statistics {path}: hold {found.identity[:12]}, where {self.identity[5:17]} was planned "
