@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
 
-from pforce.metrics import adm
+from pforce.metrics import adm, manifolds
 from pforce.metrics.features import FeatureSet
 from pforce.metrics.fidelity import NEIGHBOURS, SCORE_SPLITS, inception_score, kernel_distance, precision_recall
 from pforce.metrics.frechet import (
@@ -26,6 +26,7 @@ from pforce.metrics.reference import ReferenceStatistics
 
 ImageMetric = Literal[
     "frechet", "kernel", "precision_recall", "inception_score", "precision_recall_adm", "inception_score_adm",
+    "density_coverage", "sliced",
 ]  # fmt: skip
 IMAGE_METRICS: tuple[ImageMetric, ...] = get_args(ImageMetric)
 USUAL: tuple[ImageMetric, ...] = ("frechet", "kernel", "precision_recall", "inception_score")
@@ -35,12 +36,14 @@ KINDS_OF = {
     "frechet": ("fd", "sfd"), "frechet_infinity": ("fd_infinity",), "kernel": ("kd",),
     "precision_recall": ("precision", "recall"), "inception_score": ("is",),
     "precision_recall_adm": ("precision_adm", "recall_adm"), "inception_score_adm": ("is_adm",),
+    "density_coverage": ("density", "coverage"), "sliced": ("swd",),
 }  # fmt: skip
 """Image metric → kinds of the numbers that it records; sfd only where the detector has spatial features."""
 
 LEAST = {
     "precision_recall": NEIGHBOURS + 1,
     "precision_recall_adm": NEIGHBOURS + 1,
+    "density_coverage": manifolds.NEIGHBOURS + 1,
     "inception_score": SCORE_SPLITS,
     "frechet_infinity": 4 * max(EXTRAPOLATED_SHARES),
 }
@@ -102,8 +105,20 @@ def _precision_recall_adm(record: _Record, generated: FeatureSet, reference: Ten
     record.put("recall_adm", both.recall, len(reference))
 
 
+def _density_coverage(record: _Record, generated: FeatureSet, reference: Tensor) -> None:
+    both = manifolds.density_coverage(generated.features, reference)
+    record.put("density", both.density, len(reference))
+    record.put("coverage", both.coverage, len(reference))
+
+
+def _sliced(record: _Record, generated: FeatureSet, reference: Tensor) -> None:
+    record.put("swd", manifolds.sliced_distance(generated.features, reference), len(reference))
+
+
 OF_FEATURES: Mapping[str, Callable[[_Record, FeatureSet, Tensor], None]] = {
     "precision_recall_adm": _precision_recall_adm,
+    "density_coverage": _density_coverage,
+    "sliced": _sliced,
 }
 """Further metrics of generated features and features (M, D) of reference images: functions that record them."""
 

@@ -43,6 +43,8 @@ VERSIONS: Mapping[str, int] = {
             "inception_score",
             "precision_recall_adm",
             "inception_score_adm",
+            "density_coverage",
+            "sliced",
         )
     },
     **{f"held_out.{name}": 1 for name in ("loss", "difficulty", "context")},
