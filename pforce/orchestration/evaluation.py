@@ -70,7 +70,9 @@ class Evaluation:
     """The model in memory; None for given images."""
     images: ImageSet | None = None
     image_parts: Mapping[str, Part] = field(default_factory=dict)
-    """Metric → part, for given images."""
+    """Metric → part, for given images; of a further detector `frechet/dinov2`."""
+    further: tuple[Detector, ...] = ()
+    """Further detectors of the same images."""
     classes: tuple[str, ...] = ()
 
     @cached_property
@@ -121,7 +123,8 @@ class Measuring(Source):
             return None
         assert e.images is not None
         return MeasureImages(
-            e.identity, e.name, e.images, wanted, e.reference, e.detector, self.ledger.storage.uri
+            e.identity, e.name, e.images, wanted, e.reference, e.detector, self.ledger.storage.uri,
+            further=e.further,
         )  # fmt: skip
 
     def next(self) -> Task | Idle:
@@ -302,7 +305,8 @@ def forget(e: Evaluation, ledger: Ledger, reason: str) -> None:
         request, storage = e.model.request, ledger.storage
         ledger.forget(request.drawn(e.model.sha256).digest, reason)
         drawing = request.drawing(e.model.sha256).digest
-        for relative in (features_folder(drawing, e.detector), f"{folder_of(drawing)}/images"):
+        features = [features_folder(drawing, detector) for detector in (e.detector, *e.further)]
+        for relative in (*features, f"{folder_of(drawing)}/images"):
             Blocks(storage, relative).clear()
 
 

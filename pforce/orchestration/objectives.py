@@ -56,12 +56,15 @@ class Requirement:
 def recorded_names(experiment: Experiment, request: Request) -> list[str]:
     """Names of the metrics that every cell of an experiment records, without those of single deciles and contexts."""
     kinds = [kind for metric in request.metrics for kind in KINDS_OF[metric]]
-    detector = experiment.evaluation.detector_name
-    if detector != "inception":
-        kinds = [kind for kind in kinds if kind != "sfd"]
+    named = [
+        metric_name(kind, detector)
+        for detector in (experiment.evaluation.detector_name, *(other["name"] for other in request.further))
+        for kind in kinds
+        if kind != "sfd" or detector == "inception"
+    ]
     times = [float(time) for time in request.difficulty]
     of_times = [str(MetricName(kind, t=time)) for kind in (*DIFFICULTY, CALIBRATION[0]) for time in times]
-    return [VALIDATION_LOSS, *(metric_name(kind, detector) for kind in kinds), *of_times, *ONE_COST]
+    return [VALIDATION_LOSS, *named, *of_times, *ONE_COST]
 
 
 def _recorded(option: str, text: str, experiment: Experiment, request: Request) -> str:

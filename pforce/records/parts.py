@@ -11,8 +11,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, wraps
 from typing import Any, Literal, TypeVar
 
@@ -71,6 +71,8 @@ class Inputs:
     """Hash of a file of reference statistics; None where the reference consists of images of the data set."""
     auto: str = FLOAT32
     """The precision that `training.precision = auto` stands for where this runs."""
+    further: tuple[tuple[str, str, str], ...] = ()
+    """Name, hash and preprocessing of each further detector."""
 
     def tags(self) -> dict[str, str]:
         """Hashes as tags of a run."""
@@ -131,6 +133,22 @@ def label_cycle(labels: Sequence[int]) -> dict[str, Any]:
     return {"cycle": digest("labels", [int(label) for label in labels])}
 
 
+def labels_of(evaluation: EvaluationConfig, inputs: Inputs | None, classes: int) -> Mapping[str, Any]:
+    """The rule for the classes of drawn images, by content. Without a data set, `validation` takes classes in turn."""
+    if evaluation.labels == "random":
+        return {"random": int(classes), "seed": int(evaluation.seed)}
+    if evaluation.labels == "validation" and inputs is not None:
+        return image_set(inputs.data, "validation", min(evaluation.label_images, inputs.validation))
+    return label_cycle(range(classes))
+
+
+def labels_in_words(labels: Mapping[str, Any]) -> str | None:
+    """A note on the rule for the classes of drawn images; None where they are those of held-out images."""
+    if "random" in labels:
+        return f"classes of its images: drawn at random, each of {labels['random']:,} equally likely"
+    return "classes of its images: listed in turn" if "cycle" in labels else None
+
+
 Found = TypeVar("Found")
 
 
@@ -148,6 +166,15 @@ def _once(method: Callable[[Any, str], Found]) -> Callable[[Any, str], Found]:
     return asked
 
 
+def metric_key(metric: str, further: str | None) -> str:
+    """Name of a part among those of one request.
+
+    Args:
+        further: name of the further detector; None for the first one.
+    """
+    return metric if further is None else f"{metric}/{further}"
+
+
 @dataclass(frozen=True)
 class Request:
     """The measurements that are requested of a model, as plain data: with the model's hash it names parts."""
@@ -163,6 +190,8 @@ class Request:
     """Hash of the autoencoder that decodes latents to pixels."""
     detector: Mapping[str, str] = field(default_factory=dict)
     """Detector: name, sha256, preprocessing."""
+    further: tuple[Mapping[str, str], ...] = ()
+    """Further detectors, whose metrics are measured on the same images against the same reference."""
     reference: str = ""
     """Reference that the images are compared with, by content."""
     metrics: tuple[str, ...] = ()
@@ -174,13 +203,14 @@ class Request:
     context: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
-        """The request as plain data."""
-        return asdict(self)
+        """The request as plain data; without further detectors, as they were before these existed."""
+        plain = asdict(self)
+        return plain if self.further else {name: value for name, value in plain.items() if name != "further"}
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> Request:
         """The inverse of `plain`. TypeError for other fields."""
-        lists = {name: tuple(data.get(name, ())) for name in ("metrics", "difficulty", "context")}
+        lists = {name: tuple(data.get(name, ())) for name in ("metrics", "difficulty", "context", "further")}
         return cls(**{**data, **lists})
 
     @_once
@@ -199,19 +229,25 @@ class Request:
         drawing = self.drawing(weights)
         return Part("drawing", {"images": self.images}, parents=(drawing.digest,))
 
+    @cached_property
+    def each(self) -> tuple[Request, ...]:
+        """The request with each of its detectors alone; they share the drawing."""
+        return (replace(self, further=()), *(replace(self, detector=other, further=()) for other in self.further))
+
     @_once
     def image_parts(self, weights: str) -> dict[str, Part]:
-        """Parts of image metrics, by name."""
+        """Parts of image metrics, by name: `frechet`, and of a further detector `frechet/inception`."""
         if not self.images:
             return {}
         drawing = self.drawing(weights).digest
         return {
-            metric: Part(
+            metric_key(metric, None if place == 0 else detector["name"]): Part(
                 "image_metric",
-                {"metric": metric, "images": self.images, "detector": dict(self.detector), "reference": self.reference},
-                versions_of(f"metric.{metric}", f"detector.{self.detector['name']}"),
+                {"metric": metric, "images": self.images, "detector": dict(detector), "reference": self.reference},
+                versions_of(f"metric.{metric}", f"detector.{detector['name']}"),
                 (drawing,),
             )
+            for place, detector in enumerate((self.detector, *self.further))
             for metric in self.metrics
         }
 
@@ -280,20 +316,18 @@ def request_of(
     evaluation: EvaluationConfig, sampler: Sampler, inputs: Inputs, *, classes: int, difficulty_head: bool
 ) -> Request:
     """The request of an experiment's evaluation."""
-    if evaluation.labels == "validation":
-        count = min(evaluation.label_images, inputs.validation)
-        labels: Mapping[str, Any] = image_set(inputs.data, "validation", count)
-    else:
-        labels = label_cycle(range(classes))
     times = (evaluation.difficulty_timesteps, evaluation.context_timesteps) if difficulty_head else ((), ())
     return Request(
         images=int(evaluation.images),
         seed=int(evaluation.seed),
         sampler=canonical_sampler(sampler),
-        labels=labels,
+        labels=labels_of(evaluation, inputs, classes),
         detector={
             "name": inputs.detector, "sha256": inputs.detector_sha256, "preprocessing": inputs.preprocessing
         },
+        further=tuple(
+            {"name": name, "sha256": sha256, "preprocessing": told} for name, sha256, told in inputs.further
+        ),
         reference=reference_of(evaluation, inputs),
         metrics=metrics_of(evaluation.metrics, extrapolate=evaluation.extrapolate),
         held_out=image_set(inputs.data, "validation", min(evaluation.held_out_images, inputs.validation)),
@@ -301,6 +335,32 @@ def request_of(
         difficulty=tuple(sorted({time_key(time) for time in times[0]})),
         context=tuple(sorted({time_key(time) for time in times[1]})),
     )  # fmt: skip
+
+
+def request_for(
+    evaluation: EvaluationConfig, inputs: Inputs | None, measured: Collection[str], *, classes: int
+) -> Request:
+    """The request to any model, without sampler, detector and reference.
+
+    Args:
+        inputs: inputs of the data set; None where there is none, and nothing is held out.
+        measured: some of images, loss, difficulty and context.
+    """
+    held_out: Mapping[str, Any] = {}
+    if inputs is not None:
+        held_out = image_set(inputs.data, "validation", min(evaluation.held_out_images, inputs.validation))
+    difficulty = evaluation.difficulty_timesteps if "difficulty" in measured else ()
+    context = evaluation.context_timesteps if "context" in measured else ()
+    return Request(
+        images=evaluation.images if "images" in measured else 0,
+        seed=evaluation.seed,
+        labels=labels_of(evaluation, inputs, classes),
+        metrics=metrics_of(evaluation.metrics, extrapolate=evaluation.extrapolate),
+        held_out=held_out,
+        loss="loss" in measured,
+        difficulty=tuple(sorted({time_key(t) for t in difficulty})),
+        context=tuple(sorted({time_key(t) for t in context})),
+    )
 
 
 def cell_parts(experiment: Experiment, inputs: Inputs) -> CellParts:

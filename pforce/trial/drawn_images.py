@@ -22,7 +22,7 @@ from pforce.metrics.reference import ReferenceStatistics
 from pforce.parallel import Workers
 from pforce.records.lease import Wait, patient, shared
 from pforce.records.ledger import Ledger
-from pforce.records.parts import Part, Request
+from pforce.records.parts import Part, Request, labels_in_words
 from pforce.records.record import Record
 from pforce.sampling import count_flops
 from pforce.trial.draw import (
@@ -45,6 +45,34 @@ from pforce.trial.subject import Subject
 from pforce.trial.watch import Progress, Watch, quiet
 
 
+class Reader(NamedTuple):
+    """A further detector that reads images as they are drawn, and where its features are kept."""
+
+    detector: Detector
+    features: Blocks
+
+    def read(self, block: int, there: int, images: Tensor) -> None:
+        """Read and keep images of a block, as far as its first ones are kept.
+
+        Args:
+            there: number of the block's images that come before these.
+        """
+        before = self.features.block(block)
+        kept = 0 if before is None else count_of(before)
+        if not there <= kept < there + len(images):
+            return  # kept already; or its first ones are missing, so that it is drawn where they are
+        arrays = to_arrays(read_block(self.detector, images[kept - there :]))
+        self.features.save(block, arrays if before is None else joined([before, arrays]))
+
+
+def readers(
+    drawing: str, detectors: Sequence[Callable[[], Detector]], ledger: Ledger
+) -> list[Reader]:  # fmt: skip
+    """Further detectors of a drawing (its digest)."""
+    loaded = [detector() for detector in detectors]
+    return [Reader(each, Blocks(ledger.storage, features_folder(drawing, each))) for each in loaded]
+
+
 class _Block(NamedTuple):
     """A block drawn by one worker."""
 
@@ -65,6 +93,7 @@ def draw_blocks(
     *,
     kept: Mapping[int, Arrays],
     store: tuple[Blocks, Blocks],
+    others: Sequence[Reader] = (),
     progress: Callable[[int], None] = lambda drawn: None,
     wait: Wait = patient,
 ) -> Iterator[_Block]:
@@ -75,6 +104,7 @@ def draw_blocks(
     Args:
         kept: blocks of which a part is there already.
         store: blocks of features, and blocks of images.
+        others: further detectors that read the images, too.
         progress: callback that gets the number of images just drawn.
         wait: called while other processes draw the last groups.
     """
@@ -84,14 +114,14 @@ def draw_blocks(
         done=lambda group: features.has(group[-1].end, group[0].first), doing="drawing images", wait=wait,
     )  # fmt: skip
     for group in own:
-        for block in draw_group(request, subject, detector, group, kept=kept, store=store):
+        for block in draw_group(request, subject, detector, group, kept=kept, store=store, others=others):
             progress(block.drawn)
             yield block
 
 
 def draw_group(
     request: Request, subject: Subject, detector: Detector, group: Sequence[Span], *, kept: Mapping[int, Arrays],
-    store: tuple[Blocks, Blocks],
+    store: tuple[Blocks, Blocks], others: Sequence[Reader] = (),
 ) -> Iterator[_Block]:  # fmt: skip
     """Draw one group of passes as `draw_blocks` does, without regard to other processes."""
     features, images = store
@@ -118,6 +148,8 @@ def draw_group(
             if before is None or count_of(before) < there:
                 raise ValueError(f"images {block} to {first + start - 1} of a drawing are no longer kept")
             arrays = joined([{key: value[:there] for key, value in before.items()}, arrays])
+        for other in others:  # first, as the block counts as drawn once its own features are kept
+            other.read(block, there, part)
         features.save(block, arrays)
         if first + start == 0:
             images.save(0, {"images": part.cpu().numpy()})
@@ -130,6 +162,7 @@ def measure_images(
     ledger: Ledger,
     metrics: Sequence[str],
     *,
+    others: Sequence[Callable[[], Detector]] = (),
     workers: Workers,
     watch: Watch,
     trim: bool,
@@ -138,6 +171,7 @@ def measure_images(
 
     Args:
         metrics: names of the metrics that have no record.
+        others: functions that return further detectors, which read and keep the images that are drawn now.
         trim: keep at most KEPT_BYTES of features.
     """
     assert subject.detector is not None
@@ -145,10 +179,7 @@ def measure_images(
     detector = subject.detector()
     started, clock = time.time(), time.perf_counter()
     drawing = request.drawing(subject.weights)
-    store = (
-        Blocks(ledger.storage, features_folder(drawing.digest, detector)),
-        Blocks(ledger.storage, f"{folder_of(drawing.digest)}/{IMAGES}"),
-    )
+    store = _store(drawing.digest, detector, ledger)
     reference: ReferenceStatistics | None = None
     if workers.first:
         watch.progress("features of the reference", 0.0)
@@ -163,7 +194,10 @@ def measure_images(
         done += count
         watch.progress("sampling", min(1.0, done / max(1, to_draw)))
 
-    made = draw_blocks(request, subject, detector, own, kept=kept, store=store, progress=drew, wait=watch.waits)
+    made = draw_blocks(
+        request, subject, detector, own, kept=kept, store=store, progress=drew, wait=watch.waits,
+        others=readers(drawing.digest, others, ledger) if own else (),
+    )  # fmt: skip
     blocks = [block for part in workers.to_first(list(made)) for block in part]
     if reference is None:
         return
@@ -175,14 +209,28 @@ def measure_images(
         images=sum(block.drawn for block in blocks), sampling=sum(block.seconds for block in blocks),
         passes=blocks[0].forward_passes if blocks else 0,
     )  # fmt: skip
-    found = collect(detector, (readings[first] for first in sorted(readings)))
-    parts = request.image_parts(subject.weights)
+    found, parts = _measured(request, subject, detector, readings), request.image_parts(subject.weights)
     record_metrics(
-        {name: parts[name] for name in metrics}, found.cut(request.images), reference, ledger, subject=subject,
-        progress=watch.progress,
+        {name: parts[name] for name in metrics}, found, reference, ledger, subject=subject,
+        progress=watch.progress, told=labels_in_words(request.labels),
     )  # fmt: skip
     if trim:
         store[0].trim(KEPT_BYTES)
+
+
+def _store(drawing: str, detector: Detector, ledger: Ledger) -> tuple[Blocks, Blocks]:
+    """Blocks of a drawing's features (its digest), and of its images."""
+    return (
+        Blocks(ledger.storage, features_folder(drawing, detector)),
+        Blocks(ledger.storage, f"{folder_of(drawing)}/{IMAGES}"),
+    )
+
+
+def _measured(
+    request: Request, subject: Subject, detector: Detector, readings: Mapping[int, Reading]
+) -> FeatureSet:  # fmt: skip
+    """Features of a request's images, from those of all blocks."""
+    return collect(detector, (readings[first] for first in sorted(readings))).cut(request.images)
 
 
 def _to_draw(
@@ -311,6 +359,7 @@ def record_metrics(
     ledger: Ledger,
     *,
     subject: Subject | None = None,
+    told: str | None = None,
     progress: Progress = quiet,
 ) -> dict[str, Record]:
     """Measure image metrics of features and record each of them; returns metric → record.
@@ -318,6 +367,7 @@ def record_metrics(
     Args:
         parts: metric → part.
         subject: model that drew the images; None for given images.
+        told: a note on the images, for readers of the numbers.
     """
     found: dict[str, Record] = {}
     for number, (metric, part) in enumerate(parts.items()):
@@ -325,8 +375,9 @@ def record_metrics(
         started, clock = time.time(), time.perf_counter()
         measured = distances(features, reference, [metric])
         seconds = time.perf_counter() - clock
+        notes = (*measured.notes, *([told] if told else []))
         record = Record.of(
-            part, values=measured.metrics, notes=measured.notes, started=started, finished=time.time(),
+            part, values=measured.metrics, notes=notes, started=started, finished=time.time(),
             provenance=subject.provenance if subject else {},
             cost={"seconds": seconds, "device_seconds": seconds * (subject.devices if subject else 1.0)},
         )  # fmt: skip

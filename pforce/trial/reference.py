@@ -96,6 +96,7 @@ def inputs_of(config: EvaluationConfig, manifest: Manifest, detector: Detector, 
 
     Raises:
         StatisticsError: a file of statistics cannot be read.
+        DetectorError: a further detector cannot be loaded.
     """
     reference = None
     if is_stored(config):
@@ -104,9 +105,10 @@ def inputs_of(config: EvaluationConfig, manifest: Manifest, detector: Detector, 
             reference = _sha256(config.reference, found.st_mtime_ns, found.st_size)
         except OSError as error:
             raise StatisticsError(f"reference statistics {config.reference}: cannot be read ({error})") from error
+    further = tuple((each.name, each.sha256, each.preprocessing) for each in config.load_further())
     return Inputs(
         manifest.hash, manifest.train.samples, manifest.validation.samples, detector.name, detector.sha256,
-        detector.preprocessing, reference, auto,
+        detector.preprocessing, reference, auto, further,
     )  # fmt: skip
 
 
