@@ -17,9 +17,15 @@ from pforce.base.console import DONE
 from pforce.base.errors import FieldError
 from pforce.commands.evaluate import evaluate
 from pforce.config import from_dict, to_dict, with_fields
+from pforce.data import read_split
+from pforce.images import from_uint8
 from pforce.metrics.config import EvaluationConfig
 from pforce.metrics.detectors import ModuleDetector
+from pforce.metrics.detectors.classifier import load
 from pforce.metrics.detectors.module import Detector
+from pforce.metrics.distances import distances
+from pforce.metrics.features import FeatureSet
+from pforce.metrics.reference import of_features
 from pforce.orchestration.objectives import recorded_names
 from pforce.records.ledger import Ledger
 from pforce.records.parts import Inputs, Request, cell_parts, labels_in_words
@@ -196,6 +202,43 @@ def test_the_first_detector_comes_first_in_tables() -> None:
     frame = pd.DataFrame({"fd/openmoji": [1.0], "fd/dinov2": [2.0]})
     assert detectors(frame) == ["dinov2", "openmoji"]
     assert detectors(frame.assign(**{"evaluation.detector": "openmoji"})) == ["openmoji", "dinov2"]
+
+
+# --- classes ------------------------------------------------------------------------------------------------------
+
+
+def test_class_accuracy_is_the_classifiers(trained: Path, tmp_path: Path) -> None:
+    """Oracle: the data's own classifier, asked by the test on the pictures that the storage keeps."""
+    labels = read_split(DATA, "validation", limit=16).labels
+    options = {"metrics": ("class_accuracy",), "measure": ("images",), "images": 20, "label_images": 16}
+    found = measure(trained, tmp_path, detector="openmoji", further_detectors=FURTHER[:1], **options)
+    (block,) = (tmp_path / "drawings").glob("*/images/*.npz")
+    with np.load(block) as arrays:
+        images = torch.from_numpy(arrays["images"][:20])
+    classifier = load("openmoji", fused=False)
+    seen = classifier(from_uint8(images)).argmax(dim=1)
+    wanted = labels[torch.arange(20) % 16]
+    assert found["class_accuracy/openmoji"] == float((seen == wanted).double().mean())
+    assert 0 < found["class_accuracy/openmoji"] < 1
+    assert found["class_accuracy/openmoji_low"] < found["class_accuracy/openmoji"]
+    notes = json.loads((tmp_path / "out" / "evaluation.json").read_text())["notes"]
+    assert "class_accuracy: left out, as the detector coarse is no classifier of the data" in notes
+
+
+def test_class_accuracy_of_known_sets() -> None:
+    """Oracle: all right, all wrong, and a third right, with Wilson's interval around it."""
+    labels = torch.arange(30) % 3
+    for predicted, share in [(labels, 1.0), ((labels + 1) % 3, 0.0), (torch.zeros(30, dtype=torch.long), 1 / 3)]:
+        features = FeatureSet("toy", "0", torch.rand(30, 4), labels=labels, predicted=predicted)
+        metrics = distances(features, of_features(features, "toys", "0"), ["class_accuracy"]).metrics
+        assert metrics["class_accuracy/toy"] == pytest.approx(share)
+        low, high = (metrics[f"class_accuracy/toy_{end}"] for end in ("low", "high"))
+        assert 0 <= low < share + 1e-9
+        assert share - 1e-9 < high <= 1
+    given = FeatureSet("toy", "0", torch.rand(30, 4), predicted=labels)
+    told = distances(given, of_features(given, "toys", "0"), ["class_accuracy"])
+    assert told.metrics == {}
+    assert told.notes == ("class_accuracy: left out, as nobody says of which classes the images should be",)
 
 
 # --- rules of classes -----------------------------------------------------------------------------------------------

@@ -20,13 +20,13 @@ from pforce.metrics.frechet import (
     frechet_estimate,
     frechet_infinity,
 )
-from pforce.metrics.intervals import Estimate
+from pforce.metrics.intervals import Estimate, share_interval
 from pforce.metrics.names import MetricName
 from pforce.metrics.reference import ReferenceStatistics
 
 ImageMetric = Literal[
     "frechet", "kernel", "precision_recall", "inception_score", "precision_recall_adm", "inception_score_adm",
-    "density_coverage", "sliced",
+    "density_coverage", "sliced", "class_accuracy",
 ]  # fmt: skip
 IMAGE_METRICS: tuple[ImageMetric, ...] = get_args(ImageMetric)
 USUAL: tuple[ImageMetric, ...] = ("frechet", "kernel", "precision_recall", "inception_score")
@@ -37,6 +37,7 @@ KINDS_OF = {
     "precision_recall": ("precision", "recall"), "inception_score": ("is",),
     "precision_recall_adm": ("precision_adm", "recall_adm"), "inception_score_adm": ("is_adm",),
     "density_coverage": ("density", "coverage"), "sliced": ("swd",),
+    "class_accuracy": ("class_accuracy",),
 }  # fmt: skip
 """Image metric → kinds of the numbers that it records; sfd only where the detector has spatial features."""
 
@@ -140,6 +141,17 @@ def _scores(record: _Record, generated: FeatureSet, metrics: Sequence[str]) -> l
     return [uneven] if uneven else []
 
 
+def _class_accuracy(record: _Record, generated: FeatureSet) -> list[str]:
+    """Record the share of images whose class the detector recognises; returns notes."""
+    if generated.predicted is None:
+        return [f"class_accuracy: left out, as the detector {generated.detector} is no classifier of the data"]
+    if generated.labels is None:
+        return ["class_accuracy: left out, as nobody says of which classes the images should be"]
+    right = float((generated.labels == generated.predicted).double().mean())
+    record.put("class_accuracy", share_interval(right, len(generated)), None)
+    return []
+
+
 def distances(
     generated: FeatureSet, reference: ReferenceStatistics, metrics: Sequence[str] = ("frechet",)
 ) -> Distances:
@@ -182,6 +194,8 @@ def distances(
             if metric in metrics and min(n, len(reference.features)) >= LEAST.get(metric, 0):
                 put(record, generated, reference.features)
     notes += _scores(record, generated, metrics)
+    if "class_accuracy" in metrics:
+        notes += _class_accuracy(record, generated)
     fewest = n if reference.features is None else min(n, len(reference.features))
     notes += [
         f"{metric}: left out, as {fewest} images are fewer than the {LEAST[metric]} that it needs"

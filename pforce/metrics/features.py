@@ -8,7 +8,7 @@ of workers, or on an interruption.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,19 +29,30 @@ class FeatureSet:
     """Logits, (N, classes); None for detectors without ImageNet's classes."""
     spatial: Tensor | None = None
     """Spatial features for sFID, (N, S); None for detectors without them."""
+    labels: Tensor | None = None
+    """Classes that the images were drawn with, (N,); None for given images."""
+    predicted: Tensor | None = None
+    """Classes that the detector sees in the images, (N,); None for detectors that are no classifier of the data."""
 
     def __len__(self) -> int:
         return len(self.features)
 
     def cut(self, count: int) -> FeatureSet:
         """The features of the first `count` images."""
-        return FeatureSet(
-            self.detector,
-            self.sha256,
-            self.features[:count],
-            None if self.logits is None else self.logits[:count],
-            None if self.spatial is None else self.spatial[:count],
-        )
+        parts = (self.features, self.logits, self.spatial, self.labels, self.predicted)
+        return FeatureSet(self.detector, self.sha256, *(None if part is None else part[:count] for part in parts))  # type: ignore[arg-type]
+
+    def of_classes(self, labels: Tensor, detector: Detector) -> FeatureSet:
+        """These features with the classes that the images were drawn with, and those that the detector sees.
+
+        Args:
+            labels: classes (M,); image i has class labels[i mod M].
+        """
+        classify = getattr(detector, "classify", None)
+        return replace(
+            self, labels=labels[torch.arange(len(self)) % len(labels)],
+            predicted=None if classify is None else classify(self.features),
+        )  # fmt: skip
 
 
 def read_padded(detector: Detector, images: Tensor, size: int) -> Reading:

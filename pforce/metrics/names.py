@@ -67,9 +67,20 @@ VALIDATION_LOSS = "val/loss"
 DISTANCES = (
     "fd", "fd_infinity", "sfd", "kd", "precision", "recall", "is",
     "precision_adm", "recall_adm", "is_adm", "density", "coverage", "swd",
+    "class_accuracy",
 )  # fmt: skip
 """Kinds of metrics of generated images, in the order of tables."""
-LARGER_IS_BETTER = ("precision", "recall", "is", "precision_adm", "recall_adm", "is_adm", "density", "coverage")
+LARGER_IS_BETTER = (
+    "precision",
+    "recall",
+    "is",
+    "precision_adm",
+    "recall_adm",
+    "is_adm",
+    "density",
+    "coverage",
+    "class_accuracy",
+)
 """Kinds of `DISTANCES` whose larger values are better."""
 OF_INCEPTION = {"fd": "fid", "fd_infinity": "fid_infinity", "sfd": "sfid", "kd": "kid"}
 """Names of the distances in Inception's features. With other detectors the numbers are not FID, sFID or KID, and have

@@ -45,6 +45,7 @@ VERSIONS: Mapping[str, int] = {
             "inception_score_adm",
             "density_coverage",
             "sliced",
+            "class_accuracy",
         )
     },
     **{f"held_out.{name}": 1 for name in ("loss", "difficulty", "context")},

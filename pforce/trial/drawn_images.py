@@ -229,8 +229,9 @@ def _store(drawing: str, detector: Detector, ledger: Ledger) -> tuple[Blocks, Bl
 def _measured(
     request: Request, subject: Subject, detector: Detector, readings: Mapping[int, Reading]
 ) -> FeatureSet:  # fmt: skip
-    """Features of a request's images, from those of all blocks."""
-    return collect(detector, (readings[first] for first in sorted(readings))).cut(request.images)
+    """Features and classes of a request's images, from the features of all blocks."""
+    found = collect(detector, (readings[first] for first in sorted(readings)))
+    return found.of_classes(subject.labels(), detector).cut(request.images)
 
 
 def _to_draw(
