@@ -50,6 +50,8 @@ class Reader(NamedTuple):
 
     detector: Detector
     features: Blocks
+    names: Mapping[int, list[tuple[int, str]]]
+    """Names of the blocks that were kept before."""
 
     def read(self, block: int, there: int, images: Tensor) -> None:
         """Read and keep images of a block, as far as its first ones are kept.
@@ -57,7 +59,7 @@ class Reader(NamedTuple):
         Args:
             there: number of the block's images that come before these.
         """
-        before = self.features.block(block)
+        before = self.features.block(block, self.names)
         kept = 0 if before is None else count_of(before)
         if not there <= kept < there + len(images):
             return  # kept already; or its first ones are missing, so that it is drawn where they are
@@ -70,7 +72,8 @@ def readers(
 ) -> list[Reader]:  # fmt: skip
     """Further detectors of a drawing (its digest)."""
     loaded = [detector() for detector in detectors]
-    return [Reader(each, Blocks(ledger.storage, features_folder(drawing, each))) for each in loaded]
+    kept = [Blocks(ledger.storage, features_folder(drawing, each)) for each in loaded]
+    return [Reader(each, blocks, blocks.names()) for each, blocks in zip(loaded, kept, strict=True)]
 
 
 class _Block(NamedTuple):
