@@ -13,6 +13,7 @@ import pytest
 from pforce import cli, results
 from pforce.base.console import exit_on_errors, make_console, under_way
 from pforce.data import Manifest
+from pforce.metrics.distances import IMAGE_METRICS
 from pforce.orchestration.display import Display
 from pforce.tracking import default_uri
 from pforce_experiments.sweeps import ltg_grid, sampler_thresholds
@@ -55,8 +56,7 @@ REFUSED = [
     ),
     (
         ("evaluate", "x", "--evaluation.metrics", "kernel", "frechett"),
-        "error: evaluation.metrics = 'frechett': must be "
-        "one of frechet, kernel, precision_recall, inception_score, memorisation; did you mean frechet?",
+        f"error: evaluation.metrics = 'frechett': must be one of {', '.join(IMAGE_METRICS)}; did you mean frechet?",
     ),
     (
         ("sample", "x", "--sampler.spacing=liner"),

@@ -21,14 +21,14 @@ from pforce.metrics.config import EvaluationConfig
 from pforce.metrics.context import CONTEXT_TIMESTEPS
 from pforce.metrics.detectors import Detector, load_detector
 from pforce.metrics.difficulty import TIMESTEPS
-from pforce.metrics.distances import IMAGE_METRICS, NEAREST, ImageMetric
+from pforce.metrics.distances import NEAREST, USUAL, ImageMetric
 from pforce.metrics.image_sets import ImageSet, ImageSetError, open_images
-from pforce.metrics.reference import BATCH, is_statistics, load_statistics
+from pforce.metrics.reference import BATCH, image_size, is_statistics, load_statistics
 from pforce.orchestration.evaluation import Evaluation
 from pforce.orchestration.find import find_model
 from pforce.orchestration.options import StoreOptions, WorkerOptions
-from pforce.records.identity import canonical_sampler, time_key, versions_of
-from pforce.records.parts import Inputs, Part, Request, image_set, label_cycle, metrics_of, training_reference
+from pforce.records.identity import canonical_sampler
+from pforce.records.parts import metric_parts, metrics_of, request_for
 from pforce.sampling import check_sampler
 from pforce.training.checkpoint import CHECKPOINTS, META, SNAPSHOTS
 from pforce.trial.folder import EVALUATIONS, EXPERIMENT
@@ -197,7 +197,13 @@ def _reference(a: Arguments, data: _Data | None, detector: Detector, console: Co
     path = Path(a.reference)
     if path.suffix == ".npz" and is_statistics(path):
         found = load_statistics(path, detector, images=False)
-        return ReferenceImages("statistics", str(path.absolute()), f"file:{found.identity}", found.moments.n or 0)
+        try:
+            size = image_size(path)
+        except ImageSetError as error:
+            raise ImageSetError(f"evaluation.reference = {error}") from error
+        return ReferenceImages(
+            "statistics", str(path.absolute()), f"file:{found.identity}", found.moments.n or 0, size
+        )  # fmt: skip
     try:
         images = open_images(path)
     except ImageSetError as error:
@@ -212,8 +218,7 @@ def _metrics(a: Arguments, detector: Detector) -> tuple[ImageMetric, ...]:
     asked: tuple[ImageMetric, ...] = given(a.evaluation).get("metrics", ())
     if asked:
         return asked
-    without = (NEAREST,) if detector.name == "inception" else (NEAREST, "inception_score")
-    return tuple(metric for metric in IMAGE_METRICS if metric not in without)
+    return USUAL if detector.name == "inception" else ("frechet", "kernel", "precision_recall")
 
 
 def _check_sizes(reference: ReferenceImages, size: tuple[int, int] | None, detector: Detector) -> None:
@@ -244,6 +249,29 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _plain(detector: Detector) -> dict[str, str]:
+    """A detector as plain data that names results."""
+    return {"name": detector.name, "sha256": detector.sha256, "preprocessing": detector.preprocessing}
+
+
+def _further(
+    a: Arguments, first: str, reference: ReferenceImages, size: tuple[int, int] | None
+) -> tuple[Detector, ...]:
+    """The further detectors. Errors of their files, and of images that are too small, are raised before anything is
+    drawn."""
+    asked, metrics = (given(a.evaluation).get(name, ()) for name in ("further_detectors", "metrics"))
+    stored = reference.path if reference.kind == "statistics" and asked else None
+    why = "none with a reference of stored statistics, which are of one detector; give images"
+    require(stored is None, "evaluation.further_detectors", ", ".join(asked), why)
+    with fields_below("evaluation."):
+        further = EvaluationConfig(
+            detector=first, further_detectors=asked, metrics=metrics or DEFAULTS.metrics
+        ).load_further()  # fmt: skip
+    for each in further:
+        _check_sizes(reference, size, each)
+    return further
+
+
 def _about(a: Arguments, detector: Detector, reference: ReferenceImages) -> dict[str, Any]:
     """Parameters of the run that images and models share."""
     return {
@@ -270,27 +298,22 @@ def plan_images(a: Arguments, console: Console) -> Evaluation:
     of_models |= {f"sampler.{name}": value for name, value in given(a.settings).items()}
     for name, value in of_models.items():
         raise DoesNotApply(name.replace("guidance_", "guidance."), value, "to images, which are measured as they are")
-    detector, _, _ = _detector(a, experiment)
+    detector, detector_name, _ = _detector(a, experiment)
     data = _data(a, experiment, console)
     reference = _reference(a, data, detector, console)
     _check_sizes(reference, images.size, detector)
     held_out = _compared(a, data, detector, images.size)
     _print_notes(images, a.target, console)
     content = images.content_hash()
-    parts = {
-        metric: Part(
-            "image_metric",
-            {"metric": metric, "image_set": content, "images": len(images),
-             "reference": training_reference(held_out) if metric == NEAREST else reference.identity,
-             "detector": {"name": detector.name, "sha256": detector.sha256, "preprocessing": detector.preprocessing}},
-            versions_of(f"metric.{metric}", f"detector.{detector.name}"),
-        )
-        for metric in metrics_of(_metrics(a, detector), extrapolate=a.extrapolate)
-    }  # fmt: skip
+    further = _further(a, detector_name, reference, images.size)
+    parts = metric_parts(
+        {"image_set": content, "images": len(images)}, [_plain(each) for each in (detector, *further)],
+        metrics_of(_metrics(a, detector), extrapolate=a.extrapolate), reference=reference.identity, held_out=held_out,
+    )  # fmt: skip
     about = {"target": "images", "source": str(a.target), "sha256": content, "images": len(images),
              **_about(a, detector, reference)}  # fmt: skip
     return Evaluation(
-        Path(a.target).name, detector, reference, about, images=images, image_parts=parts,
+        Path(a.target).name, detector, reference, about, images=images, image_parts=parts, further=further,
         training=(str(data.folder), held_out["images"]) if data and held_out else None,
     )  # fmt: skip
 
@@ -336,11 +359,12 @@ def plan_model(a: Arguments, console: Console) -> Evaluation:
         decoder = folder_hash(a.decoder)
     elif "images" in measured:
         _check_sizes(reference, config.image_size, detector)
+    further = _further(a, detector_name, reference, None if decoder else config.image_size)
     inputs = None if data is None else inputs_of(evaluation, data.manifest, detector)
     request = replace(
-        _request(evaluation, inputs, measured, config.classes), sampler=canonical_sampler(sampler), decoder=decoder,
-        reference=reference.identity,
-        detector={"name": detector.name, "sha256": detector.sha256, "preprocessing": detector.preprocessing},
+        request_for(evaluation, inputs, measured, classes=config.classes), sampler=canonical_sampler(sampler),
+        decoder=decoder, reference=reference.identity, detector=_plain(detector),
+        further=tuple(_plain(each) for each in further),
     )  # fmt: skip
     about: dict[str, Any] = {"target": "model", **source.about(), "seed": evaluation.seed, "measure": sorted(measured)}
     if "images" in measured:
@@ -359,32 +383,8 @@ def plan_model(a: Arguments, console: Console) -> Evaluation:
     return Evaluation(
         a.target if not Path(a.target).exists() else Path(a.target).name,
         detector, reference, about, model=model, source=source, classes=data.manifest.classes if data else (),
+        further=further,
     )  # fmt: skip
-
-
-def _request(
-    evaluation: EvaluationConfig, inputs: Inputs | None, measured: tuple[Measured, ...], classes: int
-) -> Request:
-    """The request to the model, by content, without sampler, detector and reference. Without a data set, classes are
-    taken in turn."""
-    labels: Mapping[str, Any] = label_cycle(range(classes))
-    held_out: Mapping[str, Any] = {}
-    if inputs is not None:
-        held_out = image_set(inputs.data, "validation", min(evaluation.held_out_images, inputs.validation))
-        if evaluation.labels == "validation":
-            labels = image_set(inputs.data, "validation", min(evaluation.label_images, inputs.validation))
-    difficulty = evaluation.difficulty_timesteps if "difficulty" in measured else ()
-    context = evaluation.context_timesteps if "context" in measured else ()
-    return Request(
-        images=evaluation.images if "images" in measured else 0,
-        seed=evaluation.seed,
-        labels=labels,
-        metrics=metrics_of(evaluation.metrics, extrapolate=evaluation.extrapolate),
-        held_out=held_out,
-        loss="loss" in measured,
-        difficulty=tuple(sorted({time_key(t) for t in difficulty})),
-        context=tuple(sorted({time_key(t) for t in context})),
-    )
 
 
 def _check_fits(source: Source, data: _Data, a: Arguments) -> None:

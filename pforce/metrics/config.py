@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from pforce.base.errors import require
 from pforce.metrics.detectors import Detector, check_name, load_detector
-from pforce.metrics.distances import IMAGE_METRICS, ImageMetric
+from pforce.metrics.distances import IMAGE_METRICS, NEAREST, ImageMetric, of_further
 
-LabelRule = Literal["validation", "classes"]
+LabelRule = Literal["validation", "classes", "random"]
 MOST_VALIDATION = 1000
 """Most validation images of a reference where their number is not given."""
 
@@ -22,7 +22,7 @@ class EvaluationConfig:
     """Number of generated images for the distances, stated beside them as n."""
     labels: LabelRule = "validation"
     """Classes of the generated images. validation: those of the data set's held-out images in turn; classes: all
-    classes in turn."""
+    classes in turn, so each equally often; random: drawn at random, each class equally likely, by the seed."""
     label_images: int = 1000
     """Number of held-out images, spread evenly, whose classes are taken where labels = validation; all where there are
     fewer."""
@@ -32,9 +32,14 @@ class EvaluationConfig:
     """Feature detector of the distances: openmoji, fashion-mnist, inception, dinov2, or package.module:function."""
     detector_weights: str | None = None
     """File with the weights of inception or dinov2. Results depend on its hash, not on its path."""
+    further_detectors: tuple[str, ...] = ()
+    """Further detectors whose metrics, all but memorisation, are measured on the same images: NAME, or NAME=FILE with
+    the file of its weights."""
     metrics: tuple[ImageMetric, ...] = ("frechet",)
     """Metrics of generated images: frechet (with sFID where the detector has spatial features), kernel,
-    precision_recall, inception_score, memorisation (nearest training images)."""
+    precision_recall, inception_score; precision_recall_adm and inception_score_adm by the rules of ADM's evaluator;
+    density_coverage; sliced (Wasserstein distance, for few images);
+    class_accuracy (of the data's own classifier); memorisation (nearest training images)."""
     reference: str = "validation"
     """Reference images that generated images are compared with: the data set's validation or train images, or a file of
     stored statistics (npz in the format of ADM's evaluator). Results depend on a file's hash."""
@@ -57,7 +62,7 @@ class EvaluationConfig:
         require(self.images >= 2, "images", self.images, "≥ 2")
         require(self.held_out_images >= 2, "held_out_images", self.held_out_images, "≥ 2")
         require(self.label_images >= 1, "label_images", self.label_images, "≥ 1")
-        require(self.labels in ("validation", "classes"), "labels", self.labels, "validation or classes")
+        require(self.labels in get_args(LabelRule), "labels", self.labels, "validation, classes or random")
         few = self.reference_images
         require(few is None or few >= 2, "reference_images", few, "≥ 2, or None")
         for name in ("difficulty_timesteps", "context_timesteps"):
@@ -68,6 +73,7 @@ class EvaluationConfig:
         require(self.seed >= 0, "seed", self.seed, "≥ 0")
         require(self.batch > 0, "batch", self.batch, "> 0")
         check_name(self.detector)
+        self._check_further()
         require(
             self.reference in ("validation", "train") or self.reference.endswith(".npz"),
             "reference",
@@ -83,6 +89,31 @@ class EvaluationConfig:
         """The detector's name in metrics; for package.module:function, the function's name."""
         return self.detector.rsplit(":", 1)[-1]
 
+    def _check_further(self) -> None:
+        names = [self.detector_name]
+        for name, _ in self.further:
+            check_name(name, "further_detectors")
+            short = name.rsplit(":", 1)[-1]
+            require(
+                short not in names, "further_detectors", name, "another than the others, as metrics are named by it"
+            )
+            names.append(short)
+        stored = self.reference.endswith(".npz") and len(names) > 1
+        require(
+            not stored, "further_detectors", ", ".join(self.further_detectors),
+            "none with a reference of stored statistics, which are of one detector; give validation, train or images",
+        )  # fmt: skip
+        require(
+            len(names) == 1 or bool(of_further(self.metrics)), "further_detectors", ", ".join(self.further_detectors),
+            f"none where {NEAREST} is the only metric, as the first detector alone measures it; add another metric",
+        )  # fmt: skip
+
+    @property
+    def further(self) -> tuple[tuple[str, str | None], ...]:
+        """Names of the further detectors, and the files of their weights; None for detectors that bring their own."""
+        parts = (each.partition("=") for each in self.further_detectors)
+        return tuple((name, weights or None) for name, _, weights in parts)
+
     def reference_count(self, samples: int) -> int:
         """Number of reference images, for a split of `samples` images."""
         most = self.reference_images or (samples if self.reference == "train" else MOST_VALIDATION)
@@ -91,3 +122,7 @@ class EvaluationConfig:
     def load_detector(self) -> Detector:
         """The detector, loaded as by `load_detector`."""
         return load_detector(self.detector, self.detector_weights)
+
+    def load_further(self) -> tuple[Detector, ...]:
+        """The further detectors, loaded as by `load_detector`."""
+        return tuple(load_detector(*each) for each in self.further)

@@ -8,7 +8,9 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
 from numpy.typing import NDArray
+from torch import Tensor
 
+from pforce.metrics import adm, manifolds
 from pforce.metrics.features import FeatureSet
 from pforce.metrics.fidelity import NEIGHBOURS, SCORE_SPLITS, inception_score, kernel_distance, precision_recall
 from pforce.metrics.frechet import (
@@ -20,33 +22,49 @@ from pforce.metrics.frechet import (
     frechet_estimate,
     frechet_infinity,
 )
-from pforce.metrics.intervals import Estimate
+from pforce.metrics.intervals import Estimate, share_interval
 from pforce.metrics.memorisation import HELD_OUT_SHARE, Training, distinct, memorisation
 from pforce.metrics.memorisation import LEAST as LEAST_NEAREST
 from pforce.metrics.memorisation import metrics_of as memorisation_metrics
 from pforce.metrics.names import KINDS, MEMORISATION, PIXEL_MEMORISATION, MetricName, read_names
 from pforce.metrics.reference import ReferenceStatistics
 
-ImageMetric = Literal["frechet", "kernel", "precision_recall", "inception_score", "memorisation"]
+ImageMetric = Literal[
+    "frechet", "kernel", "precision_recall", "inception_score", "precision_recall_adm", "inception_score_adm",
+    "density_coverage", "sliced", "class_accuracy", "memorisation",
+]  # fmt: skip
 IMAGE_METRICS: tuple[ImageMetric, ...] = get_args(ImageMetric)
+USUAL: tuple[ImageMetric, ...] = ("frechet", "kernel", "precision_recall", "inception_score")
+"""Image metrics that `pforce evaluate` measures where none are asked for. Its list never changes: it names results."""
 
 KINDS_OF = {
     "frechet": ("fd", "sfd"), "frechet_infinity": ("fd_infinity",), "kernel": ("kd",),
     "precision_recall": ("precision", "recall"), "inception_score": ("is",),
+    "precision_recall_adm": ("precision_adm", "recall_adm"), "inception_score_adm": ("is_adm",),
+    "density_coverage": ("density", "coverage"), "sliced": ("swd",),
+    "class_accuracy": ("class_accuracy",),
     "memorisation": (*MEMORISATION, *PIXEL_MEMORISATION),
 }  # fmt: skip
 """Image metric → kinds of the numbers that it records; sfd only where the detector has spatial features."""
 
 LEAST = {
     "precision_recall": NEIGHBOURS + 1,
+    "precision_recall_adm": NEIGHBOURS + 1,
+    "density_coverage": manifolds.NEIGHBOURS + 1,
     "inception_score": SCORE_SPLITS,
     "frechet_infinity": 4 * max(EXTRAPOLATED_SHARES),
     "memorisation": LEAST_NEAREST,
 }
-"""Least number of images for each metric; with fewer it is left out, with a note. precision_recall needs as many
-reference images, memorisation as many held-out ones."""
+"""Least number of images for each metric; with fewer it is left out, with a note. Those of `WITH_IMAGES` need as
+many reference images, memorisation as many held-out ones."""
 NEAREST = "memorisation"
 """Name of the distances to the nearest training image, the only one of `IMAGE_METRICS` that needs training images."""
+
+
+def of_further(metrics: Sequence[str]) -> tuple[str, ...]:
+    """The metrics that further detectors measure: all but memorisation, which compares pixels, too, and is measured
+    once, with the first detector."""
+    return tuple(metric for metric in metrics if metric != NEAREST)
 
 
 class Distances(NamedTuple):
@@ -92,16 +110,71 @@ class _Record:
             self.metrics[str(name.with_beside("reference_images"))] = float(references)
 
 
-def _frechet(record: _Record, generated: FeatureSet, reference: ReferenceStatistics) -> None:
+def _frechet(record: _Record, generated: FeatureSet, reference: ReferenceStatistics) -> list[str]:
+    """Record Fréchet distances; returns notes."""
     record.put("fd", frechet_estimate(generated.features, Reference(reference.moments)), reference.moments.n)
     size = MetricName("fd", record.detector, beside="features")
     record.metrics[str(size)] = float(generated.features.shape[1])
-    if generated.spatial is not None and reference.spatial is not None:
-        record.put("sfd", frechet_estimate(generated.spatial, Reference(reference.spatial)), reference.spatial.n)
+    if generated.spatial is None:
+        return []
+    if reference.spatial is None:
+        return [f"{MetricName('sfd', record.detector).short}: left out, as {reference.source} has no mu_s and sigma_s"]
+    record.put("sfd", frechet_estimate(generated.spatial, Reference(reference.spatial)), reference.spatial.n)
+    return []
 
+
+def _precision_recall_adm(record: _Record, generated: FeatureSet, reference: Tensor) -> None:
+    both = adm.precision_recall(generated.features, reference)
+    record.put("precision_adm", both.precision, len(reference))
+    record.put("recall_adm", both.recall, len(reference))
+
+
+def _density_coverage(record: _Record, generated: FeatureSet, reference: Tensor) -> None:
+    both = manifolds.density_coverage(generated.features, reference)
+    record.put("density", both.density, len(reference))
+    record.put("coverage", both.coverage, len(reference))
+
+
+def _sliced(record: _Record, generated: FeatureSet, reference: Tensor) -> None:
+    record.put("swd", manifolds.sliced_distance(generated.features, reference), len(reference))
+
+
+OF_FEATURES: Mapping[str, Callable[[_Record, FeatureSet, Tensor], None]] = {
+    "precision_recall_adm": _precision_recall_adm,
+    "density_coverage": _density_coverage,
+    "sliced": _sliced,
+}
+"""Further metrics of generated features and features (M, D) of reference images: functions that record them."""
+WITH_IMAGES = ("precision_recall", *OF_FEATURES)
+"""Metrics whose least number of images holds for the reference, too."""
 
 EXTRAPOLATED = "frechet_infinity"
 """Name of the Fréchet distance extrapolated to infinitely many images, an addition to `IMAGE_METRICS`."""
+
+
+def _scores(record: _Record, generated: FeatureSet, metrics: Sequence[str]) -> list[str]:
+    """Record Inception Scores; returns notes."""
+    asked = [metric for metric in ("inception_score", "inception_score_adm") if metric in metrics]
+    if generated.logits is None:
+        return [f"{metric}: left out, as the detector {generated.detector} has no classes to score" for metric in asked]
+    if "inception_score" in asked and len(generated) >= LEAST["inception_score"]:
+        record.put("is", inception_score(generated.logits), None)
+    if "inception_score_adm" not in asked:
+        return []
+    record.put("is_adm", adm.inception_score(generated.logits), None)
+    uneven = adm.uneven_split(len(generated))
+    return [uneven] if uneven else []
+
+
+def _class_accuracy(record: _Record, generated: FeatureSet) -> list[str]:
+    """Record the share of images whose class the detector recognises; returns notes."""
+    if generated.predicted is None:
+        return [f"class_accuracy: left out, as the detector {generated.detector} is no classifier of the data"]
+    if generated.labels is None:
+        return ["class_accuracy: left out, as nobody says of which classes the images should be"]
+    right = float((generated.labels == generated.predicted).double().mean())
+    record.put("class_accuracy", share_interval(right, len(generated)), None)
+    return []
 
 
 def distances(
@@ -131,19 +204,17 @@ def distances(
     if bool((generated.features == generated.features[0]).all()):
         notes.append(f"all {n} images look the same to the detector: a collapsed model, or images that are one")
     if "frechet" in metrics:
-        _frechet(record, generated, reference)
+        notes += _frechet(record, generated, reference)
     if EXTRAPOLATED in metrics and n >= LEAST[EXTRAPOLATED]:
         record.put("fd_infinity", frechet_infinity(generated.features, Reference(reference.moments)),
                    reference.moments.n)  # fmt: skip
     notes += _of_images(record, generated, reference, metrics)
-    if "inception_score" in metrics:
-        if generated.logits is None:
-            notes.append(f"inception_score: left out, as the detector {generated.detector} has no classes to score")
-        elif n >= LEAST["inception_score"]:
-            record.put("is", inception_score(generated.logits), None)
+    notes += _scores(record, generated, metrics)
+    if "class_accuracy" in metrics:
+        notes += _class_accuracy(record, generated)
     fewest = dict.fromkeys(metrics, n)
-    if reference.features is not None and "precision_recall" in metrics:
-        fewest["precision_recall"] = min(n, len(reference.features))
+    if reference.features is not None:
+        fewest |= {metric: min(n, len(reference.features)) for metric in WITH_IMAGES if metric in metrics}
     arrays: Mapping[str, NDArray[Any]] = {}
     if NEAREST in metrics:
         if training is None:
@@ -164,7 +235,7 @@ def _of_images(
 ) -> list[str]:
     """Measure what needs the reference's images, not only their moments. Returns notes."""
     if reference.features is None:
-        without = [metric for metric in ("kernel", "precision_recall") if metric in metrics]
+        without = [metric for metric in ("kernel", *WITH_IMAGES) if metric in metrics]
         return [f"{metric}: left out, as {reference.source} holds moments but no images" for metric in without]
     if "kernel" in metrics:
         record.put("kd", kernel_distance(generated.features, reference.features), len(reference.features))
@@ -173,6 +244,9 @@ def _of_images(
         both = precision_recall(generated.features, reference.features)
         record.put("precision", both.precision, len(reference.features))
         record.put("recall", both.recall, len(reference.features))
+    for metric, put in OF_FEATURES.items():
+        if metric in metrics and fewest >= LEAST.get(metric, 0):
+            put(record, generated, reference.features)
     return []
 
 

@@ -8,7 +8,7 @@ of workers, or on an interruption.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,15 +31,31 @@ class FeatureSet:
     """Spatial features for sFID, (N, S); None for detectors without them."""
     pixels: Tensor | None = None
     """Pixels (N, 3, h, w) uint8, at most 64²; None unless read by `WithPixels`."""
+    labels: Tensor | None = None
+    """Classes that the images were drawn with, (N,); None for given images."""
+    predicted: Tensor | None = None
+    """Classes that the detector sees in the images, (N,); None for detectors that are no classifier of the data."""
 
     def __len__(self) -> int:
         return len(self.features)
 
     def cut(self, end: int, first: int = 0) -> FeatureSet:
         """The features of images `first` to `end` − 1; by default of the first `end` images."""
-        parts = (self.features, self.logits, self.spatial, self.pixels)
+        parts = (self.features, self.logits, self.spatial, self.pixels, self.labels, self.predicted)
         cut = (None if part is None else part[first:end] for part in parts)
         return FeatureSet(self.detector, self.sha256, *cut)  # type: ignore[arg-type]  # features are there
+
+    def of_classes(self, labels: Tensor, detector: Detector) -> FeatureSet:
+        """These features with the classes that the images were drawn with, and those that the detector sees.
+
+        Args:
+            labels: classes (M,); image i has class labels[i mod M].
+        """
+        classify = getattr(detector, "classify", None)
+        return replace(
+            self, labels=labels[torch.arange(len(self)) % len(labels)],
+            predicted=None if classify is None else classify(self.features),
+        )  # fmt: skip
 
 
 def read_padded(detector: Detector, images: Tensor, size: int) -> Reading:

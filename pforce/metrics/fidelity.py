@@ -21,7 +21,9 @@ SEED = 2020
 Array = NDArray[np.float64]
 
 
-def _two(generated: ArrayLike | torch.Tensor, reference: ArrayLike | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def two_sets(
+    generated: ArrayLike | torch.Tensor, reference: ArrayLike | torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Both feature sets as float32, checked against each other. FeatureError where they cannot be compared."""
     a, b = as_features(generated), as_features(reference)
     if a.shape[1] != b.shape[1]:
@@ -94,7 +96,7 @@ def kernel_distance(
     """
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
-    a, b = _two(generated, reference)
+    a, b = two_sets(generated, reference)
     found = kid_features_to_metric(
         a, b, kid_subsets=KERNEL_SUBSETS, kid_subset_size=min(subset_size, len(a), len(b)), rng_seed=SEED, verbose=False
     )
@@ -127,7 +129,7 @@ def precision_recall(
     """
     from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-    a, b = _two(generated, reference)
+    a, b = two_sets(generated, reference)
     if min(len(a), len(b)) <= neighbours:
         raise FeatureError(
             f"{len(a)} and {len(b)} images: precision and recall need more than k = {neighbours} of each"

@@ -66,8 +66,24 @@ DAMAGED_SAMPLES = "data/damaged_samples"
 HELD_OUT_IMAGES = "data/held_out_images"
 VALIDATION_LOSS = "val/loss"
 
-DISTANCES = ("fd", "fd_infinity", "sfd", "kd", "precision", "recall", "is")
+DISTANCES = (
+    "fd", "fd_infinity", "sfd", "kd", "precision", "recall", "is",
+    "precision_adm", "recall_adm", "is_adm", "density", "coverage", "swd",
+    "class_accuracy",
+)  # fmt: skip
 """Kinds of metrics of generated images, in the order of tables."""
+LARGER_IS_BETTER = (
+    "precision",
+    "recall",
+    "is",
+    "precision_adm",
+    "recall_adm",
+    "is_adm",
+    "density",
+    "coverage",
+    "class_accuracy",
+)
+"""Kinds of `DISTANCES` whose larger values are better."""
 MEMORISATION = ("memorisation/auc", "memorisation/copies")
 """Kinds of metrics of the distance to the nearest training image in a detector's features."""
 PIXEL_MEMORISATION = ("memorisation/pixel_auc", "memorisation/pixel_copies")
@@ -87,10 +103,7 @@ CURVE_POINT = (
 """Metrics at the points of a training's curve."""
 
 KINDS: dict[str, Kind] = {
-    **{
-        name: Kind(("detector",), beside=OF_DISTANCES, larger_is_better=name in ("precision", "recall", "is"))
-        for name in DISTANCES
-    },
+    **{name: Kind(("detector",), beside=OF_DISTANCES, larger_is_better=name in LARGER_IS_BETTER) for name in DISTANCES},
     **{name: Kind(("detector",), beside=OF_MEMORISATION) for name in MEMORISATION},
     **{name: Kind(beside=OF_MEMORISATION) for name in PIXEL_MEMORISATION},
     VALIDATION_LOSS: Kind(optional=("t",), decimals=4),

@@ -229,12 +229,23 @@ def _whose(arrays: Arrays, detector: Detector) -> tuple[str, str | None]:
     return made_by, sha256
 
 
-def _spatial(arrays: Arrays) -> Moments | None:
-    """Moments of the spatial features; None where there are none."""
-    if "mu_s" not in arrays or "sigma_s" not in arrays:
+def _spatial(arrays: Arrays, detector: Detector) -> Moments | None:
+    """Moments of the spatial features; None where there are none. ForeignError where one of the two is missing, or they
+    are of other features than the detector's."""
+    there = [name for name in ("mu_s", "sigma_s") if name in arrays]
+    if not there:
         return None
+    expect(
+        len(there) == 2, f"has {there[0]} alone; sFID needs mu_s and sigma_s: give a file with both, or with neither"
+    )
     (width,) = arrays.shape("mu_s")[:1] or (0,)
     expect(0 < width <= MOST_SPATIAL, f"mu_s has {width:,} numbers, where Inception has 2,023 spatial features")
+    own = getattr(detector, "spatial_size", width)
+    expect(
+        width == own,
+        f"mu_s has {width:,} numbers, where {detector.name} has {own:,} spatial features: it is of another layer; give "
+        "ADM's own file, or one that `pforce evaluate --save-reference` writes",
+    )
     return _moments(arrays, "mu_s", "sigma_s", width, None)
 
 
@@ -253,6 +264,7 @@ def load_statistics(
     detector: Detector,
     *,
     images: bool = True,
+    cache: Path | None = None,
     device: torch.device | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> ReferenceStatistics:
@@ -260,6 +272,7 @@ def load_statistics(
 
     Args:
         images: compute features of the file's images where it holds no features.
+        cache: folder of reference features made before; None always computes them.
 
     Raises:
         StatisticsError: it is not an ADM file, is damaged, is of another detector, or states what no images have: a
@@ -270,7 +283,7 @@ def load_statistics(
         with open_arrays(path) as arrays:
             made_by, sha256 = _whose(arrays, detector)
             found = _moments(arrays, "mu", "sigma", detector.feature_size, _count(arrays))
-            spatial = _spatial(arrays)
+            spatial = _spatial(arrays, detector)
             features = _features(arrays, detector.feature_size, path.stat().st_size)
             source = arrays.text("source") if "source" in arrays else path.name
             stored_images = "arr_0" in arrays
@@ -281,8 +294,19 @@ def load_statistics(
         ) from error
     except (OSError, ForeignError) as error:
         raise StatisticsError(f"reference statistics {path}: {error}") from error
+    identity = sha256_of(path)
     if features is None and stored_images and images:
-        features = read_features(
-            detector, ImageArray(path).batches(BATCH), size=BATCH, device=device, progress=progress
-        ).features
-    return ReferenceStatistics(made_by, sha256, found, spatial, features, printable(source), sha256_of(path))
+        features = cached_reference(
+            ImageArray(path), detector, cache, source=source, content=f"arr_0 of file:{identity}", device=device,
+            progress=progress,
+        ).features  # fmt: skip
+    return ReferenceStatistics(made_by, sha256, found, spatial, features, printable(source), identity)
+
+
+def image_size(path: Path) -> tuple[int, int] | None:
+    """Height and width of the images that an ADM file holds; None where it holds none. ImageSetError where its `arr_0`
+    is not images."""
+    with open_arrays(path) as arrays:
+        if "arr_0" not in arrays:
+            return None
+    return ImageArray(path).size

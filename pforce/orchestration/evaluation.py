@@ -42,10 +42,10 @@ from pforce.results.sweep_run import show_sweep
 from pforce.tracking import Mirror, Tracker
 from pforce.tracking.checks import why
 from pforce.trial.draw import save_samples
-from pforce.trial.drawn_images import reader_of, store_of
 from pforce.trial.held_out import arrays_of
 from pforce.trial.measurable import Measurable
 from pforce.trial.measure import missing
+from pforce.trial.readers import reader_of, store_of
 from pforce.trial.reference import REFERENCES, HeldOut, ReferenceImages
 from pforce.trial.source import Source as Model
 from pforce.trial.task import Done, Failed, Idle, Measure, MeasureImages, Task
@@ -73,7 +73,9 @@ class Evaluation:
     """The model in memory; None for given images."""
     images: ImageSet | None = None
     image_parts: Mapping[str, Part] = field(default_factory=dict)
-    """Metric → part, for given images."""
+    """Metric → part, for given images; of a further detector `frechet/dinov2`."""
+    further: tuple[Detector, ...] = ()
+    """Further detectors of the same images."""
     training: tuple[str, int] | None = None
     """Folder of the data set whose training images given images are compared with, and the number of held-out ones."""
     classes: tuple[str, ...] = ()
@@ -126,7 +128,8 @@ class Measuring(Source):
             return None
         assert e.images is not None
         return MeasureImages(
-            e.identity, e.name, e.images, wanted, e.reference, e.detector, self.ledger.storage.uri, e.training
+            e.identity, e.name, e.images, wanted, e.reference, e.detector, self.ledger.storage.uri,
+            further=e.further, training=e.training,
         )  # fmt: skip
 
     def next(self) -> Task | Idle:
@@ -310,8 +313,9 @@ def forget(e: Evaluation, ledger: Ledger, reason: str) -> None:
         request = e.model.request
         ledger.forget(request.drawn(e.model.sha256).digest, reason)
         drawing = request.drawing(e.model.sha256).digest
-        for blocks in store_of(ledger, drawing, reader_of(e.detector, request.metrics)):
-            blocks.clear()
+        for detector in (reader_of(e.detector, request.metrics), *e.further):
+            for blocks in store_of(ledger, drawing, detector):
+                blocks.clear()
 
 
 def entry_of(e: Evaluation) -> SweepEntry:

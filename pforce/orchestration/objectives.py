@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pforce.base.errors import ConfigError, did_you_mean
 from pforce.config import Experiment
-from pforce.metrics.distances import KINDS_OF, metric_name
+from pforce.metrics.distances import KINDS_OF, metric_name, of_further
 from pforce.metrics.names import CALIBRATION, COSTS, DIFFICULTY, VALIDATION_LOSS, CostName, MetricName
 from pforce.records.parts import Request
 from pforce.reproduction import metric_of
@@ -55,13 +55,18 @@ class Requirement:
 
 def recorded_names(experiment: Experiment, request: Request) -> list[str]:
     """Names of the metrics that every cell of an experiment records, without those of single deciles and contexts."""
-    kinds = [kind for metric in request.metrics for kind in KINDS_OF[metric]]
-    detector = experiment.evaluation.detector_name
-    if detector != "inception":
-        kinds = [kind for kind in kinds if kind != "sfd"]
+    detectors = {experiment.evaluation.detector_name: request.metrics}
+    detectors |= {other["name"]: of_further(request.metrics) for other in request.further}
+    named = [
+        metric_name(kind, detector)
+        for detector, metrics in detectors.items()
+        for metric in metrics
+        for kind in KINDS_OF[metric]
+        if kind != "sfd" or detector == "inception"
+    ]
     times = [float(time) for time in request.difficulty]
     of_times = [str(MetricName(kind, t=time)) for kind in (*DIFFICULTY, CALIBRATION[0]) for time in times]
-    return [VALIDATION_LOSS, *(metric_name(kind, detector) for kind in kinds), *of_times, *ONE_COST]
+    return [VALIDATION_LOSS, *named, *of_times, *ONE_COST]
 
 
 def _recorded(option: str, text: str, experiment: Experiment, request: Request) -> str:

@@ -67,7 +67,7 @@ def make_subject(
         )
     stored = experiment.evaluation.reference.endswith(".npz")
     evaluation = replace(
-        experiment.evaluation, images=images, label_images=reference, seed=seed,
+        experiment.evaluation, images=images, label_images=reference, seed=seed, further_detectors=(),
         reference_images=None if stored else reference,
     )  # fmt: skip
     inputs = inputs_of(evaluation, manifest, detector)

@@ -179,7 +179,13 @@ def _with_absolute_paths(sweep: Sweep) -> Sweep:
     paths = {"evaluation.detector_weights": evaluation.detector_weights}
     if evaluation.reference.endswith(".npz"):
         paths["evaluation.reference"] = evaluation.reference
-    absolute = {name: str(Path(path).absolute()) for name, path in paths.items() if path is not None}
+    absolute: dict[str, Any] = {
+        name: str(Path(path).absolute()) for name, path in paths.items() if path is not None
+    }  # fmt: skip
+    if evaluation.further:
+        absolute["evaluation.further_detectors"] = tuple(
+            name if weights is None else f"{name}={Path(weights).absolute()}" for name, weights in evaluation.further
+        )
     return replace(sweep, base=with_fields(sweep.base, absolute)) if absolute else sweep
 
 

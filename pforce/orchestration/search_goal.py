@@ -15,7 +15,9 @@ from pforce.orchestration.study import METHODS, Method
 from pforce.orchestration.sweep import Sweep
 from pforce.records.parts import request_of
 
-READ_ONCE = ("evaluation.detector", "evaluation.detector_weights", "evaluation.reference")
+READ_ONCE = (
+    "evaluation.detector", "evaluation.detector_weights", "evaluation.further_detectors", "evaluation.reference",
+)  # fmt: skip
 MOST_TRIALS = 100_000
 MOST_CORNERS = 256
 """Most corners of a space that are tried as experiments before a search starts."""

@@ -10,9 +10,10 @@ from typing import NamedTuple
 from pforce.metrics.detectors import Detector, load_detector
 from pforce.records.ledger import Ledger
 from pforce.trial.draw import Span, count_of, features_folder, spans_to_draw
-from pforce.trial.drawn_images import reader_of, record_drawing, store_of
+from pforce.trial.drawn_images import record_drawing
 from pforce.trial.measurable import Measurable
 from pforce.trial.measure import missing
+from pforce.trial.readers import reader_of, store_of
 from pforce.trial.subject import Subject
 from pforce.trial.task import Done, Measure, Spent
 

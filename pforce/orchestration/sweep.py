@@ -272,7 +272,7 @@ class Sweep:
 def reads_of(experiment: Experiment) -> tuple[object, ...]:
     """The settings that a sweep reads once for all its cells."""
     e = experiment.evaluation
-    return experiment.data, e.detector, e.detector_weights, e.reference
+    return experiment.data, e.detector, e.detector_weights, e.further_detectors, e.reference
 
 
 def _snapshots(cell: Cell) -> list[Cell]:

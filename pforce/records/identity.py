@@ -35,7 +35,19 @@ VERSIONS: Mapping[str, int] = {
     **{f"sampler.{name}": 1 for name in s.SAMPLERS},
     **{
         f"metric.{name}": 1
-        for name in ("frechet", "frechet_infinity", "kernel", "precision_recall", "inception_score", "memorisation")
+        for name in (
+            "frechet",
+            "frechet_infinity",
+            "kernel",
+            "precision_recall",
+            "inception_score",
+            "precision_recall_adm",
+            "inception_score_adm",
+            "density_coverage",
+            "sliced",
+            "class_accuracy",
+            "memorisation",
+        )
     },
     **{f"held_out.{name}": 1 for name in ("loss", "difficulty", "context")},
     **{f"detector.{name}": 1 for name in ("openmoji", "fashion-mnist", "inception", "dinov2")},

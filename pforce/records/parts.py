@@ -11,8 +11,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, wraps
 from typing import Any, Literal, TypeVar
 
@@ -20,7 +20,8 @@ from pforce.base.errors import ConfigError
 from pforce.base.files import digest
 from pforce.config import Experiment
 from pforce.metrics.config import EvaluationConfig
-from pforce.metrics.distances import NEAREST, ImageMetric
+from pforce.metrics.distances import NEAREST, ImageMetric, of_further
+from pforce.records.contents import image_set, label_cycle, training_reference
 from pforce.records.identity import canonical, canonical_sampler, canonical_timesteps, time_key, versions_of
 from pforce.sampling import Sampler
 
@@ -71,6 +72,8 @@ class Inputs:
     """Hash of a file of reference statistics; None where the reference consists of images of the data set."""
     auto: str = FLOAT32
     """The precision that `training.precision = auto` stands for where this runs."""
+    further: tuple[tuple[str, str, str], ...] = ()
+    """Name, hash and preprocessing of each further detector."""
 
     def tags(self) -> dict[str, str]:
         """Hashes as tags of a run."""
@@ -121,29 +124,13 @@ def diverged_part(of: str) -> Part:
     return Part("diverged", {}, parents=(of,))
 
 
-def image_set(data: str, split: str, images: int) -> dict[str, Any]:
-    """Images of a data set's split, spread evenly over it, as plain data with the manifest's hash."""
-    return {"data": data, "split": split, "images": int(images)}
-
-
-def training_reference(held_out: Mapping[str, Any]) -> str:
-    """What distances to the nearest training image depend on, by content: all training images of a data set, and
-    held-out images of the same one. ConfigError where no data set is known.
-
-    Args:
-        held_out: the held-out images, as `image_set` states them.
-    """
-    if not held_out:
-        raise ConfigError(
-            f"evaluation.metrics = {NEAREST}: needs training images, and no data set is known; name one with --data, "
-            "such as openmoji32_micro"
-        )
-    return digest("training images", {"data": held_out["data"], "split": "train", "held_out": dict(held_out)})
-
-
-def label_cycle(labels: Sequence[int]) -> dict[str, Any]:
-    """Classes in turn as plain data, with the hash of their list."""
-    return {"cycle": digest("labels", [int(label) for label in labels])}
+def labels_of(evaluation: EvaluationConfig, inputs: Inputs | None, classes: int) -> Mapping[str, Any]:
+    """The rule for the classes of drawn images, by content. Without a data set, `validation` takes classes in turn."""
+    if evaluation.labels == "random":
+        return {"random": int(classes), "seed": int(evaluation.seed)}
+    if evaluation.labels == "validation" and inputs is not None:
+        return image_set(inputs.data, "validation", min(evaluation.label_images, inputs.validation))
+    return label_cycle(range(classes))
 
 
 Found = TypeVar("Found")
@@ -163,6 +150,42 @@ def _once(method: Callable[[Any, str], Found]) -> Callable[[Any, str], Found]:
     return asked
 
 
+def metric_key(metric: str, further: str | None) -> str:
+    """Name of a part among those of one request.
+
+    Args:
+        further: name of the further detector; None for the first one.
+    """
+    return metric if further is None else f"{metric}/{further}"
+
+
+def metric_parts(
+    images: Mapping[str, Any], detectors: Sequence[Mapping[str, str]], metrics: Sequence[str], *, reference: str,
+    held_out: Mapping[str, Any], parents: tuple[str, ...] = (),
+) -> dict[str, Part]:  # fmt: skip
+    """Parts of image metrics, by name: `frechet`, and of a further detector `frechet/inception`.
+
+    Args:
+        images: what names the images, beside the parents.
+        detectors: the detector and the further ones: name, sha256, preprocessing.
+        reference: reference that the images are compared with, by content.
+        held_out: held-out images, as `image_set` states them, for memorisation.
+    """
+    return {
+        metric_key(metric, None if place == 0 else detector["name"]): Part(
+            "image_metric",
+            {
+                "metric": metric, **images, "detector": dict(detector),
+                "reference": training_reference(held_out) if metric == NEAREST else reference,
+            },
+            versions_of(f"metric.{metric}", f"detector.{detector['name']}"),
+            parents,
+        )
+        for place, detector in enumerate(detectors)
+        for metric in (metrics if place == 0 else of_further(metrics))
+    }  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Request:
     """The measurements that are requested of a model, as plain data: with the model's hash it names parts."""
@@ -178,6 +201,8 @@ class Request:
     """Hash of the autoencoder that decodes latents to pixels."""
     detector: Mapping[str, str] = field(default_factory=dict)
     """Detector: name, sha256, preprocessing."""
+    further: tuple[Mapping[str, str], ...] = ()
+    """Further detectors, whose metrics are measured on the same images against the same reference."""
     reference: str = ""
     """Reference that the images are compared with, by content."""
     metrics: tuple[str, ...] = ()
@@ -189,13 +214,14 @@ class Request:
     context: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
-        """The request as plain data."""
-        return asdict(self)
+        """The request as plain data; without further detectors, as they were before these existed."""
+        plain = asdict(self)
+        return plain if self.further else {name: value for name, value in plain.items() if name != "further"}
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> Request:
         """The inverse of `plain`. TypeError for other fields."""
-        lists = {name: tuple(data.get(name, ())) for name in ("metrics", "difficulty", "context")}
+        lists = {name: tuple(data.get(name, ())) for name in ("metrics", "difficulty", "context", "further")}
         return cls(**{**data, **lists})
 
     @_once
@@ -219,24 +245,22 @@ class Request:
         """Whether any metric compares pixels, which are then kept beside the features."""
         return NEAREST in self.metrics
 
+    @cached_property
+    def each(self) -> tuple[Request, ...]:
+        """The request with each of its detectors alone; they share the drawing."""
+        further = of_further(self.metrics)
+        others = (replace(self, detector=other, metrics=further, further=()) for other in self.further)
+        return (replace(self, further=()), *others)
+
     @_once
     def image_parts(self, weights: str) -> dict[str, Part]:
-        """Parts of image metrics, by name."""
+        """Parts of image metrics, by name: `frechet`, and of a further detector `frechet/inception`."""
         if not self.images:
             return {}
-        drawing = self.drawing(weights).digest
-        return {
-            metric: Part(
-                "image_metric",
-                {
-                    "metric": metric, "images": self.images, "detector": dict(self.detector),
-                    "reference": training_reference(self.held_out) if metric == NEAREST else self.reference,
-                },
-                versions_of(f"metric.{metric}", f"detector.{self.detector['name']}"),
-                (drawing,),
-            )
-            for metric in self.metrics
-        }  # fmt: skip
+        return metric_parts(
+            {"images": self.images}, (self.detector, *self.further), self.metrics, reference=self.reference,
+            held_out=self.held_out, parents=(self.drawing(weights).digest,),
+        )  # fmt: skip
 
     @_once
     def held_out_parts(self, weights: str) -> dict[tuple[Analysis, str], Part]:
@@ -303,20 +327,18 @@ def request_of(
     evaluation: EvaluationConfig, sampler: Sampler, inputs: Inputs, *, classes: int, difficulty_head: bool
 ) -> Request:
     """The request of an experiment's evaluation."""
-    if evaluation.labels == "validation":
-        count = min(evaluation.label_images, inputs.validation)
-        labels: Mapping[str, Any] = image_set(inputs.data, "validation", count)
-    else:
-        labels = label_cycle(range(classes))
     times = (evaluation.difficulty_timesteps, evaluation.context_timesteps) if difficulty_head else ((), ())
     return Request(
         images=int(evaluation.images),
         seed=int(evaluation.seed),
         sampler=canonical_sampler(sampler),
-        labels=labels,
+        labels=labels_of(evaluation, inputs, classes),
         detector={
             "name": inputs.detector, "sha256": inputs.detector_sha256, "preprocessing": inputs.preprocessing
         },
+        further=tuple(
+            {"name": name, "sha256": sha256, "preprocessing": told} for name, sha256, told in inputs.further
+        ),
         reference=reference_of(evaluation, inputs),
         metrics=metrics_of(evaluation.metrics, extrapolate=evaluation.extrapolate),
         held_out=image_set(inputs.data, "validation", min(evaluation.held_out_images, inputs.validation)),
@@ -324,6 +346,32 @@ def request_of(
         difficulty=tuple(sorted({time_key(time) for time in times[0]})),
         context=tuple(sorted({time_key(time) for time in times[1]})),
     )  # fmt: skip
+
+
+def request_for(
+    evaluation: EvaluationConfig, inputs: Inputs | None, measured: Collection[str], *, classes: int
+) -> Request:
+    """The request to any model, without sampler, detector and reference.
+
+    Args:
+        inputs: inputs of the data set; None where there is none, and nothing is held out.
+        measured: some of images, loss, difficulty and context.
+    """
+    held_out: Mapping[str, Any] = {}
+    if inputs is not None:
+        held_out = image_set(inputs.data, "validation", min(evaluation.held_out_images, inputs.validation))
+    difficulty = evaluation.difficulty_timesteps if "difficulty" in measured else ()
+    context = evaluation.context_timesteps if "context" in measured else ()
+    return Request(
+        images=evaluation.images if "images" in measured else 0,
+        seed=evaluation.seed,
+        labels=labels_of(evaluation, inputs, classes),
+        metrics=metrics_of(evaluation.metrics, extrapolate=evaluation.extrapolate),
+        held_out=held_out,
+        loss="loss" in measured,
+        difficulty=tuple(sorted({time_key(t) for t in difficulty})),
+        context=tuple(sorted({time_key(t) for t in context})),
+    )
 
 
 def cell_parts(experiment: Experiment, inputs: Inputs) -> CellParts:

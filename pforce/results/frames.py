@@ -100,12 +100,15 @@ def distance_of(name: str) -> tuple[str, str] | None:
 
 
 def detectors(frame: pd.DataFrame) -> list[str]:
-    """Detectors of the distances in the frame, those with the most rows first."""
+    """Detectors of the distances in the frame: those with the most rows first, then those that experiments name first,
+    before their further ones."""
     found: dict[str, int] = {}
+    named = set(frame["evaluation.detector"].dropna().astype(str)) if "evaluation.detector" in frame else set()
+    first = {name.rsplit(":", 1)[-1] for name in named}
     for text, name in read_names(frame.columns).items():
         if name.detector and name.beside is None and (n := int(frame[text].notna().sum())):
             found[name.detector] = max(n, found.get(name.detector, 0))
-    return sorted(found, key=lambda detector: (-found[detector], detector))
+    return sorted(found, key=lambda detector: (-found[detector], detector not in first, detector))
 
 
 def distances_in(frame: pd.DataFrame) -> list[str]:

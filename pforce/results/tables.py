@@ -58,7 +58,10 @@ class Column(NamedTuple):
     `images` for the number of images."""
 
 
-DISTANCE_DECIMALS = {"kd": 4, "precision": 3, "recall": 3}
+DISTANCE_DECIMALS = {
+    "kd": 4, "precision": 3, "recall": 3, "precision_adm": 3, "recall_adm": 3, "density": 3, "coverage": 3, "swd": 4,
+    "class_accuracy": 3,
+}  # fmt: skip
 """Kind of distance → decimals; all others have two."""
 DISTANCE_COLUMNS = tuple(
     Column(short, short, DISTANCE_DECIMALS.get(short, 2), True, of_detector=True) for short in DISTANCES

@@ -21,6 +21,7 @@ from pforce.metrics.memorisation import Training
 from pforce.metrics.names import CostName
 from pforce.metrics.reference import ReferenceStatistics
 from pforce.parallel import Workers
+from pforce.records.contents import labels_in_words
 from pforce.records.lease import Wait, patient, shared
 from pforce.records.ledger import Ledger
 from pforce.records.parts import Part, Request
@@ -28,15 +29,10 @@ from pforce.records.record import Record
 from pforce.sampling import count_flops
 from pforce.trial.draw import (
     BLOCK,
-    IMAGES,
     KEPT_BYTES,
-    Blocks,
-    FeatureBlocks,
     Span,
     count_of,
     draw,
-    feature_blocks,
-    folder_of,
     joined,
     read_block,
     spans_to_draw,
@@ -44,11 +40,9 @@ from pforce.trial.draw import (
     to_reading,
 )
 from pforce.trial.held_out import keep_arrays
+from pforce.trial.readers import Reader, Store, reader_of, readers, store_of
 from pforce.trial.subject import Subject
 from pforce.trial.watch import Progress, Watch, quiet
-
-Store = tuple[FeatureBlocks, Blocks]
-"""The blocks of a drawing: of features, and of images."""
 
 
 class _Block(NamedTuple):
@@ -71,6 +65,7 @@ def draw_blocks(
     *,
     kept: Mapping[int, Arrays],
     store: Store,
+    others: Sequence[Reader] = (),
     progress: Callable[[int], None] = lambda drawn: None,
     wait: Wait = patient,
 ) -> Iterator[_Block]:
@@ -81,6 +76,7 @@ def draw_blocks(
     Args:
         kept: blocks of which a part is there already.
         store: blocks of features, and blocks of images.
+        others: further detectors that read the images, too.
         progress: callback that gets the number of images just drawn.
         wait: called while other processes draw the last groups.
     """
@@ -90,14 +86,14 @@ def draw_blocks(
         done=lambda group: features.has(group[-1].end, group[0].first), doing="drawing images", wait=wait,
     )  # fmt: skip
     for group in own:
-        for block in draw_group(request, subject, detector, group, kept=kept, store=store):
+        for block in draw_group(request, subject, detector, group, kept=kept, store=store, others=others):
             progress(block.drawn)
             yield block
 
 
 def draw_group(
     request: Request, subject: Subject, detector: Detector, group: Sequence[Span], *, kept: Mapping[int, Arrays],
-    store: Store,
+    store: Store, others: Sequence[Reader] = (),
 ) -> Iterator[_Block]:  # fmt: skip
     """Draw one group of passes as `draw_blocks` does, without regard to other processes."""
     features, images = store
@@ -124,6 +120,8 @@ def draw_group(
             if before is None or count_of(before) < there:
                 raise ValueError(f"images {block} to {first + start - 1} of a drawing are no longer kept")
             arrays = joined([{key: value[:there] for key, value in before.items()}, arrays])
+        for other in others:  # first, as the block counts as drawn once its own features are kept
+            other.read(block, there, part)
         features.save(block, arrays)
         if first + start == 0:
             images.save(0, {"images": part.cpu().numpy()})
@@ -136,6 +134,7 @@ def measure_images(
     ledger: Ledger,
     metrics: Sequence[str],
     *,
+    others: Sequence[Callable[[], Detector]] = (),
     workers: Workers,
     watch: Watch,
     trim: bool,
@@ -144,6 +143,7 @@ def measure_images(
 
     Args:
         metrics: names of the metrics that have no record.
+        others: functions that return further detectors, which read and keep the images that are drawn now.
         trim: keep at most KEPT_BYTES of features.
     """
     assert subject.detector is not None
@@ -166,7 +166,10 @@ def measure_images(
         done += count
         watch.progress("sampling", min(1.0, done / max(1, to_draw)))
 
-    made = draw_blocks(request, subject, detector, own, kept=kept, store=store, progress=drew, wait=watch.waits)
+    made = draw_blocks(
+        request, subject, detector, own, kept=kept, store=store, progress=drew, wait=watch.waits,
+        others=readers(drawing.digest, others, ledger) if own else (),
+    )  # fmt: skip
     blocks = [block for part in workers.to_first(list(made)) for block in part]
     if reference is None:
         return
@@ -178,25 +181,20 @@ def measure_images(
         images=sum(block.drawn for block in blocks), sampling=sum(block.seconds for block in blocks),
         passes=blocks[0].forward_passes if blocks else 0,
     )  # fmt: skip
-    found = collect(detector, (readings[first] for first in sorted(readings)))
-    parts = request.image_parts(subject.weights)
+    found, parts = _measured(request, subject, detector, readings), request.image_parts(subject.weights)
     record_metrics(
-        {name: parts[name] for name in metrics}, found.cut(request.images), reference, ledger, subject=subject,
-        training=subject.training, progress=watch.progress,
+        {name: parts[name] for name in metrics}, found, reference, ledger, subject=subject,
+        training=subject.training, progress=watch.progress, told=labels_in_words(request.labels),
     )  # fmt: skip
     if trim:
         store[0].trim(KEPT_BYTES)
 
 
-def reader_of(detector: Detector, metrics: Sequence[str]) -> Detector:
-    """The detector that reads what metrics need of an image: features, and pixels where any compares them."""
-    return WithPixels(detector) if NEAREST in metrics else detector
-
-
-def store_of(ledger: Ledger, drawing: str, detector: Detector) -> Store:
-    """The blocks of a drawing (its digest)."""
-    images = Blocks(ledger.storage, f"{folder_of(drawing)}/{IMAGES}")
-    return feature_blocks(ledger.storage, drawing, detector), images
+def _measured(request: Request, subject: Subject, reader: Detector, readings: Mapping[int, Reading]) -> FeatureSet:
+    """Features and classes of a request's images, from the features of all blocks."""
+    assert subject.detector is not None
+    found = collect(reader, (readings[first] for first in sorted(readings)))
+    return found.of_classes(subject.labels(), subject.detector()).cut(request.images)
 
 
 def _to_draw(
@@ -325,6 +323,7 @@ def record_metrics(
     *,
     subject: Subject | None = None,
     training: Callable[[], Training] | None = None,
+    told: str | None = None,
     progress: Progress = quiet,
 ) -> dict[str, Record]:
     """Measure image metrics of features and record each of them; returns metric → record.
@@ -333,6 +332,7 @@ def record_metrics(
         parts: metric → part.
         subject: model that drew the images; None for given images.
         training: function that returns the training images, for memorisation.
+        told: a note on the images, for readers of the numbers.
     """
     found: dict[str, Record] = {}
     for number, (metric, part) in enumerate(parts.items()):
@@ -344,8 +344,9 @@ def record_metrics(
             progress=lambda share: progress("nearest training images", share),
         )  # fmt: skip
         seconds = time.perf_counter() - clock
+        notes = (*measured.notes, *([told] if told else []))
         record = Record.of(
-            part, values=measured.metrics, files=keep_arrays(ledger, measured.arrays), notes=measured.notes,
+            part, values=measured.metrics, files=keep_arrays(ledger, measured.arrays), notes=notes,
             started=started, finished=time.time(),
             provenance=subject.provenance if subject else {},
             cost={"seconds": seconds, "device_seconds": seconds * (subject.devices if subject else 1.0)},

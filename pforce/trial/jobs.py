@@ -24,8 +24,9 @@ from pforce.base.files import read_whole, write_json
 from pforce.base.foreign import parse_object
 from pforce.images import to_uint8
 from pforce.models.autoencoder import Decoder, load_decoder
+from pforce.records.contents import label_cycle
 from pforce.records.identity import canonical_sampler
-from pforce.records.parts import Request, label_cycle
+from pforce.records.parts import Request
 from pforce.sampling import Sampler
 from pforce.sampling.trace import Trace
 from pforce.storage import Storage

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -82,24 +83,22 @@ class Measurable:
         source = source or self.load()
         storage = Storage.open(self.storage)
         held_out = HeldOut(Path(self.data)) if self.data is not None else None
-        loaded: list[Detector] = []
-
-        def detector() -> Detector:
-            if not loaded:
-                wanted = self.request.detector.get("sha256")
-                found = load_detector(self.detector, self.detector_weights, wanted).to(device)
-                check_detector(found, self.request.detector)
-                loaded.append(found)
-            return loaded[0]
 
         def labels() -> torch.Tensor:
-            classes = source.model.config.classes
-            if held_out is None:
-                return torch.arange(classes)
-            return cycle_of(self.evaluation, held_out, classes)
+            return cycle_of(self.evaluation, held_out, source.model.config.classes)
 
-        def reference() -> ReferenceStatistics:
-            return self.reference.statistics(detector(), storage.root / REFERENCES, device=device)
+        def measured_with(
+            name: str, weights: str | None, planned: Mapping[str, str]
+        ) -> tuple[Callable[[], Detector], Callable[[], ReferenceStatistics]]:
+            @cache
+            def detector() -> Detector:
+                found = load_detector(name, weights, planned.get("sha256")).to(device)
+                check_detector(found, planned)
+                return found
+
+            return detector, lambda: self.reference.statistics(detector(), storage.root / REFERENCES, device=device)
+
+        detector, reference = measured_with(self.detector, self.detector_weights, self.request.detector)
 
         def training() -> Training:
             assert self.data is not None  # memorisation is refused where no data set is known
@@ -114,6 +113,10 @@ class Measurable:
             labels=labels,
             detector=detector,
             reference=reference,
+            further=[
+                measured_with(name, weights, planned)
+                for (name, weights), planned in zip(self.evaluation.further, self.request.further, strict=True)
+            ],
             training=training,
             held_out=None if held_out is None else lambda: held_out(self.evaluation.held_out_images),
             batch=self.evaluation.batch,

@@ -7,11 +7,13 @@ metric needs it) and does not depend on where it runs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from pforce.parallel import ALONE, Workers
 from pforce.records.ledger import Ledger
-from pforce.records.parts import Analysis, Request
+from pforce.records.parts import Analysis, Request, metric_key
 from pforce.records.record import Record
 from pforce.trial.drawn_images import measure_images
 from pforce.trial.held_out import measure_held_out
@@ -23,6 +25,7 @@ class Missing(NamedTuple):
     """The missing measurements of a request."""
 
     metrics: tuple[str, ...]
+    """Names of image metrics, as in `Request.image_parts`."""
     held_out: tuple[tuple[Analysis, str], ...]
 
     def __bool__(self) -> bool:
@@ -37,6 +40,21 @@ def missing(request: Request, weights: str, ledger: Ledger) -> Missing:
         tuple(name for name, part in images.items() if part.digest not in there),
         tuple(key for key, part in held_out.items() if part.digest not in there),
     )
+
+
+def _by_detector(
+    request: Request, subject: Subject, metrics: Sequence[str]
+) -> list[tuple[Request, Subject, tuple[str, ...]]]:
+    """The request and the model for each detector that has missing metrics, and their names."""
+    subjects = [subject]
+    subjects += [replace(subject, detector=detector, reference=reference) for detector, reference in subject.further]
+    found = []
+    for place, one in enumerate(request.each):
+        further = None if place == 0 else one.detector["name"]
+        own = tuple(metric for metric in one.metrics if metric_key(metric, further) in metrics)
+        if own:
+            found.append((one, subjects[place], own))
+    return found
 
 
 def measure(
@@ -58,6 +76,9 @@ def measure(
     todo = workers.first_does(lambda: missing(request, subject.weights, ledger))
     if workers.first and todo.held_out:
         measure_held_out(request, subject, ledger, todo.held_out, watch=watch)
-    if todo.metrics:
-        measure_images(request, subject, ledger, todo.metrics, workers=workers, watch=watch, trim=trim)
+    left = _by_detector(request, subject, todo.metrics)
+    while left:
+        one, with_it, metrics = left.pop(0)
+        others = [other.detector for _, other, _ in left if other.detector is not None]
+        measure_images(one, with_it, ledger, metrics, others=others, workers=workers, watch=watch, trim=trim)
     return ledger.find(request.parts(subject.weights)) if workers.first else None

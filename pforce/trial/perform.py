@@ -7,7 +7,7 @@ import socket
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +17,13 @@ import torch
 
 from pforce.base.words import counted
 from pforce.data import DataError, Manifest, ensure
+from pforce.metrics.detectors import Detector
 from pforce.metrics.features import read_features
 from pforce.metrics.reference import BATCH
 from pforce.parallel import ALONE, Workers
 from pforce.records.ledger import Ledger
-from pforce.records.parts import cell_parts
+from pforce.records.parts import Part, cell_parts
+from pforce.records.record import Record
 from pforce.records.row import joined, training_metrics
 from pforce.sampling import Euler
 from pforce.storage import Storage
@@ -30,12 +32,13 @@ from pforce.training.checkpoint import CheckpointError
 from pforce.training.loop import use_bfloat16
 from pforce.trial.attempts import MOST_TRACEBACK, AttemptLog, shortened
 from pforce.trial.draw import BLOCK, folder_of
-from pforce.trial.drawn_images import draw_blocks, read_pictures, reader_of, record_metrics, store_of
+from pforce.trial.drawn_images import draw_blocks, read_pictures, record_metrics
 from pforce.trial.failures import FINAL, Failure, failure_of
 from pforce.trial.folder import training_folder
 from pforce.trial.jobs import Drawer, Keeper, blocks_in, ends_of
 from pforce.trial.measurable import Measurable
 from pforce.trial.measure import measure
+from pforce.trial.readers import reader_of, readers, store_of
 from pforce.trial.reference import REFERENCES, training_images
 from pforce.trial.run import run_trial
 from pforce.trial.subject import Subject
@@ -274,7 +277,8 @@ class Performer:
         assert subject.detector is not None
         request = task.model.request
         detector = reader_of(subject.detector(), request.metrics)
-        store = store_of(ledger, request.drawing(subject.weights).digest, detector)
+        drawing = request.drawing(subject.weights).digest
+        store = store_of(ledger, drawing, detector)
         kept = {}
         if any(group[0].first % BLOCK for group in task.groups):  # the rest of a block that is partly kept
             kept = store[0].load(request.images)
@@ -283,7 +287,8 @@ class Performer:
         seconds = 0.0
         all_images = sum(span.end - span.first for group in task.groups for span in group)
         for block in draw_blocks(
-            request, subject, detector, task.groups, kept=kept, store=store, wait=watch.waits
+            request, subject, detector, task.groups, kept=kept, store=store, wait=watch.waits,
+            others=readers(drawing, [other for other, _ in subject.further], ledger),
         ):  # fmt: skip
             images += block.drawn
             passes = block.forward_passes
@@ -293,23 +298,35 @@ class Performer:
         return Spent(images, nfe, passes, seconds, _device_name(subject.device))
 
     def _measure_images(self, task: MeasureImages, telling: Telling, done: Done) -> Done:
-        detector, count = task.detector.to(self.seat.device), len(task.images)
         ledger = Ledger(Storage.open(task.storage), lambda line: warnings.warn(line, stacklevel=2))
+        found: dict[str, Record] = {}
+        for place, detector in enumerate((task.detector, *task.further)):
+            further = None if place == 0 else detector.name
+            parts = {metric: task.parts[key] for metric, key in task.keys(further).items()}
+            if parts:
+                found |= self._measure_given(task, detector.to(self.seat.device), parts, ledger, telling)
+        metrics = {name: value for record in found.values() for name, value in record.numbers().items()}
+        return replace(done, metrics=metrics)
+
+    def _measure_given(
+        self, task: MeasureImages, detector: Detector, parts: Mapping[str, Part], ledger: Ledger, telling: Telling
+    ) -> dict[str, Record]:
+        """Measure given images with one detector; returns digest → record."""
+        count = len(task.images)
         telling.progress("features of the reference", 0.0)
         cache = ledger.storage.root / REFERENCES
         reference = task.reference.statistics(detector, cache, device=self.seat.device)
         features = read_features(
-            reader_of(detector, list(task.parts)), task.images.batches(BATCH), size=min(BATCH, count),
+            reader_of(detector, list(parts)), task.images.batches(BATCH), size=min(BATCH, count),
             device=self.seat.device,
             progress=lambda read: telling.progress("features of the images", read / count),
         )  # fmt: skip
         data, held_out = task.training or ("", 0)
         found = record_metrics(
-            task.parts, features, reference, ledger, progress=telling.progress,
+            parts, features, reference, ledger, progress=telling.progress,
             training=lambda: training_images(Path(data), held_out, detector, cache, device=self.seat.device),
         )  # fmt: skip
-        metrics = {name: value for record in found.values() for name, value in record.numbers().items()}
-        return replace(done, metrics=metrics)
+        return {record.digest: record for record in found.values()}
 
     def _draw(self, task: Draw, telling: Telling, done: Done) -> Done:
         job = task.job

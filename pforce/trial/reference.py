@@ -30,8 +30,9 @@ from pforce.metrics.reference import (
     cached_reference,
     load_statistics,
 )
+from pforce.records.contents import image_set
 from pforce.records.identity import versions_of
-from pforce.records.parts import FLOAT32, Inputs, image_set, reference_of
+from pforce.records.parts import FLOAT32, Inputs, reference_of
 
 STORED = (".npz",)
 KEPT_BYTES = 1 << 30
@@ -105,6 +106,7 @@ def inputs_of(config: EvaluationConfig, manifest: Manifest, detector: Detector, 
 
     Raises:
         StatisticsError: a file of statistics cannot be read.
+        DetectorError: a further detector cannot be loaded.
     """
     reference = None
     if is_stored(config):
@@ -113,9 +115,10 @@ def inputs_of(config: EvaluationConfig, manifest: Manifest, detector: Detector, 
             reference = _sha256(config.reference, found.st_mtime_ns, found.st_size)
         except OSError as error:
             raise StatisticsError(f"reference statistics {config.reference}: cannot be read ({error})") from error
+    further = tuple((each.name, each.sha256, each.preprocessing) for each in config.load_further())
     return Inputs(
         manifest.hash, manifest.train.samples, manifest.validation.samples, detector.name, detector.sha256,
-        detector.preprocessing, reference, auto,
+        detector.preprocessing, reference, auto, further,
     )  # fmt: skip
 
 
@@ -161,7 +164,7 @@ class ReferenceImages:
         """
         path = Path(self.path)
         if self.kind == "statistics":
-            found = load_statistics(path, detector, device=device, progress=progress)
+            found = load_statistics(path, detector, cache=cache, device=device, progress=progress)
             if f"file:{found.identity}" != self.identity:
                 raise StatisticsError(
                     f"reference statistics {path}: hold {found.identity[:12]}, where {self.identity[5:17]} was planned "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from pforce.base.files import write_whole
 from pforce.config import Experiment
 from pforce.metrics.detectors import Detector
 from pforce.metrics.held_out import MAP_IMAGES, shown_timesteps
+from pforce.metrics.reference import ReferenceStatistics
 from pforce.records.ledger import Ledger
 from pforce.records.parts import CellParts, Inputs, cell_parts
 from pforce.records.row import TENSORS, Row, row_of
@@ -31,6 +34,10 @@ from pforce.trial.train import Trained, train_trial
 from pforce.trial.where import Paths, Where, with_precision
 
 
+def _same(detector: Detector) -> Detector:
+    return detector
+
+
 def subject_of(
     experiment: Experiment,
     paths: Paths,
@@ -40,9 +47,14 @@ def subject_of(
     *,
     images: HeldOut,
     detector: Detector,
+    further: Sequence[Detector] = (),
 ) -> Subject:
     """A trained model with everything that its experiment's evaluation needs."""
     config = experiment.evaluation
+
+    def reference_in(features: Detector) -> ReferenceStatistics:
+        return reference_for(config, paths.data, features, inputs, cache=paths.references, device=where.device)
+
     return Subject(
         model=trained.model,
         weights=trained.weights,
@@ -50,9 +62,8 @@ def subject_of(
         sampler=experiment.sampler,
         labels=lambda: cycle_of(config, images, experiment.model.classes),
         detector=lambda: detector,
-        reference=lambda: reference_for(
-            config, paths.data, detector, inputs, cache=paths.references, device=where.device
-        ),
+        reference=lambda: reference_in(detector),
+        further=[(partial(_same, other), partial(reference_in, other)) for other in further],
         training=lambda: training_images(
             paths.data, config.held_out_images, detector, paths.references, device=where.device
         ),
@@ -81,6 +92,9 @@ def run_trial(
     experiment = with_precision(experiment, inputs)
     cell = cell_parts(experiment, inputs)
     check_detector(detector, cell.request.detector)
+    further = [each.to(where.device) for each in experiment.evaluation.load_further()]
+    for other, planned in zip(further, cell.request.further, strict=True):
+        check_detector(other, planned)
     held_out = HeldOut(paths.data)
     held_out(experiment.evaluation.held_out_images)
     ledger = Ledger(paths.storage, lambda line: warnings.warn(line, stacklevel=2))
@@ -88,7 +102,9 @@ def run_trial(
         write_experiment(evaluation_folder(paths.folder(cell), cell.digest), experiment)
     trained = train_trial(experiment, paths, cell, where, ledger)
     trained.weights = workers.first_does(lambda: trained.weights)
-    subject = subject_of(experiment, paths, inputs, trained, where, images=held_out, detector=detector)
+    subject = subject_of(
+        experiment, paths, inputs, trained, where, images=held_out, detector=detector, further=further
+    )  # fmt: skip
     measure(cell.request, subject, ledger, workers=workers, watch=where.watch)
     return finish_trial(experiment, paths, cell, ledger, held_out) if workers.first else None
 

@@ -152,7 +152,7 @@ def _without_paths(experiment: Experiment) -> Experiment:
     """The experiment of a file that travels, without the places of another machine."""
     reference = experiment.evaluation.reference
     evaluation = replace(
-        experiment.evaluation, detector_weights=None,
+        experiment.evaluation, detector_weights=None, further_detectors=(),
         reference=reference if reference in ("validation", "train") else "validation",
     )  # fmt: skip
     data = experiment.data if experiment.data.name == "shards" else replace(experiment.data, path=None)

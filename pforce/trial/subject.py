@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,9 @@ from pforce.sampling import Euler, Sampler
 from pforce.trial.draw import (
     BLOCK,
 )
+
+RANDOM_CLASSES = 2**17
+"""Classes that are drawn at random; images beyond them begin again with the first. Part of the rule `random`."""
 
 
 @dataclass
@@ -36,6 +40,8 @@ class Subject:
     detector: Callable[[], Detector] | None = None
     """Function that returns the detector, on the device."""
     reference: Callable[[], ReferenceStatistics] | None = None
+    further: Sequence[tuple[Callable[[], Detector], Callable[[], ReferenceStatistics]]] = ()
+    """Functions that return each further detector, and the reference in its features."""
     training: Callable[[], Training] | None = None
     """Function that returns the training images, for distances to the nearest one."""
     held_out: Callable[[], Batch] | None = None
@@ -47,12 +53,20 @@ class Subject:
     provenance: Mapping[str, str] = field(default_factory=dict)
 
 
-def cycle_of(config: EvaluationConfig, validation: Callable[[int], Batch], classes: int) -> Tensor:
+def random_classes(classes: int, seed: int) -> Tensor:
+    """Classes (RANDOM_CLASSES,), each equally likely, equal on all machines."""
+    return torch.from_numpy(np.random.RandomState(seed % 2**32).randint(0, classes, RANDOM_CLASSES, dtype=np.int64))
+
+
+def cycle_of(config: EvaluationConfig, validation: Callable[[int], Batch] | None, classes: int) -> Tensor:
     """Classes of drawn images in turn, by the evaluation's rule.
 
     Args:
-        validation: function from a number to that many held-out images, spread evenly.
+        validation: function from a number to that many held-out images, spread evenly; None where there are none, so
+            that all classes are taken in turn.
     """
-    if config.labels == "classes":
+    if config.labels == "random":
+        return random_classes(classes, config.seed)
+    if config.labels == "classes" or validation is None:
         return torch.arange(classes)
     return validation(config.label_images).labels

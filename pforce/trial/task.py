@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from pforce.config import Experiment
 from pforce.metrics.detectors import Detector
 from pforce.metrics.image_sets import ImageSet
-from pforce.records.parts import Inputs, Part
+from pforce.records.parts import Inputs, Part, metric_key
 from pforce.training import Answer, Record, Sharding
 from pforce.trial.draw import Span
 from pforce.trial.failures import Failure
@@ -79,14 +79,22 @@ class MeasureImages:
     label: str
     images: ImageSet
     parts: Mapping[str, Part]
-    """Metric → part."""
+    """Metric → part, named as in `Request.image_parts`."""
     reference: ReferenceImages
     detector: Detector
     storage: str
+    further: tuple[Detector, ...] = ()
+    """Further detectors of the same images."""
     training: tuple[str, int] | None = None
     """Folder of the data set whose training images they are compared with, and the number of held-out images; None
     where no metric needs them."""
     cells: tuple[str, ...] = ()
+
+    def keys(self, further: str | None) -> dict[str, str]:
+        """Metric → name among `parts`, of a further detector, or of the first one (None)."""
+        metrics = {key.partition("/")[0] for key in self.parts}
+        keys = {metric: metric_key(metric, further) for metric in sorted(metrics)}
+        return {metric: key for metric, key in keys.items() if key in self.parts}
 
 
 @dataclass(frozen=True)

@@ -124,15 +124,20 @@ def test_spatial_features_are_the_first_seven_channels_channel_fastest() -> None
 
 
 def test_sfid_reads_mixed_6d(weights: Path, both: tuple[Tensor, Tensor, FeatureSet, FeatureSet]) -> None:
-    """Oracle: the layer's output taken with a hook of the test's own, on torch-fidelity's network."""
+    """Oracle: the layer's output by a hook of the test's own, on torch-fidelity's network; and its first branch,
+    TensorFlow's `mixed_6/conv`, which ADM's evaluator reads."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     a, _, fa, _ = both
     network = FeatureExtractorInceptionV3("own", ["2048"], feature_extractor_weights_path=str(weights))
     outputs: list[Tensor] = []
     network.Mixed_6d.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    branch: list[Tensor] = []
+    network.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: branch.append(output))
     network(a[:2])
     assert outputs[0].shape == (2, 768, 17, 17)
+    assert torch.equal(outputs[0][:, :192], branch[0])
+    assert float(branch[0].min()) == 0, "after its ReLU"
     expected = outputs[0][:, :7].permute(0, 2, 3, 1).reshape(2, -1)
     assert fa.spatial is not None
     torch.testing.assert_close(fa.spatial[:2], expected, rtol=1e-4, atol=1e-5)

@@ -24,8 +24,8 @@ from pforce.orchestration.sampler_report import make_subject
 from pforce.orchestration.sampler_search import Measurement
 from pforce.orchestration.sampler_sweep import SamplerSweep
 from pforce.orchestration.shared import Shared, Wanted
+from pforce.records.contents import label_cycle
 from pforce.records.ledger import Ledger
-from pforce.records.parts import label_cycle
 from pforce.records.row import Row
 from pforce.sampling import Euler, Sampler
 from pforce.storage import Storage

@@ -66,7 +66,8 @@ def images(count: int, size: int) -> torch.Tensor:
 def features(shift: float) -> FeatureSet:
     angles = torch.arange(60 * 4, dtype=torch.float64).reshape(60, 4)
     values = (torch.sin(1.7 * angles * angles + shift) + 0.1 * shift).float()
-    return FeatureSet("openmoji", "0" * 64, values, logits=3 * values)
+    labels = torch.arange(60) % 4
+    return FeatureSet("openmoji", "0" * 64, values, logits=3 * values, labels=labels, predicted=values.argmax(dim=1))
 
 
 @cache

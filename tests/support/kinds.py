@@ -37,6 +37,8 @@ BUDGETS: dict[str, int] = {
     "faults/test_tracking.py": 60,
     "faults/test_nodes.py": 60,
     "metrics/test_fidelity.py": 50,
+    "metrics/test_adm.py": 25,
+    "test_several_detectors.py": 40,
     "faults/test_write_points.py": 50,
     "orchestration/test_doctor.py": 50,
     "orchestration/test_run.py": 45,

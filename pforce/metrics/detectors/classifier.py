@@ -123,6 +123,12 @@ class ClassifierDetector(nn.Module):
         logits: Tensor = self.classifier(self.features(images))
         return logits
 
+    def classify(self, features: Tensor) -> Tensor:
+        """Classes (N,) that features (N, 64) of images are of; ties go to the first."""
+        with torch.inference_mode():
+            found: Tensor = self.classifier(features.to(self.classifier.weight)).argmax(dim=1).cpu()
+        return found
+
     def read(self, images: Tensor) -> Reading:
         """Features (B, 64) of square uint8 images (B, 3, H, W), at least 32². No logits: the classes are not
         ImageNet's, and a score of them would be mistaken for the Inception Score.

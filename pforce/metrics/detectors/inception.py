@@ -1,7 +1,8 @@
 """Detector `inception`: torch-fidelity's Inception v3, with weights from your file. Nothing is downloaded.
 
 Its Fréchet distance is what papers call FID. The spatial features for sFID are the first 7 channels of Mixed_6d in NHWC
-order, 17 · 17 · 7 = 2,023 numbers, as ADM's evaluator takes them.
+order, 17 · 17 · 7 = 2,023 numbers, as ADM's evaluator takes them: it reads `mixed_6/conv:0` of TensorFlow's graph,
+which is the first branch of that layer after its ReLU, and so the first 192 of its channels.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class InceptionDetector(nn.Module):
 
     name = "inception"
     feature_size = 2048
+    spatial_size = 17 * 17 * SPATIAL_CHANNELS
     minimum_size = 1
     preprocessing = "resized to 299² as TensorFlow 1 does, (x − 128) / 128"
 
