@@ -14,7 +14,7 @@ from PIL import Image
 
 from pforce import results
 from pforce.base.console import DONE
-from pforce.base.errors import FieldError
+from pforce.base.errors import ConfigError, FieldError
 from pforce.commands.evaluate import evaluate
 from pforce.config import Experiment, with_fields
 from pforce.data import Manifest, Split, openmoji, read_split
@@ -110,6 +110,22 @@ def test_features_that_are_kept_alone_are_drawn_again_and_give_the_same_numbers(
     for record in both.parts:
         ledger.forget(record.digest, "measured again")
     assert of_images(trained(data, tmp_path)) == of_images(cell[1])
+
+
+def test_the_first_detector_alone_measures_it_and_the_others_read_the_same_drawing(data, cell, tmp_path):
+    """Oracles: the cell, class accuracy without pixels beside the features, and the images that were drawn."""
+    further = {"evaluation__further_detectors": ("tests.test_several_detectors:coarse",)}
+    row = trained(data, tmp_path / "all", evaluation__metrics=("frechet", "memorisation", "class_accuracy"), **further)
+    assert {name: row.metrics[name] for name in of_images(cell[1])} == of_images(cell[1])
+    assert "fd/coarse" in row.metrics
+    assert not [name for name in row.metrics if name.startswith("memorisation") and "coarse" in name]
+    storage = Ledger(Storage.open(tmp_path / "all"))
+    assert sum(record.cost["images"] for record in storage.all() if record.kind == "drawing") == 128
+    alone = trained(data, tmp_path / "alone", evaluation__metrics=("class_accuracy",))
+    name = "class_accuracy/openmoji"
+    assert row.metrics[name] == alone.metrics[name]
+    with pytest.raises(ConfigError, match="memorisation is the only metric"):
+        experiment(data, evaluation__metrics=("memorisation",), **further)
 
 
 def test_a_large_training_set_is_streamed_with_the_same_numbers(data, cell, tmp_path, monkeypatch):

@@ -200,7 +200,7 @@ def pictures(count: int, seed: int, shift: int = 0) -> NDArray[np.uint8]:
 
 def read(images: NDArray[np.uint8]) -> tuple[Array, Array, Array]:
     reading = Small().read(torch.from_numpy(images).permute(0, 3, 1, 2))
-    return tuple(part.double().numpy() for part in reading)  # type: ignore[return-value,union-attr]
+    return tuple(part.double().numpy() for part in reading[:3])  # type: ignore[return-value,union-attr]
 
 
 def adm_file(path: Path, images: NDArray[np.uint8], stored: NDArray[np.uint8], **changes: object) -> Path:
