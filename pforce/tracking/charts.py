@@ -129,7 +129,7 @@ class Charts:
                 range={}, selectedXAxisMetricKey="", yAxisKey="metric", yAxisExpressions=[], ignoreOutliers=False,
                 useGlobalXaxisKey=True, useGlobalLineSmoothing=True, runsCountToCompare=RUNS_COMPARED)  # fmt: skip
         for key in self.images:
-            add("Pictures", "IMAGE", key, imageKeys=[key], step=0, showRunParams=True, runsCountToCompare=RUNS_COMPARED)
+            add("Pictures", "IMAGE", key, imageKeys=[key], step=0, showRunParams=False, runsCountToCompare=RUNS_COMPARED)
         return charts
 
 
