@@ -133,6 +133,11 @@ def report(a: Arguments) -> int:
     notes = [f"At {equal:.3f} device-hours: " + ", ".join(
         f"{name} {best[hours <= equal * (1 + 1e-9)].min():.2f}" for name, (hours, best) in curves.items()
     )]  # fmt: skip
+    half = min(len(hours) for hours, _ in curves.values()) // 2
+    notes.append(f"After {half} trainings: " + ", ".join(
+        f"{name} {best.iloc[half - 1]:.2f}" for name, (_, best) in curves.items()
+    ))  # fmt: skip
+    notes.append("Device-hours are of the clock, so what else the machine did is in them; the two ran side by side.")
     if (a.storage / "confirm").exists():
         notes += _confirmed(cells_of(a, "confirm"), record)
     write_json(a.out / "search_against_grid.json", json.loads(json.dumps(record, default=float)))
