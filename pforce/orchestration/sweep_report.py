@@ -197,7 +197,9 @@ def sweep_summary(
     notes, title = [caveat(planned), *plan_note, *results.table_notes(frame, rows)], title_of(sweep)
     report = Report(results.cell_table(frame, rows, columns), title, notes, claims)
     drawn = cell_figure(report.table, sweep.headers)
-    figures = [] if drawn is None else [(png(drawn), "Means with bars of one standard deviation over seeds")]
+    several = bool((report.table["n"] > 1).any()) if "n" in report.table else False
+    caption = "Means with bars of one standard deviation over seeds" if several else "One seed: no bars over seeds"
+    figures = [] if drawn is None else [(png(drawn), caption)]
     section = Section(title, report=report, figures=figures, commands=[this_command()])
     return Summary(section, frame, list(zip(results.row_names(rows), rows, strict=True)))
 

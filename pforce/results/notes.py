@@ -21,6 +21,7 @@ from pforce.results.frames import (
 
 HONEST_IMAGES = 96_000
 HONEST_SEEDS = 3
+TOO_SHORT = "too short to rank anything"
 MADE = {"device": "on", "computed_in": "in", "attention": "attention", "tf32": "TF32", "torch": "torch",
         "commit": "commit", "user": "by"}  # fmt: skip
 """Column of the environment → its word in the note on cells that were not made alike."""
@@ -60,7 +61,7 @@ def size_note(
     )
     if min(images) < HONEST_IMAGES or seeds < HONEST_SEEDS:
         text += (
-            f" This run is too short to rank anything: a comparison needs at least {HONEST_IMAGES:,} images per cell "
+            f" This run is {TOO_SHORT}: a comparison needs at least {HONEST_IMAGES:,} images per cell "
             f"and {HONEST_SEEDS} seeds{f' ({longer})' if longer else ''}."
         )
     return text

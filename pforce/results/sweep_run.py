@@ -20,6 +20,7 @@ from pforce.results.costs import run_costs
 from pforce.results.figures import side_by_side
 from pforce.results.formats import display, safe_markdown, to_markdown
 from pforce.results.frames import Row, distances_in, finished, primary_metric, smaller_is_better
+from pforce.results.notes import TOO_SHORT
 from pforce.results.page import Section, page
 from pforce.results.pictures import MAPS_KEY, MAPS_PICTURE, NEAREST_PAIRS, pictures_of, samples_key
 from pforce.results.report import Report
@@ -181,13 +182,16 @@ def note(entry: SweepEntry, summary: Summary, best: str) -> str:
     claims = [*section.summary, *(f"{text}: {word} {numbers}" for text, word, numbers in section.findings)]
     table = to_markdown(display(report.table.head(MOST_NOTED)[_few(report.table)]).map(safe_markdown))
     rest = len(report.table) - MOST_NOTED
+    first, *others = report.notes or ("",)
+    lowest = "lowest" if summary.metric is None or smaller_is_better(summary.metric) else "highest"
     parts = [
-        f"## {safe_markdown(section.title or entry.name)}",
+        # MLflow shows the first lines only: why one should not believe the best row yet comes before it.
+        f"**{safe_markdown(first)}**" if first else "",
+        f"The {lowest} mean, which is no claim: {safe_markdown(best)}" if best else "",
         safe_markdown(section.about),
-        f"**Best mean so far:** {safe_markdown(best)}" if best else "",
-        _listed(report.notes),
-        table if rest <= 0 else f"{table}\n\n{rest} more rows are in `{PAGE}`.",
         _listed(claims or report.claims),
+        table if rest <= 0 else f"{table}\n\n{rest} more rows are in `{PAGE}`.",
+        _listed(others),
         "\n".join(f"    {line}" for line in entry.command.splitlines()),
         f"Everything: `{PAGE}`, `{TABLE}` and `{PICTURES}` among the artifacts.",
     ]
@@ -219,7 +223,14 @@ def charts_of(entry: SweepEntry, summary: Summary) -> Charts:
     trained = any(cell.training is not None for cell in entry.cells)
     guidance = dict.fromkeys(cell.params.get("sampler.guidance.scale", 1.0) for cell in entry.cells)
     images = (*map(samples_key, guidance), MAPS_KEY) if trained else ()
-    return Charts(varying(entry), distances, others, CURVES if trained else (), images)
+    return Charts(varying(entry), distances, others, CURVES if trained else (), images, _caveat(summary))
+
+
+def _caveat(summary: Summary) -> str:
+    """Words on the distance: which values are better, and whether they can be ranked at all."""
+    better = "smaller" if summary.metric is None or smaller_is_better(summary.metric) else "larger"
+    short = any(TOO_SHORT in note for note in summary.report.notes)
+    return f"{better} is better{'; ' + TOO_SHORT if short else ''}"
 
 
 def varying(entry: SweepEntry) -> list[str]:

@@ -31,6 +31,8 @@ MOST_BYTES = 5000
 MOST_AXES = 4
 """Most axes with a chart of their own."""
 RUNS_COMPARED = 100
+COLUMN_PIXELS, LETTER_PIXELS = 10, 7
+"""Width of a column without its name, and of a letter of that."""
 CELLS_ONLY = f"tags.`{Tags.KIND}` = 'trial'"
 """Filter that leaves out the runs of sweeps, below which MLflow's page would fold all others."""
 
@@ -76,6 +78,8 @@ class Charts:
     """Metrics that are curves over images seen."""
     images: Sequence[str] = ()
     """Keys of pictures."""
+    caveat: str = ""
+    """Words that stand beside the distance: which values are better, and whether they can be ranked."""
 
     def state(self) -> str:
         """The view as a tag's value."""
@@ -92,6 +96,7 @@ class Charts:
             "orderByAsc": True,
             "selectedColumns": shown,
             "columnOrder": shown,
+            "columnWidths": {name: COLUMN_PIXELS + LETTER_PIXELS * len(name) for name in shown},
             "runsHiddenMode": "SHOW_ALL",
             "compareRunCharts": charts,
             "compareRunSections": [_section(name) for name in names],
@@ -117,7 +122,13 @@ class Charts:
             })  # fmt: skip
 
         for metric in self.distances[:1]:
-            add("Quality", "BAR", metric, metricKey=metric, runsCountToCompare=RUNS_COMPARED)
+            add(
+                "Quality",
+                "BAR",
+                f"{metric} ({self.caveat})" if self.caveat else metric,
+                metricKey=metric,
+                runsCountToCompare=RUNS_COMPARED,
+            )
             for axis in self.axes[:MOST_AXES]:
                 add("Quality", "SCATTER", f"{metric} against {axis}", runsCountToCompare=RUNS_COMPARED,
                     xaxis={"key": axis, "type": "PARAM"}, yaxis={"key": metric, "type": "METRIC"})  # fmt: skip
@@ -129,7 +140,9 @@ class Charts:
                 range={}, selectedXAxisMetricKey="", yAxisKey="metric", yAxisExpressions=[], ignoreOutliers=False,
                 useGlobalXaxisKey=True, useGlobalLineSmoothing=True, runsCountToCompare=RUNS_COMPARED)  # fmt: skip
         for key in self.images:
-            add("Pictures", "IMAGE", key, imageKeys=[key], step=0, showRunParams=False, runsCountToCompare=RUNS_COMPARED)
+            add(
+                "Pictures", "IMAGE", key, imageKeys=[key], step=0, showRunParams=False, runsCountToCompare=RUNS_COMPARED
+            )
         return charts
 
 
