@@ -99,7 +99,7 @@ def mirror_storage(
 
 def _summary(place: Storage, ledger: Ledger, entry: SweepEntry) -> Summary | None:
     """What a sweep has come to, from the storage."""
-    return summary_of(entry.name, Source(place, ledger.say, sweep=entry.name, ledger=ledger))
+    return summary_of(entry.name, Source(place, ledger.say, sweep=entry.name, ledger=ledger), final=False)
 
 
 def _advance(progress: Progress, task: TaskID, before: int, done: int) -> None:

@@ -26,7 +26,7 @@ from pforce.orchestration.recorder import Recorder
 from pforce.orchestration.sweep_report import sweep_frame, sweep_summary
 from pforce.orchestration.trials import Trials, entries
 from pforce.records.ledger import Ledger
-from pforce.records.status import RUNNING, Status
+from pforce.records.status import FAILED, FINISHED, Status
 from pforce.results.pictures import snapshots_before
 from pforce.results.shown import show_cells, views_of
 from pforce.results.sweep_run import Summary, run_view, show_sweep
@@ -42,6 +42,8 @@ Summarize = Callable[[Plan, pd.DataFrame, bool], Summary]
 STOP_SECONDS = 5.0
 """Most seconds to wait for the tracking store after a signal."""
 RESERVE_BYTES = 2**20
+CLAIMED: tuple[Status, ...] = (FINISHED, FAILED)
+"""States of a sweep at whose end claims are made; those of a stopped one would be an early look."""
 STOPPED_BY = "Stopped by {}; the same command resumes from here."
 
 
@@ -66,7 +68,9 @@ def show_finished(plan: Plan, say: Callable[[str], None], summarize: Summarize =
         mirror = Mirror(plan.tracker, plan.options.place, say)
         entry = sweep_entry(plan)
         page = mirror.page(entry.name, {entry.identity, *(item.fingerprint for item in plan.work)})
-        shown = show_sweep(page, entry, plan.ledger, summarize=lambda entry: summarize(plan, sweep_frame(plan), True))
+        shown = show_sweep(
+            page, entry, plan.ledger, final=True, summarize=lambda entry: summarize(plan, sweep_frame(plan), True)
+        )
     except Exception as error:  # every kind of store raises its own
         say(f"warning: {plan.tracker.shown} does not show this sweep: {why(error)}. {CATCH_UP}")
         return
@@ -132,11 +136,11 @@ def _page(
 
     def own(status: Status) -> View | None:
         entry = sweep_entry(plan)
-        frame = sweep_frame(plan, ledger)
+        frame, final = sweep_frame(plan, ledger), status in CLAIMED
         views = views_of(entry.cells, plan.options.place, ledger)
-        return (
-            run_view(entry, views, summarize(plan, frame, status != RUNNING), ledger, status=status) if views else None
-        )
+        if not views:
+            return None
+        return run_view(entry, views, summarize(plan, frame, final), ledger, status=status, final=final)
 
     with Live(mirror, plan.sweep.name, plan.identity, say, before, own=own) as live:
         yield live

@@ -12,8 +12,8 @@ from pforce.results.statistics import ENOUGH_SEEDS, Claim, look_of
 from pforce.storage import Storage, StorageError
 
 Say = Callable[[str], None]
-LATER = "claims are made at the end, as each look at them spends a share of the error"
-"""Note of a table that is shown while its sweep runs."""
+LATER = "claims are left to the sweep's end and to `pforce report`, as each look at them spends a share of the error"
+"""Note of a table that is shown while its sweep runs, and by the mirror."""
 
 
 def warn(line: str) -> None:

@@ -13,7 +13,7 @@ from pforce.base.errors import ConfigError, did_you_mean
 from pforce.base.words import counted
 from pforce.config import flat_params
 from pforce.metrics.names import CostName
-from pforce.orchestration.looks import looks_with, plan_notes
+from pforce.orchestration.looks import LATER, looks_with, plan_notes
 from pforce.orchestration.plan import provenance
 from pforce.orchestration.reproduce import known_tables, read
 from pforce.records.ledger import Ledger
@@ -61,8 +61,12 @@ def section_of(name: str, source: Source) -> Section:
     return replace(found.section, pictures=[*pictures, *([maps] if maps else [])])
 
 
-def summary_of(name: str, source: Source) -> Summary:
-    """What a sweep has come to. ConfigError where the storage has no finished cell of it."""
+def summary_of(name: str, source: Source, *, final: bool = True) -> Summary:
+    """What a sweep has come to. ConfigError where the storage has no finished cell of it.
+
+    Args:
+        final: whether claims are made, which is a look at them.
+    """
     commands = source.commands(name)
     if name in known_tables():
         table, scale = known_tables()[name]
@@ -72,12 +76,13 @@ def summary_of(name: str, source: Source) -> Summary:
                 f"{name}: nothing of it is measured; run `pforce reproduce {table.name} --scale {scale.name}`"
             )
         facts = _facts(results.finished(found.frame, list(found.rows.values())))
-        return found.looked_at(source.storage, source.say).summary(commands, facts)
+        looked = found.looked_at(source.storage, source.say) if final else found
+        return looked.summary(commands, facts, final=final)
     frame = source.frame
     if frame.empty or name not in set(frame["sweep"]):
         names = sorted(set(frame["sweep"])) if len(frame) else []
         raise ConfigError(f"{name}: no such sweep in {source.storage}; {did_you_mean(name, names, 'it has')}")
-    return _of_sweep(name, frame, source, commands)
+    return _of_sweep(name, frame, source, commands, final=final)
 
 
 def entry_rows(entries: Sequence[SweepEntry]) -> list[Row]:
@@ -118,21 +123,24 @@ def _parameters(frame: pd.DataFrame) -> list[str]:
     return [name for name in (*known, *own) if name in frame and name not in NOT_AXES]
 
 
-def _of_sweep(name: str, frame: pd.DataFrame, source: Source, commands: list[str]) -> Summary:
+def _of_sweep(
+    name: str, frame: pd.DataFrame, source: Source, commands: list[str], *, final: bool
+) -> Summary:  # fmt: skip
     own = frame[frame["sweep"] == name]
     rows = entry_rows([entry for entry in source.sweeps if entry.name == name]) or rows_of(own)
     table = results.cell_table(own, rows)
     metric = results.primary_metric(own, rows)
     names = results.row_names(rows)
-    claims = [] if metric is None or len(rows) == 1 else results.row_claims(own, rows, metric)
-    looks = looks_with(source.storage, name, claims, max(1, source.seeds(name)), source.say, shown=True)
+    claims = [] if metric is None or len(rows) == 1 or not final else results.row_claims(own, rows, metric)
+    looks = looks_with(source.storage, name, claims, max(1, source.seeds(name)), source.say, shown=final)
     drawn = []
     if metric is not None and metric in table:
         figure = cell_figure(table, list(rows[0].labels))
         if len(rows) <= MOST_LABELLED or figure is None:
             figure = bars_figure(table.assign(row=names), metric)
         drawn.append((png(figure), f"{metric}, bars of one standard deviation over seeds"))
-    notes = [*_size(results.finished(own, rows)), *plan_notes(claims, looks), *results.table_notes(own, rows)]
+    plan = plan_notes(claims, looks) if final else [LATER]
+    notes = [*_size(results.finished(own, rows)), *plan, *results.table_notes(own, rows)]
     section = Section(
         title=name,
         about=f"{counted(len(results.finished(own, rows)), 'finished cell')}.",

@@ -99,7 +99,7 @@ def front_summary(sweep: SamplerSweep, source: Source, frame: pd.DataFrame) -> S
     shown = front[known].rename(columns={"again": f"{distance}, other noise"})
     found = Report(shown, title, [_caveat(sweep, frame, distance)])
     figure = png(front_figure(frame, distance)), "All samplers; the front is filled"
-    return Summary(Section(title, report=found, figures=[figure], commands=[this_command()]), frame, [])
+    return Summary(Section(title, report=found, figures=[figure], commands=[this_command()]), frame, (), distance)
 
 
 def report(sweep: SamplerSweep, source: Source, outcome: Outcome, folder: Path, console: Console) -> bool:

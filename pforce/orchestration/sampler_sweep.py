@@ -357,11 +357,13 @@ def run(
         if there is None or not views or summarize is None:
             return None
         found = sweep.frame(recorded_samplers(there, ledger, sweep.noise_seed))
-        return run_view(there, views, summarize(found), ledger, status=status) if len(found) else None
+        return run_view(there, views, summarize(found), ledger, status=status, final=True) if len(found) else None
 
     # Errors in the options are reported before anything is shown.
     at = workforce.make(sweep.name, storage.root / SCRATCH, say=say)
-    with Live(Mirror(tracker, storage, say), sweep.name, sweep.identity, say, before, own=own) as live:
+    with Live(
+        Mirror(tracker, storage, say), sweep.name, sweep.identity, say, before, own=own if summarize else None
+    ) as live:
         return _run(sweep, live, storage, console, at)
 
 

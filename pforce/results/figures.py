@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib as mpl
@@ -35,11 +36,14 @@ SEQUENCE = "viridis"
 white."""
 FEW_DECADES = 100
 MARKERS = "osD^v<>PX*"
+_DRAWING = threading.RLock()
 
 
-def style() -> AbstractContextManager[None]:
-    """Text size and frame of every figure."""
-    return mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+@contextmanager
+def style() -> Iterator[None]:
+    """Text size and frame of every figure. One thread draws at a time, as the settings are the process's."""
+    with _DRAWING, mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        yield
 
 
 def panels_of(table: pd.DataFrame) -> list[str]:

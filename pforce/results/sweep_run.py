@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import pandas as pd
+from PIL import Image
 
 from pforce.base.files import digest, read_whole
 from pforce.base.words import counted
@@ -31,6 +33,12 @@ from pforce.tracking.page import Page, Progress, Run, Shown
 from pforce.tracking.view import NOTE, Tags, View
 
 MOST_PICTURES = 12
+MOST_WITHOUT = 24
+"""Rows without pictures, one after the other, at which no further pictures are looked for."""
+MOST_SCALES = 4
+"""Most guidance scales whose samples have a chart."""
+NO_AXES = ("seed", "name", "sampler.json", "evaluation.seed")
+"""Parameters that are no axes, though they may differ between cells."""
 MOST_NOTED = 20
 """Most rows of the table in a note."""
 NOTE_LENGTH = 3900
@@ -47,8 +55,10 @@ class Summary(NamedTuple):
     """Its report and figures, as a part of a page; pictures are added by whoever shows it."""
     frame: pd.DataFrame
     """Frame of `pforce.results.runs` that the report was made from."""
-    rows: Sequence[tuple[str, Row]]
-    """Rows by their names."""
+    rows: Sequence[tuple[str, Row]] = ()
+    """Rows by their names; none for a front, whose rows are settings of a sampler."""
+    compared_by: str | None = None
+    """The metric that its rows are compared by, where there are no rows with cells."""
 
     @property
     def report(self) -> Report:
@@ -59,7 +69,12 @@ class Summary(NamedTuple):
     @property
     def metric(self) -> str | None:
         """The metric that its rows are compared by."""
-        return primary_metric(self.frame, [row for _, row in self.rows])
+        return primary_metric(self.frame, [row for _, row in self.rows]) if self.rows else self.compared_by
+
+    @property
+    def finished(self) -> pd.DataFrame:
+        """The finished cells of its rows."""
+        return finished(self.frame, [row for _, row in self.rows]) if self.rows else pd.DataFrame()
 
 
 def first_pictures(
@@ -72,6 +87,7 @@ def first_pictures(
     """
     pictures: list[tuple[bytes, str]] = []
     maps: tuple[bytes, str] | None = None
+    without = 0
     for name, row in summary.rows:
         there = finished(summary.frame, row)
         for cell in there.sort_values("seed").to_dict("records") if len(there) else ():
@@ -80,23 +96,44 @@ def first_pictures(
             samples = [path for path in found if path.name not in (MAPS_PICTURE, NEAREST_PAIRS)]
             if not samples:
                 continue
-            pictures.append((read_whole(samples[0]), f"{name}, seed {int(cell['seed'])}: the first 64 images"))
-            of_maps = [path for path in found if path.name == MAPS_PICTURE]
-            maps = (read_whole(of_maps[0]), f"{name}: held-out images and predicted σ") if of_maps else maps
+            drawn = _picture(samples[0], ledger)
+            if drawn is None:
+                continue
+            pictures.append((drawn, f"{name}, seed {int(cell['seed'])}: the first 64 images"))
+            of_maps = [_picture(path, ledger) for path in found if path.name == MAPS_PICTURE]
+            maps = (of_maps[0], f"{name}: held-out images and predicted σ") if of_maps and of_maps[0] else maps
+            without = -1
             break
-        if len(pictures) == MOST_PICTURES:
+        without += 1
+        if len(pictures) == MOST_PICTURES or without == MOST_WITHOUT:
             break
     return pictures, maps
 
 
-def inputs_of_run(entry: SweepEntry, views: Mapping[str, View]) -> str:
-    """Digest of all that a sweep's run is made from: its cells, and the content of those that have ended."""
+def _picture(path: Path, ledger: Ledger) -> bytes | None:
+    """A picture's file; None, with a message, where it is damaged or gone."""
+    try:
+        content = read_whole(path)
+        with Image.open(io.BytesIO(content)) as opened:
+            opened.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        ledger.say(f"{path}: left out: {error}")
+        return None
+    return content
+
+
+def inputs_of_run(entry: SweepEntry, views: Mapping[str, View], *, final: bool) -> str:
+    """Digest of all that a sweep's run is made from: its cells, and the content of those that have ended.
+
+    Args:
+        final: whether it shows claims.
+    """
     return digest("sweep run", [sorted(cell.cell for cell in entry.cells),
-                                sorted((cell, view.content) for cell, view in views.items())])  # fmt: skip
+                                sorted((cell, view.content) for cell, view in views.items()), final])  # fmt: skip
 
 
 def run_view(
-    entry: SweepEntry, views: Mapping[str, View], summary: Summary, ledger: Ledger, *, status: Status
+    entry: SweepEntry, views: Mapping[str, View], summary: Summary, ledger: Ledger, *, status: Status, final: bool
 ) -> View:  # fmt: skip
     """The view of a sweep's own run.
 
@@ -104,6 +141,7 @@ def run_view(
         entry: the sweep's file.
         views: views of the cells that have ended, by digest.
         status: status of the run.
+        final: whether the summary makes claims.
     """
     pictures, maps = first_pictures(summary, {cell.cell: cell for cell in entry.cells}, ledger)
     whole = replace(summary.section, title="", pictures=[*pictures, *([maps] if maps else [])])
@@ -119,7 +157,8 @@ def run_view(
         texts[PICTURES] = side_by_side(pictures)
     view = View(
         entry.name, tags, metrics=numbers, status=status, started=min(view.started for view in views.values()),
-        ended=max(view.ended or 0 for view in views.values()), texts=texts, inputs=inputs_of_run(entry, views),
+        ended=max(view.ended or 0 for view in views.values()), texts=texts,
+        inputs=inputs_of_run(entry, views, final=final),
         charts=charts_of(entry, summary).state(),
     )  # fmt: skip
     shown = [name for name in map(str, summary.report.table.columns) if _is_shown(name)]
@@ -148,6 +187,8 @@ def _best(summary: Summary) -> tuple[str, dict[str, float]]:
     chance.
     """
     metric, table = summary.metric, summary.report.table
+    if not summary.rows:  # a front has no best
+        return "", {}
     if metric is None or metric not in table or not table[metric].notna().any():
         return "", {}
     values = table[metric].reset_index(drop=True)
@@ -168,7 +209,7 @@ def _sums(entry: SweepEntry, views: Mapping[str, View], summary: Summary) -> dic
         "cells/finished": float(states.count(FINISHED)),
         "cells/failed": float(states.count(FAILED)),
     }
-    there = finished(summary.frame, [row for _, row in summary.rows])
+    there = summary.finished
     if len(there):
         costs = run_costs(there)
         found[CostName.DEVICE_HOURS] = float(costs["device_hours"].sum())
@@ -214,15 +255,16 @@ def _few(table: pd.DataFrame) -> list[str]:
 
 def charts_of(entry: SweepEntry, summary: Summary) -> Charts:
     """The charts of a sweep's page: its distance against each axis, losses along the training, and pictures."""
-    there = finished(summary.frame, [row for _, row in summary.rows])
-    metric = summary.metric
+    there, metric = summary.finished, summary.metric
     distances = [name for name in dict.fromkeys([metric, *distances_in(there)]) if name]
     others = [name for name in (VALIDATION_LOSS, *(f"{DIFFICULTY[0]}_t{t}" for t in ("0.20", "0.60")),
                                 CostName.IMAGES_SEEN, CostName.NFE, CostName.DEVICE_HOURS)
               if name in there and there[name].notna().any()]  # fmt: skip
+    if not summary.rows:
+        others = [CostName.NFE, CostName.FLOPS]
     trained = any(cell.training is not None for cell in entry.cells)
     guidance = dict.fromkeys(cell.params.get("sampler.guidance.scale", 1.0) for cell in entry.cells)
-    images = (*map(samples_key, guidance), MAPS_KEY) if trained else ()
+    images = (*map(samples_key, list(guidance)[:MOST_SCALES]), MAPS_KEY) if trained else ()
     return Charts(varying(entry), distances, others, CURVES if trained else (), images, _caveat(summary))
 
 
@@ -239,17 +281,18 @@ def varying(entry: SweepEntry) -> list[str]:
     for cell in entry.cells:
         for name, value in cell.params.items():
             values.setdefault(name, set()).add(str(value))
-    differ = [name for name, several in values.items() if len(several) > 1 and name not in ("seed", "name")]
+    differ = [name for name, several in values.items() if len(several) > 1 and name not in NO_AXES]
     own = [name for name in entry.axes if name in differ]
     return own or differ
 
 
 Summarize = Callable[[SweepEntry], Summary | None]
-"""Function from a sweep's file to what the sweep has come to; None where there is nothing to show."""
+"""Function from a sweep's file to what the sweep has come to, or None where there is nothing to show. Claims are made
+by it, or not, as `final` says where it is given."""
 
 
 def show_sweep(
-    page: Page, entry: SweepEntry, ledger: Ledger, *, summarize: Summarize = lambda entry: None,
+    page: Page, entry: SweepEntry, ledger: Ledger, *, summarize: Summarize = lambda entry: None, final: bool = False,
     files: Sequence[Path] | None = None, restore: bool = False, progress: Progress = lambda done: None,
 ) -> Shown:  # fmt: skip
     """Bring a sweep's page up to date with all its ended cells. The sweep's own run is made where it is missing; sweeps
@@ -257,6 +300,7 @@ def show_sweep(
 
     Args:
         summarize: function that gives the content of the sweep's own run; called where that has changed.
+        final: whether it makes claims; a run that shows them keeps them while nothing else has changed.
         files: files of its only cell, where they are elsewhere.
     """
     views = views_of(entry.cells, ledger.storage, ledger)
@@ -280,31 +324,31 @@ def show_sweep(
         if lone and view.status != own.status:
             page.bring(own, view)  # its driver was killed before it could report the end
         elif not lone:
-            _bring(page, own, entry, views, plain=view, ledger=ledger, summarize=summarize)
+            _bring(page, own, entry, views, plain=view, ledger=ledger, summarize=summarize, final=final)
     return page.show({page.key(cell): view for cell, view in views.items()}, own.run_id, restore=restore,
                      progress=progress)  # fmt: skip
 
 
 def _bring(
     page: Page, own: Run, entry: SweepEntry, views: Mapping[str, View], *, plain: View, ledger: Ledger,
-    summarize: Summarize,
+    summarize: Summarize, final: bool,
 ) -> None:  # fmt: skip
     """Bring a sweep's own run up to date, unless it shows the same cells already."""
-    same = replace(plain, inputs=inputs_of_run(entry, views)).content
-    if own.content == same and own.status == plain.status:
+    known = [replace(plain, inputs=inputs_of_run(entry, views, final=shown)).content for shown in {final, True}]
+    if own.content in known and own.status == plain.status:
         return
-    summary = _summary(entry, ledger, summarize)
-    view = plain if summary is None else run_view(entry, views, summary, ledger, status=plain.status)
-    page.bring(own, view if view.status != RUNNING else replace(view, ended=None), same if summary else "")
-
-
-def _summary(entry: SweepEntry, ledger: Ledger, summarize: Summarize) -> Summary | None:
-    """What a sweep has come to; None, with a message, where that cannot be said: its cells are shown all the same."""
+    view, content = plain, ""
     try:
-        return summarize(entry)
+        summary = summarize(entry)
+        if summary is not None:
+            view = run_view(entry, views, summary, ledger, status=plain.status, final=final)
+            content = view.content
     except Exception as error:  # data of a table may not be here, an experiment no longer be there
         ledger.say(f"{entry.name}: shown without its table: {type(error).__name__}: {error}")
-        return None
+    try:
+        page.bring(own, view if view.status != RUNNING else replace(view, ended=None), content)
+    except Exception as error:  # its cells are shown all the same
+        page.refused(view, error)
 
 
 def _plain_view(entry: SweepEntry, views: Mapping[str, View]) -> View:

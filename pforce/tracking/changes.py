@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from pforce.records.status import RUNNING, Status
-from pforce.tracking.checks import TrackingError
-from pforce.tracking.page import Run
+from pforce.tracking.checks import TrackingError, transient, why
+from pforce.tracking.page import Page, Run
 from pforce.tracking.view import Point, View
 
 T = TypeVar("T")
@@ -130,6 +130,22 @@ class Sums:
         if self.own is None or ended == self.shown or started < self.next:
             yield None
             return
-        yield partial(self.own, RUNNING)
-        self.shown, taken = ended, time.monotonic() - started
-        self.next = time.monotonic() + max(SUM_SECONDS, SUM_SHARE * taken)
+        try:
+            yield partial(self.own, RUNNING)
+        finally:
+            self.shown, done = ended, time.monotonic()
+            self.next = done + max(SUM_SECONDS, SUM_SHARE * (done - started))
+
+    def bring(self, page: Page, run: Run, view: View, say: Callable[[str], None]) -> None:
+        """Bring the run of a running sweep up to date, unless another driver has ended it. Raises the error of a store
+        that is away; a run that is refused, or was deleted by a person, is not brought up to date again."""
+        try:
+            run.read = False
+            page.read(run)
+            if run.status == RUNNING:
+                page.bring(run, view)
+        except Exception as error:  # every kind of store raises its own
+            if transient(error):
+                raise
+            self.own = None
+            say(f"warning: the table of {view.name} is not shown while it runs: {why(error)}")

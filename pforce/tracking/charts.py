@@ -11,7 +11,7 @@ import base64
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pforce.base.files import digest
@@ -82,7 +82,7 @@ class Charts:
     """Words that stand beside the distance: which values are better, and whether they can be ranked."""
 
     def state(self) -> str:
-        """The view as a tag's value."""
+        """The view as a tag's value: with fewer axes and metrics where it would be too long, else empty."""
         charts = self._charts()
         names = dict.fromkeys(chart["metricSectionId"] for chart in charts)
         shown = [
@@ -107,10 +107,10 @@ class Charts:
         packed = zlib.compress(json.dumps(state, separators=(",", ":")).encode(), 9)
         text = "deflate;" + base64.b64encode(packed).decode()
         if len(text) > MOST_BYTES and self.axes:  # a sweep over dozens of fields
-            return Charts(
-                self.axes[: len(self.axes) // 2], self.distances, self.metrics, self.curves, self.images
-            ).state()
-        return text
+            return replace(self, axes=self.axes[: len(self.axes) // 2]).state()
+        if len(text) > MOST_BYTES and self.metrics:  # several detectors with many metrics
+            return replace(self, metrics=self.metrics[: len(self.metrics) // 2]).state()
+        return text if len(text) <= MOST_BYTES else ""
 
     def _charts(self) -> list[dict[str, Any]]:
         charts: list[dict[str, Any]] = []

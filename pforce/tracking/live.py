@@ -176,8 +176,7 @@ class Live:
             self._back()
 
     def _urgent(self) -> bool:
-        waiting = [self.trials[cell] for cell in self._waiting()]
-        return any(trial.status != RUNNING and not trial.failures for trial in waiting)
+        return any(self.trials[cell].status != RUNNING and not self.trials[cell].failures for cell in self._waiting())
 
     def _show(self) -> None:
         self.tracker.again()
@@ -209,13 +208,16 @@ class Live:
     def _sum_up(self) -> None:
         """Bring the sweep's own run up to date while the sweep runs, where trials have ended."""
         trial, page = self.trials[self.identity], self.page
-        if trial.run is None or trial.ended is not None or page is None or page.deleted:
+        run = trial.run
+        if run is None or run.deleted or trial.ended is not None or page is None or page.deleted:
             return
         with self.sums.due() as own:
             found = None if own is None else looked_up(self.say, trial, own, "table")
-            if found is not None:  # what the driver says of its run stands
-                tags = {name: value for name, value in found.tags.items() if name not in trial.tags}
-                page.bring(trial.run, replace(found, tags=tags, ended=None))
+            if found is None:
+                return
+            # What the driver says of its run stands, and so does what another driver says at the end.
+            tags = {name: value for name, value in found.tags.items() if name not in trial.tags}
+            self.sums.bring(page, run, replace(found, tags=tags, ended=None), self.say)
 
     def _show_waiting(self) -> None:
         assert self.page is not None
@@ -261,6 +263,8 @@ class Live:
         try:
             view = View(trial.name, tags, trial.params, status=status, started=trial.started, ended=ended,
                         points=lambda: points, files=lambda: files)  # fmt: skip
+            if cell == self.identity and trial.whole is not None and not page.deleted:
+                self._bring(page, cell, trial, view, "")  # its end first: making its table may take longer than a stop
             content, whole = "", looked_up(self.say, trial, trial.whole, "numbers") if trial.whole else None
             if whole is not None:
                 curve = looked_up(self.say, trial, whole.points, "curve")
@@ -281,7 +285,7 @@ class Live:
             trial.refused, self.refusal = True, why(error)
             self.say(f"warning: tracking store {self.tracker.shown} refuses {trial.name}: {self.refusal}")
             return
-        if trial.whole is not None and not content and not page.deleted:
+        if trial.whole is not None and not content and not page.deleted and cell != self.identity:
             # Its records are not visible yet: a network file system may take a minute.
             trial.failures += 1
             if trial.failures < ATTEMPTS:

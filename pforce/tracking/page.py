@@ -42,6 +42,8 @@ class Run:
     """Whether the following fields have been read."""
     tags: dict[str, str] = field(default_factory=dict)
     params: set[str] = field(default_factory=set)
+    filed: bool = False
+    """Whether files of it have been written, or begun to be."""
     linked: DataSet | None = None
     """Data set that it is known to be linked with."""
     steps: set[int] | None = None
@@ -166,14 +168,16 @@ class Page:
                 for (key, view), run_id, curve in zip(new.items(), ids, curves, strict=True):
                     steps = {point.step for point in curve}
                     tags, params = dict(view.tags), set(view.params)
-                    runs[key] = Run(run_id, False, view.status, "", True, True, tags, params, view.data, steps)
+                    runs[key] = Run(
+                        run_id, False, view.status, "", True, True, tags, params, linked=view.data, steps=steps
+                    )
                 return runs
             for key, view in new.items():
                 tags = {name: view.tags[name] for name in (Tags.KEY, PARENT, Tags.KIND, USER) if name in view.tags}
                 made = self.client.create_run(
                     self.experiment_id, start_time=view.started or None, run_name=view.name, tags=tags
                 )
-                runs[key] = Run(made.info.run_id, False, RUNNING, "", True, True, tags, set(), None, set())
+                runs[key] = Run(made.info.run_id, False, RUNNING, "", True, True, tags, set(), steps=set())
         return runs
 
     # --- bringing up to date ------------------------------------------------------------------------------------
@@ -187,7 +191,7 @@ class Page:
         from mlflow.entities import Param, RunTag
 
         view, client = view.shortened(), self.client
-        self._read(run)
+        self.read(run)
         self._take_away(run, view)
         params = [Param(name, value) for name, value in view.params.items() if name not in run.params]
         tags = [RunTag(name, value) for name, value in view.tags.items()
@@ -223,7 +227,7 @@ class Page:
             self.client.set_experiment_tag(self.experiment_id, charts.TAG + charts.key_of_page(self.key()), view.charts)
         self._shown(run, content)
 
-    def _read(self, run: Run) -> None:
+    def read(self, run: Run) -> None:
         """Read what a run shows, unless that is known."""
         if not run.read:
             found = self.client.get_run(run.run_id)
@@ -264,7 +268,8 @@ class Page:
         inserted = run.made and self.database is not None
         folder = f"{self.artifacts}/{run.run_id}/artifacts" if inserted else None
         artifacts.write(self.client, run.run_id, view, folder=folder)
-        artifacts.write_pictures(self.client, run.run_id, view, fresh=run.made, say=self.mirror.say)
+        fresh, run.filed = run.made and not run.filed, True
+        artifacts.write_pictures(self.client, run.run_id, view, fresh=fresh, say=self.mirror.say)
 
     def _shown(self, run: Run, content: str) -> None:
         if content != run.content and content:
@@ -310,7 +315,7 @@ class Page:
             try:
                 self._files(run, views[key])
             except Exception as error:  # every kind of store raises its own
-                result += self._refused(views[key], error)
+                result += self.refused(views[key], error)
             else:
                 whole[run.run_id] = views[key].content
         if self.database is not None:
@@ -329,10 +334,10 @@ class Page:
         try:
             self.bring(run, view, view.content)
         except Exception as error:  # every kind of store raises its own
-            return self._refused(view, error)
+            return self.refused(view, error)
         return Shown(made=1) if run.made else Shown(updated=1)
 
-    def _refused(self, view: View, error: Exception) -> Shown:
+    def refused(self, view: View, error: Exception) -> Shown:
         """Report a run that cannot be written although others can. Raises the error where the store is unreachable."""
         if transient(error) and not self.mirror.answers():
             raise error

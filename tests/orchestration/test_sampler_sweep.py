@@ -4,10 +4,13 @@ ledger: what was measured is not measured again."""
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import threading
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +22,7 @@ from pforce.models import save_model
 from pforce.orchestration.axes import Axis
 from pforce.orchestration.find import find_source
 from pforce.orchestration.plan import trial_folder
-from pforce.orchestration.sampler_report import make_subject, report
+from pforce.orchestration.sampler_report import front_summary, make_subject, report
 from pforce.orchestration.sampler_search import Measurement, SearchSpace, check_space
 from pforce.orchestration.sampler_sweep import SamplerSweep, run
 from pforce.orchestration.sweep import Sweep
@@ -59,7 +62,8 @@ def tracker(folder) -> Tracker:
 
 
 def test_a_sweep_ends_in_a_front_and_measures_nothing_twice(subject, trained, tmp_path):
-    first = run(sweep(subject), tracker(tmp_path), Storage.open(tmp_path), CONSOLE, HERE)
+    summarize = partial(front_summary, sweep(subject), load_source(trained))
+    first = run(sweep(subject), tracker(tmp_path), Storage.open(tmp_path), CONSOLE, HERE, summarize=summarize)
     assert first.code == DONE
     frame = first.frame
     assert len(frame) == 8
@@ -81,6 +85,13 @@ def test_a_sweep_ends_in_a_front_and_measures_nothing_twice(subject, trained, tm
     stored = results.runs(default_uri(tmp_path), "thresholds")
     assert set(stored["status"]) == {"FINISHED"}
     assert len(stored) == first.measured == 8 + frame["front"].sum()
+    client = tracker(tmp_path).client
+    own = client.get_run(stored["parent"].iloc[0])
+    assert {file.path for file in client.list_artifacts(own.info.run_id)} == {"sweep.html", "table.json", "figure.png"}
+    shown = json.loads(Path(client.download_artifacts(own.info.run_id, "table.json", str(tmp_path))).read_text())
+    assert len(shown["data"]) == frame["front"].sum()
+    assert own.data.metrics["cells/finished"] == first.measured
+    assert "other noise" in own.data.tags["mlflow.note.content"]
     again = run(sweep(subject), tracker(tmp_path), Storage.open(tmp_path), CONSOLE, HERE)
     assert again.measured == 0
     assert again.frame.equals(frame)

@@ -148,6 +148,24 @@ def test_the_printed_addresses_name_the_saved_view_and_the_table(swept):
     assert found["table"].endswith(f"/runs/{run.info.run_id}/artifacts/sweep.html")
 
 
+def test_the_mirror_leaves_claims_and_damaged_pictures_out(swept, tmp_path):
+    """A copy of the storage without the looks of the sweep's end: the mirror records none."""
+    root = tmp_path / "copy"
+    shutil.copytree(swept.options.root, root, ignore=shutil.ignore_patterns("looks", "mlflow.db*", "artifacts"))
+    (damaged, *_) = sorted(root.glob("trainings/*/evaluations/*/samples.png"))
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    uri, said = default_uri(root), []
+    place, tracker = Storage.open(root), Tracker(uri, artifacts=root / "artifacts")
+    assert mirror_storage(place, tracker, Ledger(place, said.append), make_console(quiet=True)) == DONE
+    assert any(str(damaged) in line for line in said)
+    assert not list(root.rglob("looks/*"))
+    kinds = runs_by_kind(uri)
+    assert len(kinds["trial"]) == len(swept.work)
+    page = read(uri, kinds["sweep"][0].info.run_id, "sweep.html", tmp_path).decode()
+    assert "claims are left to" in page
+    assert "nothing is compared" not in page
+
+
 @pytest.fixture(scope="module")
 def server(swept: Plan, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     served = MlflowServer(tmp_path_factory.mktemp("served"), backend=default_uri(swept.options.root))
