@@ -142,8 +142,9 @@ def _pages(tracker: Tracker, sweep: str | None, key: str | None = None) -> list[
 
 
 def runs_of(tracker: Tracker, sweep: str | None, kind: str, key: str | None = None) -> Sequence[tuple[str, Any]]:
-    """(experiment's name, run) of all runs of a kind, read page by page."""
-    names = {e.experiment_id: e.name for e in _pages(tracker, sweep, key)}
+    """(sweep's name, run) of all runs of a kind, read page by page."""
+    # A page may be renamed, and on a server its name says whose it is: the sweep is called by its own name.
+    names = {e.experiment_id: e.tags.get(Tags.NAME) or e.name for e in _pages(tracker, sweep, key)}
     found: list[tuple[str, Any]] = []
     token: str | None = None
     while names:
