@@ -39,7 +39,7 @@ def test_the_sweep_ends_in_a_table_with_calibration_and_a_figure(tmp_path, capsy
     assert {"R(0.2)", "R(0.6)", "calib(0.2)", "calib(0.6)", "fd/openmoji"} <= set(table.columns)
     assert table[["calib(0.2)", "calib(0.6)"]].notna().all(axis=None)
 
-    frame = results.runs(Options(storage=str(tmp_path)).uri)
+    frame = results.runs(tmp_path)
     untrained = frame[frame["flow.difficulty_weight"] == 0].iloc[0]
     for t in ("0.20", "0.60"):
         assert all(untrained[f"calibration/expected_t{t}_d{decile}"] == 1 for decile in range(1, 11))

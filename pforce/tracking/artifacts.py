@@ -28,6 +28,8 @@ def write(client: MlflowClient, run_id: str, view: View, *, folder: str | None =
     """
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+    if not view.texts and not view.files():  # thousands of cells have none
+        return
     with TemporaryDirectory() as made:
         for name, text in view.texts.items():
             write_bytes(Path(made) / name, text if isinstance(text, bytes) else text.encode(), lasting=False)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 RUN_NAME = "mlflow.runName"
 CONTEXT = "mlflow.data.context"
 KEYS_AT_ONCE = 400
+TAG_ATTEMPTS = 5
 
 
 class Found(NamedTuple):
@@ -179,11 +180,22 @@ class Database:
             connection.execute(runs.update().where(own).values(artifact_uri=sqlalchemy.literal(now) + rest))
 
     def tag(self, name: str, values: Mapping[str, str]) -> None:
-        """Set a tag of several runs (run id → value) that do not have it yet."""
+        """Set a tag of several runs: run id → value. Another process may set it at the same time."""
+        import sqlalchemy
+
         rows = [{"key": name, "value": value, "run_uuid": run_id} for run_id, value in values.items()]
-        if rows:
-            with self.engine.begin() as connection:
-                connection.execute(self.tags.insert(), rows)
+        tags = self.tags
+        old = tags.delete().where(tags.c.key == name, tags.c.run_uuid == sqlalchemy.bindparam("of_run"))
+        for attempt in range(TAG_ATTEMPTS):
+            try:
+                with self.engine.begin() as connection:
+                    if rows:
+                        connection.execute(old, [{"of_run": row["run_uuid"]} for row in rows])
+                        connection.execute(tags.insert(), rows)
+                return
+            except sqlalchemy.exc.IntegrityError:  # the other one was between the two
+                if attempt == TAG_ATTEMPTS - 1:
+                    raise
 
 
 def _identity(metric: Metric) -> tuple[str, int, int, float]:

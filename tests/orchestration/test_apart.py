@@ -21,7 +21,7 @@ from tests.orchestration.conftest import small_sweep
 from tests.training.conftest import tiny
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.process]
-ONE_CELLS = ("cost/", "throughput/", "train/")
+ONE_CELLS = ("cost/", "throughput/", "train/", "system/")
 """Times, and the curve of a shared training, which is with the cell that ran it."""
 
 

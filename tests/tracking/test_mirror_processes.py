@@ -13,8 +13,9 @@ import pytest
 
 from pforce import results
 from pforce.executors.processes import STARTS
+from pforce.records.provenance import user
 from pforce.storage import Storage
-from pforce.tracking import Mirror, Page, Shown, Tracker, default_uri
+from pforce.tracking import Mirror, Page, Shown, Tracker, artifacts, default_uri
 from pforce.tracking import mirror as mirrors
 from tests.tracking.cells import CELLS, keyed, name_of, sqlite_mirror, tables
 
@@ -78,7 +79,7 @@ def test_a_mirror_killed_at_random_moments_is_caught_up(tmp_path):
 
 def test_a_mirror_killed_between_any_two_writes_is_caught_up(tmp_path, monkeypatch):
     """Stopped after each call that changes the store, or before the first; afterwards everything is there once."""
-    picture = tmp_path / "samples.png"
+    picture, write = tmp_path / "samples.png", artifacts.write
     picture.write_bytes(b"png")
 
     class StoppedError(BaseException):
@@ -104,6 +105,7 @@ def test_a_mirror_killed_between_any_two_writes_is_caught_up(tmp_path, monkeypat
                     "update_run")  # fmt: skip
         for name in changing:
             monkeypatch.setattr(mirror.tracker.client, name, counted(getattr(mirror.tracker.client, name)))
+        monkeypatch.setattr(artifacts, "write", counted(write))
         if mirror.database is not None:
             for name in ("insert", "tag"):
                 monkeypatch.setattr(mirror.database, name, counted(getattr(mirror.database, name)))
@@ -172,5 +174,5 @@ def test_two_storages_that_begin_a_page_of_one_name_at_once(server, tmp_path, mo
     pages: list[Page] = []
     monkeypatch.setattr(first, "_made", later)
     mine = first.page("raced")
-    assert mine.client.get_experiment(mine.experiment_id).name == f"raced-{first.identity[: mirrors.SUFFIX]}"
+    assert mine.client.get_experiment(mine.experiment_id).name == f"raced ({user()})-{first.identity[: mirrors.SUFFIX]}"
     assert mine.experiment_id != pages[0].experiment_id
