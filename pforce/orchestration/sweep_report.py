@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -271,9 +272,10 @@ def print_mlflow(
     """
     named, found = mask(uri), {}
     if tracker is not None and storage is not None:
-        own = identity_of(storage)
-        page, run = key_of(own, name), key_of(own, name, identity)
-        found = addresses(tracker, page, run, host=named if is_server(uri) else None)
+        with suppress(StorageError):  # a bucket that is away: the results are here, and so is MLflow's address
+            own = identity_of(storage)
+            page, run = key_of(own, name), key_of(own, name, identity)
+            found = addresses(tracker, page, run, host=named if is_server(uri) else None)
     where = named if is_server(uri) else f"mlflow ui --backend-store-uri {shlex.quote(named)}"
     lines = [f"Open MLflow: {where}", *(f"{what:>11}: {address}" for what, address in found.items())]
     for line in lines:

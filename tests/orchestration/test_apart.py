@@ -33,8 +33,8 @@ def sweep() -> Sweep:
 
 def quality(storage: Path) -> dict[str, dict[str, float]]:
     """fingerprint → metrics but for times."""
-    frame = results.runs(default_uri(storage)).set_index("fingerprint")
-    assert set(frame["status"]) == {"FINISHED"}
+    assert set(results.runs(default_uri(storage))["status"]) == {"FINISHED"}
+    frame = results.runs(storage).set_index("fingerprint")
     names = [name for name in frame.columns if "/" in name and not name.startswith(ONE_CELLS)]
     return frame[names].to_dict("index")
 
@@ -58,7 +58,8 @@ def test_all_cells_on_two_workers_of_their_own(within, tmp_path) -> None:
     """Two trials at a time on two cores, then two workers on the same cores: nothing waits for what another holds."""
     assert run_sweep(sweep(), Options(storage=str(tmp_path), evaluation_workers=2, executor="processes")) == DONE
     assert_same(quality(tmp_path), within)
-    frame = results.runs(default_uri(tmp_path))
+    assert len(results.runs(default_uri(tmp_path))) == 4
+    frame = results.runs(tmp_path)
     assert len(frame) == 4
     assert len(list((tmp_path / "trainings").iterdir())) == 2
     for name in ("cost/nfe", "cost/forward_passes", "cost/device_hours", "cost/seconds", "fd/openmoji_low"):
