@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from pforce.base.arrays import open_arrays
 from pforce.base.files import digest, read_whole, write_bytes, write_whole
+from pforce.images import open_picture
 from pforce.records.ledger import Ledger
 from pforce.records.parts import Request
 from pforce.records.row import tensors_of
@@ -172,7 +173,7 @@ def _animate(frames: Sequence[tuple[Path, str]], path: Path) -> None:
     """Write pictures, as (file, caption), one after the other as a GIF."""
     drawn = []
     for file, caption in frames:
-        with Image.open(file) as opened:
+        with open_picture(file) as opened:
             picture = opened.convert("RGB")
         frame = Image.new("RGB", (picture.width, picture.height + CAPTION_PIXELS), "white")
         frame.paste(picture, (0, CAPTION_PIXELS))

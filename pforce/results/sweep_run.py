@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import pandas as pd
-from PIL import Image
 
 from pforce.base.files import digest, read_whole
 from pforce.base.words import counted
+from pforce.images import open_picture
 from pforce.metrics.names import DIFFICULTY, VALIDATION_LOSS, CostName
 from pforce.records.ledger import Ledger
 from pforce.records.status import FAILED, FINISHED, KILLED, RUNNING, Status
@@ -114,9 +113,9 @@ def _picture(path: Path, ledger: Ledger) -> bytes | None:
     """A picture's file; None, with a message, where it is damaged or gone."""
     try:
         content = read_whole(path)
-        with Image.open(io.BytesIO(content)) as opened:
+        with open_picture(content) as opened:
             opened.load()
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError) as error:
         ledger.say(f"{path}: left out: {error}")
         return None
     return content

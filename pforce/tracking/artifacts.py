@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from pforce.base.files import write_bytes
+from pforce.images import open_picture
 from pforce.tracking.view import View
 
 if TYPE_CHECKING:
@@ -28,12 +29,13 @@ def write(client: MlflowClient, run_id: str, view: View, *, folder: str | None =
     """
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    if not view.texts and not view.files():  # thousands of cells have none
+    given = view.files()  # which may draw them
+    if not view.texts and not given:  # thousands of cells have none
         return
     with TemporaryDirectory() as made:
         for name, text in view.texts.items():
             write_bytes(Path(made) / name, text if isinstance(text, bytes) else text.encode(), lasting=False)
-        files = [*view.files(), *(Path(made) / name for name in view.texts)]
+        files = [*given, *(Path(made) / name for name in view.texts)]
         if folder is not None and files:
             store = get_artifact_repository(folder)
             for path in files:
@@ -55,15 +57,13 @@ def write_pictures(
     pictures = view.pictures()
     if not pictures:
         return
-    from PIL import Image
-
     there = [] if fresh else [file.path for file in client.list_artifacts(run_id, IMAGES)]
     known = {match.groups() for path in there if (match := PICTURE.match(path.rpartition("/")[2]))}
     for picture in pictures:
         if (picture.key, str(picture.step)) in known:
             continue
         try:
-            with Image.open(picture.path) as opened:
+            with open_picture(picture.path) as opened:
                 image = opened.convert("RGB")
         except (OSError, ValueError) as error:
             say(f"{picture.path}: not shown in MLflow: {error}")
