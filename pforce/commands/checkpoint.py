@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,10 +13,9 @@ from rich.table import Table
 from pforce.base.console import DONE, make_console
 from pforce.base.errors import ConfigError
 from pforce.commands.stores import Store
-from pforce.config import to_dict
 from pforce.models import TimestepLevels, save_model, save_published
 from pforce.orchestration.find import find_model
-from pforce.trial.source import PUBLISHED_SUFFIXES, Source, SourceError, content_hash, load_source
+from pforce.trial.source import PUBLISHED_SUFFIXES, Source, SourceError, content_hash, load_source, write_source
 
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Published = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
@@ -77,10 +75,7 @@ def export_checkpoint(
     if destination.suffix == ".ckpt":
         save_published(found.model, destination)
     else:
-        about: dict[str, object] = {"weights": found.weights, "images_seen": found.images_seen}
-        if found.experiment is not None:
-            about["experiment_json"] = json.dumps(to_dict(found.experiment))
-        save_model(found.model, destination, about=about)
+        write_source(found, destination)
     _check_same(found, destination)
     make_console().print(f"{destination}: {_said(found)}", soft_wrap=True)
     return DONE

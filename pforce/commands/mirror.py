@@ -16,6 +16,7 @@ from pforce.commands.stores import Store
 from pforce.orchestration.report import Source, summary_of
 from pforce.records.ledger import Ledger
 from pforce.records.sweeps import SweepEntry, read_sweeps
+from pforce.results.shown_models import ModelCounts, show_models
 from pforce.results.sweep_run import Summary, show_sweep
 from pforce.storage import Storage
 from pforce.tracking import Mirror, Page, Shown, Tracker, TrackingError
@@ -27,6 +28,7 @@ def mirror(
     *,
     store: Store,
     restore: bool = False,
+    models: bool = False,
 ) -> int:
     """Show in MLflow what the storage holds: sweeps, searches and evaluations, their numbers, curves and pictures.
 
@@ -36,6 +38,8 @@ def mirror(
     Args:
         sweeps: names of sweeps; without any, all are shown.
         restore: also show again what was deleted in MLflow.
+        models: also make the averaged weights of each finished cell a model of MLflow, which are copies of them. A call
+            to mlflow.pyfunc.load_model("models:/ID").predict(table) draws an image per row of its column `class`.
     """
     console = make_console()
     store.check()
@@ -53,7 +57,7 @@ def mirror(
     tracker, ledger = store.tracker, Ledger(place, say)
     tracker.check()
     try:
-        return mirror_storage(place, tracker, ledger, console, chosen, restore=restore)
+        return mirror_storage(place, tracker, ledger, console, chosen, restore=restore, models=models)
     except InputError:
         raise
     except Exception as error:  # every kind of store raises its own
@@ -65,7 +69,7 @@ def mirror(
 
 def mirror_storage(
     place: Storage, tracker: Tracker, ledger: Ledger, console: Console, entries: list[SweepEntry] | None = None, *,
-    restore: bool = False,
+    restore: bool = False, models: bool = False,
 ) -> int:  # fmt: skip
     """Show sweeps of a storage in MLflow (default: all), with a progress bar and a summary; return an exit code."""
 
@@ -76,6 +80,7 @@ def mirror_storage(
     shows, total = Mirror(tracker, place, say), Shown()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     pages: dict[str, Page] = {}
+    counts: list[ModelCounts] = []
     with Progress(*columns, console=console, disable=not console.is_interactive, transient=True) as progress:
         task = progress.add_task("runs", total=sum(len(entry.cells) for entry in entries))
         before = 0
@@ -88,6 +93,12 @@ def mirror_storage(
                 progress=partial(_advance, progress, task, before),
             )  # fmt: skip
             before += len(entry.cells)
+            if models:
+                counts.append(show_models(pages[entry.name], entry.cells, ledger))
+    if models:
+        made, there, lost = (sum(each) for each in zip(*counts, strict=True)) if counts else (0, 0, 0)
+        gone = f", {lost} whose weights are gone" if lost else ""
+        say(f"{counted(made, 'model')} made, {there} already there{gone}")
     deleted = f", {total.deleted} deleted in MLflow stay deleted (--restore shows them)" if total.deleted else ""
     refused = f", {total.refused} refused" if total.refused else ""
     say(

@@ -15,11 +15,11 @@ from pforce.config import Experiment
 from pforce.data import DataError, ensure
 from pforce.models import ModelConfig, PatchForcingTransformer
 from pforce.models.flops import forward_flops
-from pforce.models.interpolation import NODES
 from pforce.orchestration.sweep import Cell, Sweep
 from pforce.records.parts import Inputs, branch_part, training_part
 from pforce.sampling import count_flops
 from pforce.training.checkpoint import KEPT
+from pforce.training.flops import training_flops
 
 SUSTAINED_TFLOPS = 300.0
 """Assumed TFLOP/s per GPU in training and sampling: 38 % of the 798 TFLOP/s that an H100 reached in a bfloat16 matrix
@@ -28,21 +28,6 @@ SNAPSHOT_COPIES = 2
 """Sets of numbers as large as the weights in a snapshot that is only measured: weights, averages."""
 COPIES = 4
 """Sets of numbers as large as the weights in a resumable checkpoint, in float32: weights, averages, two moments."""
-
-
-@cache
-def training_flops(config: ModelConfig) -> int:
-    """FLOPs of forward and backward per image, with one timestep per patch, counted on tensors without data.
-    Modulations are interpolated between the fewest nodes, where the model interpolates them."""
-    from torch.utils.flop_counter import FlopCounterMode  # imports Triton: only dry runs pay for it, not every command
-
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        model = PatchForcingTransformer(replace(config, attention="sdpa"))
-        model.modulation_nodes = NODES[0] if config.modulation == "interpolated" else 0
-        x = torch.empty(1, config.channels, *config.image_size)
-        t = torch.empty(1, config.patches) if config.difficulty_head else torch.empty(1)
-        flow.loss(model, x, torch.zeros(1, dtype=torch.long), t, x).total.backward()
-    return int(counter.get_total_flops())
 
 
 @cache

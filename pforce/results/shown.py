@@ -17,6 +17,7 @@ from pforce.storage import Storage
 from pforce.tracking.page import Page, Progress, Shown
 from pforce.tracking.view import USER, DataSet, Point, Tags, View
 from pforce.training.curve import CURVE
+from pforce.training.usage import Used
 from pforce.training.window import Record
 from pforce.trial.folder import curve_of, training_folder
 
@@ -28,6 +29,8 @@ NUMBERS = "numbers.json"
 ENVIRONMENT = ("device", "precision", "workers", "threads", "sharding", "attention", "host_type", "driver", "container")
 """Entries of a record's provenance that a run shows as tags of the same names."""
 COMMIT = "mlflow.source.git.commit"
+MOST_WORKERS = 8
+"""Most workers of a training that a run shows one by one; of more it shows the nodes only."""
 
 
 def point_of(record: Record) -> Point:
@@ -40,15 +43,43 @@ def point_of(record: Record) -> Point:
     }  # fmt: skip
     if record.modulation_nodes:
         values |= {"train/modulation_error": record.modulation_error}
-    if record.peak_memory:
-        values |= {
-            "system/data_wait_share": record.data_wait, "system/cores": record.cores,
-            "system/peak_memory_gib": record.peak_memory / GIBIBYTE,
-        }  # fmt: skip
-    if record.peak_device_memory:
-        values["system/peak_gpu_memory_gib"] = record.peak_device_memory / GIBIBYTE
+    values |= _system(record)
     finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
     return Point(record.images_seen, milliseconds(record.time), finite)
+
+
+def _system(record: Record) -> dict[str, float]:
+    """What a training used up to a point: of its first worker; where there are several, of each and of their nodes."""
+    values = {}
+    if record.peak_memory:
+        values = _used("system", record)
+    if record.mfu:
+        values["system/mfu"] = record.mfu
+    workers = record.workers or ()
+    if len(workers) <= MOST_WORKERS:
+        for rank, (_, *used) in enumerate(workers):
+            values |= _used(f"system/worker_{rank}", Used(*used))
+    by_node: dict[int, list[Used]] = {}
+    for node, *used in workers:
+        by_node.setdefault(int(node), []).append(Used(*used))
+    for node, of in by_node.items():
+        n = len(of)
+        values |= _used(f"system/node_{node}", Used(
+            sum(each.data_wait for each in of) / n, sum(each.cores for each in of),
+            sum(each.peak_memory for each in of), sum(each.peak_device_memory for each in of),
+            sum(each.device_use for each in of) / n,
+        ))  # fmt: skip
+    return values
+
+
+def _used(prefix: str, used: Record | Used) -> dict[str, float]:
+    """Metrics of what was used."""
+    values = {
+        "data_wait_share": used.data_wait, "cores": used.cores, "peak_memory_gib": used.peak_memory / GIBIBYTE,
+    }  # fmt: skip
+    if used.peak_device_memory:
+        values |= {"peak_gpu_memory_gib": used.peak_device_memory / GIBIBYTE, "gpu_use_share": used.device_use}
+    return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
 def view_of(

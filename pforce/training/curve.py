@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pforce.base.files import content_digest, read_small, write_bytes
 from pforce.base.foreign import parse_object
+from pforce.training.usage import Used
 from pforce.training.window import Record
 
 CURVE = "curve"
@@ -47,10 +48,29 @@ def _points(path: Path) -> list[Record]:
     if content_digest(content) != path.name.split(".")[1]:
         raise ValueError("is damaged: its content does not match its name")
     try:
-        found = [Record(**parse_object(line)) for line in content.splitlines()]
+        found = [_checked(Record(**parse_object(line))) for line in content.splitlines()]
     except TypeError as error:
         raise ValueError(f"does not hold points ({error})") from error
     return found
+
+
+def _checked(point: Record) -> Record:
+    """The point. TypeError where a field is no number."""
+    for name, value in point._asdict().items():
+        if name == "workers":
+            rows = value or []
+            size = 1 + len(Used._fields)
+            fits = isinstance(rows, list) and all(isinstance(row, list) and len(row) == size for row in rows)
+            fits = fits and all(_is_number(number) for row in rows for number in row)
+        else:
+            fits = _is_number(value)
+        if not fits:
+            raise TypeError(f"{name} is {str(value)[:40]!r}")
+    return point
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def read_curve(

@@ -107,6 +107,11 @@ class TrainState:
         """Images seen in the steps done."""
         return self.step * self.spec.training.batch
 
+    @property
+    def bfloat16(self) -> bool:
+        """Whether it computes in bfloat16."""
+        return use_bfloat16(self.spec.training.precision, self.device)
+
 
 class Callback:
     """Hooks of the loop. Override those that are needed."""
@@ -257,11 +262,10 @@ def check_modulation(state: TrainState) -> None:
     resumed training makes the same decisions: embeddings of timesteps grow in spurts. Nodes are never removed.
     """
     model, workers = state.model, state.workers
-    bfloat16 = use_bfloat16(state.spec.training.precision, state.device)
     fewest = NODES[0] if model.modulation_nodes is None else model.modulation_nodes
     model.modulation_nodes, state.modulation_error = model.fit_modulation(
         0 if state.spec.timesteps.per_sample else fewest,
-        tolerance=TOLERANCE_BFLOAT16 if bfloat16 else TOLERANCE,
+        tolerance=TOLERANCE_BFLOAT16 if state.bfloat16 else TOLERANCE,
         gather=whole,
         agree=lambda error: workers.mean(torch.tensor([error], device=state.device)).item(),
     )

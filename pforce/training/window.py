@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import resource
-import sys
+import socket
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pforce.training.flops import utilisation
 from pforce.training.outcome import Diverged
+from pforce.training.usage import Usage, by_node
 
 if TYPE_CHECKING:
     from pforce.training.loop import TrainState
-
-KIBIBYTES = 1 if sys.platform == "darwin" else 1024
-"""Bytes of the unit in which the system gives a process's largest memory."""
 
 
 class Record(NamedTuple):
@@ -49,41 +46,12 @@ class Record(NamedTuple):
     """Largest memory of the first worker's process so far, in bytes."""
     peak_device_memory: float = 0.0
     """Largest memory of its GPU that was in use so far, in bytes; 0 on a CPU."""
-
-
-class Used(NamedTuple):
-    """What the first worker's process used since the last point; fields as in `Record`."""
-
-    data_wait: float
-    cores: float
-    peak_memory: float
-    peak_device_memory: float
-
-
-class Usage:
-    """The use of CPU, memory and time since it was made or last closed. It costs two system calls per point."""
-
-    def __init__(self) -> None:
-        self.waited = 0.0
-        """Seconds spent waiting for data."""
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the time of the block as waiting for data."""
-        started = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - started
-
-    def close(self, device: torch.device) -> Used:
-        """The use since the last call, and begin anew."""
-        wall, cpu = time.perf_counter(), time.process_time()
-        seconds = max(wall - self._wall, 1e-9)
-        memory = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIBIBYTES)
-        own = float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else 0.0
-        used = Used(min(1.0, self.waited / seconds), (cpu - self._cpu) / seconds, memory, own)
-        self.waited, self._wall, self._cpu = 0.0, wall, cpu
-        return used
+    device_use: float = 0.0
+    """Share of the last moments in which its GPU was computing; 0 on a CPU, or where it does not say."""
+    mfu: float = 0.0
+    """Model FLOPs utilisation: see `flops.utilisation`."""
+    workers: list[list[float]] | None = None
+    """For each of several workers, by rank: its node's number and what it used, as in `Used`; None for one worker."""
 
 
 class Window:
@@ -138,10 +106,18 @@ class Window:
         """Make a point of the curve from the window and begin a new window. Diverged as in `settle`."""
         self.settle(state)
         loss, mse, nll, norm = torch.tensor(self.rows, dtype=torch.float64).mean(dim=0).tolist()
+        own = self.usage.close(state.device)
+        workers = by_node(state.workers.to_first((socket.gethostname(), own))) if state.workers.count > 1 else None
         rate = state.spec.learning_rate_at(state.step - 1)
         speed = len(self.rows) * state.spec.training.batch / max(self.seconds, 1e-9)
         self.rows, self.seconds = [], 0.0
         return Record(
             state.step, state.images_seen, loss, mse, nll, norm, rate, speed, state.device_seconds / 3600, time.time(),
-            state.model.modulation_nodes or 0, state.modulation_error, *self.usage.close(state.device),
+            state.model.modulation_nodes or 0, state.modulation_error, *own, self._mfu(state, speed), workers,
         )  # fmt: skip
+
+    @staticmethod
+    def _mfu(state: TrainState, images_per_second: float) -> float:
+        return utilisation(
+            state.model.config, state.device, images_per_second, devices=state.workers.count, bfloat16=state.bfloat16
+        )

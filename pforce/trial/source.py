@@ -15,8 +15,8 @@ from torch import Tensor
 from pforce.base.errors import InputError, UnknownName
 from pforce.base.files import read_whole
 from pforce.base.foreign import parse_object
-from pforce.config import EXPERIMENTS, Experiment, from_dict
-from pforce.models import PatchForcingTransformer, load_model, load_published
+from pforce.config import EXPERIMENTS, Experiment, from_dict, to_dict
+from pforce.models import PatchForcingTransformer, load_model, load_published, save_model
 from pforce.models.config import ModelConfig
 from pforce.models.weights import WeightsError, filled
 from pforce.records.identity import TABLE, canonical
@@ -157,6 +157,14 @@ def _without_paths(experiment: Experiment) -> Experiment:
     )  # fmt: skip
     data = experiment.data if experiment.data.name == "shards" else replace(experiment.data, path=None)
     return replace(experiment, data=data, evaluation=evaluation)
+
+
+def write_source(source: Source, path: Path) -> None:
+    """Write a model as one pforce model file (`.safetensors`), with its kind of weights, images seen and experiment."""
+    about: dict[str, object] = {"weights": source.weights, "images_seen": source.images_seen}
+    if source.experiment is not None:
+        about["experiment_json"] = json.dumps(to_dict(source.experiment))
+    save_model(source.model, path, about=about)
 
 
 def _optional(value: Any, kind: type) -> Any:

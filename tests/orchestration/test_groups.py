@@ -47,6 +47,11 @@ def test_two_workers_give_the_curve_and_the_numbers_of_one(ray_cluster, tmp_path
         assert list(points[0].values()) == pytest.approx(list(points[1].values()), abs=1e-4)
         for metric in ("val/loss", "fd/openmoji", "difficulty/pearson_t0.60"):
             assert frames[0][metric][rate] == pytest.approx(frames[1][metric][rate], rel=1e-3), metric
+    used = [Tracker(plan.options.uri, artifacts=plan.options.root).client.get_run(frame["run_id"][1e-3]).data.metrics
+            for plan, frame in zip((two, one), frames, strict=True)]  # fmt: skip
+    both = [used[0][f"system/worker_{rank}/peak_memory_gib"] for rank in (0, 1)]
+    assert used[0]["system/node_0/peak_memory_gib"] == pytest.approx(sum(both), rel=1e-6), "both on one node"
+    assert not any(name.startswith(("system/worker", "system/node")) for name in used[1])
     assert frames[0]["cost/device_hours"][1e-3] > 1.9 * frames[0]["cost/seconds"][1e-3] / 3600
     again = make_plan(sweep, tmp_path / "two", workers=1)
     assert (len(again.missing), len(again.diverged)) == (0, 1), "the number of workers is no part of a cell's identity"

@@ -25,7 +25,7 @@ from pforce.base.errors import ConfigError, FieldError
 from pforce.cli import _run
 from pforce.config import Experiment
 from pforce.orchestration.options import Options
-from pforce.orchestration.outlook import outlook, parameter_count, training_flops
+from pforce.orchestration.outlook import outlook, parameter_count
 from pforce.orchestration.reproduce import inputs_for, read, read_sweep, reproduce
 from pforce.orchestration.reproduction import sweep_of
 from pforce.records import exchange, legacy
@@ -33,6 +33,7 @@ from pforce.reproduction import Statement, Table, TableRow, Value
 from pforce.storage import Storage
 from pforce.timesteps import LTG
 from pforce.tracking import default_uri
+from pforce.training.flops import training_flops
 from pforce_experiments import paper
 from pforce_experiments.paper import SCALES, TABLES
 from tests.support.clock import PATIENCE

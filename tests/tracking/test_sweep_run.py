@@ -16,13 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from pforce import results
 from pforce.base.console import DONE, make_console
+from pforce.base.errors import FieldError
 from pforce.commands.mirror import mirror_storage
 from pforce.config import with_fields
+from pforce.images import to_uint8
 from pforce.metrics.names import MOST_HEADLINE, headline
 from pforce.orchestration.axes import Axis
 from pforce.orchestration.growth import keep_sweep
@@ -31,11 +36,15 @@ from pforce.orchestration.plan import Plan
 from pforce.orchestration.sweep_report import sweep_frame, sweep_summary
 from pforce.records.ledger import Ledger
 from pforce.results.formats import safe_markdown
+from pforce.sampling import generate
 from pforce.storage import Storage
 from pforce.storage.identity import identity_of
 from pforce.tracking import Tags, Tracker, default_uri
 from pforce.tracking.charts import CELLS_ONLY, MOST_BYTES, TAG, Charts, addresses, key_of_page
 from pforce.tracking.view import NOTE, key_of
+from pforce.training.checkpoint import snapshot_path
+from pforce.trial.folder import training_folder
+from pforce.trial.source import load_source
 from tests.orchestration.conftest import make_plan, small_sweep
 from tests.tracking.servers import MlflowServer
 
@@ -164,6 +173,27 @@ def test_the_mirror_leaves_claims_and_damaged_pictures_out(swept, tmp_path):
     page = read(uri, kinds["sweep"][0].info.run_id, "sweep.html", tmp_path).decode()
     assert "claims are left to" in page
     assert "nothing is compared" not in page
+
+
+def test_weights_become_models_that_draw_the_same_images(swept, tmp_path):
+    """Oracle: images drawn from the snapshot itself."""
+    uri, console = default_uri(swept.options.root), make_console(width=200, record=True)
+    place, tracker, client = swept.options.place, Tracker(uri, artifacts=tmp_path), mlflow.MlflowClient(uri)
+    for said in ("4 models made", "0 models made, 4 already there"):
+        assert mirror_storage(place, tracker, Ledger(place, print), console, models=True) == DONE
+        assert said in console.export_text()
+    for run in runs_by_kind(uri)["trial"]:
+        (linked,) = run.outputs.model_outputs
+        assert linked.step == run.data.metrics["cost/images_seen"]
+        folder = place.root / training_folder(run.data.tags[Tags.TRAINING])
+        source = load_source(snapshot_path(folder, linked.step))
+        labels = torch.tensor([1, 0, 1])
+        (drawn,) = generate(source.model, source.experiment.sampler, labels, seed=5, batch=3, device="cpu")
+        model = mlflow.pyfunc.load_model(client.get_logged_model(linked.model_id).artifact_location)
+        images = model.predict(pd.DataFrame({"class": labels.numpy()}), params={"seed": 5})
+        assert np.array_equal(images, to_uint8(drawn.images).permute(0, 2, 3, 1))
+    with pytest.raises(FieldError, match=r"class = .*0 … 10"):
+        model.predict(pd.DataFrame({"class": [99]}))
 
 
 @pytest.fixture(scope="module")
