@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ def exit_on_errors(main: Callable[[], int]) -> NoReturn:
     gives exit code 2. Where the output is a pipe whose reader has closed it (`| head`), exit silently with
     READER_GONE."""
     code: int | str | None
+    if signal.getsignal(NOTICE) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+        signal.signal(NOTICE, signal.SIG_IGN)  # there is nothing to save yet, and it would end this process
     try:
         try:
             code = main()
@@ -108,7 +111,16 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+def stops() -> tuple[signal.Signals, ...]:
+    """The signals that end a command: SIGHUP (the terminal was closed) only where it is not ignored, as by nohup."""
+    hangs_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    return (signal.SIGTERM, signal.SIGINT, *((signal.SIGHUP,) if hangs_up else ()))
+
+
+NOTICE = signal.SIGUSR1
+"""Signal by which a scheduler says that this machine will soon be taken (Slurm: `--signal=B:USR1@300`)."""
+SAME_SECONDS = 1.0
+"""Seconds within which a second signal is the same request: schedulers send several."""
 
 
 @contextmanager
@@ -128,7 +140,7 @@ def signals_kept() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {each: signal.getsignal(each) for each in SIGNALS}
+    before = {each: signal.getsignal(each) for each in stops()}
     try:
         yield
     finally:
@@ -138,21 +150,22 @@ def signals_kept() -> Iterator[None]:
 
 def leave_signals_to_driver() -> None:
     """Ignore the signals that a terminal or Slurm sends to the whole process group: the driver decides when to stop."""
-    for each in SIGNALS:
+    for each in (*stops(), signal.SIGHUP, NOTICE):
         signal.signal(each, signal.SIG_IGN)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt once; later signals do not interrupt the clean-up that follows."""
-    for each in (*SIGNALS, signal.SIGALRM):
+    for each in (*stops(), signal.SIGALRM):
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Raise KeyboardInterrupt at the first SIGTERM or SIGINT in the block; ignore further ones until its end."""
-    with _handled(_interrupt, *SIGNALS):
+    """Raise KeyboardInterrupt at the first signal that ends a command in the block; ignore further ones until its end.
+    A notice ends nothing."""
+    with _handled(_interrupt, *stops()), _handled(lambda number, frame: None, NOTICE):
         yield
 
 
@@ -162,35 +175,44 @@ class StopRequest:
 
     by: str | None = None
     """Name of the signal that asked; None while none has."""
+    notices: int = 0
+    """Number of notices that the machine will be taken."""
 
 
 @contextmanager
 def stop_gently(seconds: float, worth: Callable[[], bool]) -> Iterator[StopRequest]:
-    """Only note the first SIGTERM or SIGINT in the block, so that work can end well. A second one, or a timer that
-    expires after the first, raises KeyboardInterrupt. Use it within `stop_on_signals`.
+    """Only note the first signal that ends a command in the block, so that work can end well. A second Ctrl-C, a second
+    later at the earliest, or a timer that expires after the first signal, raises KeyboardInterrupt; other further
+    signals do nothing, as schedulers repeat theirs. Notices are counted. Use it within `stop_on_signals`.
 
     Args:
         seconds: seconds from the first signal until the timer expires.
         worth: whether there is anything to save; if not, the first signal raises, too.
     """
-    request = StopRequest()
+    request, first = StopRequest(), 0.0
 
     def note(number: int, frame: FrameType | None) -> None:
-        if request.by is not None or not worth():
-            request.by = request.by or signal.Signals(number).name
+        nonlocal first
+        if request.by is None:
+            request.by, first = signal.Signals(number).name, time.monotonic()
+            if not worth():
+                _interrupt(number, frame)
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+        elif number == signal.SIGINT and time.monotonic() - first >= SAME_SECONDS:
             _interrupt(number, frame)
-        request.by = signal.Signals(number).name
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    def noticed(number: int, frame: FrameType | None) -> None:
+        request.notices += 1
 
     def late(number: int, frame: FrameType | None) -> None:
         by, request.by = request.by, request.by or "SIGALRM"
         _interrupt(signal.Signals[by or "SIGALRM"], frame)
 
     try:
-        with _handled(note, *SIGNALS), _handled(late, signal.SIGALRM):
+        with _handled(note, *stops()), _handled(noticed, NOTICE), _handled(late, signal.SIGALRM):
             yield request
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         if request.by is not None:  # the caller's clean-up is not interrupted either
-            for each in SIGNALS:
+            for each in stops():
                 signal.signal(each, signal.SIG_IGN)

@@ -18,6 +18,7 @@ from pforce import executors
 from pforce.base.errors import ConfigError, did_you_mean
 from pforce.executors.support.placement import Placement
 from pforce.executors.support.setup import Hand, Listen, Setup, Tick
+from pforce.trial.task import Answer
 
 
 class Executor(Protocol):
@@ -40,6 +41,11 @@ class Executor(Protocol):
     def run(self, hand: Hand, listen: Listen, tick: Tick) -> None:
         """Run tasks until there are none. `listen` gets each attempt's events, the last of which is Done or Failed;
         where a worker is lost without either, the executor reports Failed."""
+        ...
+
+    def push(self, answer: Answer) -> None:
+        """Give all workers that have a task an answer at once, without waiting for their next report. Called by `tick`
+        and `listen`."""
         ...
 
 

@@ -23,6 +23,7 @@ class Executor:
         one_worker("local", setup)
         here_only("local", setup)
         self.setup = setup
+        self.pushed = Answer.GO_ON
 
     def __enter__(self) -> Self:
         self.placement = place(1, nodes=[this_machine()], cpus=self.setup.cpus, gpus=self.setup.gpus)
@@ -43,13 +44,22 @@ class Executor:
             tick()
             return answer
 
+        def newest() -> Answer:
+            tick()  # which notes a signal
+            answer, self.pushed = self.pushed, Answer.GO_ON
+            return answer
+
         threads = torch.get_num_threads()
         try:
             while isinstance(handed := hand(), Handed):
                 tick()
+                self.pushed = Answer.GO_ON
                 try:
-                    perform(handed, report)
+                    perform(handed, report, newest)
                 except AttemptFailed as error:  # there is no other process that could continue
                     listen(error.failed)
         finally:
             torch.set_num_threads(threads)
+
+    def push(self, answer: Answer) -> None:
+        self.pushed = max(self.pushed, answer)

@@ -8,6 +8,7 @@ import os
 import queue
 import signal
 import threading
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -26,7 +27,8 @@ STARTS = multiprocessing.get_context("forkserver")
 STARTS.set_forkserver_preload(["pforce.executors.support.preload"])
 FREE = Idle.WAIT
 """Message of a process that is ready for another task."""
-TICK_SECONDS = 1.0
+TICK_SECONDS = 0.25
+"""Most seconds between two calls of `tick`, which notes signals."""
 ENDING_SECONDS = 5.0
 """Seconds that a process without further tasks may take to end."""
 
@@ -56,8 +58,8 @@ class _Process:
         self._send(handed)
 
     def tell(self, answer: Answer) -> None:
-        """Set the answer to its reports from now on."""
-        if self.at is not None and answer is not self.answer:
+        """Send an answer to its work, unless that was the last one."""
+        if self.at is not None and (answer is Answer.CHECKPOINT or answer is not self.answer):
             self.answer = answer
             self._send((self.at.task.id, self.at.attempt, answer))
 
@@ -137,6 +139,10 @@ class Executor:
                     if each.at is not None:
                         listen(Failed(each.at.task.id, each.at.attempt, each.death()))
 
+    def push(self, answer: Answer) -> None:
+        for each in self.processes.values():
+            each.tell(answer)
+
     def _hand_out(self, hand: Hand) -> None:
         for seat in range(self.placement.concurrent):
             process = self.processes.get(seat)
@@ -196,18 +202,27 @@ class _Driver:
 
     def _note(self, message: tuple[str, int, Answer]) -> None:
         task, attempt, answer = message
-        self.answers[task, attempt] = answer
+        self.answers[task, attempt] = max(answer, self.answers.get((task, attempt), Answer.GO_ON))
 
     def report(self, event: Event) -> Answer:
         """Report an event to the driver. Where the driver is gone, the work stops at a checkpoint, as another driver
         may want it."""
         self.events.put(event)
+        return self.newest(event.task, event.attempt)
+
+    def newest(self, task: str, attempt: int) -> Answer:
+        """The newest answer, without waiting. CHECKPOINT is given once, other answers from then on."""
         try:
             while self.pipe.poll():
                 self._note(self.pipe.recv())
         except (EOFError, OSError):
             self.gone = True
-        return Answer.CHECKPOINT_AND_STOP if self.gone else self.answers.get((event.task, event.attempt), Answer.GO_ON)
+        if self.gone:
+            return Answer.CHECKPOINT_AND_STOP
+        found = self.answers.get((task, attempt), Answer.GO_ON)
+        if found is Answer.CHECKPOINT:
+            del self.answers[task, attempt]
+        return found
 
     def end(self) -> None:
         """Wait until all reports are sent."""
@@ -226,7 +241,7 @@ def _work(pipe: Connection, threads: int, devices: float, gpus: list[int]) -> No
     driver = _Driver(pipe)
     while (handed := driver.next()) is not None:
         try:
-            perform(handed, driver.report)
+            perform(handed, driver.report, partial(driver.newest, handed.task.id, handed.attempt))
         except AttemptFailed as error:
             driver.report(error.failed)
             break

@@ -6,12 +6,14 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple, assert_never
 
 from pforce.base.console import stop_gently
 from pforce.base.errors import InputError
+from pforce.base.words import counted
 from pforce.executors.executor import Executor
 from pforce.orchestration.recorder import Recorder
 from pforce.trial.failures import DISK_FULL, WRONG_INPUT, Failure
@@ -40,6 +42,7 @@ LIMIT_GRACE_SECONDS = 60.0
 SILENCE_SECONDS = 600.0
 """Seconds without an event after which a task is reported, once."""
 TIME_LIMIT = "time limit"
+NOTICED = "Notice (SIGUSR1) that this machine will be taken: a checkpoint of {} is written now, and the work goes on"
 
 
 class DiskFull(RuntimeError):
@@ -101,9 +104,14 @@ class Exit(NamedTuple):
 
 
 class _Drive:
-    def __init__(self, source: Source, recorder: Recorder, retry: RetryPolicy, deadline: float | None) -> None:
-        self.source, self.recorder, self.retry, self.deadline = source, recorder, retry, deadline
+    def __init__(
+        self, source: Source, recorder: Recorder, retry: RetryPolicy, deadline: float | None,
+        push: Callable[[Answer], None] = lambda answer: None,
+    ) -> None:  # fmt: skip
+        self.source, self.recorder, self.retry, self.deadline, self.push = source, recorder, retry, deadline, push
         self.attempts: Counter[str] = Counter()
+        self.moved: Counter[str] = Counter()
+        """Task → attempts that ended because their machine was to be taken."""
         self.under_way: dict[str, Handed] = {}
         self.heard: dict[str, float] = {}
         """Task → time of its last event; no entry before the first."""
@@ -171,18 +179,24 @@ class _Drive:
         ):  # all other tasks would fail in the same way: stop, to be resumed when there is room
             self.under_way[task.id] = handed
             raise DiskFull(f"{task.label}: {failure.message}")
-        if failure.reason == STOPPED or self.stopping is not None:
-            self.recorder.kill(task, self.stopping or STOPPED)
-        elif self.retry.again(failure, handed.attempt):
-            self.recorder.retry(task, event, handed.attempt + 1, self.retry.retries + 1)
+        if self.stopping is not None:
+            self.recorder.kill(task, self.stopping)
+        elif failure.reason == STOPPED:  # its node is to be taken, which counts as no failure
+            self.moved[task.id] += 1
+            self.recorder.move(task)
+            self.again.append(task)
+        elif self.retry.again(failure, handed.attempt - self.moved[task.id]):
+            attempt = handed.attempt - self.moved[task.id] + 1
+            self.recorder.retry(task, event, attempt, self.retry.retries + 1)
             self.again.append(task)
         else:
             self.recorder.fail(task, event)
             self.source.failed(task, event)
 
     def stop(self, why: str, seconds: float) -> None:
-        """Hand out no more tasks; running ones stop at their next report."""
+        """Hand out no more tasks; running ones stop at their next step or report."""
         self.stopping, self.until = why, time.monotonic() + seconds
+        self.push(Answer.CHECKPOINT_AND_STOP)
 
     def tick(self) -> None:
         now = time.monotonic()
@@ -214,10 +228,15 @@ def drive(
     Args:
         deadline: time, on the clock of `time.monotonic`, after which trainings write a checkpoint and stop.
     """
-    loop = _Drive(source, recorder, retry, deadline)
+    loop, heeded = _Drive(source, recorder, retry, deadline, executor.push), 0
     with stop_gently(GRACE_SECONDS, lambda: bool(loop.training)) as request:
 
         def tick() -> None:
+            nonlocal heeded
+            if request.notices > heeded and loop.stopping is None:
+                heeded = request.notices
+                executor.push(Answer.CHECKPOINT)
+                recorder.display.line(NOTICED.format(counted(len(loop.training), "training")))
             if request.by is not None and loop.stopping is None:
                 loop.stop(STOPPED, GRACE_SECONDS)
                 recorder.display.line(

@@ -159,6 +159,10 @@ class Recorder:
         for cell in task.cells:
             self._tag(cell, {Tags.ATTEMPTS: str(attempt), Tags.RETRIED: "; ".join(reasons)})
 
+    def move(self, task: Task) -> None:
+        """Show that a task stopped because its machine is to be taken, and goes on elsewhere."""
+        self.display.line(f"{task.label}: stopped, as its node will be taken; it goes on elsewhere from where it was")
+
     def fail(self, task: Task, event: Failed) -> None:
         """Note that a task has failed for good: its cells are FAILED with its reason; the next call retries them."""
         reason, message = event.failure

@@ -104,6 +104,7 @@ TABLE: Mapping[type, Fields] = {
             # Without the budget: a training is a function from images seen to weights, which no budget changes.
             "images": None, "batch": "batch", "accumulation": None, "ema_decay": "ema_decay",
             "ema_warmup": "ema_warmup", "precision": "precision", "compile": None, "checkpoint_every": None,
+            "checkpoint_minutes": None,
             "log_every": None, "snapshots": None, "resumable": None,
         },
     ),

@@ -44,6 +44,7 @@ def canonical(plain: Mapping[str, Any]) -> dict[str, Any]:
     data["timesteps"] = to_dict(SAMPLERS[fields.pop("name")](**fields).canonical())
     attention = data["model"]["attention"]
     data["model"].pop("modulation", None)  # did not exist, and does not change results beyond rounding
+    data["training"].pop("checkpoint_minutes", None)  # likewise
     for path in NOT_IN_FINGERPRINT:
         *parents, leaf = path.split(".")
         target = data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from pforce.training import checkpoint
 from pforce.training.checkpoint import CheckpointError, checkpoint_path, snapshot_path
 from pforce.training.curve import write_segment
 from pforce.training.loop import Callback, TrainState, require_finite
+from pforce.training.outcome import Answer
 from pforce.training.strategy import put, whole
 from pforce.training.window import Record, Window
 
@@ -138,6 +140,8 @@ class Checkpoints(Callback):
         self.taken: set[int] = set()
         self.saved = -1
         """Step of the last checkpoint or snapshot written; −1 before."""
+        self.saved_at = time.monotonic()
+        """Time of the last checkpoint, snapshot or start, on the clock of `time.monotonic`."""
 
     def on_start(self, state: TrainState) -> None:
         workers = state.workers
@@ -148,7 +152,7 @@ class Checkpoints(Callback):
         if self.mirror is not None:
             mirror = self.mirror
             workers.first_does(lambda: mirror.pull(self.end))
-        points = restore(state, self.folder, at_most=self.end)
+        points, self.saved_at = restore(state, self.folder, at_most=self.end), time.monotonic()
         if state.step == 0:
             self.begin(state)
         self.retention = checkpoint.Retention(self.folder, state.spec.identity)
@@ -165,6 +169,12 @@ class Checkpoints(Callback):
             self._save(state, snapshot=True)
         elif state.step % state.spec.training.checkpoint_every == 0:
             self._save(state, snapshot=False)
+        elif state.workers.first and self._is_late(state.spec.training.checkpoint_minutes):
+            state.answer = max(state.answer, Answer.CHECKPOINT)  # which all workers get for one and the same step
+
+    def _is_late(self, minutes: float | None) -> bool:
+        """Whether the last checkpoint is so many minutes old."""
+        return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
 
     def on_checkpoint(self, state: TrainState) -> None:
         if self.saved != state.step or (state.images_seen in self.taken and not self._goes_on_from(state)):
@@ -235,7 +245,7 @@ class Checkpoints(Callback):
         # All workers learn of a full disk or a lost folder at once, so that none waits in the next step.
         self.targets |= workers.first_does(write)
         self.taken |= {images} if snapshot else set()
-        self.saved = state.step
+        self.saved, self.saved_at = state.step, time.monotonic()
         state.curve = []
 
 

@@ -64,6 +64,9 @@ class TrainingConfig:
     """Compile the model with torch.compile (needs a C++ compiler; worthwhile for long runs)."""
     checkpoint_every: int = 5000
     """Steps between checkpoints."""
+    checkpoint_minutes: float | None = 15.0
+    """Minutes of wall-clock time after which a checkpoint is written although `checkpoint_every` steps are not done.
+    None: only by steps."""
     log_every: int = 10
     """Steps between points of the loss curve, and between checks that the loss is finite."""
     snapshots: tuple[int, ...] = ()
@@ -90,6 +93,8 @@ class TrainingConfig:
         )
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")
         require(self.checkpoint_every > 0, "checkpoint_every", self.checkpoint_every, "> 0 steps")
+        minutes = self.checkpoint_minutes
+        require(minutes is None or 0 < minutes < math.inf, "checkpoint_minutes", minutes, "> 0 minutes, or None")
         require(self.log_every > 0, "log_every", self.log_every, "> 0 steps")
         for name, several in (("snapshots", self.snapshots), ("resumable", self.resumable)):
             for images in several:

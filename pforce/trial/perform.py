@@ -54,7 +54,7 @@ from pforce.trial.task import (
     Task,
     Train,
 )
-from pforce.trial.telling import Report, Reports, StoppedAlone, Telling, warnings_to
+from pforce.trial.telling import Newest, Report, Reports, StoppedAlone, Telling, no_news, warnings_to
 from pforce.trial.train import train_trial
 from pforce.trial.watch import Watch
 from pforce.trial.where import Paths, Where
@@ -135,8 +135,11 @@ class Performer:
         self.loaded: tuple[object, Any] | None = None
         """The key of the last task's model, and the model."""
 
-    def __call__(self, handed: Handed, report: Report) -> None:
+    def __call__(self, handed: Handed, report: Report, newest: Newest = no_news) -> None:
         """Carry out a task and report its events; the last one is Done or Failed.
+
+        Args:
+            newest: gives the newest answer without waiting; asked at each step of a training.
 
         Raises AttemptFailed, not reported yet, where this process should end, because its state may be broken, or
         because the other workers of its group are in the middle of a step.
@@ -150,7 +153,7 @@ class Performer:
             f"{torch.__version__}"
         )
         log = AttemptLog(storage, folder, about, rank=workers.rank)
-        telling = Telling(handed, report, log, workers)
+        telling = Telling(handed, report, log, workers, newest)
         try:
             with self._output(task, log), warnings_to(telling.warn):
                 try:

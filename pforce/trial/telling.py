@@ -18,6 +18,12 @@ from pforce.trial.watch import Phase
 REPORT_SECONDS = 2.0
 """Seconds between reports of progress, each of which gets an answer."""
 Report = Callable[[Event], Answer]
+Newest = Callable[[], Answer]
+
+
+def no_news() -> Answer:
+    """The answer where nobody has anything to say."""
+    return Answer.GO_ON
 
 
 class StoppedAlone(Stopped):
@@ -28,9 +34,12 @@ class Telling:
     """Reports of an attempt to the driver and in its log. Answers are acted on at once while measuring, and by the
     training loop at the end of a step."""
 
-    def __init__(self, handed: Handed, report: Report, log: AttemptLog, workers: Workers) -> None:
+    def __init__(
+        self, handed: Handed, report: Report, log: AttemptLog, workers: Workers, newest: Newest = no_news
+    ) -> None:  # fmt: skip
         self.task, self.attempt, self.report, self.log = handed.task.id, handed.attempt, report, log
         self.first = workers.first
+        self.newest = newest
         self.answer = Answer.GO_ON
         """The last answer, until the training loop takes it."""
         self.last = 0.0
@@ -92,7 +101,7 @@ class Reports(Callback):
         if time.monotonic() - t.last >= REPORT_SECONDS:
             t.last = time.monotonic()
             t.say(Progress(t.task, t.attempt, "training", state.images_seen / state.spec.training.images))
-        state.answer, t.answer = t.answer, Answer.GO_ON
+        state.answer, t.answer = max(state.answer, t.answer, t.newest()), Answer.GO_ON
 
     def on_checkpoint(self, state: TrainState) -> None:
         self.telling.log.line(f"checkpoint at {state.images_seen:,} images seen, as asked")

@@ -33,7 +33,7 @@ def _become(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
-    for number in (signal.SIGINT, signal.SIGTERM):  # which the server ignores
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # which the server ignores
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     for place, number in ((out, 1), (err if err is not None else 1, 2)):
         if isinstance(place, Connection):

@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-STOP = 2
-"""Value of `Answer.CHECKPOINT_AND_STOP`."""
+CHECKPOINT, STOP = 1, 2
+"""Values of `Answer.CHECKPOINT` and `Answer.CHECKPOINT_AND_STOP`."""
 
 
 class News(NamedTuple):
@@ -26,6 +26,8 @@ class News(NamedTuple):
     """Seats at which a new worker has replaced one that had a task, with the final errors of that one."""
     begun: int
     """Number of workers that have ever come."""
+    nodes: dict[int, list[str]]
+    """Seat → ids of the nodes of its workers."""
 
 
 @dataclass
@@ -42,6 +44,8 @@ class Rendezvous:
     answers: dict[tuple[str, int], int] = field(default_factory=dict)
     newest: dict[int, str] = field(default_factory=dict)
     """Seat → name of its newest worker."""
+    nodes: dict[int, list[str]] = field(default_factory=dict)
+    """Seat → ids of the nodes of its workers."""
     words: dict[int, list[bytes]] = field(default_factory=dict)
     """Seat → final errors of the workers of its group."""
     lost: list[tuple[int, list[bytes]]] = field(default_factory=list)
@@ -62,13 +66,15 @@ class Rendezvous:
         """The variables of the driver's environment."""
         return self.environment
 
-    async def next(self, seat: int, worker: str) -> bytes | None:
+    async def next(self, seat: int, worker: str, nodes: list[str]) -> bytes | None:
         """Wait for the next task for a worker; None where there will be none.
 
         Args:
             worker: unique name of the worker's process.
+            nodes: ids of its nodes; of a group, of all its workers' nodes.
         """
         async with self.changed:
+            self.nodes[seat] = nodes
             if self.newest.get(seat) != worker:
                 self.newest[seat] = worker
                 self.begun += 1
@@ -94,7 +100,24 @@ class Rendezvous:
             if ends and self.at.get(seat) == (task, attempt):
                 del self.at[seat]
             self.changed.notify_all()
-            return STOP if self.closed else self.answers.get((task, attempt), 0)
+            return self._answer(task, attempt)
+
+    def _answer(self, task: str, attempt: int) -> int:
+        """The answer to an attempt. CHECKPOINT is given once, other answers from then on."""
+        if self.closed:
+            return STOP
+        found = self.answers.get((task, attempt), 0)
+        if found == CHECKPOINT:
+            del self.answers[task, attempt]
+        return found
+
+    async def answer(self, seat: int, task: str, attempt: int) -> int:
+        """Wait for an answer that is not 0 (go on), and return it; 0 where the attempt has ended."""
+        async with self.changed:
+            await self.changed.wait_for(
+                lambda: self.closed or (task, attempt) in self.answers or self.at.get(seat) != (task, attempt)
+            )
+            return self._answer(task, attempt)
 
     async def despair(self, seat: int, event: bytes) -> None:
         """Take the final error of a worker of a group. When the group is gone, the driver decides which worker's error
@@ -110,7 +133,7 @@ class Rendezvous:
                 await asyncio.wait_for(
                     self.changed.wait_for(lambda: bool(self.said or self.asking or self.lost)), seconds
                 )
-            found = News(self.said, self.asking, self.lost, self.begun)
+            found = News(self.said, self.asking, self.lost, self.begun, dict(self.nodes))
             self.said, self.asking, self.lost = [], [], []
             return found
 
@@ -122,8 +145,10 @@ class Rendezvous:
             self.changed.notify_all()
 
     async def tell(self, task: str, attempt: int, answer: int) -> None:
-        """Set the answer to an attempt's reports from now on."""
-        self.answers[task, attempt] = answer
+        """Set the answer to an attempt from now on."""
+        async with self.changed:
+            self.answers[task, attempt] = answer
+            self.changed.notify_all()
 
     async def drop(self, seat: int, task: str, attempt: int) -> list[bytes]:
         """Note that the worker with a task is gone and is being replaced. Returns its final errors."""
@@ -131,14 +156,16 @@ class Rendezvous:
             if self.at.get(seat) == (task, attempt):
                 del self.at[seat]
                 self.left.pop(seat, None)
+                self.changed.notify_all()
             return self.words.pop(seat, [])
 
     async def ended(self, seat: int) -> list[bytes]:
         """Note that the workers of a seat are gone. Returns their final errors."""
         async with self.changed:
-            for known in (self.left, self.at, self.newest):
+            for known in (self.left, self.at, self.newest, self.nodes):
                 known.pop(seat, None)
             self.asking = [each for each in self.asking if each != seat]
+            self.changed.notify_all()
             return self.words.pop(seat, [])
 
     async def release(self, seat: int) -> None:
@@ -150,6 +177,7 @@ class Rendezvous:
     async def take_back(self, seat: int) -> None:
         """Note that a seat gets a worker again."""
         self.released.discard(seat)
+        self.nodes.pop(seat, None)  # of the lost worker
 
     async def close(self) -> None:
         """End all workers, those with a task at their next report."""

@@ -9,7 +9,7 @@ import pickle
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
@@ -24,17 +24,21 @@ from pforce.base.words import counted
 from pforce.executors.support.placement import place
 from pforce.executors.support.rendezvous import Rendezvous
 from pforce.executors.support.setup import Hand, Listen, Setup, Tick
-from pforce.executors.support.start import Cluster
+from pforce.executors.support.start import Cluster, draining_nodes
 from pforce.trial.failures import WORKER_DIED, ClusterError, Failure, worst
 from pforce.trial.task import Answer, Done, Event, Failed, Handed, Idle, Next
 
-TICK_SECONDS = 1.0
+TICK_SECONDS = 0.25
+"""Most seconds between two calls of `tick`, which notes signals."""
 WAITING_SECONDS = 60.0
 """Seconds without any worker after which a message says that workers wait for room."""
 ENDING_SECONDS = 15.0
 """Seconds that workers may take to end, once there are no more tasks."""
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 """Variables of the driver that workers get where their machine does not set them: keys of a bucket."""
+DRAIN_SECONDS = 2.0
+"""Seconds between two looks at the nodes that the cluster will lose."""
+LEAVING = "a node will soon be taken from the cluster: its tasks stop at a checkpoint and go on elsewhere"
 STARTS = 3
 """Number of workers per seat that may be lost in a row before any has asked for a task."""
 
@@ -79,6 +83,11 @@ class Seats(ABC):
         self.waiting_since: float | None = None
         """Time since which no worker is there."""
         self.said_room = False
+        self.draining: set[str] = set()
+        """Ids of the nodes that the cluster will lose, when it was last asked."""
+        self.looked = 0.0
+        self.leaving: set[int] = set()
+        """Seats whose workers are on such nodes."""
 
     # --- defined by each executor ---------------------------------------------------------------------------------
 
@@ -153,18 +162,28 @@ class Seats(ABC):
                 self._gone(gone, listen)
             for seat, words in news.lost:
                 self._lost(seat, words, None, listen)
+            self._leave_draining(news.nodes)
             self.idle |= set(news.asking)
             if not self._hand_out(hand):
                 return
             self._say_room()
 
+    def push(self, answer: Answer) -> None:
+        for handed in self.at.values():
+            self._tell((handed.task.id, handed.attempt), answer)
+
+    def _tell(self, key: tuple[str, int], answer: Answer) -> None:
+        """Give an attempt an answer, unless that was the last one."""
+        if answer is Answer.CHECKPOINT or answer is not self.answers.get(key, Answer.GO_ON):
+            self.answers[key] = answer
+            ray.get(self.actor.tell.remote(*key, int(answer)))
+
     def _hear(self, event: Event, listen: Listen) -> None:
         answer, key = listen(event), (event.task, event.attempt)
         if isinstance(event, Done | Failed):
             self.at = {seat: each for seat, each in self.at.items() if (each.task.id, each.attempt) != key}
-        elif answer is not self.answers.get(key, Answer.GO_ON):
-            self.answers[key] = answer
-            ray.get(self.actor.tell.remote(*key, int(answer)))
+        elif answer is not Answer.GO_ON:
+            self._tell(key, answer)
 
     def _lost(self, seat: int, words: list[bytes], failure: Failure | None, listen: Listen) -> None:
         """Report the failure of a task whose worker or group is gone; the listener decides whether to retry it."""
@@ -202,6 +221,7 @@ class Seats(ABC):
     def _hand_out(self, hand: Hand) -> bool:
         """Give tasks to waiting workers, and end those for whom there is none. Returns whether any task is running or
         waiting."""
+        self.idle -= self.leaving
         while self.idle and (following := self._following(hand)) is not Idle.WAIT:
             seat = min(self.idle)
             self.idle.discard(seat)
@@ -216,9 +236,30 @@ class Seats(ABC):
         if dead and not (self.idle or coming) and isinstance(self._following(hand), Handed):
             seat = min(dead)  # a task is retried and no worker is left for it
             self.live.add(seat)
+            self.leaving.discard(seat)
             ray.get(self.actor.take_back.remote(seat))
             self.start([seat])
         return bool(self.at) or isinstance(self._following(hand), Handed)
+
+    def _leave_draining(self, nodes: Mapping[int, Sequence[str]]) -> None:
+        """Ask the tasks on nodes that the cluster will lose to stop at a checkpoint, and give these nodes no others.
+
+        Args:
+            nodes: seat → ids of its workers' nodes.
+        """
+        now = time.monotonic()
+        if now - self.looked >= DRAIN_SECONDS:
+            self.looked, self.draining = now, draining_nodes()
+        for seat, own in nodes.items():
+            if not self.draining.intersection(own) or seat not in self.live:
+                continue
+            handed = self.at.get(seat)
+            if handed is not None:
+                self._tell((handed.task.id, handed.attempt), Answer.CHECKPOINT_AND_STOP)
+            if seat not in self.leaving:
+                self.leaving.add(seat)
+                self.setup.say(LEAVING)
+                ray.get(self.actor.release.remote(seat))
 
     def _following(self, hand: Hand) -> Next:
         """The next task, which is kept until a worker takes it."""

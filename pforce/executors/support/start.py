@@ -75,3 +75,14 @@ class Cluster:
         """End the cluster where this process started it."""
         if self.ours:
             ray.shutdown()
+
+
+def draining_nodes() -> set[str]:
+    """Ids of the nodes that the cluster will lose, as their providers have announced; empty where this release of Ray
+    does not say (it has no public function for it, as of 2.60)."""
+    from ray._private.state import state
+
+    try:
+        return set(state.get_draining_nodes())
+    except Exception:  # no such function, or the cluster does not answer, which other calls will tell
+        return set()
