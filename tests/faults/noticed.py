@@ -158,8 +158,8 @@ def markdown(rounds: Sequence[Heard], moments: int) -> str:
         "signal asks for; every second signal is sent twice, 0.3 s apart. `local`: one process; `groups`: two ranks on "
         "Ray Train.",
         "",
-        f"**{good} of {len(rounds)} rounds**: no step of the training done twice, none missing, the table equal to the "
-        "undisturbed one's bit for bit, and a checkpoint at or after the step at which the signal was sent. s: from the "
+        f"**{good} of {len(rounds)} rounds**: no step of the training done twice, none missing, the table equal to "
+        "the undisturbed one's bit for bit, and a checkpoint at or after the signal's step. s: from the "
         "signal to the end of the command, its page in MLflow closed; for a notice, to its checkpoint.",
         "",
         by.reset_index().rename(columns=names).to_markdown(index=False),

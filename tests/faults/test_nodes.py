@@ -21,8 +21,9 @@ from pforce.orchestration.plan import plan
 from pforce.tracking import Tracker, default_uri
 from pforce_experiments.sweeps.ltg_grid import Arguments, sweep
 from tests.faults.drills import moments, newest_step
+from tests.faults.noticed import steps_in
 from tests.orchestration.processes import processes
-from tests.support.starts import Start
+from tests.support.starts import Start, completed
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.drill]
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,6 +78,12 @@ class Drill:
 
     def wait_for_step(self, step: int) -> None:
         while not any(newest_step(folder) >= step for folder in self.storage.glob("trainings/*")):
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.1)
+
+    def wait_for_logged(self, step: int) -> None:
+        """Wait until a step is in the log of an attempt."""
+        while max(steps_in(self.storage), default=0) < step:
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.1)
 
@@ -137,3 +144,27 @@ def test_two_workers_on_two_nodes_give_the_curve_of_one_and_outlive_them(cluster
     assert list(expected) == list(range(1, 51))
     assert [curve[step] for step in expected] == pytest.approx(list(expected.values()), abs=1e-4)
     assert "attempt 2 of 3 resumes from its last checkpoint" in drill.log.read_text()
+
+
+def drain(cluster: Cluster, node: Any) -> None:
+    """Announce that a node will be taken, as a provider of spot machines does."""
+    command = [
+        "drain-node", "--address", cluster.address, "--node-id", node.node_id, "--reason",
+        "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "300",
+    ]  # fmt: skip
+    assert completed("-c", "from ray.scripts.scripts import main; main()", *command).returncode == 0
+
+
+def test_a_node_that_will_be_taken_costs_no_step(cluster, nodes, tmp_path):
+    """The node of the only training is drained: it stops at a checkpoint, and goes on at another node's worker."""
+    drill = Drill(tmp_path / "runs", 60, 1, "--cpus-per-trial", "1", *address(cluster))
+    drill.wait_for_logged(10)
+    (at,) = drill.wait_for_workers({raylet(node) for node in nodes}, b"ray::ImplicitFunc", count=1)
+    (taken,) = [node for node in nodes if raylet(node) == at]
+    drain(cluster, taken)
+    drill.wait()
+    said, steps = drill.log.read_text(), steps_in(drill.storage)
+    assert "goes on elsewhere from where it was" in said
+    assert "attempt 2" not in said, "it counts as no failure"
+    assert sorted(steps) == list(range(1, 61)), "no step is done twice"
+    assert len(list(drill.storage.glob("trainings/*/attempts/*.log"))) == 2
