@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import tyro
 from rich.console import Console
@@ -15,10 +15,12 @@ from pforce.base.errors import ConfigError, require
 from pforce.catalog import experiment
 from pforce.commands.command_line import parse
 from pforce.config import Experiment, check_path, with_fields
+from pforce.metrics.names import VALIDATION_LOSS
 from pforce.orchestration.axes import Axis, Zip, check_settings
 from pforce.orchestration.grammar import join_conditions, parse_axis, parse_zip, read_rows, with_whole_numbers
 from pforce.orchestration.options import Options
 from pforce.orchestration.plan import Plan
+from pforce.orchestration.rungs import Pruner, RungSettings
 from pforce.orchestration.script import QUICK, parse_settings, run_sweep
 from pforce.orchestration.search_goal import SearchSettings
 from pforce.orchestration.study import Method
@@ -46,13 +48,33 @@ class SearchOptions:
     difficulty/pearson_t0.60, cost/nfe, cost/device_hours."""
     require: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Limit that a point must keep to be the best, such as "cost/nfe <= 24"; repeatable."""
+    early_stop: str | None = None
+    """Stop trials early at rungs, in images seen: halving (successive halving), hyperband or median (Optuna's pruners).
+    Without --search, all combinations are tried (--search grid). A stopped trial keeps its snapshot, and is resumed
+    where a longer budget asks for it."""
+    rungs: tuple[int, ...] = ()
+    """Images seen at the rungs. Default: the budget divided by 9 and by 3 (by --reduction, and its square)."""
+    rung_metric: str = VALIDATION_LOSS
+    """Metric that decides at a rung; one of generated images is measured there as at the end."""
+    reduction: int = 3
+    """Of so many trials at a rung, one goes on (halving, hyperband)."""
     search_seed: int = 0
     """Seed of the search's suggestions."""
     study: str | None = None
     """Address of a database that holds the study, for a storage in a bucket or many drivers: postgresql://HOST/NAME."""
 
+    def __post_init__(self) -> None:
+        if self.early_stop is not None and self.search is None:
+            object.__setattr__(self, "search", "grid")
+
     def settings(self, grid: int | None) -> SearchSettings | None:
         """The search, or None. ConfigError where it has no length, or where its options are given without it."""
+        early = None
+        if self.early_stop is not None:
+            pruner = cast(Pruner, self.early_stop)  # which the settings check
+            early = RungSettings(pruner, self.rungs, self.rung_metric, self.reduction)
+        else:
+            require(not self.rungs, "rungs", self.rungs, "given with --early-stop, such as --early-stop halving")
         if self.search is None:
             given = {"trials": self.trials, "objective": self.objective, "require": self.require, "study": self.study}
             for name, value in given.items():
@@ -61,7 +83,7 @@ class SearchOptions:
         if self.trials is None and self.search != "grid":
             raise ConfigError(f"--search {self.search}: needs its number of trials (--trials N)")
         return SearchSettings(
-            self.search, self.trials or 100_000, self.objective, self.require, self.search_seed, self.study, grid
+            self.search, self.trials or 100_000, self.objective, self.require, self.search_seed, self.study, grid, early
         )  # fmt: skip
 
 

@@ -69,7 +69,7 @@ def recorded_names(experiment: Experiment, request: Request) -> list[str]:
     return [VALIDATION_LOSS, *named, *of_times, *ONE_COST]
 
 
-def _recorded(option: str, text: str, experiment: Experiment, request: Request) -> str:
+def recorded_name(option: str, text: str, experiment: Experiment, request: Request) -> str:
     """A metric's whole name. ConfigError for one that the experiment's cells do not record."""
     name = metric_of(text, experiment.evaluation.detector_name)
     known = recorded_names(experiment, request)
@@ -90,7 +90,7 @@ def parse_objectives(texts: Sequence[str], experiment: Experiment, request: Requ
     for text in texts:
         direction, sign, rest = text.partition(":")
         chosen = bool(sign) and direction in ("min", "max")
-        metric = _recorded("--objective", rest if chosen else text, experiment, request)
+        metric = recorded_name("--objective", rest if chosen else text, experiment, request)
         maximize = direction == "max" if chosen else not smaller_is_better(metric)
         if metric in [each.metric for each in found]:
             raise ConfigError(f"--objective {text}: is there twice")
@@ -112,7 +112,7 @@ def parse_requirements(texts: Sequence[str], experiment: Experiment, request: Re
                 f'--require "{text}": is METRIC <= NUMBER or METRIC >= NUMBER, such as "{CostName.NFE} <= 24"'
             )
         found.append(
-            Requirement(_recorded("--require", match["metric"], experiment, request), match["sign"] == "<=", limit)
+            Requirement(recorded_name("--require", match["metric"], experiment, request), match["sign"] == "<=", limit)
         )
     return tuple(found)
 

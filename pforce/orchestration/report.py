@@ -16,6 +16,7 @@ from pforce.metrics.names import CostName
 from pforce.orchestration.looks import LATER, looks_with, plan_notes
 from pforce.orchestration.plan import provenance
 from pforce.orchestration.reproduce import known_tables, read
+from pforce.orchestration.sweep import IMAGES
 from pforce.records.ledger import Ledger
 from pforce.records.sweeps import CellEntry, SweepEntry, read_sweeps
 from pforce.results import Report, Row
@@ -89,10 +90,14 @@ def entry_rows(entries: Sequence[SweepEntry]) -> list[Row]:
     """Rows of a sweep by the values of its axes as its files have them, with seeds together; empty where they have
     none."""
     rows: dict[tuple[tuple[str, ...], ...], Row] = {}
+    of_rungs = any(cell.values and cell.values[-1][0] == IMAGES for entry in entries for cell in entry.cells)
     for cell in (cell for entry in entries for cell in entry.cells):
         if not cell.values:
             return []
-        key = tuple((header, value) for header, value in cell.values)
+        pairs = [(header, value) for header, value in cell.values]
+        if of_rungs and pairs[-1][0] != IMAGES:
+            pairs.append((IMAGES, str(cell.images_seen)))
+        key = tuple(pairs)
         row = rows.setdefault(key, Row(dict(key), []))
         if cell.cell not in row.fingerprints:
             rows[key] = Row(row.labels, [*row.fingerprints, cell.cell])

@@ -12,16 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from pforce.base.errors import ConfigError, InputError
 from pforce.base.words import counted
 from pforce.data import Manifest
 from pforce.orchestration.display import Display
 from pforce.orchestration.growth import keep_sweep
+from pforce.orchestration.ladder import Ladder
 from pforce.orchestration.objectives import mean_of
 from pforce.orchestration.plan import Plan, Supply, check_cell, entry_of, finished_of
 from pforce.orchestration.recorded import sweep_of_name
+from pforce.orchestration.rungs import in_words
 from pforce.orchestration.search_goal import SearchSettings, goal_of
 from pforce.orchestration.study import SAME, Study
 from pforce.orchestration.sweep import TRIAL, Cell, Point, Work
@@ -34,6 +36,8 @@ from pforce.storage import StorageError
 from pforce.trial.folder import TRAINING
 from pforce.trial.where import check_data, with_precision
 
+PLAIN = ("grid", "random")
+"""Methods whose suggestions do not depend on values."""
 MOST_SAME = 10
 """Most trials with another one's cells, per trial that is wanted; then the space counts as exhausted."""
 WHY = "pforce.why"
@@ -71,7 +75,13 @@ class Search(Supply):
     def __init__(self, planned: Plan, settings: SearchSettings) -> None:
         self.plan, self.settings = planned, settings
         self.goal = goal_of(planned, settings)
-        self.space, self.objectives, self.requirements, grid, self.trials = self.goal
+        self.space, self.objectives, self.requirements = self.goal.space, self.goal.objectives, self.goal.requirements
+        self.trials, grid, early = self.goal.trials, self.goal.grid, self.goal.early
+        base, name, ledger = planned.sweep.base, planned.sweep.name, planned.ledger
+        self.ladder = None if early is None else Ladder(early, base, name, ledger)
+        """The rungs at which trials may stop; None trains all to their budget."""
+        self.works: dict[int, list[Work]] = {}
+        """Trial → its whole cells, one per seed."""
         self.study = Study(
             planned.options.place, planned.sweep.name, settings.study, space=self.space, objectives=self.objectives,
             requirements=self.requirements, method=settings.method, seed=settings.seed, trials=self.trials, grid=grid,
@@ -161,7 +171,7 @@ class Search(Supply):
         return 0 if self.exhausted else max(0, self.trials - self.own) * len(self.plan.sweep.seeds)
 
     def added(self, display: Display, *, waiting: int, running: int) -> list[Work]:
-        if waiting or (running and not self.left):
+        if waiting or (running and not self.left and self.ladder is None):
             return []
         try:
             return self._added(display, running)
@@ -176,14 +186,17 @@ class Search(Supply):
     def _added(self, display: Display, running: int) -> list[Work]:
         while True:
             self._settle()
+            # A model learns from trials that have gone far; without one, all trials meet at a rung.
+            ahead = self._climb() if self.settings.method not in PLAIN else []
             with self.study.alone():
                 self.own = len(self.study.own)
-                trial = self.study.ask() if self.left else None
+                trial = self.study.ask() if self.left and not ahead else None
                 self.exhausted |= (trial is None and self.left > 0) or len(self.same) > MOST_SAME * self.trials
                 self.own += trial is not None
             if trial is None:
+                new = ahead or self._climb()
                 # Others' trials come last: while their drivers live, a worker would only wait for them.
-                new = [] if running else self._take(self.study.usable)
+                new = new or ([] if running else self._take(self.study.usable))
                 display.extend(len(new))
             else:
                 new = self._take([trial], display)
@@ -198,6 +211,16 @@ class Search(Supply):
             display.extend(0, done=len(done))
             if missing := [item for item in new if item.fingerprint not in done]:
                 return missing
+
+    def _climb(self) -> list[Work]:
+        """The cells at their next rung of the trials that go on; those that stop are told to the study."""
+        if self.ladder is None:
+            return []
+        go, stop = self.ladder.advance(self.settled, len(self.study.trials), more=self.left > 0)
+        for number in stop:
+            self.study.stop(number)
+            self.settled.add(number)
+        return [work for work in self.ladder.cells(go) if self._put(work)]
 
     def ended(self, item: Work) -> None:
         self.plan.ledger.refresh()
@@ -232,11 +255,22 @@ class Search(Supply):
             cells = [work.fingerprint for work in whole]
             if SAME not in trial.user_attrs and not trial.state.is_finished():
                 self._compare(trial.number, cells, whole[0].label, display)
-            self.cells[point.number] = cells
+            self.cells[point.number], self.works[point.number] = cells, whole
             if trial.number not in self.same:
                 self.points[point.number] = point
-                found += [work for work in whole if self._put(work)]
+                first = whole if self.ladder is None else self._on_ladder(trial, whole)
+                found += [work for work in first if self._put(work)]
         return found
+
+    def _on_ladder(self, trial: FrozenTrial, whole: list[Work]) -> list[Work]:
+        """A trial's cells at the rung that it has reached."""
+        assert self.ladder is not None
+        if trial.state in (TrialState.COMPLETE, TrialState.FAIL):
+            return whole
+        works = self.ladder.take(trial.number, whole)
+        if trial.state == TrialState.PRUNED:
+            self.ladder.stopped[trial.number] = works[0].parts.images_seen
+        return works
 
     def _compare(self, number: int, cells: list[str], label: str, display: Display | None) -> None:
         """Note where a trial's cells are another's, as values may have one distribution: it is told the same numbers,
@@ -284,9 +318,11 @@ class Search(Supply):
             if states[number].is_finished():
                 self.settled.add(number)
                 continue
-            works = [self.plan.item(cell) for cell in cells]
+            works = self.works[number]
             rows = [row_of(work.parts, self.plan.ledger) for work in works]
             gone = [self._diverged([cell]) for cell in cells]
+            for images, value in self._at_rungs(number):
+                self.study.report(number, images, value)
             if not all(row is not None or lost for row, lost in zip(rows, gone, strict=True)):
                 continue
             values, beyond = self._values([row.metrics for row in rows if row is not None])
@@ -298,8 +334,14 @@ class Search(Supply):
                 self.study.tell(number, values, beyond)
             self.settled.add(number)
 
+    def _at_rungs(self, number: int) -> list[tuple[int, float]]:
+        """Images seen and value of each rung at which a trial is measured."""
+        if self.ladder is None or number not in self.ladder.works:
+            return []
+        return list(zip(self.ladder.rungs, self.ladder.values(number), strict=False))
+
     def _diverged(self, cells: Sequence[str]) -> bool:
-        parts = [self.plan.item(cell).parts for cell in cells]
+        parts = [work.parts for works in self.works.values() for work in works if work.fingerprint in cells]
         return any(row_of(each, self.plan.ledger) is None and divergence_of(each, self.plan.ledger) for each in parts)
 
     def _values(self, rows: Sequence[Mapping[str, float]]) -> tuple[list[float] | None, list[float]]:
@@ -340,6 +382,8 @@ def begin_search(planned: Plan, settings: SearchSettings, *, dry_run: bool) -> S
         f"{settings.method} search for {' and '.join(map(str, search.objectives))}: "
         f"{counted(search.trials, 'trial')}, {search.own} of them there; {search.study.where}"
     )
+    if search.ladder is not None:
+        planned.notes.append(in_words(search.ladder.settings, search.ladder.rungs))
     if search.told:
         planned.notes.append(f"{counted(search.told, 'point')} of the space told to the study from the records")
     return search

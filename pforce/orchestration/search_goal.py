@@ -8,12 +8,20 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from pforce.base.errors import ConfigError, require, require_one_of
-from pforce.orchestration.objectives import Objective, Requirement, parse_objectives, parse_requirements
+from pforce.config import Experiment
+from pforce.orchestration.objectives import (
+    Objective,
+    Requirement,
+    parse_objectives,
+    parse_requirements,
+    recorded_name,
+)
 from pforce.orchestration.plan import Plan
+from pforce.orchestration.rungs import RungSettings, require_single
 from pforce.orchestration.space import Space
 from pforce.orchestration.study import METHODS, Method
 from pforce.orchestration.sweep import Sweep
-from pforce.records.parts import request_of
+from pforce.records.parts import Request, request_of
 
 READ_ONCE = (
     "evaluation.detector", "evaluation.detector_weights", "evaluation.further_detectors", "evaluation.reference",
@@ -37,6 +45,8 @@ class SearchSettings:
     """Address of the study's database; None for a journal in the storage."""
     grid: int | None = None
     """Number of points of each range, for the method grid."""
+    early: RungSettings | None = None
+    """When trials are stopped early; None trains all to their budget."""
 
     def __post_init__(self) -> None:
         require_one_of("search", self.method, METHODS)
@@ -77,6 +87,16 @@ class Goal(NamedTuple):
     grid: Sequence[Mapping[str, Any]]
     """Parameters of all points, for the method grid."""
     trials: int
+    early: RungSettings | None
+    """When trials stop early, with the metric's whole name."""
+
+
+def _early(settings: SearchSettings, base: Experiment, request: Request) -> RungSettings | None:
+    early = settings.early
+    if early is None:
+        return None
+    early.levels(base)
+    return replace(early, metric=recorded_name("--rung-metric", early.metric, base, request))
 
 
 def goal_of(planned: Plan, settings: SearchSettings) -> Goal:
@@ -91,8 +111,11 @@ def goal_of(planned: Plan, settings: SearchSettings) -> Goal:
         difficulty_head=base.model.difficulty_head,
     )  # fmt: skip
     grid = space.grid(settings.grid) if settings.method == "grid" else ()
+    objectives, early = parse_objectives(settings.objectives, base, request), _early(settings, base, request)
+    if early is not None:
+        require_single(objectives, sweep.paths)
     return Goal(
-        space, parse_objectives(settings.objectives, base, request),
+        space, objectives,
         parse_requirements(settings.requirements, base, request), grid,
-        min(settings.trials, len(grid)) if grid else settings.trials,
+        min(settings.trials, len(grid)) if grid else settings.trials, early,
     )  # fmt: skip

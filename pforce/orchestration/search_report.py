@@ -14,8 +14,10 @@ from pforce import results
 from pforce.base.words import counted
 from pforce.orchestration.objectives import Objective
 from pforce.orchestration.plan import Plan, this_command
+from pforce.orchestration.rungs import in_words, stopped_note
 from pforce.orchestration.search import Search
 from pforce.orchestration.sweep_report import caveat, publish, sweep_frame, table_rows, title_of
+from pforce.records.sweeps import MOST_IMAGES
 from pforce.results import Report, Row
 from pforce.results.page import Section, png
 from pforce.results.pareto import on_front
@@ -25,7 +27,7 @@ from pforce.results.sweep_run import Summary
 from pforce.results.tables import COLUMNS, Column
 
 VERDICT = "verdict"
-BEST, UNDECIDED, FRONT, BEYOND = "best", "undecided", "front", "beyond a limit"
+BEST, UNDECIDED, FRONT, BEYOND, STOPPED = "best", "undecided", "front", "beyond a limit", "stopped at {:,}"
 MOST_SHOWN = 20
 """Most trials that the terminal shows; the files have all."""
 
@@ -42,6 +44,10 @@ class Standing(NamedTuple):
     """Whether the requirements are kept."""
     first: int
     """Number of the trial."""
+    rung: int = 0
+    """Images seen at the rung at which it was stopped, or that it has reached; 0 for a whole one."""
+    at_rung: float = math.nan
+    """Value there."""
 
 
 def standings(search: Search, frame: pd.DataFrame, rows: Sequence[Row]) -> list[Standing]:
@@ -53,16 +59,27 @@ def standings(search: Search, frame: pd.DataFrame, rows: Sequence[Row]) -> list[
             by_seed = values_by_seed(frame, row, metric)
             return list(by_seed.values()) if len(by_seed) == len(search.plan.sweep.seeds) else []
 
-        seeds = [mean(each.metric) for each in search.objectives]
+        first = min(int(number) for number in row.labels["trial"].split(", "))
+        rung, value = _rung_of(search, first)
+        seeds = [[] if rung else mean(each.metric) for each in search.objectives]
         interval = mean_interval(seeds[0]) if len(seeds[0]) > 1 else None
         limits = [(each, mean(each.metric)) for each in search.requirements]
         found.append(Standing(
             [sum(each) / len(each) if each else math.nan for each in seeds],
             interval.low if interval else math.nan, interval.high if interval else math.nan,
             all(values and each.violation(sum(values) / len(values)) <= 0 for each, values in limits),
-            min(int(number) for number in row.labels["trial"].split(", ")),
+            first, rung, value,
         ))  # fmt: skip
     return found
+
+
+def _rung_of(search: Search, number: int) -> tuple[int, float]:
+    """Images seen and value of the last rung of a trial that is not whole; 0 and NaN for a whole one."""
+    ladder = search.ladder
+    if ladder is None or number not in ladder.works or ladder.at[number] == len(ladder.rungs):
+        return 0, math.nan
+    values = ladder.values(number)
+    return ladder.rungs[ladder.at[number]], values[-1] if values else math.nan
 
 
 def _signed(values: Sequence[float], objectives: Sequence[Objective]) -> list[float]:
@@ -73,6 +90,10 @@ def _signed(values: Sequence[float], objectives: Sequence[Objective]) -> list[fl
 def verdicts(search: Search, standing: Sequence[Standing]) -> list[str]:
     """A word for each row: the best and what is not decided against it, or the front; and what is beyond a limit."""
     words = ["" if each.kept or any(map(math.isnan, each.values)) else BEYOND for each in standing]
+    if search.ladder is not None:
+        stopped = search.ladder.stopped
+        words = [STOPPED.format(stopped[each.first]) if each.first in stopped else word
+                 for each, word in zip(standing, words, strict=True)]  # fmt: skip
     allowed = [n for n, each in enumerate(standing) if each.kept and not any(map(math.isnan, each.values))]
     if not allowed:
         return words
@@ -132,15 +153,21 @@ def search_summary(planned: Plan, frame: pd.DataFrame, final: bool = True, *, se
     words = verdicts(search, standing)
     rank = {word: n for n, word in enumerate((BEST, FRONT, UNDECIDED, "", BEYOND))}
 
+    worst = search.ladder is not None and search.ladder.maximize
+
     def place(n: int) -> tuple[bool, int, list[float]]:
-        unknown = any(map(math.isnan, standing[n].values))
+        each = standing[n]
+        if any(map(math.isnan, each.values)):  # those that have gone furthest first
+            at_rung = [] if math.isnan(each.at_rung) else [-each.at_rung if worst else each.at_rung]
+            return True, -(each.rung or MOST_IMAGES), at_rung
         beyond = rank[BEYOND] if words[n] == BEYOND else rank[words[n]] if words[n] == FRONT else 2
-        return unknown, beyond, [] if unknown else _signed(standing[n].values, search.objectives)
+        return False, beyond, _signed(each.values, search.objectives)
 
     order = sorted(range(len(rows)), key=place)
     table = results.cell_table(frame, [rows[n] for n in order], _columns(search))
     table.insert(len(planned.sweep.headers), VERDICT, [words[n] or "–" for n in order])
-    title, notes = title_of(planned.sweep), _notes(search, words) + results.table_notes(frame, rows)
+    whole = [row for row, each in zip(rows, standing, strict=True) if not each.rung] or rows
+    title, notes = title_of(planned.sweep), _notes(search, words) + results.table_notes(frame, whole)
     points = pd.DataFrame(
         [
             {"trial": each.first, "verdict": words[n], **{str(k): value for k, value in enumerate(each.values)}}
@@ -164,6 +191,10 @@ def _notes(search: Search, words: Sequence[str]) -> list[str]:
     text += counted(own, "trial")
     text += f", and {counted(told, 'point')} known from the records before." if told else "."
     notes = [caveat(search.plan), text]
+    if search.ladder is not None:
+        notes.append(f"{in_words(search.ladder.settings, search.ladder.rungs)}.")
+        if search.ladder.stopped:
+            notes.append(f"{stopped_note(search.ladder.stopped)}; their numbers are of there.")
     if len(search.plan.sweep.seeds) == 1:
         notes.append("One seed per trial: the best of many owes part of its value to chance; --seeds 3 has intervals.")
     elif undecided := words.count(UNDECIDED):

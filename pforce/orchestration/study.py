@@ -224,7 +224,7 @@ class Study:
             warnings.simplefilter("ignore")
             copy = optuna.create_study(directions=self.directions, sampler=sampler)
             for trial in there:
-                copy.add_trial(trial)
+                copy.add_trial(_stopped(trial) if trial.intermediate_values else trial)
             asked = copy.ask()
             self.space.suggest(asked)
         noted = copy.trials[-1].system_attrs
@@ -278,6 +278,18 @@ class Study:
                 self.storage.set_trial_system_attr(self.trials[number]._trial_id, CONSTRAINTS, tuple(violations))
             self.study.tell(number, list(values), skip_if_finished=True)
 
+    def report(self, number: int, step: int, value: float) -> None:
+        """Tell the value of a running trial at a step, in images seen, unless that is there."""
+        trial = self.trials[number]
+        if step not in trial.intermediate_values and not trial.state.is_finished():
+            with _told(self.where), suppress(UpdateFinishedTrialError):
+                self.storage.set_trial_intermediate_value(trial._trial_id, step, value)
+
+    def stop(self, number: int) -> None:
+        """Tell that a running trial was stopped early."""
+        with _told(self.where), suppress(UpdateFinishedTrialError):
+            self.study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
+
     def attach(self, number: int, path: Path) -> None:
         """Keep a picture as an artifact of a trial, beside the journal."""
         self.artifacts.mkdir(parents=True, exist_ok=True)
@@ -292,6 +304,16 @@ class Study:
         """Note something about a trial that is not finished yet, for people who look at the study."""
         with _told(self.where), suppress(UpdateFinishedTrialError):
             self.storage.set_trial_user_attr(self.trials[number]._trial_id, name, value)
+
+
+def _stopped(trial: FrozenTrial) -> FrozenTrial:
+    """A running trial that has values at rungs as one that was stopped there, so that a sampler learns from it."""
+    if trial.state.is_finished():
+        return trial
+    return create_trial(
+        state=TrialState.PRUNED, params=trial.params, distributions=trial.distributions,
+        intermediate_values=trial.intermediate_values, system_attrs=trial.system_attrs, user_attrs=trial.user_attrs,
+    )  # fmt: skip
 
 
 def _point(params: Mapping[str, Any]) -> str:

@@ -59,6 +59,13 @@ class Cell:
     experiment: Experiment
 
     @property
+    def rung(self) -> int | None:
+        """Images seen at the rung that it is of a search's trial; None for a whole cell."""
+        if len(self.values) > 1 and self.values[0][0] == TRIAL and self.values[-1][0] == IMAGES:
+            return int(self.values[-1][1])
+        return None
+
+    @property
     def text(self) -> tuple[tuple[str, str], ...]:
         """(header, value) of each axis as texts."""
         return tuple((header, format_value(value)) for header, value in self.values)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +20,7 @@ from pforce.config import with_fields
 from pforce.orchestration.axes import format_value
 from pforce.orchestration.looks import LATER, looks_with, plan_notes, require_planned
 from pforce.orchestration.plan import Plan, this_command
-from pforce.orchestration.sweep import Sweep
+from pforce.orchestration.sweep import TRIAL, Cell, Sweep, Work
 from pforce.records.ledger import Ledger
 from pforce.records.parts import cell_parts
 from pforce.results import Report, Row
@@ -68,13 +69,35 @@ def table_rows(planned: Plan) -> list[Row]:
     """The rows of a sweep's table: cells without their seed; values with the same distribution share a row."""
     headers = planned.sweep.headers
     rows: dict[tuple[tuple[str, ...], ...], Row] = {}
-    for item in planned.work:
+    for item in furthest(planned.work):
         key = tuple(tuple(format_value(value) for _, value in cell.values) for cell in item.cells)
         columns = zip(*key, strict=True)
         labels = {name: ", ".join(dict.fromkeys(column)) for name, column in zip(headers, columns, strict=True)}
         row = rows.setdefault(key, Row(labels, []))
         rows[key] = Row(labels, [*row.fingerprints, item.fingerprint])
     return list(rows.values())
+
+
+def furthest(work: Sequence[Work]) -> list[Work]:
+    """The cells that a table shows: of a search's trial that stops at rungs, only those of its furthest one, whose
+    values name the trial alone."""
+    reached: dict[str, float] = {}
+    for item in work:
+        for cell in item.cells:
+            if (number := _trial_of(cell)) is not None:
+                reached[number] = max(reached.get(number, 0), cell.rung or math.inf)
+    found = []
+    for item in work:
+        cells = [cell for cell in item.cells if (n := _trial_of(cell)) is None or (cell.rung or math.inf) == reached[n]]
+        if cells:
+            shown = [replace(cell, values=cell.values[:-1]) if cell.rung else cell for cell in cells]
+            found.append(replace(item, cells=tuple(shown)))
+    return found
+
+
+def _trial_of(cell: Cell) -> str | None:
+    name, value = cell.values[0] if cell.values else ("", "")
+    return str(value) if name == TRIAL else None
 
 
 def _find_rows(planned: Plan, rows: Sequence[Row], text: str) -> list[int]:

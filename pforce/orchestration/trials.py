@@ -34,6 +34,7 @@ def train_task(plan: Plan, item: Work) -> Train:
         measures=plan.options.evaluation_workers is None,
         sharding=plan.options.sharding,
         provenance=provenance.code(),
+        request=item.parts.request if item.cells[0].rung else None,
     )
 
 
@@ -63,7 +64,8 @@ def entries(plan: Plan, tags: dict[str, str]) -> Callable[[str], Entry]:
 def note_of(item: Work, metrics: dict[str, float]) -> str:
     """The note on the display for a finished cell."""
     distance = metrics.get(metric_name("fd", item.experiment.evaluation.detector_name), math.nan)
-    return f"validation loss {metrics['val/loss']:.4f} · distance {distance:.2f}"
+    loss = f"validation loss {metrics['val/loss']:.4f}"
+    return loss if math.isnan(distance) else f"{loss} · distance {distance:.2f}"
 
 
 class Trials(Source):

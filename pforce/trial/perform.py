@@ -226,7 +226,7 @@ class Performer:
         paths = Paths(find_data(task), Storage.open(task.storage))
         metrics: dict[str, float] = {}
         if task.measures:
-            row = run_trial(experiment, paths, where, inputs=task.inputs)
+            row = run_trial(experiment, paths, where, inputs=task.inputs, request=task.request)
             if row is not None:
                 metrics = row.metrics
         else:

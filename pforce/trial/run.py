@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from pforce.metrics.detectors import Detector
 from pforce.metrics.held_out import MAP_IMAGES, shown_timesteps
 from pforce.metrics.reference import ReferenceStatistics
 from pforce.records.ledger import Ledger
-from pforce.records.parts import CellParts, Inputs, cell_parts
+from pforce.records.parts import CellParts, Inputs, Request, cell_parts
 from pforce.records.row import TENSORS, Row, row_of
 from pforce.trial.draw import save_samples
 from pforce.trial.folder import (
@@ -75,7 +76,7 @@ def subject_of(
 
 
 def run_trial(
-    experiment: Experiment, paths: Paths, where: Where, *, inputs: Inputs | None = None
+    experiment: Experiment, paths: Paths, where: Where, *, inputs: Inputs | None = None, request: Request | None = None
 ) -> Row | None:  # fmt: skip
     """Train, and measure the missing parts; waits for parts that another process makes. Errors as in `train_trial`.
 
@@ -83,6 +84,7 @@ def run_trial(
 
     Args:
         inputs: inputs of the experiment, by content; by default they are looked up.
+        request: measurements in place of those of the experiment's evaluation.
     """
     workers = where.workers
     manifest = data.Manifest.load(paths.data)
@@ -91,6 +93,7 @@ def run_trial(
     inputs = inputs or inputs_of(experiment.evaluation, manifest, detector)
     experiment = with_precision(experiment, inputs)
     cell = cell_parts(experiment, inputs)
+    cell = cell if request is None else replace(cell, request=request)
     check_detector(detector, cell.request.detector)
     further = [each.to(where.device) for each in experiment.evaluation.load_further()]
     for other, planned in zip(further, cell.request.further, strict=True):

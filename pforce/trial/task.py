@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from pforce.config import Experiment
 from pforce.metrics.detectors import Detector
 from pforce.metrics.image_sets import ImageSet
-from pforce.records.parts import Inputs, Part, metric_key
+from pforce.records.parts import Inputs, Part, Request, metric_key
 from pforce.training import Answer, Record, Sharding
 from pforce.trial.draw import Span
 from pforce.trial.failures import Failure
@@ -49,6 +49,8 @@ class Train:
     sharding: Sharding = "none"
     provenance: Mapping[str, str] = field(default_factory=dict)
     """Provenance that the driver knows: versions, commit and changes of the code."""
+    request: Request | None = None
+    """Measurements in place of those of the experiment's evaluation."""
 
     @property
     def cells(self) -> tuple[str, ...]:
