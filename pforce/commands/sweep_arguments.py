@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,10 +27,34 @@ from pforce.orchestration.search_goal import SearchSettings
 from pforce.orchestration.study import Method
 from pforce.orchestration.sweep import Sweep
 from pforce.orchestration.sweep_report import Comparison
+from pforce.training import TrainingConfig
 
 T = TypeVar("T")
+SMALLEST_FACTOR = 1.1
+"""Smallest factor of --measure-every."""
 FULL_SEEDS = 3
 """Seeds of the preset full."""
+
+
+SMALLEST_SHARE = 64
+"""A training is measured from this part of its budget on, where --measure-every gives a factor."""
+
+
+def snapshots_of(texts: Sequence[str], training: TrainingConfig) -> tuple[int, ...]:
+    """Images seen of the snapshots that --measure-every asks for. ConfigError for another text."""
+    batch, most = training.batch, training.images
+    if len(texts) == 1 and (match := re.fullmatch(r"(\d{1,4}(?:\.\d{1,4})?)x", texts[0])):
+        factor, images, found = float(match[1]), float(most), []
+        require(factor >= SMALLEST_FACTOR, "measure_every", texts[0], f"at least {SMALLEST_FACTOR}x, such as 2x")
+        while (images := images / factor) >= max(batch, most / SMALLEST_SHARE):
+            found.append(max(1, round(images / batch)) * batch)
+        return tuple(sorted({each for each in found if each < most}))
+    told = f"2x, or images seen: multiples of the batch {batch} below {most:,}"
+    fits = all(re.fullmatch(r"\d{1,15}", text) for text in texts)
+    require(fits, "measure_every", " ".join(texts), told)
+    chosen = sorted({int(text) for text in texts})
+    require(all(0 < each < most and each % batch == 0 for each in chosen), "measure_every", " ".join(texts), told)
+    return tuple(chosen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +127,10 @@ class SweepOptions:
     """Number of points of each range."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A field's value in all cells, FIELD=VALUE such as training.images=32000; repeatable."""
+    measure_every: tuple[str, ...] = ()
+    """Measure each training along the way, too: 2x at a half, a quarter, … of its images (to a 64th), or at images
+    seen, such as 3200 6400. Other workers measure while it trains; where there are none, it is measured in between.
+    The table gets a row for each, and a figure of quality against images seen and device-hours."""
     name: str | None = None
     """Name of the sweep, of its MLflow experiment and of its files; by it more values, seeds or trials are added.
     Default: the experiment's or the script's."""
@@ -132,6 +161,16 @@ class SweepOptions:
     def settings(self) -> dict[str, Any]:
         """The fields that --set gives."""
         return parse_settings(self.set)
+
+    def with_snapshots(self, base: Experiment) -> Experiment:
+        """The experiment with snapshots where --measure-every asks for them. ConfigError for another text, or where the
+        experiment has snapshots of its own."""
+        if not self.measure_every:
+            return base
+        training = base.training
+        own = f"left out where training.snapshots is set ({training.snapshots})"
+        require(not training.snapshots, "measure_every", self.measure_every, own)
+        return with_fields(base, {"training.snapshots": snapshots_of(self.measure_every, training)})
 
     def axes_of(self, base: Experiment, own: Sequence[Axis] = ()) -> tuple[Axis | Zip, ...]:
         """All axes, with points for ranges unless a search draws from them. ConfigError where one does not fit.
@@ -196,7 +235,7 @@ class SweepArguments(SweepOptions):
 
     def sweep(self) -> Sweep:
         """The sweep as data. ConfigError where an axis, a zip, a row or a setting does not fit the experiment."""
-        base = with_fields(experiment(self.experiment), self.settings)
+        base = self.with_snapshots(with_fields(experiment(self.experiment), self.settings))
         axes = self.axes_of(base)
         rows = () if self.rows is None else read_rows(self.rows)
         if not axes and not rows:
@@ -227,7 +266,7 @@ class PresetArguments(SweepOptions):
     def base(self) -> Experiment:
         """The experiment with the preset's settings and those of --set."""
         quick = QUICK if self.preset == "quick" else {}
-        return with_fields(experiment(self.experiment), {**quick, **self.settings})
+        return self.with_snapshots(with_fields(experiment(self.experiment), {**quick, **self.settings}))
 
     def sweep_of(self, name: str, own: Sequence[Axis]) -> Sweep:
         """The sweep as data.

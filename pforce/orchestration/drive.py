@@ -28,6 +28,7 @@ from pforce.trial.task import (
     Idle,
     Next,
     Progress,
+    Snapshot,
     Started,
     Task,
     Train,
@@ -82,6 +83,9 @@ class Source(ABC):
     @abstractmethod
     def failed(self, task: Task, event: Failed) -> None:
         """Take the failure of a task that is not retried."""
+
+    def snapshot(self, task: Task, event: Snapshot) -> None:  # noqa: B027  # most sources need none
+        """Take note of a snapshot that a task has left."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,8 @@ class _Drive:
             case CurvePoint():
                 self.training.add(task.id)
                 self.recorder.curve_point(task, event)
+            case Snapshot():
+                self.source.snapshot(task, event)
             case Warned():
                 self.recorder.warn(task, event)
             case _:

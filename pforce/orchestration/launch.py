@@ -214,6 +214,8 @@ def _run(
     source = Trials(plan, recorder)
     setup = setup_of(plan.options, plan.sweep.name, tasks=plan.left, say=recorder.display.line, callbacks=callbacks)
     with make(name, setup) as executor:
+        alone = executor.placement.workers == 1 and plan.options.evaluation_workers is None
+        source.beside = alone and executor.placement.concurrent > 1
         say(describe(plan, executor))
         recorder.begin()
         with recorder.display:

@@ -10,9 +10,9 @@ from pforce.base.errors import ConfigError
 from pforce.base.foreign import quoted
 from pforce.config import with_fields
 from pforce.orchestration.axes import SAMPLER
-from pforce.orchestration.sweep import IMAGES, TRIAL, Cell, Sweep, Work, reads_of
+from pforce.orchestration.sweep import TRIAL, Cell, Sweep, Work, reads_of
 from pforce.records.parts import Inputs, cell_parts
-from pforce.records.sweeps import CellEntry, SweepEntry, read_sweep
+from pforce.records.sweeps import IMAGES, CellEntry, SweepEntry, read_sweep
 from pforce.storage import Storage
 from pforce.trial.where import with_precision
 

@@ -16,9 +16,9 @@ from pforce.metrics.names import CostName
 from pforce.orchestration.looks import LATER, looks_with, plan_notes
 from pforce.orchestration.plan import provenance
 from pforce.orchestration.reproduce import known_tables, read
-from pforce.orchestration.sweep import IMAGES
+from pforce.orchestration.sweep_report import growth_figures
 from pforce.records.ledger import Ledger
-from pforce.records.sweeps import CellEntry, SweepEntry, read_sweeps
+from pforce.records.sweeps import IMAGES, CellEntry, SweepEntry, read_sweeps
 from pforce.results import Report, Row
 from pforce.results.costs import run_costs
 from pforce.results.figures import MOST_LABELLED, cell_figure
@@ -144,6 +144,7 @@ def _of_sweep(
         if len(rows) <= MOST_LABELLED or figure is None:
             figure = bars_figure(table.assign(row=names), metric)
         drawn.append((png(figure), f"{metric}, bars of one standard deviation over seeds"))
+    drawn += growth_figures(own, rows)
     plan = plan_notes(claims, looks) if final else [LATER]
     notes = [*_size(results.finished(own, rows)), *plan, *results.table_notes(own, rows)]
     section = Section(

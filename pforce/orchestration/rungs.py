@@ -23,8 +23,9 @@ from pforce.base.words import counted
 from pforce.config import Experiment
 from pforce.metrics.names import VALIDATION_LOSS
 from pforce.orchestration.objectives import Objective
-from pforce.orchestration.sweep import IMAGES, Cell, Work
+from pforce.orchestration.sweep import Cell, Work
 from pforce.records.parts import CellParts
+from pforce.records.sweeps import IMAGES
 
 Pruner = Literal["halving", "hyperband", "median"]
 PRUNERS: tuple[Pruner, ...] = get_args(Pruner)

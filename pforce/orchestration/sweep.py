@@ -28,12 +28,10 @@ from pforce.orchestration.axes import (
     holds,
 )
 from pforce.records.parts import CellParts, Inputs, cell_parts
-from pforce.records.sweeps import require_name
+from pforce.records.sweeps import IMAGES, require_name
 from pforce.sampling.samplers import COMMON
 from pforce.trial.where import with_precision
 
-IMAGES = "images_seen"
-"""Header of the column of images seen, where a training is measured at several."""
 ROW = "row"
 """Header of the column of names, where rows have names."""
 TRIAL = "trial"

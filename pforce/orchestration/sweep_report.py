@@ -17,6 +17,7 @@ from pforce import results
 from pforce.base.errors import ConfigError, require
 from pforce.base.files import write_bytes
 from pforce.config import with_fields
+from pforce.metrics.names import DIFFICULTY, HEADLINE_TIMES, VALIDATION_LOSS
 from pforce.orchestration.axes import format_value
 from pforce.orchestration.looks import LATER, looks_with, plan_notes, require_planned
 from pforce.orchestration.plan import Plan, this_command
@@ -25,6 +26,8 @@ from pforce.records.ledger import Ledger
 from pforce.records.parts import cell_parts
 from pforce.results import Report, Row
 from pforce.results.figures import cell_figure
+from pforce.results.growth import along, with_hours
+from pforce.results.growth_figure import growth_figure
 from pforce.results.page import Section, png
 from pforce.results.statistics import MOST_CLAIMS
 from pforce.results.stored import storage_frame
@@ -51,6 +54,9 @@ class Comparison:
     compare: tuple[str, ...] = ()
     """Rows that are compared with the baseline, at most 6, named in the same way. Default: all others, where they are
     at most 6."""
+    reach: float | None = None
+    """Add a column: device-hours of training until the metric that rows are compared by is as good as this, such as a
+    distance of 12. For trainings that are measured along the way (--measure-every)."""
     planned_seeds: int | None = None
     """Seeds that the table will have in the end, where you look at its claims before all are there: each look spends a
     share of the 5 % error, almost nothing early. Default: the seeds of this command, whose claims get all of it. State
@@ -219,13 +225,25 @@ def sweep_summary(
     sweep, rows = planned.sweep, table_rows(planned)
     claims, plan_note = _claims(planned, frame, rows, comparison) if final else ([], [LATER])
     notes, title = [caveat(planned), *plan_note, *results.table_notes(frame, rows)], title_of(sweep)
-    report = Report(results.cell_table(frame, rows, columns), title, notes, claims)
+    table, metric = results.cell_table(frame, rows, columns), results.primary_metric(frame, rows)
+    if comparison.reach is not None and metric is not None and along(rows):
+        table = with_hours(table, frame, rows, metric, comparison.reach)
+    report = Report(table, title, notes, claims)
     drawn = cell_figure(report.table, sweep.headers)
     several = bool((report.table["n"] > 1).any()) if "n" in report.table else False
     caption = "Means with bars of one standard deviation over seeds" if several else "One seed: no bars over seeds"
     figures = [] if drawn is None else [(png(drawn), caption)]
+    figures += growth_figures(frame, rows)
     section = Section(title, report=report, figures=figures, commands=[this_command()])
     return Summary(section, frame, list(zip(results.row_names(rows), rows, strict=True)))
+
+
+def growth_figures(frame: pd.DataFrame, rows: Sequence[Row]) -> list[tuple[bytes, str]]:
+    """The figure of quality against images seen, with its caption, where trainings are measured along the way."""
+    metric = results.primary_metric(frame, rows)
+    metrics = [*([metric] if metric else []), VALIDATION_LOSS, *(f"{DIFFICULTY[0]}_t{t:.2f}" for t in HEADLINE_TIMES)]
+    drawn = growth_figure(frame, rows, list(dict.fromkeys(metrics))) if along(rows) else None
+    return [] if drawn is None else [(png(drawn), "Quality against images seen and device-hours")]
 
 
 def title_of(sweep: Sweep) -> str:

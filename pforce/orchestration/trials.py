@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from pforce.base.words import counted
 from pforce.config import flat_params
@@ -18,15 +19,22 @@ from pforce.records import provenance
 from pforce.records.parts import decay_of
 from pforce.results.shown import curve_points, recorded_view
 from pforce.tracking import Tags
-from pforce.trial.task import Done, Failed, Idle, Task, Train
+from pforce.trial.task import Done, Failed, Idle, Snapshot, Task, Train
 
 
-def train_task(plan: Plan, item: Work) -> Train:
-    """The task of a cell."""
+def train_task(plan: Plan, item: Work, snapshots: Sequence[int] = ()) -> Train:
+    """The task of a cell.
+
+    Args:
+        snapshots: images seen at which its training leaves snapshots for others to measure.
+    """
+    experiment, training = item.experiment, item.experiment.training
+    if snapshots:
+        experiment = replace(experiment, training=replace(training, snapshots=tuple(snapshots)))
     return Train(
         id=item.fingerprint,
         label=item.label,
-        experiment=item.experiment,
+        experiment=experiment,
         inputs=plan.inputs,
         data=str(plan.data),
         storage=plan.options.place.uri,
@@ -69,7 +77,11 @@ def note_of(item: Work, metrics: dict[str, float]) -> str:
 
 
 class Trials(Source):
-    """The source of a sweep's missing trainings."""
+    """The source of a sweep's missing trainings.
+
+    Where a training is measured at several numbers of images seen, and there are other workers (`beside`), it runs
+    through to its end and leaves snapshots, which others measure meanwhile. Without others it is measured in between.
+    """
 
     def __init__(self, plan: Plan, recorder: Recorder) -> None:
         self.plan, self.recorder = plan, recorder
@@ -81,6 +93,9 @@ class Trials(Source):
         """Training → cells of it that workers have."""
         self.trained: dict[str, Done] = {}
         """Digest of a cell → result of its training, where its measurements are still to come."""
+        self.beside = False
+        self.snapshots: set[str] = set()
+        """Digests of waiting cells whose snapshots are there."""
 
     def next(self) -> Task | Idle:
         limit = self.plan.options.fail_fast
@@ -97,11 +112,34 @@ class Trials(Source):
             self.work[added.fingerprint] = added
         if not self.waiting:
             return Idle.WAIT if running and self.supply.open else Idle.END
-        # A worker with a cell whose training another one runs waits for it, while a third could be trained.
-        item = next((item for item in self.waiting if not self.under_way[item.training]), self.waiting[0])
+        item = self._chosen()
+        if item is None:
+            return Idle.WAIT
         self.waiting.remove(item)
+        self.snapshots.discard(item.fingerprint)
+        leaves = sorted(each.parts.images_seen for each in self.waiting if each.training == item.training)
+        below = [images for images in leaves if images < item.parts.images_seen]
         self.under_way[item.training] += 1
-        return train_task(self.plan, item)
+        return train_task(self.plan, item, below if self.beside else ())
+
+    def _chosen(self) -> Work | None:
+        """The waiting cell that is next; None where all wait for snapshots of trainings that run."""
+        there = next((item for item in self.waiting if item.fingerprint in self.snapshots), None)
+        if there is not None:
+            return there
+        # A worker with a cell whose training another one runs waits for it, while a third could be trained.
+        item = next((item for item in self.waiting if not self.under_way[item.training]), None)
+        if item is None:
+            return None if self.beside else self.waiting[0]
+        if not self.beside:
+            return item
+        same = (each for each in self.waiting if each.training == item.training)
+        return max(same, key=lambda each: each.parts.images_seen)
+
+    def snapshot(self, task: Task, event: Snapshot) -> None:
+        training = self.work[task.id].training
+        own = (each for each in self.waiting if each.training == training)
+        self.snapshots |= {each.fingerprint for each in own if each.parts.images_seen == event.images_seen}
 
     def done(self, task: Task, event: Done) -> None:
         assert isinstance(task, Train)

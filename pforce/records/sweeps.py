@@ -22,6 +22,8 @@ from pforce.records.parts import CellParts, Part, Request
 from pforce.records.record import MOST_TIME, RecordError
 from pforce.storage import Storage
 
+IMAGES = "images_seen"
+"""Header of the column of images seen, where a training is measured at several."""
 SWEEPS = "sweeps"
 """Folder of sweeps below a storage's root."""
 FORMAT = 1

@@ -221,7 +221,7 @@ class Performer:
         where = Where(
             device=seat.device, workers=seat.workers, sharding=task.sharding, devices=seat.devices,
             callbacks=[Reports(telling), *seat.callbacks],
-            watch=Watch(telling.begins, telling.waits, telling.progress), provenance=task.provenance,
+            watch=Watch(telling.begins, telling.waits, telling.progress, telling.snapshot), provenance=task.provenance,
         )  # fmt: skip
         paths = Paths(find_data(task), Storage.open(task.storage))
         metrics: dict[str, float] = {}

@@ -173,6 +173,13 @@ class CurvePoint(_Event):
 
 
 @dataclass(frozen=True)
+class Snapshot(_Event):
+    """A snapshot of the training is in the storage, with its record."""
+
+    images_seen: int
+
+
+@dataclass(frozen=True)
 class Warned(_Event):
     """A warning for users; the attempt continues."""
 
@@ -217,9 +224,9 @@ class Failed(_Event):
     """Log of the attempt, below the storage's root; None where it could not be written."""
 
 
-Event: TypeAlias = Started | Waiting | Progress | CurvePoint | Warned | Done | Failed
+Event: TypeAlias = Started | Waiting | Progress | CurvePoint | Snapshot | Warned | Done | Failed
 
 __all__ = [
     "STOPPED", "Answer", "CurvePoint", "Done", "Draw", "Event", "Failed", "Handed", "Idle", "Measure",
-    "MeasureImages", "Next", "Progress", "Spent", "Started", "Task", "Train", "Waiting", "Warned",
+    "MeasureImages", "Next", "Progress", "Snapshot", "Spent", "Started", "Task", "Train", "Waiting", "Warned",
 ]  # fmt: skip

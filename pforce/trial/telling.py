@@ -12,7 +12,7 @@ from pforce.parallel import Workers
 from pforce.records.lease import Holder
 from pforce.training import Answer, Callback, Record, Stopped, TrainState
 from pforce.trial.attempts import AttemptLog
-from pforce.trial.task import CurvePoint, Event, Handed, Progress, Started, Waiting, Warned
+from pforce.trial.task import CurvePoint, Event, Handed, Progress, Snapshot, Started, Waiting, Warned
 from pforce.trial.watch import Phase
 
 REPORT_SECONDS = 2.0
@@ -73,6 +73,11 @@ class Telling:
         self.say(Progress(self.task, self.attempt, phase, share))
         if self.answer is Answer.CHECKPOINT_AND_STOP:
             raise StoppedAlone(f"stopped during: {phase}")
+
+    def snapshot(self, images_seen: int) -> None:
+        """See `Watch.snapshot`."""
+        self.log.line(f"snapshot at {images_seen:,} images seen")
+        self.say(Snapshot(self.task, self.attempt, images_seen))
 
     def warn(self, message: str) -> None:
         """Report a warning."""

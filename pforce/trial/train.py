@@ -268,6 +268,7 @@ class _Sharing:
             _record_training(self.experiment, own, self.ledger, made, self.started)
             found = tensors_hash(self.experiment.model, averaged_of(tensors))
             _record_weights(own, self.ledger, meta, found, made)
+            self.where.watch.snapshot(own.images_seen)
         except StorageError as error:
             if own.images_seen == self.cell.images_seen:
                 raise

@@ -30,6 +30,8 @@ class Watch:
     waits: Callable[[Holder | None], None] = lambda holder: None
     """Called while another process makes what the attempt needs, with the holder of its lease."""
     progress: Progress = quiet
+    snapshot: Callable[[int], None] = lambda images_seen: None
+    """Called when a snapshot of the training is there and recorded, with its images seen."""
 
 
 UNSEEN = Watch()
