@@ -18,7 +18,7 @@ from pforce.commands import runs as runs_command
 from pforce.orchestration.axes import Axis
 from pforce.orchestration.options import Options
 from pforce.orchestration.script import run_sweep
-from pforce.results import runs
+from pforce.results import progress, runs
 from pforce.results.costs import costs, run_costs
 from pforce.tracking import Tracker, default_uri, runs_frame, sweeps_frame
 from tests.orchestration.conftest import small_sweep
@@ -65,7 +65,7 @@ def test_runs_and_trials(storage, capsys):
 def test_tables_fit_their_columns(storage, width):
     tracker = Tracker(default_uri(storage), artifacts=storage)
     console = make_console(width=width, file=io.StringIO())
-    console.print(runs_command.view(tracker, width, trials=True))
+    console.print(runs_command.view(progress.read(tracker), width, trials=True))
     console.print(cost_command.cost_table(costs(run_costs(runs_frame(tracker)), "sweep"), "sweep", width))
     text = console.file.getvalue()
     assert "second" in text

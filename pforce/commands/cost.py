@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
+import tyro
 from rich.table import Table
 from rich.text import Text
 
@@ -12,14 +14,20 @@ from pforce.base.console import DONE, make_console
 from pforce.base.errors import ConfigError
 from pforce.base.files import write_whole
 from pforce.base.words import counted
-from pforce.commands.stores import FIRST_RUN, SHORT, WIDE, Store, about, open_store
+from pforce.commands.stores import SHORT, WIDE, Store, about, nothing_there, open_store, own_pages
 from pforce.results.costs import OUTCOMES, By, costs, run_costs
 from pforce.tracking import runs_frame
 
 UNITS = {"gpu": "GPU", "cpu": "core", "unknown": "device"}
 
 
-def cost(*, by: By = "sweep", csv: Path | None = None, store: Store) -> int:
+def cost(
+    *,
+    by: By = "sweep",
+    csv: Path | None = None,
+    everyone: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    store: Store,
+) -> int:
     """Show what the runs of a store cost: device-hours of finished, failed and killed trials, images, seconds, share.
 
     Hours of GPUs and of CPU cores are listed separately. A training that several trials share counts once. Failed and
@@ -29,14 +37,16 @@ def cost(*, by: By = "sweep", csv: Path | None = None, store: Store) -> int:
         by: property by which runs are grouped: sweep, user, device (the GPU's name, or cpu), or day (of a trial's
             start).
         csv: also write the table to this file, unrounded.
+        everyone: on a server, count the runs of all storages and people, not only those of this storage.
     """
     console = make_console()
     tracker = open_store(store, console)
     if tracker is None:
         return DONE
-    of_runs = run_costs(runs_frame(tracker))
+    own = own_pages(store, everyone=everyone)
+    of_runs = run_costs(runs_frame(tracker, keys=own))
     if of_runs.empty:
-        console.print(f"No runs yet in {tracker.shown}: {FIRST_RUN}.", soft_wrap=True)
+        console.print(nothing_there(tracker, store, own), soft_wrap=True)
         return DONE
     table = costs(of_runs, by)
     console.print(cost_table(table, by, console.width))

@@ -100,12 +100,13 @@ def mirror_storage(
         gone = f", {lost} whose weights are gone" if lost else ""
         say(f"{counted(made, 'model')} made, {there} already there{gone}")
     deleted = f", {total.deleted} deleted in MLflow stay deleted (--restore shows them)" if total.deleted else ""
-    refused = f", {total.refused} refused" if total.refused else ""
+    refusals = len(shows.refused)
+    refused = f", {refusals} refused: mend what refuses them, and the same command shows them" if refusals else ""
     say(
         f"{tracker.shown}: {counted(total.made, 'run')} made, {total.updated} updated, {total.there} already up to date"
         f"{deleted}{refused}"
     )
-    return SOME_FAILED if total.refused else DONE
+    return SOME_FAILED if refusals else DONE
 
 
 def _summary(place: Storage, ledger: Ledger, entry: SweepEntry) -> Summary | None:

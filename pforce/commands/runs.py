@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from typing import Annotated
 
 import pandas as pd
@@ -16,7 +17,8 @@ from rich.text import Text
 
 from pforce.base.console import DONE, make_console
 from pforce.base.errors import ConfigError, did_you_mean, require
-from pforce.commands.stores import FIRST_RUN, NONE, SHORT, WIDE, Store, about, clock, open_store
+from pforce.commands.stores import NONE, SHORT, WIDE, Store, about, clock, nothing_there, open_store, own_pages
+from pforce.records.sweeps import names_of_sweeps
 from pforce.results import progress
 from pforce.tracking import Tracker, sweep_names
 
@@ -32,6 +34,7 @@ def runs(
     *,
     trials: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     every: Annotated[bool, tyro.conf.arg(name="all"), tyro.conf.FlagCreatePairsOff] = False,
+    everyone: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     watch: float | None = None,
     store: Store,
 ) -> int:
@@ -45,6 +48,7 @@ def runs(
             newest one.
         trials: show the trials of all sweeps in the table.
         every: show all sweeps, not only the newest 20; with SWEEP, also its trials with earlier axes or seeds.
+        everyone: on a server, show the sweeps of all storages and people, not only those of this storage.
         watch: seconds between refreshes, until Ctrl-C; without it, the command shows the state once.
     """
     require(watch is None or watch >= 1, "watch", watch, "≥ 1 second")
@@ -52,18 +56,25 @@ def runs(
     tracker = open_store(store, console)
     if tracker is None:
         return DONE
+
+    def shown() -> RenderableType:
+        own = own_pages(store, everyone=everyone)
+        found = progress.read(tracker, sweep, keys=own)
+        if found.sweeps.empty:
+            if sweep is not None:
+                raise ConfigError(_unknown(tracker, store, sweep, own))
+            return Text(nothing_there(tracker, store, own))
+        return view(found, console.width, sweep, trials=trials, every=every)
+
     if watch is None:
-        console.print(view(tracker, console.width, sweep, trials=trials, every=every))
+        console.print(shown())
         return DONE
     with contextlib.suppress(KeyboardInterrupt):  # how watching ends
-        _watch(console, tracker, watch, sweep, trials=trials, every=every)
+        _watch(console, watch, shown)
     return DONE
 
 
-def _watch(console: Console, tracker: Tracker, seconds: float, sweep: str | None, *, trials: bool, every: bool) -> None:
-    def shown() -> RenderableType:
-        return view(tracker, console.width, sweep, trials=trials, every=every)
-
+def _watch(console: Console, seconds: float, shown: Callable[[], RenderableType]) -> None:
     if not console.is_interactive:
         while True:
             console.print(shown())
@@ -75,14 +86,10 @@ def _watch(console: Console, tracker: Tracker, seconds: float, sweep: str | None
 
 
 def view(
-    tracker: Tracker, width: int, sweep: str | None = None, *, trials: bool = False, every: bool = False
+    found: progress.Read, width: int, sweep: str | None = None, *, trials: bool = False, every: bool = False
 ) -> RenderableType:
-    """Tables that the command shows now, in `width` columns. ConfigError for a sweep that the store does not have."""
-    found, now = progress.read(tracker, sweep), progress.now_utc()
-    if found.sweeps.empty:
-        if sweep is not None:
-            raise ConfigError(_unknown(tracker, sweep))
-        return Text(f"No runs yet in {tracker.shown}: {FIRST_RUN}.")
+    """Tables of what was read, which has sweeps, in `width` columns."""
+    now = progress.now_utc()
     table = progress.sweeps(found, now)
     if not every:
         table = table.head(1 if sweep is not None else NEWEST)
@@ -106,8 +113,11 @@ def view(
     return Group(*parts)
 
 
-def _unknown(tracker: Tracker, sweep: str) -> str:
-    return f"sweep = {sweep!r}: is not in {tracker.shown}; {did_you_mean(sweep, sweep_names(tracker))}"
+def _unknown(tracker: Tracker, store: Store, sweep: str, own: list[str] | None) -> str:
+    if own is None:
+        return f"sweep = {sweep!r}: is not in {tracker.shown}; {did_you_mean(sweep, sweep_names(tracker))}"
+    near = did_you_mean(sweep, names_of_sweeps(store.place), "it has")
+    return f"sweep = {sweep!r}: is no sweep of {store.place} in {tracker.shown} (--everyone reads all); {near}"
 
 
 def _number(value: float, text: str) -> str:

@@ -12,7 +12,11 @@ from rich.console import Console
 
 from pforce.base.console import duration
 from pforce.orchestration.options import StorageOptions, StoreOptions
-from pforce.tracking import Tracker
+from pforce.records.sweeps import names_of_sweeps
+from pforce.storage.identity import FILE as STORAGE
+from pforce.storage.identity import identity_of
+from pforce.tracking import Tracker, sqlite_path
+from pforce.tracking.view import key_of
 
 Place = Annotated[StorageOptions, tyro.conf.arg(name="")]
 """Option of a command that reads or writes a storage only."""
@@ -41,6 +45,32 @@ def open_store(store: StoreOptions, console: Console) -> Tracker | None:
         )
         return None
     return store.tracker
+
+
+def own_pages(store: StoreOptions, *, everyone: bool) -> list[str] | None:
+    """Keys of the pages of a storage's sweeps, of which alone runs are read in a store of several people; None, for all
+    pages, in a sqlite database.
+
+    Args:
+        everyone: read all pages of such a store, too.
+    """
+    place = store.place
+    if everyone or sqlite_path(store.uri) is not None:
+        return None
+    if not place.has(STORAGE):  # nothing of it was ever shown
+        return []
+    return [key_of(identity_of(place), name) for name in names_of_sweeps(place)]
+
+
+def nothing_there(tracker: Tracker, store: StoreOptions, own: list[str] | None) -> str:
+    """A sentence that says that there are no runs, and how to get some.
+
+    Args:
+        own: keys of the pages that were read, as `own_pages` gives them.
+    """
+    if own is None:
+        return f"No runs yet in {tracker.shown}: {FIRST_RUN}."
+    return f"No runs of {store.place} in {tracker.shown}. Those of other storages and people: --everyone."
 
 
 def clock(time: pd.Timestamp, now: pd.Timestamp) -> str:

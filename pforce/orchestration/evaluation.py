@@ -337,6 +337,7 @@ def show(tracker: Tracker, e: Evaluation, outcome: Outcome, ledger: Ledger, say:
     try:
         mirror = Mirror(tracker, ledger.storage, say)
         show_sweep(mirror.page(EXPERIMENT, {EXPERIMENT, e.identity}), entry, ledger, files=outcome.files)
+        mirror.say_refused(say)
     except Exception as error:  # every kind of store raises its own
         say(f"warning: {tracker.shown} does not show it: {why(error)}; `pforce mirror` does, once it can")
 

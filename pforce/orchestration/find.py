@@ -22,7 +22,7 @@ from pforce.records.row import row_of, tensors_of
 from pforce.records.sweeps import CellEntry, read_sweeps
 from pforce.results.stored import storage_frame
 from pforce.storage import Storage
-from pforce.tracking import runs_frame, sqlite_path
+from pforce.tracking import cell_of_run, sqlite_path
 from pforce.training.checkpoint import snapshot_path
 from pforce.trial.folder import EVALUATIONS, EXPERIMENT, training_folder
 from pforce.trial.mirror import TrialMirror
@@ -145,11 +145,10 @@ def _of_run(place: Storage, tracking_uri: str | None, run_id: str) -> str:
     if database is not None and not database.exists():
         raise SourceError(f"{run_id}: {place} has no cell of this digest, and no MLflow database to look for a run in")
     tracker = tracker_of(place, tracking_uri)
-    frame = runs_frame(tracker)
-    found = frame[frame["run_id"] == run_id] if len(frame) else frame
-    if found.empty:
+    found = cell_of_run(tracker, run_id)
+    if found is None:
         raise SourceError(f"{run_id}: no run of {tracker.shown} has this id, and no cell of {place} this digest")
-    return str(found.iloc[0]["fingerprint"])
+    return found
 
 
 def _best(place: Storage, ledger: Ledger, sweep: str) -> str:

@@ -74,6 +74,7 @@ def show_finished(plan: Plan, say: Callable[[str], None], summarize: Summarize =
     except Exception as error:  # every kind of store raises its own
         say(f"warning: {plan.tracker.shown} does not show this sweep: {why(error)}. {CATCH_UP}")
         return
+    mirror.say_refused(say)
     if shown.made or shown.updated:
         say(f"{counted(shown.made, 'run')} made in {plan.tracker.shown}, {shown.updated} brought up to date")
 

@@ -286,7 +286,7 @@ def sweep_frame(planned: Plan, ledger: Ledger | None = None) -> pd.DataFrame:
         return stored
     try:
         key = key_of(identity_of(planned.options.place), name)
-        return results.with_states(stored, runs_frame(planned.tracker, name, key=key))
+        return results.with_states(stored, runs_frame(planned.tracker, name, keys=[key]))
     except Exception as error:  # every kind of store raises its own; the table of records is complete without it
         warnings.warn(f"failed and running cells are not shown: {mask(str(error))[:200]}", stacklevel=2)
         return stored

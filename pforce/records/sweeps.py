@@ -232,15 +232,20 @@ def add_cells(
         entry.write(storage)
 
 
-def read_sweeps(storage: Storage, say: Callable[[str], None], name: str | None = None) -> Iterator[SweepEntry]:
-    """All sweeps of a storage, or those of one name, oldest first."""
+def names_of_sweeps(storage: Storage) -> list[str]:
+    """Names of a storage's sweeps, sorted, without reading them."""
     folder = storage.root / SWEEPS
     if storage.remote:
         storage.pull(SWEEPS)
-    names = [name] if name is not None else sorted(each.name for each in folder.glob("*/")) if folder.is_dir() else []
+    names = sorted(each.name for each in folder.glob("*/")) if folder.is_dir() else []
+    return [name for name in names if NAME.fullmatch(name)]
+
+
+def read_sweeps(storage: Storage, say: Callable[[str], None], name: str | None = None) -> Iterator[SweepEntry]:
+    """All sweeps of a storage, or those of one name, oldest first."""
+    known = names_of_sweeps(storage)
     found: list[SweepEntry | None] = []
-    for each in names:
-        if NAME.fullmatch(each):
-            paths = [path for path in sorted((folder / each).glob("*.json")) if FILE.fullmatch(path.name)]
-            found.extend(read_sweep(storage, each, path.stem, say) for path in paths)
+    for each in known if name is None else {name} & set(known):
+        paths = [path for path in sorted((storage.root / SWEEPS / each).glob("*.json")) if FILE.fullmatch(path.name)]
+        found.extend(read_sweep(storage, each, path.stem, say) for path in paths)
     yield from sorted((entry for entry in found if entry is not None), key=lambda entry: entry.created)

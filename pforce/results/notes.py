@@ -9,13 +9,14 @@ import pandas as pd
 from pforce.base.words import counted
 from pforce.metrics.distances import few_images
 from pforce.metrics.memorisation import distinct
-from pforce.metrics.names import COUNTS, CostName, MetricName, read_names
+from pforce.metrics.names import COUNTS, MEMORISATION, PIXEL_MEMORISATION, CostName, MetricName, read_names
 from pforce.records.status import FAILED, FINISHED, UNDER_WAY
 from pforce.results.frames import (
     Row,
     cells,
     distances_in,
     finished,
+    finished_by_row,
     row_names,
 )
 
@@ -99,8 +100,11 @@ def _memorised(frame: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
     """Notes on cells whose images are distinguishable from held-out ones by their distance to the training images. Per
     row: their number, and the numbers of the cell whose AUC is farthest from 0.5."""
     told: dict[tuple[str, str], list[str]] = {}
-    for row_name, row in _by_name(rows):
-        seeds = finished(frame, row).to_dict("records")
+    kinds = (*MEMORISATION, *PIXEL_MEMORISATION)
+    columns = [text for text, name in read_names(frame.columns).items() if name.kind in kinds]
+    of_rows = finished_by_row(frame[["fingerprint", "status", "start_time", *columns]], rows) if columns else []
+    for row_name, values in zip(row_names(rows), of_rows, strict=False):
+        seeds = values.to_dict("records")
         found = [each for seed in seeds for each in distinct({str(name): value for name, value in seed.items()})]
         for name, says in dict.fromkeys((each.name, each.says) for each in found):
             same = [each for each in found if (each.name, each.says) == (name, says)]
@@ -149,8 +153,10 @@ def _mixtures(values: pd.DataFrame) -> list[str]:
 def _unmeasured(frame: pd.DataFrame, rows: Sequence[Row], values: pd.DataFrame) -> list[str]:
     """Notes on finished cells of an earlier version, which a distance's mean leaves out."""
     notes = []
+    few_columns = frame[["fingerprint", "status", "start_time", *distances_in(values)]]
+    of_rows = list(zip(row_names(rows), finished_by_row(few_columns, rows), strict=True))
     for name in distances_in(values):
-        counts = [(row_name, finished(frame, row)[name].notna()) for row_name, row in _by_name(rows)]
+        counts = [(row_name, of_row[name].notna()) for row_name, of_row in of_rows]
         few = [f"{has.sum()} of {len(has)} of {row_name}" for row_name, has in counts if not has.all()]
         if few:
             notes.append(f"{name}: not measured in all finished cells, but in {_listed(few)}")

@@ -20,6 +20,7 @@ from pforce.storage import Storage
 from pforce.storage.errors import StorageError
 from pforce.tracking.view import Picture
 from pforce.trial.draw import save_samples
+from pforce.trial.failures import is_disk_full
 from pforce.trial.folder import MAPS, SAMPLES, evaluation_folder, training_folder
 
 MAPS_PICTURE, NEAREST_PAIRS = "uncertainty_maps.png", "nearest_training_images.png"
@@ -111,6 +112,8 @@ def files_of(storage: Storage, ledger: Ledger, cell: CellEntry, before: Sequence
     try:
         _animate([(each.path, f"{each.step:,} images seen") for each in frames], path)
     except (OSError, ValueError) as error:
+        if is_disk_full(error):
+            raise
         ledger.say(f"{path}: not drawn: {error}")
         return files
     return [*files, path]
@@ -132,6 +135,8 @@ def _draw_maps(folder: Path, say: Callable[[str], None]) -> None:
             by_time = {float(t): maps for t, maps in zip(timesteps, sigma, strict=True)}
             figures.uncertainty_maps(torch.from_numpy(images), by_time, path)
     except Exception as error:  # whatever a damaged file causes: the numbers are there
+        if is_disk_full(error):
+            raise  # its run is not complete, and is completed once there is room
         say(f"{folder / MAPS}: cannot be drawn ({error}); it is left out")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -42,14 +42,15 @@ class Read(NamedTuple):
     """Frame of `pforce.tracking.sweeps_frame`."""
 
 
-def read(tracker: Tracker, sweep: str | None = None) -> Read:
+def read(tracker: Tracker, sweep: str | None = None, *, keys: Collection[str] | None = None) -> Read:
     """Read runs and sweeps of a store with a few calls, whatever their number.
 
     Args:
         sweep: name of the sweeps to read; None reads all. Runs are always all read, because another sweep may have
             finished a cell.
+        keys: keys of the pages that are read, as for `pforce.tracking.runs_frame`; None reads all.
     """
-    return Read(runs_frame(tracker), sweeps_frame(tracker, sweep))
+    return Read(runs_frame(tracker, keys=keys), sweeps_frame(tracker, sweep, keys=keys))
 
 
 def now_utc() -> pd.Timestamp:

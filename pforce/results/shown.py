@@ -28,9 +28,9 @@ NUMBERS = "numbers.json"
 """Table of a run with all numbers of its cell that are no headline metrics."""
 ENVIRONMENT = ("device", "precision", "workers", "threads", "sharding", "attention", "host_type", "driver", "container")
 """Entries of a record's provenance that a run shows as tags of the same names."""
-COMMIT = "mlflow.source.git.commit"
 MOST_WORKERS = 8
 """Most workers of a training that a run shows one by one; of more it shows the nodes only."""
+COMMIT, UNCOMMITTED = "mlflow.source.git.commit", "git.uncommitted_changes"
 
 
 def point_of(record: Record) -> Point:
@@ -96,13 +96,15 @@ def view_of(
         **{name: value for name, value in made.items() if name.startswith("version.") or name in ENVIRONMENT},
         **{ours: made[theirs] for ours, theirs in ((COMMIT, "commit"), (USER, "user")) if theirs in made},
     }  # fmt: skip
+    if COMMIT in tags:
+        tags[UNCOMMITTED] = str("changes" in made)
     if cell.weights and parts is None:
         tags["model.sha256"] = cell.weights
     known = {
         Tags.TRAINING: result.training, Tags.TRUNK: result.trunk, Tags.ORIGIN: result.origin,
         Tags.REASON: result.reason, Tags.ERROR: result.error, Tags.NOTES: "; ".join(result.notes),
         "weights": "ema" if parts is not None else None,
-        Tags.SNAPSHOTS: " ".join(str(each.images_seen) for each in before),
+        Tags.SNAPSHOTS: " ".join(str(each.images_seen) for each in before), **_inputs_of(parts),
     }  # fmt: skip
     tags |= {name: value for name, value in known.items() if value}
     chosen = headline(result.metrics)
@@ -117,6 +119,17 @@ def view_of(
     )  # fmt: skip
     others = [(name, plain_number(value)) for name, value in result.metrics.items() if name not in chosen]
     return view.with_table(NUMBERS, ("metric", "value"), others) if others else view
+
+
+def _inputs_of(parts: CellParts | None) -> dict[str, str]:
+    """Hashes of what a trained cell was made from and measured with, as tags."""
+    if parts is None:
+        return {}
+    kind, _, reference = parts.request.reference.partition(":")
+    found = {"data": parts.training.canonical.get("data", {}).get("manifest"),
+             "detector": parts.request.detector.get("sha256"),
+             "reference": reference if kind == "file" else None}  # fmt: skip
+    return {f"input.{name}": str(value) for name, value in found.items() if value}
 
 
 def data_of(cell: CellEntry, parts: CellParts | None) -> DataSet | None:

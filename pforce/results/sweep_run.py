@@ -229,7 +229,7 @@ def note(entry: SweepEntry, summary: Summary, best: str) -> str:
         f"**{safe_markdown(first)}**" if first else "",
         f"The {lowest} mean, which is no claim: {safe_markdown(best)}" if best else "",
         safe_markdown(section.about),
-        _listed(claims or report.claims),
+        f"Claims:\n\n{_listed(claims or report.claims)}" if claims or report.claims else "",
         table if rest <= 0 else f"{table}\n\n{rest} more rows are in `{PAGE}`.",
         _listed(others),
         "\n".join(f"    {line}" for line in entry.command.splitlines()),
@@ -264,14 +264,18 @@ def charts_of(entry: SweepEntry, summary: Summary) -> Charts:
     trained = any(cell.training is not None for cell in entry.cells)
     guidance = dict.fromkeys(cell.params.get("sampler.guidance.scale", 1.0) for cell in entry.cells)
     images = (*map(samples_key, list(guidance)[:MOST_SCALES]), MAPS_KEY) if trained else ()
-    return Charts(varying(entry), distances, others, CURVES if trained else (), images, _caveat(summary))
+    seen = {cell.images_seen for cell in entry.cells if cell.training is not None}
+    sizes = [CostName.IMAGES_SEEN] if len(seen) > 1 else []
+    return Charts(varying(entry), distances, others, CURVES if trained else (), images, _caveat(summary), sizes,
+                  max(seen, default=0))  # fmt: skip
 
 
 def _caveat(summary: Summary) -> str:
-    """Words on the distance: which values are better, and whether they can be ranked at all."""
+    """Words on the distance: whether values can be ranked at all, which comes first as MLflow cuts them, and which are
+    better."""
     better = "smaller" if summary.metric is None or smaller_is_better(summary.metric) else "larger"
     short = any(TOO_SHORT in note for note in summary.report.notes)
-    return f"{better} is better{'; ' + TOO_SHORT if short else ''}"
+    return f"{TOO_SHORT + '; ' if short else ''}{better} is better"
 
 
 def varying(entry: SweepEntry) -> list[str]:
@@ -347,7 +351,7 @@ def _bring(
     try:
         page.bring(own, view if view.status != RUNNING else replace(view, ended=None), content)
     except Exception as error:  # its cells are shown all the same
-        page.refused(view, error)
+        page.refused(own, view, error)
 
 
 def _plain_view(entry: SweepEntry, views: Mapping[str, View]) -> View:

@@ -29,6 +29,7 @@ from pforce.results.frames import (
     detectors,
     distances_in,
     finished,
+    finished_by_row,
 )
 from pforce.results.statistics import mean_interval
 
@@ -131,10 +132,9 @@ def cell_table(frame: pd.DataFrame, rows: Sequence[Row], columns: Sequence[Colum
     shown = [named for column in columns for named in _named(column, there) if named.metric in frame.columns]
     states = {run["fingerprint"]: run["status"] for run in cells(frame).to_dict("records")}
     records = []
-    for row in rows:
+    for row, values in zip(rows, finished_by_row(frame, rows), strict=True):
         of_row = [states[fingerprint] for fingerprint in row.fingerprints if fingerprint in states]
         running = sum(state in UNDER_WAY for state in of_row)
-        values = finished(frame, row)
         record: dict[str, object] = {**row.labels, "n": len(values), f"n{PLANNED}": len(row.fingerprints)}
         record |= {"failed": len(of_row) - running - len(values), "running": running}
         for column in shown:

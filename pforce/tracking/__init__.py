@@ -7,7 +7,7 @@ from pforce.tracking.checks import TrackingError, is_server, sqlite_path
 from pforce.tracking.live import Live
 from pforce.tracking.mirror import Mirror
 from pforce.tracking.page import Page, Shown
-from pforce.tracking.reading import runs_frame, sweep_names, sweeps_frame
+from pforce.tracking.reading import cell_of_run, runs_frame, sweep_names, sweeps_frame
 from pforce.tracking.store import Tracker, default_uri, is_installed
 from pforce.tracking.view import PARENT, Point, Tags, View
 
@@ -23,6 +23,7 @@ __all__ = [
     "Tracker",
     "TrackingError",
     "View",
+    "cell_of_run",
     "default_uri",
     "is_installed",
     "is_server",

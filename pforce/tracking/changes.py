@@ -138,14 +138,17 @@ class Sums:
 
     def bring(self, page: Page, run: Run, view: View, say: Callable[[str], None]) -> None:
         """Bring the run of a running sweep up to date, unless another driver has ended it. Raises the error of a store
-        that is away; a run that is refused, or was deleted by a person, is not brought up to date again."""
+        that is away. A run that is refused now is tried again at the end, unless a person has deleted it."""
         try:
             run.read = False
             page.read(run)
             if run.status == RUNNING:
                 page.bring(run, view)
         except Exception as error:  # every kind of store raises its own
-            if transient(error):
+            if transient(error) and not page.mirror.answers():
                 raise
+            if run.filing or transient(error):
+                page.mirror.refuse(run, view.name, error, say)
+                return
             self.own = None
             say(f"warning: the table of {view.name} is not shown while it runs: {why(error)}")

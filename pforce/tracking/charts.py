@@ -28,6 +28,8 @@ PAGE = "sweep.html"
 KEY_LENGTH = 16
 MOST_BYTES = 5000
 """Most characters of an experiment's tag."""
+QUALITY = "Quality"
+"""Section of the charts of distances."""
 MOST_AXES = 4
 """Most axes with a chart of their own."""
 RUNS_COMPARED = 100
@@ -79,7 +81,11 @@ class Charts:
     images: Sequence[str] = ()
     """Keys of pictures."""
     caveat: str = ""
-    """Words that stand beside the distance: which values are better, and whether they can be ranked."""
+    """Words above the distances: which values are better, and whether they can be ranked."""
+    sizes: Sequence[str] = ()
+    """Metrics that the cells differ in as in an axis, such as the images seen by snapshots of a training."""
+    step: int = 0
+    """Images seen whose pictures are shown at first."""
 
     def state(self) -> str:
         """The view as a tag's value: with fewer axes and metrics where it would be too long, else empty."""
@@ -87,7 +93,7 @@ class Charts:
         names = dict.fromkeys(chart["metricSectionId"] for chart in charts)
         shown = [
             *(_column("params", name) for name in (*self.axes, "seed")),
-            *(_column("metrics", name) for name in dict.fromkeys((*self.distances, *self.metrics))),
+            *(_column("metrics", name) for name in dict.fromkeys((*self.sizes, *self.distances, *self.metrics))),
         ]
         first = self.distances[0] if self.distances else None
         state: dict[str, Any] = {
@@ -99,7 +105,7 @@ class Charts:
             "columnWidths": {name: COLUMN_PIXELS + LETTER_PIXELS * len(name) for name in shown},
             "runsHiddenMode": "SHOW_ALL",
             "compareRunCharts": charts,
-            "compareRunSections": [_section(name) for name in names],
+            "compareRunSections": [_section(name, self.caveat if name == QUALITY else "") for name in names],
             "isAccordionReordered": True,
             "hideEmptyCharts": True,
             "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
@@ -122,17 +128,12 @@ class Charts:
             })  # fmt: skip
 
         for metric in self.distances[:1]:
-            add(
-                "Quality",
-                "BAR",
-                f"{metric} ({self.caveat})" if self.caveat else metric,
-                metricKey=metric,
-                runsCountToCompare=RUNS_COMPARED,
-            )
-            for axis in self.axes[:MOST_AXES]:
-                add("Quality", "SCATTER", f"{metric} against {axis}", runsCountToCompare=RUNS_COMPARED,
-                    xaxis={"key": axis, "type": "PARAM"}, yaxis={"key": metric, "type": "METRIC"})  # fmt: skip
-            add("Quality", "PARALLEL", "All axes", selectedParams=[*self.axes], selectedMetrics=[metric],
+            add(QUALITY, "BAR", metric, metricKey=metric, runsCountToCompare=RUNS_COMPARED)
+            axes = [*((axis, "PARAM") for axis in self.axes[:MOST_AXES]), *((size, "METRIC") for size in self.sizes)]
+            for axis, kind in axes:
+                add(QUALITY, "SCATTER", f"{metric} against {axis}", runsCountToCompare=RUNS_COMPARED,
+                    xaxis={"key": axis, "type": kind}, yaxis={"key": metric, "type": "METRIC"})  # fmt: skip
+            add(QUALITY, "PARALLEL", "All axes", selectedParams=[*self.axes], selectedMetrics=[metric],
                 showAllRuns=False, runsCountToCompare=RUNS_COMPARED)  # fmt: skip
         for name in self.curves:
             add("Curves", "LINE", name, metricKey=name, selectedMetricKeys=[name], xAxisKey="step", lineSmoothness=0,
@@ -140,9 +141,8 @@ class Charts:
                 range={}, selectedXAxisMetricKey="", yAxisKey="metric", yAxisExpressions=[], ignoreOutliers=False,
                 useGlobalXaxisKey=True, useGlobalLineSmoothing=True, runsCountToCompare=RUNS_COMPARED)  # fmt: skip
         for key in self.images:
-            add(
-                "Pictures", "IMAGE", key, imageKeys=[key], step=0, showRunParams=False, runsCountToCompare=RUNS_COMPARED
-            )
+            add("Pictures", "IMAGE", key, imageKeys=[key], step=self.step, showRunParams=False,
+                runsCountToCompare=RUNS_COMPARED)  # fmt: skip
         return charts
 
 
@@ -150,5 +150,7 @@ def _column(kind: str, name: str) -> str:
     return f"{kind}.`{name}`"
 
 
-def _section(name: str) -> dict[str, Any]:
-    return {"uuid": name, "name": name, "display": True, "isReordered": True, "deleted": False, "isGenerated": False}
+def _section(name: str, caveat: str) -> dict[str, Any]:
+    # MLflow shows its own names of charts, not ours: what is to be known of them is in their section's name.
+    shown = f"{caveat[0].upper()}{caveat[1:]}" if caveat else name
+    return {"uuid": name, "name": shown, "display": True, "isReordered": True, "deleted": False, "isGenerated": False}

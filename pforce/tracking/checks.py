@@ -314,8 +314,8 @@ def transient(error: BaseException) -> bool:
     file."""
     from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
 
-    refused = (TrackingError, FileNotFoundError, IsADirectoryError, PermissionError, LookupError, TypeError,
-               IntegrityError, DataError, ProgrammingError)  # fmt: skip
+    refused = (TrackingError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError,
+               PermissionError, LookupError, TypeError, IntegrityError, DataError, ProgrammingError)  # fmt: skip
     if isinstance(error, refused) or type(error) is ValueError:
         return False
     code: Any = getattr(error, "error_code", None)

@@ -132,6 +132,7 @@ class Live:
         """
         with self._changing(cell) as trial:
             trial.status, trial.ended, trial.whole, trial.files = status, now(), whole, files
+            trial.refused, trial.failures = False, 0  # what refused it may be mended
             self.sums.ended += 1
 
     def end(self, status: Status, tags: Mapping[str, str] | None = None) -> None:
@@ -248,7 +249,7 @@ class Live:
 
     def _parent(self) -> str | None:
         own = self.trials.get(self.identity)
-        return own.run.run_id if own is not None and own.run is not None else None
+        return own.run.run_id if own and own.run else None
 
     def _show_trial(self, cell: str, page: Page) -> None:
         """Show the changes of a trial. Raises the store's error where it is unreachable or has lost the run."""
@@ -283,11 +284,10 @@ class Live:
             if transient(error) and trial.failures < ATTEMPTS:
                 return
             trial.refused, self.refusal = True, why(error)
-            self.say(f"warning: tracking store {self.tracker.shown} refuses {trial.name}: {self.refusal}")
+            self.mirror.refuse(trial.run, trial.name, error, self.say)
             return
         if trial.whole is not None and not content and not page.deleted and cell != self.identity:
-            # Its records are not visible yet: a network file system may take a minute.
-            trial.failures += 1
+            trial.failures += 1  # its records are not visible yet: a network file system may take a minute
             if trial.failures < ATTEMPTS:
                 return
             self.incomplete += 1
@@ -324,7 +324,7 @@ class Live:
         """The run of a key. GoneError where it or its page is not there."""
         try:
             page.client.get_experiment(page.experiment_id)
-            return page.find([key], run.run_id)[key]
+            return replace(page.find([key], run.run_id)[key], filing=run.filing)
         except Exception as error:
             if transient(error):
                 raise
@@ -333,8 +333,7 @@ class Live:
     def _away(self, reason: str) -> None:
         with self.changed:
             first, self.problem = self.problem is None, reason
-            if first:
-                self.away_since = time.time()
+            self.away_since = time.time() if first else self.away_since
             self.changed.notify_all()
         if first:
             since = time.strftime("%H:%M:%S", time.localtime(self.away_since))
@@ -375,6 +374,7 @@ class Live:
             self.say(f"{counted(left, 'run')} of {self.tracker.shown} not shown in full yet: {CATCH_UP}")
         elif self.trials and not self.caught_up:
             self.say(f"{self.tracker.shown} may lack results of earlier calls: {CATCH_UP}")
+        self.mirror.say_refused(self.say)
         return left
 
     def catch_up(self) -> None:

@@ -15,21 +15,28 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from pforce.base.files import digest
+from pforce.base.words import counted
 from pforce.records.lease import Holder, Lease, leased
 from pforce.records.provenance import user
 from pforce.storage import Storage
 from pforce.storage.identity import identity_of
-from pforce.tracking.checks import TrackingError, is_database, is_server, sqlite_path, store_name, transient
+from pforce.tracking.checks import TrackingError, is_database, is_server, sqlite_path, store_name, transient, why
 from pforce.tracking.database import Database
-from pforce.tracking.page import Page
+from pforce.tracking.page import Page, Run
 from pforce.tracking.store import Tracker
 from pforce.tracking.view import Tags, key_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment
 
+MOST_LOOKED_FOR = 100
+"""Most digests by which an experiment of an earlier version is recognised: each is a question to the store, since it
+may hold thousands of other people's runs."""
 SUFFIX = 6
 """Digits of the storage's identity that are added to an experiment's name where another storage uses that name."""
+MOST_REFUSALS = 3
+"""Refused runs that are reported one by one."""
+MEND = "once what refuses them is mended, `pforce mirror` shows them. All results are in the storage"
 RESTORE = "`pforce mirror --restore` shows it again"
 
 Say = Callable[[str], None]
@@ -42,6 +49,26 @@ class Mirror:
         self.tracker, self.storage, self.say = tracker, storage, say
         self.database = Database(tracker.uri) if is_database(tracker.uri) else None
         self.identity = identity_of(storage)
+        self.refused: set[str] = set()
+        """Names of runs that the store has refused, wholly or in part, although it answers."""
+
+    def refuse(self, run: Run | None, name: str, error: Exception, say: Say | None = None) -> None:
+        """Report a run that the store refuses although it answers. The first few are reported, and each once: a folder
+        that cannot be written is in the way of every run.
+
+        Args:
+            run: the run, where there is one.
+            say: called with the line, instead of the mirror's own.
+        """
+        if name not in self.refused and len(self.refused) < MOST_REFUSALS:
+            what = f"files of {name}" if run is not None and run.filing else name
+            (say or self.say)(f"warning: tracking store {self.tracker.shown} refuses {what}: {why(error)}")
+        self.refused.add(name)
+
+    def say_refused(self, say: Say) -> None:
+        """Report what the store lacks because it refuses it, and the cure; nothing where it has taken all."""
+        if self.refused:
+            say(f"files or numbers of {counted(len(self.refused), 'run')} are not in {self.tracker.shown}: {MEND}")
 
     def alone(self, name: str) -> AbstractContextManager[Lease]:
         """Hold the lease of a page, so that no other process with this storage makes runs of it during the block."""
@@ -151,10 +178,14 @@ class Mirror:
         """An experiment whose artifacts are where they lie: those of a storage that was moved, with its database, lie
         below its new folder."""
         location = str(found.artifact_location)
-        folder = self.tracker.artifacts / location.rpartition("/")[2]
+        folder = self.tracker.artifacts / unquote(location.rpartition("/")[2])
         if self.database is None or not location.startswith("file:") or not self.tracker.artifacts.is_dir():
             return found
-        if location == folder.resolve().as_uri() or Path(unquote(urlsplit(location).path)).exists():
+        # A storage that was copied has files of its own beside its database, although the first ones are still there.
+        path = sqlite_path(self.tracker.uri)
+        beside = path is not None and path.resolve().parent == self.storage.root.resolve() and folder.is_dir()
+        there = Path(unquote(urlsplit(location).path)).exists()
+        if location == folder.resolve().as_uri() or (there and not beside):
             return found
         self.database.move_artifacts(str(found.experiment_id), location, folder.resolve().as_uri())
         return self.tracker.client.get_experiment(found.experiment_id)
@@ -170,5 +201,5 @@ class Mirror:
         some = self.tracker.client.search_runs([page.experiment_id], run_view_type=ViewType.ALL, max_results=1)
         if not some:
             return not page.deleted
-        known = set(ours)
-        return any(found.tags[tag] in known for tag in (Tags.FINGERPRINT, Tags.SWEEP) for found in page.tagged(tag))
+        known = sorted(ours)[:MOST_LOOKED_FOR]
+        return any(page.tagged(tag, [value]) for value in known for tag in (Tags.SWEEP, Tags.FINGERPRINT))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pforce.records.status import FINISHED, RUNNING
 from pforce.tracking import artifacts, charts
-from pforce.tracking.checks import transient, why
+from pforce.tracking.checks import transient
 from pforce.tracking.database import CONTEXT, Found
 from pforce.tracking.view import OF_A_RESULT, OF_AN_ATTEMPT, PARENT, USER, DataSet, Point, Tags, View, key_of
 
@@ -22,7 +22,7 @@ METRICS_A_CALL, PARAMS_A_CALL = 800, 100
 RUNS_AT_ONCE = 100
 """Runs that are made in one transaction."""
 KEYS_A_CALL = 8
-"""Most keys that are looked up one by one on a server; for more, all runs are read."""
+"""Most keys that are looked up one by one on a server; for more, all runs of the page are read."""
 
 Progress = Callable[[int], None]
 
@@ -48,6 +48,8 @@ class Run:
     """Data set that it is known to be linked with."""
     steps: set[int] | None = None
     """Steps of the points of its curve; None where they have not been read."""
+    filing: bool = False
+    """Whether its files are being written: where that has failed, it shows everything else."""
 
 
 class Shown(NamedTuple):
@@ -218,13 +220,13 @@ class Page:
             else:
                 client.set_terminated(run.run_id, status=view.status, end_time=view.ended)
             run.status = view.status
-        if whole:
-            self._files(run, view)
         if view.data is not None and run.linked != view.data:
             self.client.log_inputs(run.run_id, [_input(view.data)])  # which does nothing where it is linked already
             run.linked = view.data
         if view.charts:
             self.client.set_experiment_tag(self.experiment_id, charts.TAG + charts.key_of_page(self.key()), view.charts)
+        if whole:  # files last: a store that refuses them shows everything else
+            self._files(run, view)
         self._shown(run, content)
 
     def read(self, run: Run) -> None:
@@ -265,11 +267,13 @@ class Page:
     def _files(self, run: Run, view: View) -> None:
         """Write a view's files, texts and pictures into the run's artifacts. Those of a run that was just inserted lie
         where the insertion said, which spares a query per run."""
+        run.filing = True
         inserted = run.made and self.database is not None
         folder = f"{self.artifacts}/{run.run_id}/artifacts" if inserted else None
         artifacts.write(self.client, run.run_id, view, folder=folder)
         fresh, run.filed = run.made and not run.filed, True
         artifacts.write_pictures(self.client, run.run_id, view, fresh=fresh, say=self.mirror.say)
+        run.filing = False
 
     def _shown(self, run: Run, content: str) -> None:
         if content != run.content and content:
@@ -315,7 +319,7 @@ class Page:
             try:
                 self._files(run, views[key])
             except Exception as error:  # every kind of store raises its own
-                result += self.refused(views[key], error)
+                result += self.refused(run, views[key], error)
             else:
                 whole[run.run_id] = views[key].content
         if self.database is not None:
@@ -334,14 +338,14 @@ class Page:
         try:
             self.bring(run, view, view.content)
         except Exception as error:  # every kind of store raises its own
-            return self.refused(view, error)
+            return self.refused(run, view, error)
         return Shown(made=1) if run.made else Shown(updated=1)
 
-    def refused(self, view: View, error: Exception) -> Shown:
+    def refused(self, run: Run, view: View, error: Exception) -> Shown:
         """Report a run that cannot be written although others can. Raises the error where the store is unreachable."""
         if transient(error) and not self.mirror.answers():
             raise error
-        self.mirror.say(f"warning: {self.mirror.tracker.shown} does not take {view.name}: {why(error)}")
+        self.mirror.refuse(run, view.name, error)
         return Shown(refused=1)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pandas as pd
 
 from pforce.metrics.names import CostName
 from pforce.records.status import UNDER_WAY
+from pforce.tracking.checks import transient
+from pforce.tracking.page import KEYS_A_CALL
 from pforce.tracking.store import Tracker
 from pforce.tracking.view import PARENT, USER, Tags
 
@@ -20,19 +22,21 @@ TEXTS = [
 """Columns of `runs_frame` that are not converted to numbers."""
 
 
-def _experiments(tracker: Tracker) -> list[Any]:
-    """All experiments of a store, read page by page."""
+def _experiments(tracker: Tracker, condition: str | None = None) -> list[Any]:
+    """The experiments of a store that meet a condition (MLflow's filter), or all, read page by page."""
     found: list[Any] = []
     token: str | None = None
     while True:
-        page = tracker.client.search_experiments(page_token=token)
+        page = tracker.client.search_experiments(filter_string=condition, page_token=token)
         found += page
         token = page.token
         if not token:
             return found
 
 
-def runs_frame(tracker: Tracker, sweep: str | None = None, *, key: str | None = None) -> pd.DataFrame:
+def runs_frame(
+    tracker: Tracker, sweep: str | None = None, *, keys: Collection[str] | None = None
+) -> pd.DataFrame:  # fmt: skip
     """All trials, one row each: run_id, run_name, status, fingerprint, sweep, seed, device, computed_in, torch, commit,
     parameters, last metrics.
 
@@ -45,8 +49,8 @@ def runs_frame(tracker: Tracker, sweep: str | None = None, *, key: str | None = 
 
     Args:
         sweep: name (MLflow experiment) of one sweep; None reads all sweeps.
-        key: key of the sweep's page in one storage (`pforce.tracking.view.key_of`), where several storages may use its
-            name.
+        keys: keys of pages (`pforce.tracking.view.key_of`), of which alone runs are read: a server has those of other
+            people, too.
     """
     rows = [
         {
@@ -73,7 +77,7 @@ def runs_frame(tracker: Tracker, sweep: str | None = None, *, key: str | None = 
             **run.data.params,
             **run.data.metrics,
         }
-        for name, run in runs_of(tracker, sweep, "trial", key)
+        for name, run in runs_of(tracker, sweep, "trial", keys)
     ]
     return numbers_where_all_are(pd.DataFrame(rows))
 
@@ -97,13 +101,16 @@ def numbers_where_all_are(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, index=frame.index)  # at once: hundreds of columns one by one are slow to read
 
 
-def sweeps_frame(tracker: Tracker, sweep: str | None = None) -> pd.DataFrame:
+def sweeps_frame(
+    tracker: Tracker, sweep: str | None = None, *, keys: Collection[str] | None = None
+) -> pd.DataFrame:  # fmt: skip
     """All sweeps, one row each (a name has several where its axes or seeds were changed): run_id, sweep, status,
     start_time, end_time, user, command, cells (number of distinct planned cells; NaN where unknown), reused
     (fingerprints, or their beginnings, of cells that other sweeps had finished).
 
     Args:
         sweep: name (MLflow experiment) of one sweep; None reads all sweeps.
+        keys: as for `runs_frame`.
     """
     return pd.DataFrame(
         [
@@ -118,7 +125,7 @@ def sweeps_frame(tracker: Tracker, sweep: str | None = None) -> pd.DataFrame:
                 "cells": float(run.data.tags.get(Tags.CELLS, "nan")),
                 "reused": tuple(run.data.tags.get(Tags.REUSED, "").split()),
             }
-            for name, run in runs_of(tracker, sweep, "sweep")
+            for name, run in runs_of(tracker, sweep, "sweep", keys)
         ]
     )
 
@@ -128,23 +135,34 @@ def sweep_names(tracker: Tracker) -> list[str]:
     return sorted({experiment.name for experiment in _experiments(tracker)} - {"Default"})
 
 
-def _pages(tracker: Tracker, sweep: str | None, key: str | None = None) -> list[Any]:
-    """Experiments of a sweep's name: the one with the key, else those with that name, else those that had it before
-    they were renamed."""
-    found = _experiments(tracker)
+def _pages(tracker: Tracker, sweep: str | None, keys: Collection[str] | None) -> list[Any]:
+    """Experiments with one of the keys, where keys are given; else those with a sweep's name, else those that had it
+    before they were renamed; without a name all. The store chooses them: a server has those of many people.
+
+    Where none has one of the keys, it is one of an earlier version with the sweep's name and no key.
+    """
+    called = None if sweep is None else tracker.client.get_experiment_by_name(sweep)
+    named = [called] if called is not None and called.lifecycle_stage == "active" else []
+    if keys is not None:
+        few = len(keys) <= KEYS_A_CALL
+        conditions = [f"tags.`{Tags.KEY}` = '{key}'" for key in keys] if few else [f"tags.`{Tags.KEY}` LIKE '%'"]
+        there = [each for condition in conditions for each in _experiments(tracker, condition)]
+        own = [each for each in there if each.tags.get(Tags.KEY) in keys]
+        own = [each for each in own if sweep is None or sweep in (each.name, each.tags.get(Tags.NAME))]
+        return own or [each for each in named if Tags.KEY not in each.tags]
     if sweep is None:
-        return found
-    own = [e for e in found if key is not None and e.tags.get(Tags.KEY) == key]
-    if own:
-        return own
-    called = [e for e in found if e.name == sweep]
-    return called or [e for e in found if e.tags.get(Tags.NAME) == sweep]
+        return _experiments(tracker)
+    if named:
+        return named
+    return [] if "'" in sweep else _experiments(tracker, f"tags.`{Tags.NAME}` = '{sweep}'")
 
 
-def runs_of(tracker: Tracker, sweep: str | None, kind: str, key: str | None = None) -> Sequence[tuple[str, Any]]:
+def runs_of(
+    tracker: Tracker, sweep: str | None, kind: str, keys: Collection[str] | None = None
+) -> Sequence[tuple[str, Any]]:  # fmt: skip
     """(sweep's name, run) of all runs of a kind, read page by page."""
     # A page may be renamed, and on a server its name says whose it is: the sweep is called by its own name.
-    names = {e.experiment_id: e.tags.get(Tags.NAME) or e.name for e in _pages(tracker, sweep, key)}
+    names = {each.experiment_id: each.tags.get(Tags.NAME) or each.name for each in _pages(tracker, sweep, keys)}
     found: list[tuple[str, Any]] = []
     token: str | None = None
     while names:
@@ -156,6 +174,18 @@ def runs_of(tracker: Tracker, sweep: str | None, kind: str, key: str | None = No
         if not token:
             break
     return found
+
+
+def cell_of_run(tracker: Tracker, run_id: str) -> str | None:
+    """Digest of the cell that a run shows; None where the store has no such run. Raises the error of a store that does
+    not answer."""
+    try:
+        run = tracker.client.get_run(run_id)
+    except Exception as error:  # every kind of store raises its own
+        if transient(error):
+            raise
+        return None
+    return None if run.info.lifecycle_stage != "active" else run.data.tags.get(Tags.FINGERPRINT)
 
 
 def _time(milliseconds: int | None) -> Any:

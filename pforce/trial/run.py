@@ -125,7 +125,10 @@ def finish_trial(
     for note in row.notes if said else ():
         warnings.warn(note, stacklevel=2)
     folder = evaluation_folder(paths.folder(cell), cell.digest)
-    leave_pictures(experiment, folder, cell, ledger, weights=str(row.weights.values[TENSORS]), held_out=held_out)
+    try:
+        leave_pictures(experiment, folder, cell, ledger, weights=str(row.weights.values[TENSORS]), held_out=held_out)
+    except OSError as error:  # a full disk, a folder in the way: the numbers are recorded
+        warnings.warn(f"pictures in {folder} are not written: {error}", stacklevel=2)
     mirror = paths.mirror(cell)
     if mirror is not None:
         mirror.finish(cell.images_seen, f"{EVALUATIONS}/{folder.name}")

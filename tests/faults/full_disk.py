@@ -1,8 +1,11 @@
-"""What `test_full_disk.py` runs in a mount namespace: a sweep on a disk that fills, then the same with room."""
+"""What `test_full_disk.py` runs in a mount namespace: a sweep on a disk that fills, then the same with room; and its
+pictures shown in MLflow on a disk that is full."""
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +14,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from pforce import results  # noqa: E402
+from pforce.base.console import make_console  # noqa: E402
+from pforce.commands.mirror import mirror_storage  # noqa: E402
 from pforce.executors.processes import STARTS  # noqa: E402
+from pforce.records.ledger import Ledger  # noqa: E402
+from pforce.storage import Storage  # noqa: E402
 from pforce.tracking import Tracker, default_uri  # noqa: E402
 from pforce.training.checkpoint import CheckpointError, load, saved  # noqa: E402
 from tests.support.starts import PFORCE, completed  # noqa: E402
@@ -82,10 +89,32 @@ def drill(kind: str, kilobytes: int, disk: Path) -> dict[str, object]:
     return found
 
 
+def mirrored(storage: Path) -> tuple[int, str]:
+    """Exit code and output of `pforce mirror`."""
+    place, said = Storage.open(storage), io.StringIO()
+    tracker = Tracker(default_uri(storage), artifacts=storage / "artifacts")
+    console = make_console(file=said, width=1000)
+    return mirror_storage(place, tracker, Ledger(place, print), console), said.getvalue()
+
+
+def pictures(storage: Path) -> dict[str, object]:
+    """What becomes of the pictures of a lost store where there is no room for them, and once there is."""
+    artifacts = storage / "artifacts"
+    shutil.rmtree(artifacts)
+    (storage / "mlflow.db").unlink()
+    artifacts.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(artifacts)], check=True)
+    found: dict[str, object] = {"full": mirrored(storage), "metrics": bool(results.runs(default_uri(storage)).size)}
+    subprocess.run(["umount", str(artifacts)], check=True)
+    found["room"] = mirrored(storage)
+    return {**found, "files": sorted({path.name for path in artifacts.rglob("*.*")})}
+
+
 def main() -> None:
     folder, train, sweep = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     STARTS.set_forkserver_preload(["tests.support.preload"])  # begins here: with this process's file systems
     report = {kind: drill(kind, room, folder / kind) for kind, room in (("train", train), ("sweep", sweep))}
+    report["pictures"] = pictures(folder / "sweep" / "runs")
     (folder / "report.json").write_text(json.dumps(report))
 
 

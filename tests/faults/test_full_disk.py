@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pforce.base.console import DONE, STOPPED
+from pforce.base.console import DONE, SOME_FAILED, STOPPED
 from tests.faults.drills import moments
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.drill]
@@ -56,3 +56,15 @@ def test_a_full_disk_stops_the_sweep_and_keeps_the_last_checkpoint(report, kind)
     assert found["second"]["code"] == DONE, found["second"]["output"]
     assert found["end"] == ["FINISHED"]
     assert found["repeated_before_checkpoint"] == []
+
+
+def test_pictures_that_a_full_disk_refuses_are_added_once_there_is_room(report):
+    """The numbers are shown all the same, and the runs are named."""
+    found = report["pictures"]
+    code, said = found["full"]
+    assert code == SOME_FAILED
+    assert "No space left on device" in said
+    assert "2 refused: mend what refuses them, and the same command shows them" in said
+    assert found["metrics"]
+    assert found["room"][0] == DONE
+    assert {"samples.png", "uncertainty_maps.png", "sweep.html", "table.json"} <= set(found["files"])

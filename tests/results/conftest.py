@@ -25,8 +25,12 @@ Outcome = Mapping[str, float] | str | None
 """Metrics of a finished run, a status with its reason such as `FAILED diverged`, or None: no run."""
 
 
-def known(item: Work, metrics: Mapping[str, float], ledger: Ledger) -> None:
-    """Records of a cell whose numbers are chosen by a test; parts that have none are there without."""
+def known(item: Work, metrics: Mapping[str, float], ledger: Ledger, **made: str) -> None:
+    """Records of a cell whose numbers are chosen by a test; parts that have none are there without.
+
+    Args:
+        made: their provenance.
+    """
     cell = item.parts
     seconds = {"seconds": metrics.get("cost/training_seconds", 1.0), "device_seconds": 1.0}
     for part, values in (
@@ -36,7 +40,7 @@ def known(item: Work, metrics: Mapping[str, float], ledger: Ledger) -> None:
         for each in ledger.all_of(part.digest):
             ledger.forget(each.digest, "another number")
         now = time.time()  # one that is measured again is another record than the one that was forgotten
-        ledger.put(Record.of(part, values=values, started=now, finished=now, cost=seconds))
+        ledger.put(Record.of(part, values=values, started=now, finished=now, cost=seconds, provenance=made))
 
 
 def planned_with(sweep: Sweep, folder: Path, outcome: Callable[[Work], Outcome]) -> Plan:

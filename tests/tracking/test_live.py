@@ -179,7 +179,8 @@ def test_a_trial_that_is_refused_holds_up_no_other(tracker, tmp_path):
         page.live.end("FINISHED")
         assert page.live.finish() == 0
     assert page.runs()["status"]["c"] == "FINISHED"
-    assert ["refuses cell a" in page.said[0], "refuses cell b" in page.said[1]] == [True, True]
+    assert ["refuses cell a" in page.said[0], "refuses files of cell b" in page.said[1]] == [True, True]
+    assert ["files or numbers of 2 runs are not in" in page.said[2], len(page.said)] == [True, 3]
 
 
 def test_a_store_that_cannot_be_written_is_an_error_before_any_training(tracker, tmp_path):
@@ -243,7 +244,8 @@ def test_a_run_that_cannot_be_written_holds_up_no_other(tracker, tmp_path, monke
         page.live.end("FINISHED")
         assert page.live.finish() == 0
     assert page.runs()["status"].to_dict() == {"a": "FINISHED", "b": "FINISHED"}
-    assert ["refuses cell a: no library for these artifacts" in line for line in page.said] == [True]
+    assert ["refuses files of cell a: no library for these artifacts" in line for line in page.said] == [True, False]
+    assert "once what refuses them is mended, `pforce mirror` shows them" in page.said[1]
     mirror = Mirror(tracker, Storage.open(tmp_path))
     shown = mirror.page("grid")
     again = {shown.key(cell): whole(cell) for cell in "ab"}

@@ -4,6 +4,7 @@ what a browser shows."""
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 import re
@@ -28,11 +29,12 @@ from pforce.base.errors import FieldError
 from pforce.commands.mirror import mirror_storage
 from pforce.config import with_fields
 from pforce.images import to_uint8
-from pforce.metrics.names import MOST_HEADLINE, headline
+from pforce.metrics.names import MOST_HEADLINE, THROUGHPUT, headline
 from pforce.orchestration.axes import Axis
 from pforce.orchestration.growth import keep_sweep
 from pforce.orchestration.launch import execute
 from pforce.orchestration.plan import Plan
+from pforce.orchestration.sweep import Sweep
 from pforce.orchestration.sweep_report import sweep_frame, sweep_summary
 from pforce.records.ledger import Ledger
 from pforce.results.formats import safe_markdown
@@ -41,7 +43,9 @@ from pforce.storage import Storage
 from pforce.storage.identity import identity_of
 from pforce.tracking import Tags, Tracker, default_uri
 from pforce.tracking.charts import CELLS_ONLY, MOST_BYTES, TAG, Charts, addresses, key_of_page
+from pforce.tracking.live import CATCH_UP
 from pforce.tracking.view import NOTE, key_of
+from pforce.training import Callback, Record, TrainState
 from pforce.training.checkpoint import snapshot_path
 from pforce.trial.folder import training_folder
 from pforce.trial.source import load_source
@@ -53,21 +57,78 @@ SNAPSHOT, END = 64, 96
 FILES = {"sweep.html", "table.json", "figure.png", "samples_side_by_side.png"}
 
 
+def with_snapshot(*sigmas: float, **fields: Any) -> Sweep:
+    """A sweep of trainings with a snapshot each."""
+    sweep = small_sweep(Axis("timesteps.sigma", sigmas))
+    return replace(sweep, base=with_fields(sweep.base, {"training.snapshots": (SNAPSHOT,), **fields}))
+
+
+def run_plan(sweep: Sweep, storage: Path, *callbacks: Callback, **options: str) -> tuple[Plan, list[str]]:
+    """A sweep that a local driver has run to its end, and what it has said."""
+    plan, said = make_plan(sweep, storage, **options), io.StringIO()
+    keep_sweep(plan)
+    assert execute(plan, make_console(width=10_000, file=said), "local", callbacks=callbacks) == DONE
+    return plan, said.getvalue().splitlines()
+
+
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """A sweep of two trainings with a snapshot each, run by a local driver."""
-    sweep = small_sweep(Axis("timesteps.sigma", (0.2, 0.5)))
-    sweep = replace(sweep, base=with_fields(sweep.base, {"training.snapshots": (SNAPSHOT,)}))
-    plan = make_plan(sweep, tmp_path_factory.mktemp("swept"))
-    keep_sweep(plan)
-    assert execute(plan, make_console(quiet=True), "local") == DONE
-    return plan
+    return run_plan(with_snapshot(0.2, 0.5), tmp_path_factory.mktemp("swept"))[0]
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, list[str]]:
+    """A sweep whose artifacts cannot be written, as there is a file where their folder should be, and what it has said.
+    Its rate is so small that no weight changes: the predicted difficulty is constant, and its correlation undefined."""
+    root = tmp_path_factory.mktemp("refused")
+    (root / "artifacts").write_text("in the way")
+    return run_plan(with_snapshot(0.5, **{"optimizer.learning_rate": 1e-30}), root)
 
 
 def runs_by_kind(uri: str) -> dict[str, list[Any]]:
     client, found = mlflow.MlflowClient(uri), {"sweep": [], "trial": []}
     for run in client.search_runs(["1"], max_results=1000):
         found[run.data.tags[Tags.KIND]].append(run)
+    return found
+
+
+def mirrored(root: Path, tracker: Tracker, said: list[str] | None = None) -> int:
+    place = Storage.open(root)
+    ledger = Ledger(place, (said if said is not None else []).append)
+    return mirror_storage(place, tracker, ledger, make_console(quiet=True))
+
+
+def everything(uri: str, name: str) -> dict[tuple[str, ...], dict[str, Any]]:
+    """All that the runs of a sweep's page show but measured times: run → tags' names, parameters, metrics, the steps of
+    its curve, files and pictures."""
+    client, found = mlflow.MlflowClient(uri), {}
+    (page,) = client.search_experiments(filter_string=f"tags.`{Tags.NAME}` = '{name}'")
+    for run in client.search_runs([page.experiment_id]):
+        run_id, data = run.info.run_id, run.data
+        timed = ("cost/", "system/", THROUGHPUT)
+        curve = client.get_metric_history(run_id, "train/loss") if "train/loss" in data.metrics else []
+        files = [file.path for folder in ("", "images") for file in client.list_artifacts(run_id, folder)]
+        seen = str(data.metrics.get("cost/images_seen"))
+        found[data.tags[Tags.KIND], data.params.get("timesteps.sigma", ""), seen] = {
+            "status": run.info.status, "params": data.params, "names": set(data.metrics), "tags": set(data.tags),
+            "metrics": {name: value for name, value in data.metrics.items() if not name.startswith(timed)},
+            "curve": sorted((point.step, point.value) for point in curve),
+            "files": sorted(re.sub(r"(.step.\d+).*(\.\w+)", r"\1\2", path) for path in files),
+            "data": [each.dataset.digest for each in run.inputs.dataset_inputs],
+        }  # fmt: skip
+    return found
+
+
+def differences(first: dict[Any, dict[str, Any]], second: dict[Any, dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """(run, what, in the first, in the second) of all that differs between two results of `everything`."""
+    found = [(key, "there", key in first, key in second) for key in first.keys() ^ second.keys()]
+    for key in first.keys() & second.keys():
+        for what, value in first[key].items():
+            other = second[key][what]
+            if value != other:
+                both = (value - other, other - value) if isinstance(value, set) else (value, other)
+                found.append((key, what, *both))
     return found
 
 
@@ -204,6 +265,107 @@ def server(swept: Plan, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ml
     served.kill()
 
 
+class Killer(Callback):
+    """Kills a server at the first record of a training."""
+
+    def __init__(self, server: MlflowServer) -> None:
+        self.server = server
+
+    def on_record(self, state: TrainState, record: Record) -> None:
+        self.server.kill()
+
+
+def test_a_server_that_is_away_through_all_of_it_loses_nothing(swept, server, tmp_path, monkeypatch):
+    """Killed once the sweep has begun, and back after its end: the mirror shows what an undisturbed sweep does."""
+    monkeypatch.setenv("PFORCE_FLUSH_SECONDS", "1")
+    sweep = replace(with_snapshot(0.2, 0.5), name="away")
+    _, said = run_plan(sweep, tmp_path / "runs", Killer(server), tracking_uri=server.uri)
+    assert sum("has been away since" in line for line in said) == 1
+    assert [line for line in said if line.endswith(CATCH_UP)] != []
+    server.start()
+    assert mirrored(tmp_path / "runs", Tracker(server.uri, artifacts=tmp_path)) == DONE
+    undisturbed = everything(default_uri(swept.options.root), "small")
+    assert len(undisturbed) == 5
+    assert differences(everything(server.uri, "away"), undisturbed) == []
+
+
+def test_an_artifact_store_that_refuses_pictures(refused, tmp_path):
+    """The training, its numbers and the page's views are whole, one line names the cure, and then the mirror adds
+    pictures."""
+    plan, said = refused
+    root = plan.options.root
+    uri, tracker = default_uri(root), plan.tracker
+    assert results.runs(root)["status"].tolist() == ["FINISHED"] * 2
+    lines = [line for line in said if "refuses" in line]
+    assert len([line for line in lines if "tracking store" in line and "files of" in line]) == 3
+    (cure,) = [line for line in lines if "tracking store" not in line]
+    assert cure.startswith("files or numbers of 3 runs are not in")
+    assert "`pforce mirror` shows them" in cure
+    assert not any("away" in line for line in said)
+    before = everything(uri, "small")
+    assert [each["status"] for each in before.values()] == ["FINISHED"] * 3
+    assert not any(each["files"] for each in before.values())
+    (own,) = runs_by_kind(uri)["sweep"]
+    assert "too short to rank anything" in own.data.tags[NOTE]
+    (page,) = tracker.client.search_experiments(filter_string=f"tags.`{Tags.NAME}` = 'small'")
+    assert state_of(page.tags[TAG + key_of_page(key_of(identity_of(plan.options.place), "small"))])["compareRunCharts"]
+    (root / "artifacts").unlink()
+    assert mirrored(root, tracker) == DONE
+    after = everything(uri, "small")
+    for (kind, *_), each in after.items():
+        files = set(each["files"])
+        assert files == FILES if kind == "sweep" else {"samples.png", "numbers.json", "images"} <= files
+    assert {what for _, what, *_ in differences(before, after)} == {"files", "tags"}, "which say that it has files"
+
+
+def test_a_metric_that_is_undefined_at_a_cell(refused, tmp_path):
+    """Oracle: JSON without NaN, as browsers read it."""
+    plan, _ = refused
+    row = results.runs(plan.options.root).iloc[0]
+    undefined = [name for name in row.index if name.startswith("difficulty/pearson") and math.isnan(row[name])]
+    assert "difficulty/pearson_t0.20" in undefined
+    uri = default_uri(tmp_path)
+    assert mirrored(plan.options.root, Tracker(uri, artifacts=tmp_path / "artifacts")) == DONE
+    runs = runs_by_kind(uri)
+    assert len(runs["trial"]) == 2
+    for run in runs["trial"]:
+        assert "fd/openmoji" in run.data.metrics
+        assert not set(undefined) & set(run.data.metrics)
+        numbers = json.loads(read(uri, run.info.run_id, "numbers.json", tmp_path), parse_constant=refuse)
+        assert all(isinstance(value, float) or value in ("nan", "inf") for _, value in numbers["data"])
+    own = runs["sweep"][0]
+    table = json.loads(read(uri, own.info.run_id, "table.json", tmp_path), parse_constant=refuse)
+    assert len(table["data"]) == 2
+    assert "fd/openmoji" in own.data.tags[Tags.BEST]
+    for name, text in mlflow.MlflowClient(uri).get_experiment("1").tags.items():
+        if name.startswith(TAG):
+            json.loads(json.dumps(state_of(text)), parse_constant=refuse)
+
+
+def refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def test_pictures_of_a_storage_that_was_copied_and_moved(swept, tmp_path):
+    """A sweep goes on in a copy, while the first one is still there, and after the copy was moved. Oracle: MLflow's own
+    client, and the files of the first one."""
+    first, copy, moved = swept.options.root, tmp_path / "copy", tmp_path / "moved"
+    before = sorted(first.glob("artifacts/**/*"))
+    shutil.copytree(first, copy)
+    assert mirrored(copy, Tracker(default_uri(copy), artifacts=copy / "artifacts")) == DONE
+    copy.rename(moved)
+    run_plan(with_snapshot(0.2, 0.5, 0.3), moved)
+    found = everything(default_uri(moved), "small")
+    assert {sigma for _, sigma, _ in found} == {"", "0.2", "0.5", "0.3"}
+    client = mlflow.MlflowClient(default_uri(moved))
+    for run in client.search_runs(["1"]):
+        folder = Path(client.download_artifacts(run.info.run_id, "")).resolve()
+        assert folder.is_relative_to(moved)
+        names = {path.name for path in folder.glob("**/*")}
+        assert "sweep.html" in names if run.data.tags[Tags.KIND] == "sweep" else {"samples.png", "images"} <= names
+    assert sorted(first.glob("artifacts/**/*")) == before
+
+
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="a browser is needed: Debian's chromium")
 def test_a_browser_shows_what_varies_and_what_came_out(swept, server, tmp_path):
     own = identity_of(swept.options.place)
@@ -211,7 +373,8 @@ def test_a_browser_shows_what_varies_and_what_came_out(swept, server, tmp_path):
     text = text_of(found["charts"], tmp_path)
     best = results.runs(swept.options.root)["fd/openmoji"].min()
     for expected in ("shared view", "4 matching runs", "timesteps.sigma vs. fd/openmoji", "Parallel Coordinates",
-                     "sigma=0.2", "sigma=0.5", f"{best:.2f}"[:4], "train/loss", "samples at guidance 1.0"):  # fmt: skip
+                     "sigma=0.2", "sigma=0.5", f"{best:.2f}"[:4], "train/loss", "samples at guidance 1.0",
+                     "cost/images_seen vs. fd/openmoji", "Too short to rank anything; smaller is better"):  # fmt: skip
         assert expected in text, expected
     assert "No images found" not in text
     assert "sweep.html" in text_of(found["table"], tmp_path)
@@ -237,7 +400,8 @@ def state_of(text: str) -> dict[str, Any]:
 
 @pytest.mark.unit
 def test_a_saved_view_has_columns_and_charts_of_what_varies():
-    charts = Charts(["timesteps.m", "timesteps.sigma"], ["fd/openmoji"], ["val/loss"], ["train/loss"], ["samples"])
+    charts = Charts(["timesteps.m", "timesteps.sigma"], ["fd/openmoji"], ["val/loss"], ["train/loss"], ["samples"],
+                    "smaller is better", step=96)  # fmt: skip
     state = state_of(charts.state())
     assert state["selectedColumns"] == [
         "params.`timesteps.m`", "params.`timesteps.sigma`", "params.`seed`", "metrics.`fd/openmoji`",
@@ -248,6 +412,8 @@ def test_a_saved_view_has_columns_and_charts_of_what_varies():
     assert kinds == [("BAR", "Quality"), *[("SCATTER", "Quality")] * 2, ("PARALLEL", "Quality"), ("LINE", "Curves"),
                      ("IMAGE", "Pictures")]  # fmt: skip
     assert [section["uuid"] for section in state["compareRunSections"]] == ["Quality", "Curves", "Pictures"]
+    assert state["compareRunSections"][0]["name"] == "Smaller is better"
+    assert state["compareRunCharts"][-1]["step"] == 96
 
 
 @pytest.mark.unit

@@ -17,10 +17,13 @@ class Wire:
 
     def __init__(self, port: int, late: float | None = None, *, own: int = 0, lost: int = 0) -> None:
         wire, self.lost, self.threads = self, lost, list[threading.Thread]()
+        self.asked: list[tuple[str, bytes]] = []
+        """Path and body of each request."""
 
         class Handler(BaseHTTPRequestHandler):
             def _pass(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                wire.asked.append((self.path, body))
 
                 def ask() -> tuple[int, bytes]:
                     server = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
