@@ -82,7 +82,7 @@ class SearchOptions:
     rung_metric: str = VALIDATION_LOSS
     """Metric that decides at a rung; one of generated images is measured there as at the end."""
     reduction: int = 3
-    """Of so many trials at a rung, one goes on (halving, hyperband)."""
+    """Number of trials at a rung of which one goes on (halving, hyperband)."""
     search_seed: int = 0
     """Seed of the search's suggestions."""
     study: str | None = None

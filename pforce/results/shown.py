@@ -28,6 +28,8 @@ NUMBERS = "numbers.json"
 """Table of a run with all numbers of its cell that are no headline metrics."""
 ENVIRONMENT = ("device", "precision", "workers", "threads", "sharding", "attention", "host_type", "driver", "container")
 """Entries of a record's provenance that a run shows as tags of the same names."""
+NOT_ALONG = ("cost/", "train/", "throughput/", "data/")
+"""Beginnings of the names of headline metrics that say nothing of a snapshot's quality."""
 MOST_WORKERS = 8
 """Most workers of a training that a run shows one by one; of more it shows the nodes only."""
 COMMIT, UNCOMMITTED = "mlflow.source.git.commit", "git.uncommitted_changes"
@@ -116,9 +118,20 @@ def view_of(
         points=lambda: curve_points(parts, storage, ledger.say, until=round(result.images)) if parts else (),
         files=lambda: files_of(storage, ledger, cell, before),
         pictures=lambda: pictures_along(storage, ledger, cell, before), data=data_of(cell, parts),
+        before=[point for each in before if (point := _measured_at(each, ledger)) is not None],
     )  # fmt: skip
     others = [(name, plain_number(value)) for name, value in result.metrics.items() if name not in chosen]
     return view.with_table(NUMBERS, ("metric", "value"), others) if others else view
+
+
+def _measured_at(snapshot: CellEntry, ledger: Ledger) -> Point | None:
+    """The quality of a training's snapshot, as a point of the training's own run."""
+    result = result_of(snapshot, ledger)
+    if result is None:
+        return None
+    chosen = [name for name in headline(result.metrics) if not name.startswith(NOT_ALONG)]
+    values = {name: result.metrics[name] for name in chosen if math.isfinite(result.metrics[name])}
+    return Point(snapshot.images_seen, milliseconds(result.finished), values)
 
 
 def _inputs_of(parts: CellParts | None) -> dict[str, str]:

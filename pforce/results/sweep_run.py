@@ -266,7 +266,9 @@ def charts_of(entry: SweepEntry, summary: Summary) -> Charts:
     images = (*map(samples_key, list(guidance)[:MOST_SCALES]), MAPS_KEY) if trained else ()
     seen = {cell.images_seen for cell in entry.cells if cell.training is not None}
     sizes = [CostName.IMAGES_SEEN] if len(seen) > 1 else []
-    return Charts(varying(entry), distances, others, CURVES if trained else (), images, _caveat(summary), sizes,
+    along = distances[:1] if len(seen) > 1 else []
+    curves = (*CURVES, *along) if trained else ()
+    return Charts(varying(entry), distances, others, curves, images, _caveat(summary), sizes,
                   max(seen, default=0))  # fmt: skip
 
 

@@ -364,7 +364,8 @@ def _time(run: Run, view: View) -> int:
 def _numbers(view: View, at: int) -> list[Metric]:
     from mlflow.entities import Metric
 
-    return [Metric(name, value, at, view.step) for name, value in view.finite.items()]
+    earlier = [metric for point in view.before for metric in _of(point)]
+    return [*earlier, *(Metric(name, value, at, view.step) for name, value in view.finite.items())]
 
 
 def _of(point: Point) -> list[Metric]:

@@ -159,6 +159,8 @@ class View:
     inputs: str = ""
     """Digest of what it was made from, which tells whether it has changed where two drawings of one figure differ; else
     empty."""
+    before: Sequence[Point] = ()
+    """Numbers at earlier steps: of the measured snapshots of a training."""
     charts: str = ""
     """State of the page's saved view that goes with it; see `pforce.tracking.charts`."""
 

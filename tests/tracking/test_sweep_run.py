@@ -179,6 +179,18 @@ def test_cells_have_headline_metrics_and_a_table_of_all_others(swept, tmp_path):
         assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "numbers.json", "type": "table"}]
 
 
+def test_a_training_has_the_distance_of_its_snapshot_at_its_images_seen(swept):
+    uri, stored = default_uri(swept.options.root), results.runs(swept.options.root)
+    client = mlflow.MlflowClient(uri)
+    for run in runs_by_kind(uri)["trial"]:
+        seen, training = int(run.data.metrics["cost/images_seen"]), run.data.tags[Tags.TRAINING]
+        own = stored[(stored["training"] == training) & (stored["cost/images_seen"] <= seen)]
+        expected = dict(zip(own["cost/images_seen"].astype(int), own["fd/openmoji"], strict=True))
+        history = client.get_metric_history(run.info.run_id, "fd/openmoji")
+        assert {point.step: point.value for point in history} == expected
+        assert len(history) == (2 if seen == END else 1)
+
+
 def test_pictures_have_a_key_and_images_seen_as_their_step(swept):
     uri = default_uri(swept.options.root)
     client = mlflow.MlflowClient(uri)
