@@ -26,6 +26,8 @@ class Executor(Protocol):
 
     on_cluster: ClassVar[bool]
     """Whether it needs a Ray cluster."""
+    here: bool
+    """Whether its workers are on this machine alone, as far as is known; a cluster's are known inside the block."""
     placement: Placement
     """Simultaneous tasks and the resources of each; known inside the block. Entering raises ConfigError where not even
     one task fits."""

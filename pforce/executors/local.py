@@ -18,6 +18,7 @@ class Executor:
     """Runs tasks in this process. `tick` is called whenever a task reports."""
 
     on_cluster: ClassVar[bool] = False
+    here = True
 
     def __init__(self, setup: Setup) -> None:
         one_worker("local", setup)

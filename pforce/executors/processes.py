@@ -95,6 +95,7 @@ class Executor:
     """Runs tasks in processes, each of which runs one task after the other."""
 
     on_cluster: ClassVar[bool] = False
+    here = True
 
     def __init__(self, setup: Setup) -> None:
         one_worker("processes", setup)

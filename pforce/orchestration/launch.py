@@ -15,6 +15,7 @@ from rich.console import Console
 
 from pforce.base.console import DONE, SOME_FAILED, STOPPED, stop_on_signals
 from pforce.base.files import write_bytes
+from pforce.base.machine import cores_withheld
 from pforce.base.words import counted
 from pforce.executors.executor import Executor, make
 from pforce.orchestration import apart
@@ -152,11 +153,13 @@ def describe(plan: Plan, executor: Executor) -> str:
     gpus = f" and {counted(placement.gpus, 'GPU')}" if placement.gpus else ""
     text = f"{counted(plan.left, 'trial')}, {placement.concurrent} at a time, each on "
     cores = counted(placement.cpus, "core")
+    withheld = cores_withheld() if executor.here else ""
+    within = f", in all on {withheld}" if withheld else ""
     if placement.workers == 1:
-        return f"{text}{cores}{gpus}"
+        return f"{text}{cores}{gpus}{within}"
     spread = ", each on a node of its own" if options.spread else ""
     return (
-        f"{text}{placement.workers} workers of {cores}{gpus}{spread}; a worker that does not answer "
+        f"{text}{placement.workers} workers of {cores}{gpus}{spread}{within}; a worker that does not answer "
         f"is given up after {options.collective_timeout:g} s"
     )
 

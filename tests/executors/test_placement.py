@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,16 @@ from ray.util import placement_group, remove_placement_group
 
 from pforce.base.console import DONE, make_console
 from pforce.base.errors import ConfigError
+from pforce.base.machine import machine_cores
 from pforce.executors.executor import make
 from pforce.executors.support.placement import Node, place
 from pforce.executors.support.setup import Setup
+from pforce.orchestration.axes import Axis
 from pforce.orchestration.launch import execute
+from pforce.records.ledger import Ledger
+from pforce.storage import Storage
 from tests.orchestration.conftest import make_plan, small_sweep
+from tests.support.starts import Start
 
 NODES = st.lists(st.builds(Node, st.integers(1, 16), st.integers(0, 8).map(float)), min_size=1, max_size=5)
 GPUS = st.sampled_from([None, 0.0, 0.1, 0.25, 1 / 3, 0.5, 1.0, 2.0, 3.0, 9.0])
@@ -115,9 +121,43 @@ def test_a_task_larger_than_any_node_is_refused_in_one_message(ray_cluster, tmp_
         pass
 
 
-def test_an_executor_without_its_library_names_the_cure(monkeypatch):
-    import sys
+@pytest.fixture
+def one_core():
+    """What `taskset -c 0` does, to this process."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)
 
+
+@pytest.mark.skipif(machine_cores() < 2, reason="one core is all that this machine has")
+@pytest.mark.process
+def test_on_one_core_of_several_one_trial_runs_at_a_time_and_the_sweep_says_so(one_core, tmp_path):
+    console = make_console(file=io.StringIO(), width=200)
+    sigmas = Axis("timesteps.sigma", (0.2, 0.6))
+    assert execute(make_plan(small_sweep(sigmas), tmp_path), console, "processes") == DONE
+    said = (
+        f"2 trials, 1 at a time, each on 1 core, in all on 1 of {machine_cores()} cores (this process may use no others"
+    )
+    assert said in console.file.getvalue()
+    first, second = sorted((each.started, each.finished) for each in Ledger(Storage.open(tmp_path)).all("training"))
+    assert first[1] <= second[0], "the second training waits for the first"
+
+
+@pytest.mark.skipif(machine_cores() < 2, reason="one core is all that this machine has")
+@pytest.mark.process
+def test_ray_that_is_started_here_has_the_cores_that_this_process_may_use():
+    """Oracle: the nodes as Ray counts them."""
+    code = """
+import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from pforce.executors.support.start import start_ray
+print([node.cpus for node in start_ray("local")])
+"""
+    said, _ = Start(["-c", code]).communicate(timeout=120)
+    assert said.splitlines()[-1] == "[1]", said
+
+
+def test_an_executor_without_its_library_names_the_cure(monkeypatch):
     for module in [name for name in sys.modules if name.startswith(("ray", "pforce.executors"))]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "ray", None)

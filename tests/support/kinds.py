@@ -58,7 +58,7 @@ BUDGETS: dict[str, int] = {
     "records/test_damage.py": 25,
     "test_evaluate_cli.py": 25,
     "test_evaluate_memorisation.py": 25,
-    "executors/test_placement.py": 25,
+    "executors/test_placement.py": 45,
     "orchestration/test_apart.py": 20,
     "orchestration/test_study.py": 20,
     "orchestration/test_search.py": 35,

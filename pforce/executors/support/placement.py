@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from pforce.base.errors import ConfigError
+from pforce.base.machine import usable_cores
 from pforce.base.words import counted
 
 
@@ -41,8 +41,8 @@ class Node(NamedTuple):
 
 
 def this_machine() -> Node:
-    """Resources of the machine that this process runs on."""
-    return Node(os.cpu_count() or 1, float(torch.cuda.device_count()))
+    """Resources of this machine that this process may use."""
+    return Node(usable_cores(), float(torch.cuda.device_count()))
 
 
 def _fitting(nodes: Sequence[Node], cpus: int, gpus: float, workers: int = 1, *, spread: bool = False) -> int:

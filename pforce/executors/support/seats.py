@@ -109,6 +109,11 @@ class Seats(ABC):
         p = self.placement
         return {"meeting": self.meeting, "threads": p.cpus, "devices": p.devices, "gpus": p.gpus}
 
+    @property
+    def here(self) -> bool:
+        """Whether the cluster was started here."""
+        return self.cluster.ours
+
     # --- its life ------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:

@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayError
 
 from pforce.base.console import signals_kept
+from pforce.base.machine import usable_cores
 from pforce.base.secrets import keep_private, private_folder, write_private
 from pforce.executors.support.placement import Node
 from pforce.trial.failures import ClusterError
@@ -23,7 +24,8 @@ for _name in ("ray.tune.execution.experiment_state", "ray.tune.execution.tune_co
 
 
 def start_ray(address: str | None = None) -> list[Node]:
-    """Connect to the cluster at `address` or RAY_ADDRESS, or start one here. Returns its nodes. ClusterError where the
+    """Connect to the cluster at `address` or RAY_ADDRESS, or start one here, with the cores that
+    this process may use. Returns its nodes. ClusterError where the
     cluster refuses this driver.
 
     The dashboard stays on (loopback only): without it, a trial that a scheduler stops leaks its placement group.
@@ -32,7 +34,7 @@ def start_ray(address: str | None = None) -> list[Node]:
         wanted = address or os.environ.get("RAY_ADDRESS") or "local"
         try:
             with signals_kept():  # Ray replaces SIGTERM's handler by one that ends without a clean-up
-                own = _private_places() if wanted == "local" else {}
+                own = {"num_cpus": usable_cores(), **_private_places()} if wanted == "local" else {}
                 ray.init(address=wanted, log_to_driver=False, logging_level=logging.ERROR, **own)
         except PermissionError as error:
             raise ClusterError(
