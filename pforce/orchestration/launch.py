@@ -150,14 +150,16 @@ def _page(
 def describe(plan: Plan, executor: Executor) -> str:
     """A sentence on the number of simultaneous trials and their resources."""
     placement, options = executor.placement, plan.options
-    gpus = f" and {counted(placement.gpus, 'GPU')}" if placement.gpus else ""
+    kind = f"{placement.gpu_type} GPU" if placement.gpu_type else "GPU"
+    gpus = f" and {counted(placement.gpus, kind)}" if placement.gpus else ""
     text = f"{counted(plan.left, 'trial')}, {placement.concurrent} at a time, each on "
     cores = counted(placement.cpus, "core")
     withheld = cores_withheld() if executor.here else ""
-    within = f", in all on {withheld}" if withheld else ""
+    alone = ", on a node that no other trial shares" if placement.per_node is not None else ""
+    within = f"{alone}, in all on {withheld}" if withheld else alone
     if placement.workers == 1:
         return f"{text}{cores}{gpus}{within}"
-    spread = ", each on a node of its own" if options.spread else ""
+    spread = ", each on a node of its own" if placement.spread else ""
     return (
         f"{text}{placement.workers} workers of {cores}{gpus}{spread}{within}; a worker that does not answer "
         f"is given up after {options.collective_timeout:g} s"

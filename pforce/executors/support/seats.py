@@ -21,7 +21,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pforce.base.secrets import private_folder
 from pforce.base.words import counted
-from pforce.executors.support.placement import place
 from pforce.executors.support.rendezvous import Rendezvous
 from pforce.executors.support.setup import Hand, Listen, Setup, Tick
 from pforce.executors.support.start import Cluster, draining_nodes
@@ -122,10 +121,7 @@ class Seats(ABC):
         self.cluster = Cluster(s.address)
         try:
             nodes = self.cluster.nodes
-            self.placement = place(
-                s.tasks or sum(node.cpus for node in nodes), nodes=nodes, cpus=s.cpus, gpus=s.gpus, exactly=s.exactly,
-                workers=s.workers, spread=s.spread,
-            )  # fmt: skip
+            self.placement = s.place(nodes, sum(node.cpus for node in nodes))
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             actor: Any = ray.remote(Rendezvous)
             options = actor.options(name=self.meeting, num_cpus=0, scheduling_strategy=here, max_concurrency=10_000)

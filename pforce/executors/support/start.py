@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from pforce.base.console import signals_kept
 from pforce.base.machine import usable_cores
 from pforce.base.secrets import keep_private, private_folder, write_private
-from pforce.executors.support.placement import Node
+from pforce.executors.support.placement import TYPE, Node
 from pforce.trial.failures import ClusterError
 
 # The state that Tune keeps of an experiment is not used, so its errors (a race with its own clean-up) do not matter.
@@ -49,7 +49,14 @@ def start_ray(address: str | None = None) -> list[Node]:
                 f"Ray? `pforce doctor --ray-address {wanted}` tells"
             ) from error
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(int(resources.get("CPU", 0)), resources.get("GPU", 0.0)) for resources in alive]
+    return [
+        Node(
+            int(found.get("CPU", 0)),
+            found.get("GPU", 0.0),
+            tuple(n.removeprefix(TYPE) for n in found if n.startswith(TYPE)),
+        )
+        for found in alive
+    ]
 
 
 def _private_places() -> dict[str, Any]:
