@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pforce.base import machine
-from pforce.executors.support import node
+from pforce.executors.support import node, probe
 from pforce.executors.support.placement import Node
 from pforce.orchestration.doctor import cluster, machines, software, stores
 from pforce.orchestration.doctor.check import Check, checked
@@ -234,11 +234,13 @@ def test_what_runs_on_a_node_needs_no_pforce_there():
         return subprocess.run([sys.executable, "-c", code], input=travels, capture_output=True, timeout=60, check=False)
 
     assert there(pickle.dumps(node.Inspector)).returncode != 0  # by reference
-    ray.cloudpickle.register_pickle_by_value(node)
+    for module in probe.SENT:
+        ray.cloudpickle.register_pickle_by_value(module)
     try:
         done = there(ray.cloudpickle.dumps(node.Inspector))
     finally:
-        ray.cloudpickle.unregister_pickle_by_value(node)
+        for module in probe.SENT:
+            ray.cloudpickle.unregister_pickle_by_value(module)
     assert done.returncode == 0, done.stderr
     assert b"'cache': None" in done.stdout
 
