@@ -214,12 +214,15 @@ def sweep_summary(
 
     Args:
         frame: finished cells, and runs of others; see `sweep_frame`.
-        final: whether claims are made, which is a look at them.
+        final: whether claims are made, which is a look at them. While the sweep runs, its rows are ordered by what is
+            known of them instead of by its axes.
     """
     sweep, rows = planned.sweep, table_rows(planned)
+    if not final:
+        rows = results.by_what_is_known(frame, rows)
     claims, plan_note = _claims(planned, frame, rows, comparison) if final else ([], [LATER])
     notes, title = [caveat(planned), *plan_note, *results.table_notes(frame, rows)], title_of(sweep)
-    report = Report(results.cell_table(frame, rows, columns), title, notes, claims)
+    report = Report(results.cell_table(frame, rows, columns, under_way=not final), title, notes, claims)
     drawn = cell_figure(report.table, sweep.headers)
     several = bool((report.table["n"] > 1).any()) if "n" in report.table else False
     caption = "Means with bars of one standard deviation over seeds" if several else "One seed: no bars over seeds"
