@@ -31,7 +31,7 @@ def start_ray(address: str | None = None) -> list[Node]:
     The dashboard stays on (loopback only): without it, a trial that a scheduler stops leaks its placement group.
     """
     if not ray.is_initialized():
-        wanted = address or os.environ.get("RAY_ADDRESS") or "local"
+        wanted = _wanted(address)
         try:
             with signals_kept():  # Ray replaces SIGTERM's handler by one that ends without a clean-up
                 own = {"num_cpus": usable_cores(), **_private_places()} if wanted == "local" else {}
@@ -48,15 +48,20 @@ def start_ray(address: str | None = None) -> list[Node]:
                 "(RAY_AUTH_MODE=token, and the head's ~/.ray/auth_token or RAY_AUTH_TOKEN), and the same version of "
                 f"Ray? `pforce doctor --ray-address {wanted}` tells"
             ) from error
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [
-        Node(
-            int(found.get("CPU", 0)),
-            found.get("GPU", 0.0),
-            tuple(n.removeprefix(TYPE) for n in found if n.startswith(TYPE)),
-        )
-        for found in alive
-    ]
+    return _nodes()
+
+
+def _wanted(address: str | None) -> str:
+    return address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def _nodes() -> list[Node]:
+    """The nodes of the cluster that this process is connected to."""
+    found = []
+    for resources in (node["Resources"] for node in ray.nodes() if node["Alive"]):
+        types = tuple(name.removeprefix(TYPE) for name in resources if name.startswith(TYPE))
+        found.append(Node(int(resources.get("CPU", 0)), resources.get("GPU", 0.0), types))
+    return found
 
 
 def _private_places() -> dict[str, Any]:
@@ -78,7 +83,14 @@ class Cluster:
 
     def __init__(self, address: str | None) -> None:
         self.ours = not ray.is_initialized()
+        self.here = self.ours and _wanted(address) == "local"
+        """Whether it was started here, and so has this machine alone."""
         self.nodes = start_ray(address)
+
+    def look(self) -> list[Node]:
+        """The nodes that it has now."""
+        self.nodes = _nodes()
+        return self.nodes
 
     def leave(self) -> None:
         """End the cluster where this process started it."""
