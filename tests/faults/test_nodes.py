@@ -185,6 +185,7 @@ def test_a_node_that_will_be_taken_costs_no_step(cluster, nodes, tmp_path):
 def test_a_cluster_that_grows_during_a_sweep_is_used(cluster, tmp_path):
     """One core and four trainings; while the first of them runs, a second core comes."""
     found = [cluster.add_node(num_cpus=1)]
+    cluster.wait_for_nodes(timeout=90)  # until the cluster has noticed that those of earlier tests are gone
     try:
         drill = Drill(tmp_path / "runs", 300, 100, "--seeds", "4", *address(cluster))
         drill.wait_for_step(10)

@@ -35,7 +35,7 @@ BUDGETS: dict[str, int] = {
     "orchestration/test_remote_storage.py": 70,
     "distributed/test_training.py": 70,
     "faults/test_tracking.py": 60,
-    "faults/test_nodes.py": 140,
+    "faults/test_nodes.py": 170,
     "metrics/test_fidelity.py": 50,
     "metrics/test_adm.py": 25,
     "test_several_detectors.py": 40,
