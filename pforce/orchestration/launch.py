@@ -155,7 +155,8 @@ def describe(plan: Plan, executor: Executor) -> str:
     text = f"{counted(plan.left, 'trial')}, {placement.concurrent} at a time, each on "
     cores = counted(placement.cpus, "core")
     withheld = cores_withheld() if executor.here else ""
-    alone = ", on a node that no other trial shares" if placement.per_node is not None else ""
+    whole = placement.workers // placement.per_node if placement.per_node is not None else 0
+    alone = f", on {counted(whole, 'node')} of its own" if whole else ""
     within = f"{alone}, in all on {withheld}" if withheld else alone
     if placement.workers == 1:
         return f"{text}{cores}{gpus}{within}"
