@@ -34,8 +34,8 @@ def cost(
     killed trials gave no result, but their hours count too.
 
     Args:
-        by: property by which runs are grouped: sweep, user, device (the GPU's name, or cpu), or day (of a trial's
-            start).
+        by: property by which runs are grouped: sweep, user (who ran the driver), device (the GPU's name, or cpu), or
+            day (in UTC, on which a trial ended; all of its hours count on that day).
         csv: also write the table to this file, unrounded.
         everyone: on a server, count the runs of all storages and people, not only those of this storage.
     """
@@ -50,7 +50,7 @@ def cost(
         return DONE
     table = costs(of_runs, by)
     console.print(cost_table(table, by, console.width))
-    for note in notes(of_runs):
+    for note in notes(of_runs, by):
         console.print(f"note: {note}", soft_wrap=True)
     if csv is not None:
         try:
@@ -61,7 +61,7 @@ def cost(
     return DONE
 
 
-def notes(of_runs: pd.DataFrame) -> list[str]:
+def notes(of_runs: pd.DataFrame, by: By = "sweep") -> list[str]:
     """Notes on the limits of the numbers of `pforce.results.costs.run_costs`."""
     found = []
     unrecorded, shared = int((~of_runs["recorded"]).sum()), of_runs["shared_hours"].sum()
@@ -70,6 +70,10 @@ def notes(of_runs: pd.DataFrame) -> list[str]:
                      "made by an earlier version): they count as 0")  # fmt: skip
     if shared >= 5e-4:
         found.append(f"{shared:,.3f} device-hours of trainings that several trials share are counted once")
+    late = of_runs[of_runs["days"] > 1]
+    if by == "day" and len(late):
+        found.append(f"{counted(len(late), 'trial')} ended on a later day (UTC) than they began: all of their "
+                     f"{late['device_hours'].sum():,.3f} device-hours count on the day of their end")  # fmt: skip
     if (of_runs["kind"] == "unknown").any():
         found.append("device: runs that only evaluate do not record theirs; they count as one device")
     return found

@@ -40,6 +40,9 @@ def runs(
 ) -> int:
     """Show the progress of sweeps: trials done and open, cost, time left, best distance. SWEEP: its trials.
 
+    While a sweep runs, its trials are ordered by what is known of them: the measured ones by the metric that rows are
+    compared by, then the others by the images that they have seen, with their last loss. Afterwards by their start.
+
     A run that has not ended, but has reported nothing for 10 minutes, is shown as silent: its process may be dead, and
     the same command then resumes from its last checkpoint.
 
@@ -97,11 +100,14 @@ def view(
     if sweep is not None or trials:
         of_trials = progress.trials(found.runs, now)
         parents = found.sweeps.set_index("run_id", drop=False)
-        for run_id, differs in zip(table["run_id"], table["differs"], strict=True):
-            parent = parents.loc[run_id]
+        for _, row in table.iterrows():
+            parent, differs = parents.loc[row["run_id"]], row["differs"]
             which = f" ({differs})" if differs else ""
             title = f"{parent['sweep']}{which}, started {clock(parent['start_time'], now)}"
-            parts.append(trials_table(progress.members(parent, of_trials), now, width, title))
+            own = progress.members(parent, of_trials).sort_values("started", kind="stable")
+            if row["state"] in ("running", "silent"):
+                own = progress.by_what_is_known(own, found.runs, row["metric"])
+            parts.append(trials_table(own, now, width, title, row["metric"]))
     more = len(found.sweeps) - len(table)
     if more:
         what = "of this name with other axes or seeds" if sweep is not None else "older"
@@ -172,12 +178,20 @@ def sweeps_table(table: pd.DataFrame, now: pd.Timestamp, width: int) -> Table:
     return shown
 
 
-def trials_table(table: pd.DataFrame, now: pd.Timestamp, width: int, title: str) -> Table:
-    """Table of `pforce.results.progress.trials` of a sweep; shorter on fewer than 120 columns."""
+def trials_table(
+    table: pd.DataFrame, now: pd.Timestamp, width: int, title: str, metric: str | None = None
+) -> Table:  # fmt: skip
+    """Table of `pforce.results.progress.trials` of a sweep, in its order; shorter on fewer than 120 columns.
+
+    Args:
+        metric: metric of the column `value`, which `by_what_is_known` adds while the sweep runs, as it adds the loss.
+    """
     wide = width >= WIDE
     trained, reasons = table["images"].notna().any(), table["reason"].notna().any()
     retried, short = table["attempts"].gt(1).any(), table["label"].str.len().max() <= SHORT
-    columns = [("trial", True), ("state", True), ("reason", reasons), ("progress", True), ("images seen", trained),
+    known = "value" in table
+    columns = [("trial", True), ("state", True), ("reason", reasons), (str(metric), known and metric is not None),
+               ("loss", known and trained), ("progress", True), ("images seen", trained),
                ("images/s", trained), ("device hours", True), ("started", wide), ("time left", True),
                ("attempts", retried)]  # fmt: skip
     shown = Table(title=title, title_justify="left")
@@ -186,12 +200,14 @@ def trials_table(table: pd.DataFrame, now: pd.Timestamp, width: int, title: str)
             words = name in ("trial", "state", "reason", "progress")
             narrow = name in ("reason", "device hours", "images/s") or (name == "trial" and not short)
             shown.add_column(name, justify="left" if words else "right", overflow="fold", no_wrap=not narrow)
-    for _, row in table.sort_values("started", kind="stable").iterrows():
+    for _, row in table.iterrows():
         seen = f"{_number(row['images_seen'], ',.0f')}/{_number(row['images'], ',.0f')}"
         cells: list[RenderableType] = [
             Text(str(row["label"])),
             _state(row, now, since=wide),
             Text("" if pd.isna(row["reason"]) else str(row["reason"])),
+            _number(row["value"] if known else math.nan, ".4g"),
+            _number(row["loss"], ".4f"),
             bar(row["progress"], COLOURS[row["state"]], BAR if wide else BAR // 2),
             seen if row["images"] > 0 else NONE,
             _number(row["images_per_second"], ",.0f"),

@@ -8,7 +8,6 @@ as one, and a position (epoch, index) per stream is all that a resume needs.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pforce.base.errors import require
+from pforce.base.machine import usable_cores
 from pforce.data.config import DataConfig
 from pforce.data.manifest import DataError, Manifest, Shard, SplitName
 from pforce.data.shards import CACHE, DamageCount, DecodedShard, ShardCache, load_shard
@@ -42,7 +42,7 @@ class Batch:
 
 
 def _decoding_threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="pforce-decode")
+    return ThreadPoolExecutor(min(4, usable_cores()), thread_name_prefix="pforce-decode")
 
 
 class _Stream:

@@ -26,6 +26,8 @@ class Executor(Protocol):
 
     on_cluster: ClassVar[bool]
     """Whether it needs a Ray cluster."""
+    here: bool
+    """Whether its workers are on this machine alone, as far as is known; a cluster's are known inside the block."""
     placement: Placement
     """Simultaneous tasks and the resources of each; known inside the block. Entering raises ConfigError where not even
     one task fits."""
@@ -82,6 +84,8 @@ class Workforce:
     workers: int | None = 1
     """Number of workers; None for as many as fit, one per GPU or per core."""
     address: str | None = None
+    gpu_type: str | None = None
+    """Type of the workers' GPUs; None for any."""
 
     @property
     def name(self) -> str:
@@ -103,4 +107,7 @@ class Workforce:
         if tasks is not None and most is not None:
             tasks = max(1, min(tasks, most))
         exactly = tasks is not None
-        return make(self.name, Setup(name, tasks, exactly=exactly, address=self.address, scratch=scratch, say=say))
+        setup = Setup(
+            name, tasks, exactly=exactly, address=self.address, scratch=scratch, say=say, gpu_type=self.gpu_type
+        )
+        return make(self.name, setup)

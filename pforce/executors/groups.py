@@ -40,7 +40,6 @@ class _Group(threading.Thread):
         super().__init__(daemon=True, name=f"group-{number}")
         self.error: Exception | None = None
         setup, placement = executor.setup, executor.placement
-        resources = {"CPU": float(placement.cpus), **({"GPU": placement.gpus} if placement.gpus else {})}
         self.trainer = _Trainer(
             of_group,
             train_loop_config={**executor.worker_config, "seat": seat},
@@ -50,7 +49,7 @@ class _Group(threading.Thread):
             scaling_config=ScalingConfig(
                 num_workers=placement.workers,
                 use_gpu=bool(placement.gpus),
-                resources_per_worker=resources,
+                resources_per_worker=placement.resources,
                 placement_strategy="STRICT_SPREAD" if setup.spread else "PACK",
             ),
             run_config=RunConfig(

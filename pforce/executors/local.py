@@ -3,12 +3,13 @@ single task."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import TracebackType
 from typing import ClassVar, Self
 
 import torch
 
-from pforce.executors.support.placement import place, this_machine
+from pforce.executors.support.placement import this_machine
 from pforce.executors.support.setup import Hand, Listen, Setup, Tick, here_only, one_worker
 from pforce.trial.perform import AttemptFailed, Performer, Seat
 from pforce.trial.task import Answer, Event, Handed
@@ -18,6 +19,7 @@ class Executor:
     """Runs tasks in this process. `tick` is called whenever a task reports."""
 
     on_cluster: ClassVar[bool] = False
+    here = True
 
     def __init__(self, setup: Setup) -> None:
         one_worker("local", setup)
@@ -26,7 +28,7 @@ class Executor:
         self.pushed = Answer.GO_ON
 
     def __enter__(self) -> Self:
-        self.placement = place(1, nodes=[this_machine()], cpus=self.setup.cpus, gpus=self.setup.gpus)
+        self.placement = replace(self.setup, tasks=1, exactly=False).place([this_machine()], 1)
         return self
 
     def __exit__(

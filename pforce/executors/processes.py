@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 import torch
 
 from pforce.base.console import leave_signals_to_driver
-from pforce.executors.support.placement import Placement, place, this_machine
+from pforce.executors.support.placement import Placement, this_machine
 from pforce.executors.support.setup import Hand, Listen, Setup, Tick, here_only, one_worker
 from pforce.trial.failures import WORKER_DIED, Failure
 from pforce.trial.perform import AttemptFailed, Performer, Seat
@@ -95,6 +95,7 @@ class Executor:
     """Runs tasks in processes, each of which runs one task after the other."""
 
     on_cluster: ClassVar[bool] = False
+    here = True
 
     def __init__(self, setup: Setup) -> None:
         one_worker("processes", setup)
@@ -103,9 +104,8 @@ class Executor:
         self.processes: dict[int, _Process] = {}
 
     def __enter__(self) -> Self:
-        s = self.setup
         here = this_machine()
-        self.placement = place(s.tasks or here.cpus, nodes=[here], cpus=s.cpus, gpus=s.gpus, exactly=s.exactly)
+        self.placement = self.setup.place([here], here.cpus)
         for seat in range(self.placement.concurrent):  # they start while the driver opens its page in MLflow
             self.processes[seat] = _Process(seat, self.placement)
         return self

@@ -81,7 +81,7 @@ class _Workers(threading.Thread):
         self.error: Exception | None = None
         setup, placement = executor.setup, executor.placement
         self.tuner = tune.Tuner(
-            tune.with_resources(alone, {"cpu": placement.cpus, "gpu": placement.gpus}),
+            tune.with_resources(alone, tune.PlacementGroupFactory([placement.resources])),
             param_space={**executor.worker_config, "seat": tune.grid_search(seats)},
             tune_config=tune.TuneConfig(max_concurrent_trials=len(seats)),
             run_config=tune.RunConfig(

@@ -24,6 +24,7 @@ from pforce.base.arrays import open_arrays
 from pforce.base.errors import InputError
 from pforce.base.files import sha256_of
 from pforce.base.foreign import ForeignError, expect, quoted
+from pforce.base.machine import usable_cores
 from pforce.base.words import counted
 from pforce.images import MOST_PIXELS, open_picture, to_rgb
 
@@ -137,7 +138,7 @@ class ImageFolder:
                 self._fill(pixels, part)
                 yield torch.from_numpy(pixels).permute(0, 3, 1, 2)
             return
-        workers = os.cpu_count() or 1
+        workers = usable_cores()
         with ThreadPoolExecutor(workers) as pool:
 
             def begin(paths: Sequence[Path]) -> tuple[NDArray[np.uint8], list[Future[None]]]:

@@ -152,7 +152,7 @@ def workforce_of(plan: Plan) -> Workforce:
     options = plan.options
     executor = None if options.executor == "groups" else options.executor
     cluster = os.environ.get("RAY_ADDRESS") if executor is None else None
-    return Workforce(executor, options.evaluation_workers, options.ray_address or cluster)
+    return Workforce(executor, options.evaluation_workers, options.ray_address or cluster, options.gpu_type)
 
 
 def evaluate(

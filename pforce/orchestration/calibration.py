@@ -43,6 +43,7 @@ def estimate(
     cpus: int | None,
     gpus: float | None,
     workers: int = 1,
+    whole_nodes: bool = False,
     alone: bool = False,
 ) -> Estimate:
     """Estimate a sweep's time from a few training steps and model evaluations in this process, on a trial's share of
@@ -60,6 +61,7 @@ def estimate(
         cpus=cpus,
         gpus=gpus,
         workers=workers,
+        whole_nodes=whole_nodes,
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(placement.cpus)

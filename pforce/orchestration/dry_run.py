@@ -37,6 +37,7 @@ def print_dry_run(planned: Plan, console: Console) -> None:
             cpus=options.cpus_per_trial,
             gpus=options.gpus_per_trial,
             workers=options.workers,
+            whole_nodes=options.whole_nodes,
             alone=options.executor == "local",
         )
     except ConfigError as error:  # a cluster may have room

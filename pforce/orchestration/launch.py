@@ -15,6 +15,7 @@ from rich.console import Console
 
 from pforce.base.console import DONE, SOME_FAILED, STOPPED, stop_on_signals
 from pforce.base.files import write_bytes
+from pforce.base.machine import cores_withheld
 from pforce.base.words import counted
 from pforce.executors.executor import Executor, make
 from pforce.orchestration import apart
@@ -150,14 +151,19 @@ def _page(
 def describe(plan: Plan, executor: Executor) -> str:
     """A sentence on the number of simultaneous trials and their resources."""
     placement, options = executor.placement, plan.options
-    gpus = f" and {counted(placement.gpus, 'GPU')}" if placement.gpus else ""
+    kind = f"{placement.gpu_type} GPU" if placement.gpu_type else "GPU"
+    gpus = f" and {counted(placement.gpus, kind)}" if placement.gpus else ""
     text = f"{counted(plan.left, 'trial')}, {placement.concurrent} at a time, each on "
     cores = counted(placement.cpus, "core")
+    withheld = cores_withheld() if executor.here else ""
+    whole = placement.workers // placement.per_node if placement.per_node is not None else 0
+    alone = f", on {counted(whole, 'node')} of its own" if whole else ""
+    within = f"{alone}, in all on {withheld}" if withheld else alone
     if placement.workers == 1:
-        return f"{text}{cores}{gpus}"
-    spread = ", each on a node of its own" if options.spread else ""
+        return f"{text}{cores}{gpus}{within}"
+    spread = ", each on a node of its own" if placement.spread else ""
     return (
-        f"{text}{placement.workers} workers of {cores}{gpus}{spread}; a worker that does not answer "
+        f"{text}{placement.workers} workers of {cores}{gpus}{spread}{within}; a worker that does not answer "
         f"is given up after {options.collective_timeout:g} s"
     )
 

@@ -79,6 +79,8 @@ class ExecutorOptions:
     ray_address: str | None = None
     """Ray cluster to connect to, HOST:PORT or auto. Default: $RAY_ADDRESS; without it, Ray is started on this machine
     if it is needed."""
+    gpu_type: str | None = None
+    """Type of GPU to run on, such as H100, as Ray or the driver names it. Default: any."""
 
     def __post_init__(self) -> None:
         if self.executor is not None:
@@ -100,7 +102,7 @@ class WorkerOptions(ExecutorOptions):
     @property
     def workforce(self) -> Workforce:
         """The executor and its workers."""
-        return Workforce(self.executor, self.workers, self.ray_address)
+        return Workforce(self.executor, self.workers, self.ray_address, self.gpu_type)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +116,10 @@ class Options(ExecutorOptions, StoreOptions):
     """fsdp: split weights, averages and moments over the workers (FSDP2), for models too large for one GPU."""
     spread: bool = False
     """Place every worker of a trial on a different node."""
+    whole_nodes: bool = False
+    """Give each trial whole nodes, which no other trial shares: as few as hold its workers, whose threads get all of
+    their cores. With --workers 8 on nodes of 8 GPUs each trial has one of them, with --workers 16 two. The nodes must
+    be alike."""
     collective_timeout: float = 600.0
     """Seconds that workers wait for each other in a training step. Then the attempt fails, and the trial is retried
     from its last checkpoint. Time spent writing checkpoints does not count."""
@@ -151,6 +157,8 @@ class Options(ExecutorOptions, StoreOptions):
         require(self.retries >= 0, "retries", self.retries, "≥ 0")
         alone = "--workers 2 or more: one worker has nothing to"
         require(self.sharding == "none" or self.workers > 1, "sharding", self.sharding, f"none, or with {alone} split")
+        chosen = self.cpus_per_trial is not None and self.whole_nodes
+        require(not chosen, "cpus_per_trial", self.cpus_per_trial, "left out with --whole-nodes, which takes all cores")
         require(not self.spread or self.workers > 1, "spread", self.spread, f"False, or with {alone} spread")
 
 
@@ -209,6 +217,7 @@ def setup_of(
     """
     return Setup(
         name, tasks, cpus=o.cpus_per_trial, gpus=o.gpus_per_trial, workers=o.workers,
-        spread=o.spread, collective_timeout=o.collective_timeout, address=o.ray_address,
+        spread=o.spread, gpu_type=o.gpu_type, whole_nodes=o.whole_nodes,
+        collective_timeout=o.collective_timeout, address=o.ray_address,
         scratch=o.root / SCRATCH, say=say, callbacks=callbacks,
     )  # fmt: skip

@@ -220,12 +220,16 @@ def sweep_summary(
 
     Args:
         frame: finished cells, and runs of others; see `sweep_frame`.
-        final: whether claims are made, which is a look at them.
+        final: whether claims are made, which is a look at them. While the sweep runs, its rows are ordered by what is
+            known of them instead of by its axes.
     """
     sweep, rows = planned.sweep, table_rows(planned)
+    if not final:
+        rows = results.by_what_is_known(frame, rows)
     claims, plan_note = _claims(planned, frame, rows, comparison) if final else ([], [LATER])
     notes, title = [caveat(planned), *plan_note, *results.table_notes(frame, rows)], title_of(sweep)
-    table, metric = results.cell_table(frame, rows, columns), results.primary_metric(frame, rows)
+    table = results.cell_table(frame, rows, columns, under_way=not final)
+    metric = results.primary_metric(frame, rows)
     if comparison.reach is not None and metric is not None and along(rows):
         table = with_hours(table, frame, rows, metric, comparison.reach)
     report = Report(table, title, notes, claims)

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from pforce.base.files import read_small, read_whole
+from pforce.base.machine import machine_cores
 
 CODE = ("pforce", "pforce_experiments", "sweeps")
 """Folders of a checkout whose files decide results."""
@@ -93,7 +94,7 @@ def machine() -> dict[str, str]:
     model = next((line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
                  platform.processor() or platform.machine())  # fmt: skip
     memory = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
-    found = {"host_type": f"{model}, {os.cpu_count()} cores, {memory / KIBIBYTES_A_GIBIBYTE:.0f} GiB"}
+    found = {"host_type": f"{model}, {machine_cores()} cores, {memory / KIBIBYTES_A_GIBIBYTE:.0f} GiB"}
     driver = next((match for line in _lines("/proc/driver/nvidia/version") if (match := DRIVER.search(line))), None)
     if driver is not None:
         found["driver"] = driver[0]

@@ -3,6 +3,7 @@
 from pforce.results.formats import legend, to_csv, to_latex, to_markdown, to_terminal
 from pforce.results.frames import (
     Row,
+    by_what_is_known,
     calibration_curves,
     cells,
     detectors,
@@ -25,6 +26,7 @@ __all__ = [
     "Report",
     "Row",
     "Verdict",
+    "by_what_is_known",
     "calibration_curves",
     "cell_table",
     "cells",

@@ -22,8 +22,9 @@ def _column(frame: pd.DataFrame, name: str) -> pd.Series[Any]:
 
 
 def run_costs(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row per run: sweep, user, device, day (of its start, in this machine's time), kind, outcome, device_hours,
-    images, seconds, shared_hours (not included in device_hours), recorded.
+    """One row per run: sweep, user, device, day (in UTC, of its end; of its last report where it has none), days (their
+    number from its start to its end), kind, outcome, device_hours, images, seconds, shared_hours (not included in
+    device_hours), recorded.
 
     Trials that share a training (they differ in their evaluation) each report its whole cost, and so does a sweep that
     resumes another sweep's training: the cost of each training counts once, in the run that added it. Where several
@@ -49,14 +50,15 @@ def run_costs(runs: pd.DataFrame) -> pd.DataFrame:
         {"hours": hours * share, "seconds": seconds * share, "images": _column(runs, "images_trained")}
     ).fillna(0.0)
     counted_twice = _counted_twice(runs, of_training)
-    start = runs["start_time"].dt.tz_localize("UTC")
+    end = runs["end_time"].fillna(runs["last_activity"]).fillna(runs["start_time"])
     device = _device(runs)
     return pd.DataFrame(
         {
             "sweep": runs["sweep"],
             "user": runs["user"],
             "device": device,
-            "day": [f"{time.to_pydatetime().astimezone():%Y-%m-%d}" for time in start],
+            "day": end.dt.strftime("%Y-%m-%d"),
+            "days": (end.dt.normalize() - runs["start_time"].dt.normalize()).dt.days + 1,
             "kind": device.map(lambda name: name if name in ("cpu", "unknown") else "gpu"),
             "outcome": runs["status"].map({FINISHED: "finished", FAILED: "failed", KILLED: "killed"})
             .mask(runs["status"].isin(UNDER_WAY), "running"),

@@ -14,7 +14,16 @@ from rich.text import Text
 
 from pforce.base.foreign import printable
 from pforce.results.frames import distance_of
-from pforce.results.tables import CALIBRATION_COLUMNS, COLUMNS, DISTANCE_DECIMALS, HIDDEN, OVER_IMAGES, PLANNED, SPREAD
+from pforce.results.tables import (
+    CALIBRATION_COLUMNS,
+    COLUMNS,
+    DISTANCE_DECIMALS,
+    HIDDEN,
+    OVER_IMAGES,
+    PLANNED,
+    SO_FAR_COLUMNS,
+    SPREAD,
+)
 
 
 def _bounds(table: pd.DataFrame, name: str, index: int, ends: Sequence[str]) -> list[float]:
@@ -23,7 +32,11 @@ def _bounds(table: pd.DataFrame, name: str, index: int, ends: Sequence[str]) -> 
 
 def _decimals(name: str) -> int | None:
     """Decimals of a column's numbers; None for a column that is shown as it is."""
-    fixed = {column.header: column.decimals for column in (*COLUMNS, *CALIBRATION_COLUMNS) if not column.of_detector}
+    fixed = {
+        column.header: column.decimals
+        for column in (*COLUMNS, *CALIBRATION_COLUMNS, *SO_FAR_COLUMNS)
+        if not column.of_detector
+    }
     distance = distance_of(name.partition(",")[0])  # `fd/openmoji, other noise`
     if distance is not None:
         return DISTANCE_DECIMALS.get(distance[0], 2)

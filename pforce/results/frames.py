@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from pforce.storage import Storage, StorageError
 from pforce.tracking import Tracker, is_server, runs_frame
 from pforce.tracking.checks import is_database
 
+LOSS = "train/loss"
 CALIBRATION_CURVE = ("calibration/expected", "calibration/observed")
 
 
@@ -136,6 +138,34 @@ def primary_metric(frame: pd.DataFrame, rows: Sequence[Row]) -> str | None:
     values = finished(frame, rows)
     named = [*distances_in(values), VALIDATION_LOSS]
     return next((name for name in named if name in values and values[name].notna().any()), None)
+
+
+def so_far(frame: pd.DataFrame, row: Row) -> tuple[float, float]:
+    """Images that the unfinished cells of a row have seen, and the newest loss of the one that has seen most; NaN where
+    none has begun or the frame is of records alone."""
+    found = cells(frame[frame["fingerprint"].isin(row.fingerprints)]) if len(frame) else frame
+    if found.empty or "images_trained" not in found:
+        return math.nan, math.nan
+    found = found[(found["status"] != FINISHED) & found["images_trained"].gt(0)]
+    if found.empty:
+        return math.nan, math.nan
+    newest = found.sort_values("images_trained").to_dict("records")[-1]
+    return float(found["images_trained"].sum()), float(newest.get(LOSS, math.nan))
+
+
+def by_what_is_known(frame: pd.DataFrame, rows: Sequence[Row]) -> list[Row]:
+    """The rows of a sweep that runs: those with a value of the metric that rows are compared by, the best mean first;
+    then those that have seen most images, the smallest loss first; then those of which nothing is known."""
+    metric = primary_metric(frame, rows)
+    sign = 1.0 if metric is None or smaller_is_better(metric) else -1.0
+
+    def place(row: Row) -> list[float]:
+        values, (images, loss) = finished(frame, row), so_far(frame, row)
+        measured = pd.Series(dtype=float) if metric is None or values.empty else values[metric].astype(float)
+        known = (sign * float(measured.mean()), -images, loss)
+        return [math.inf if math.isnan(each) else each for each in known]
+
+    return sorted(rows, key=place)
 
 
 def smaller_is_better(metric: str) -> bool:

@@ -12,7 +12,7 @@ import pandas as pd
 from pforce.config import Experiment
 from pforce.metrics.names import THROUGHPUT, CostName
 from pforce.records.status import FAILED, FINISHED, KILLED, UNDER_WAY
-from pforce.results.frames import Row, cells, primary_metric, smaller_is_better
+from pforce.results.frames import LOSS, Row, cells, primary_metric, smaller_is_better
 from pforce.tracking import Tracker, runs_frame, sweeps_frame
 
 SILENT_SECONDS = 600.0
@@ -21,7 +21,7 @@ STATES = {FINISHED: "done", FAILED: "failed", KILLED: "stopped"}
 BUDGET, RATE, COST = "training.images", THROUGHPUT, CostName.DEVICE_HOURS
 TRIAL_COLUMNS = [
     "sweep", "label", "state", "reason", "progress", "images_seen", "images", "images_per_second", "device_hours",
-    "seconds_left", "attempts", "started", "last_activity", "parent", "fingerprint", "run_id",
+    "seconds_left", "attempts", "started", "last_activity", "parent", "fingerprint", "run_id", "loss",
 ]  # fmt: skip
 SWEEP_COLUMNS = [
     "sweep", "state", "planned", "done", "running", "failed", "stopped", "progress", "device_hours", "started",
@@ -103,8 +103,24 @@ def trials(runs: pd.DataFrame, now: pd.Timestamp) -> pd.DataFrame:
             "parent": runs["parent"],
             "fingerprint": runs["fingerprint"],
             "run_id": runs["run_id"],
+            "loss": _column(runs, LOSS),
         }
     )
+
+
+def by_what_is_known(of_trials: pd.DataFrame, runs: pd.DataFrame, metric: str | None) -> pd.DataFrame:
+    """Trials with a column `value`: those that have one first, the best first, then those that have seen most images,
+    the smallest loss first.
+
+    Args:
+        of_trials: rows of `trials`, with its index.
+        runs: frame that those were made from.
+        metric: metric of `value`; None where no trial has any.
+    """
+    value = _column(runs.loc[of_trials.index], metric or "").where(of_trials["state"] == "done")
+    best_first = value if metric is None or smaller_is_better(metric) else -value
+    known = of_trials.assign(value=value, _place=best_first, _seen=-of_trials["images_seen"])
+    return known.sort_values(["_place", "_seen", "loss"], kind="stable").drop(columns=["_place", "_seen"])
 
 
 def sweeps(found: Read, now: pd.Timestamp) -> pd.DataFrame:

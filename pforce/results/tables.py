@@ -24,12 +24,14 @@ from pforce.metrics.names import (
 )
 from pforce.records.status import UNDER_WAY
 from pforce.results.frames import (
+    LOSS,
     Row,
     cells,
     detectors,
     distances_in,
     finished,
     finished_by_row,
+    so_far,
 )
 from pforce.results.statistics import mean_interval
 
@@ -94,6 +96,11 @@ COST_COLUMNS = (
     Column(CostName.SECONDS, "seconds", 0, False),
     Column(CostName.DEVICE_HOURS, "device-hours", 4, False),
 )
+SO_FAR_COLUMNS = (
+    Column("images_trained", "images so far", 0, False),
+    Column(LOSS, "last loss", 4, False),
+)
+"""Columns of a table that is shown while its sweep runs: what is known of unfinished cells."""
 COLUMNS = (*QUALITY_COLUMNS, *COST_COLUMNS)
 """Columns of every sweep's table."""
 
@@ -117,7 +124,9 @@ def _named(column: Column, values: pd.DataFrame) -> list[Column]:
     return named
 
 
-def cell_table(frame: pd.DataFrame, rows: Sequence[Row], columns: Sequence[Column] = COLUMNS) -> pd.DataFrame:
+def cell_table(
+    frame: pd.DataFrame, rows: Sequence[Row], columns: Sequence[Column] = COLUMNS, *, under_way: bool = False
+) -> pd.DataFrame:
     """Means over the finished seeds of each row, their error bars, and the number of seeds n.
 
     Beside a mean: ` sd`, ` seeds low` and ` seeds high` (95 %), and for distances ` images low` and ` images high`.
@@ -127,6 +136,7 @@ def cell_table(frame: pd.DataFrame, rows: Sequence[Row], columns: Sequence[Colum
         frame: frame of `pforce.results.runs`. Runs with the same fingerprint are one result: see
             `pforce.results.cells`.
         columns: columns in order; a metric that no run has is left out.
+        under_way: whether the sweep runs: SO_FAR_COLUMNS are added where any cell is unfinished.
     """
     there = finished(frame, rows)
     shown = [named for column in columns for named in _named(column, there) if named.metric in frame.columns]
@@ -139,10 +149,13 @@ def cell_table(frame: pd.DataFrame, rows: Sequence[Row], columns: Sequence[Colum
         record |= {"failed": len(of_row) - running - len(values), "running": running}
         for column in shown:
             record |= _summary(column, values)
+        if under_way:
+            record |= dict(zip((column.header for column in SO_FAR_COLUMNS), so_far(frame, row), strict=True))
         records.append(record)
     table = pd.DataFrame(records)
     nowhere = [name for name in ("failed", "running") if name in table and not table[name].any()]
-    return table.drop(columns=nowhere)
+    unknown = [column.header for column in SO_FAR_COLUMNS if under_way and not table[column.header].notna().any()]
+    return table.drop(columns=[*nowhere, *unknown])
 
 
 def _summary(column: Column, values: pd.DataFrame) -> dict[str, float]:

@@ -1,5 +1,6 @@
-"""Drill (b): nodes of a cluster are lost and others come. Two and three logical nodes on this host, each with a raylet
-of its own; real processes, real SIGKILL. Oracle: the same training by one worker, undisturbed.
+"""Drill (b): nodes of a cluster are lost, others come, it grows, its GPU is shared. Logical nodes on this host,
+each with a raylet of its own; real processes, real SIGKILL. Oracles: the same training by one worker, undisturbed; the
+times in the records.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import tyro
 from ray.cluster_utils import Cluster
 
 from pforce import results
-from pforce.base.console import DONE, make_console
+from pforce.base.console import DONE, USAGE_ERROR, make_console
 from pforce.orchestration.launch import execute
 from pforce.orchestration.options import Options
 from pforce.orchestration.plan import plan
+from pforce.records.ledger import Ledger
+from pforce.storage import Storage
 from pforce.tracking import Tracker, default_uri
 from pforce_experiments.sweeps.ltg_grid import Arguments, sweep
 from tests.faults.drills import moments, newest_step
@@ -28,6 +31,7 @@ from tests.support.starts import Start, completed
 pytestmark = [pytest.mark.timeout(600), pytest.mark.drill]
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 64
+SCRIPT = (str(ROOT / "sweeps" / "ltg_grid.py"),)
 SMALL = [
     "--set", "model.depth=1", "--set", "model.width=16", "--set", "model.heads=2", "--set", "evaluation.images=8",
     "--set", "evaluation.held_out_images=16", "--set", "evaluation.label_images=16", "--set",
@@ -64,11 +68,13 @@ def lose(cluster: Cluster, nodes: list[Any], node: Any) -> None:
 class Drill:
     """A sweep of one cell as a process."""
 
-    def __init__(self, storage: Path, steps: int, log_every: int, *options: str) -> None:
+    def __init__(
+        self, storage: Path, steps: int, log_every: int, *options: str, script: tuple[str, ...] = SCRIPT
+    ) -> None:
         self.storage, self.steps, self.log_every = storage, steps, log_every
         self.log = storage.with_suffix(".log")
         command = [
-            str(ROOT / "sweeps" / "ltg_grid.py"), *SMALL, "--set", f"training.images={steps * BATCH}",
+            *script, *SMALL, "--set", f"training.images={steps * BATCH}",
             "--set", f"training.log_every={log_every}", "--storage", str(storage), *options,
         ]  # fmt: skip
         self.process = Start(command, log=self.log)
@@ -104,6 +110,12 @@ class Drill:
         history = Tracker(uri, artifacts=self.storage).client.get_metric_history(run["run_id"], "train/loss")
         assert len(history) == self.steps // self.log_every
         return {point.step // BATCH: point.value for point in history}
+
+
+def at_once(storage: Path) -> list[int]:
+    """How many trainings ran while each began, itself included, in their order."""
+    times = sorted((each.started, each.finished) for each in Ledger(Storage.open(storage)).all("training"))
+    return [sum(first <= begun < last for first, last in times) for begun, _ in times]
 
 
 def address(cluster: Cluster) -> tuple[str, str]:
@@ -168,3 +180,39 @@ def test_a_node_that_will_be_taken_costs_no_step(cluster, nodes, tmp_path):
     assert "attempt 2" not in said, "it counts as no failure"
     assert sorted(steps) == list(range(1, 61)), "no step is done twice"
     assert len(list(drill.storage.glob("trainings/*/attempts/*.log"))) == 2
+
+
+def test_a_cluster_that_grows_during_a_sweep_is_used(cluster, tmp_path):
+    """One core and four trainings; while the first of them runs, a second core comes."""
+    found = [cluster.add_node(num_cpus=1)]
+    cluster.wait_for_nodes(timeout=90)  # until the cluster has noticed that those of earlier tests are gone
+    try:
+        drill = Drill(tmp_path / "runs", 300, 100, "--seeds", "4", *address(cluster))
+        drill.wait_for_step(10)
+        found.append(cluster.add_node(num_cpus=1))
+        drill.wait()
+    finally:
+        for node in found:
+            cluster.remove_node(node, allow_graceful=False)
+    said = drill.log.read_text()
+    assert "4 trials, 1 at a time, each on 1 core" in said
+    assert "the cluster has grown to 3 nodes: 2 at a time" in said  # the head, without cores, is one
+    assert max(at_once(drill.storage)) == 2, said
+
+
+def test_two_trainings_share_a_gpu(cluster, tmp_path):
+    """Half a GPU each: never three of the three at once, though there are three cores."""
+    node = cluster.add_node(num_cpus=3, num_gpus=1, resources={"accelerator_type:H100": 1})
+    try:
+        options = ("--seeds", "3", "--gpus-per-trial", "0.5", "--cpus-per-trial", "1", "--gpu-type", "h100")
+        module = ("-m", "tests.faults.on_shares")
+        drill = Drill(tmp_path / "runs", 150, 50, *options, *address(cluster), script=module)
+        drill.wait()
+        refused = Drill(tmp_path / "none", 150, 50, "--gpu-type", "A100", *address(cluster))
+        assert refused.process.wait(timeout=200) == USAGE_ERROR, refused.log.read_text()
+    finally:
+        cluster.remove_node(node, allow_graceful=False)
+    assert "3 trials, 2 at a time, each on 1 core and 0.5 H100 GPU" in drill.log.read_text()
+    assert max(at_once(drill.storage)) == 2
+    assert "--gpu-type A100: no node has such a GPU; there are H100" in refused.log.read_text()
+    assert not (refused.storage / "trainings").exists(), "no worker was started"

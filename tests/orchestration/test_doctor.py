@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from pforce.executors.support import node
+from pforce.base import machine
+from pforce.executors.support import node, probe
 from pforce.executors.support.placement import Node
 from pforce.orchestration.doctor import cluster, machines, software, stores
 from pforce.orchestration.doctor.check import Check, checked
@@ -167,17 +168,19 @@ def test_a_container_s_cpu_and_memory_limit(tmp_path, nested):
     (root / "slice" / "cpu.max").write_text("150000 100000\n")
     (root / "slice" / "job" / "cpu.max").write_text("max 100000\n")
     (root / "slice" / "memory.max").write_text("1073741824\n")
-    assert node.cpu_quota(root, str(own)) == (1.5 if nested else 4.0)
-    assert (node.memory_bytes(root, str(own)) == 2**30) == nested
+    assert machine.cpu_quota(root, str(own)) == (1.5 if nested else 4.0)
+    assert (machine.memory_bytes(root, str(own)) == 2**30) == nested
+    most = 1 if nested else 4  # 1.5 cores run one process at a time
+    assert machine.usable_cores(root, str(own)) == min(most, machine.machine_cores())
 
 
 def test_a_container_s_cpu_limit_in_version_1(tmp_path, facts):
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("50000\n")
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert node.cpu_quota(tmp_path, str(tmp_path / "none")) == 0.5
+    assert machine.cpu_quota(tmp_path, str(tmp_path / "none")) == 0.5
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
-    assert node.cpu_quota(tmp_path, str(tmp_path / "none")) is None
+    assert machine.cpu_quota(tmp_path, str(tmp_path / "none")) is None
     assert machines.cpus({"a": {**facts, "cpus": 64, "cpu_quota": 4.0}}).state == "warning"
     assert machines.cpus({"a": {**facts, "cpus": 4, "cpu_quota": 4.0}}).state == "ok"
 
@@ -231,11 +234,13 @@ def test_what_runs_on_a_node_needs_no_pforce_there():
         return subprocess.run([sys.executable, "-c", code], input=travels, capture_output=True, timeout=60, check=False)
 
     assert there(pickle.dumps(node.Inspector)).returncode != 0  # by reference
-    ray.cloudpickle.register_pickle_by_value(node)
+    for module in probe.SENT:
+        ray.cloudpickle.register_pickle_by_value(module)
     try:
         done = there(ray.cloudpickle.dumps(node.Inspector))
     finally:
-        ray.cloudpickle.unregister_pickle_by_value(node)
+        for module in probe.SENT:
+            ray.cloudpickle.unregister_pickle_by_value(module)
     assert done.returncode == 0, done.stderr
     assert b"'cache': None" in done.stdout
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from pforce.commands.cost import notes
@@ -54,6 +56,28 @@ def test_what_gave_no_result_is_a_cost(tracker):
     assert costs(of_runs, "user").set_index(["user", "kind"]).loc[("ada", "gpu"), "share"] == pytest.approx(5 / 5.75)
     assert set(costs(of_runs, "device")["device"]) == {"NVIDIA H100", "cpu"}
     assert len(costs(of_runs, "day")) == 2
+
+
+def test_hours_count_on_the_day_of_the_end_in_utc(tracker, monkeypatch):
+    """Whatever the zone of this machine; a trial that runs has the day of its last report."""
+    sweep = tracker.open_sweep("grid", "1", {})
+    for name, status, hours in (("a", "FINISHED", 1.0), ("b", "FINISHED", 2.0), ("c", "RUNNING", 4.0)):
+        run(tracker, sweep, name, status, {"cost/device_hours": hours, "cost/seconds": 60.0}, device="cpu")
+    frame = runs_frame(tracker).sort_values("run_name", ignore_index=True)
+    frame["start_time"] = pd.to_datetime(["2026-03-01 23:50", "2026-03-02 00:10", "2026-03-01 10:00"])
+    frame["end_time"] = pd.to_datetime(["2026-03-02 00:05", "2026-03-02 23:59", None])
+    frame["last_activity"] = pd.to_datetime(["2026-03-02 00:05", "2026-03-02 23:59", "2026-03-03 09:00"])
+    monkeypatch.setenv("TZ", "Pacific/Auckland")
+    time.tzset()
+    try:
+        of_runs = run_costs(frame)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    table = costs(of_runs, "day")
+    assert table[["day", "device_hours"]].values.tolist() == [["2026-03-02", 3.0], ["2026-03-03", 4.0]]
+    assert "2 trials ended on a later day (UTC) than they began: all of their 5.000" in notes(of_runs, "day")[0]
+    assert not any("later day" in note for note in notes(of_runs, "sweep"))
 
 
 def test_a_training_that_trials_share_counts_once(tracker):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pforce.base.console import make_console
+from pforce.commands.runs import view
 from pforce.results import progress
 from pforce.tracking import Tags, default_uri
 from tests.tracking.writer import RunSpec, SweepRun, Writer
@@ -52,6 +55,33 @@ def test_sweeps_of_one_name_are_told_apart(tracker):
     table = shown(tracker)[0]
     assert sorted(table["differs"]) == ["", "images=12,800, seed=1", "images=6,400, seed=0", "images=6,400, seed=1"]
     assert table.set_index("sweep").loc["grid", "differs"] == ""
+
+
+def test_trials_of_a_running_sweep_are_ordered_by_what_is_known(tracker):
+    """The measured ones by their distance, then by images seen, then by loss; by their start once it has ended."""
+    sweep = tracker.open_sweep("grid", "id", {Tags.CELLS: "6"})
+    for name, seen, distance, loss in (
+        ("a", 1000, 9.0, 1.0), ("b", 200, None, 0.7), ("c", 1000, 7.0, 2.0), ("d", 0, None, None),
+        ("e", 300, None, 0.9), ("f", 200, None, 0.6),
+    ):  # fmt: skip
+        run = trial(tracker, sweep, name, seen)
+        if loss is not None:
+            tracker.log(run, {"train/loss": loss}, step=seen + 1)
+        if distance is not None:
+            tracker.log(run, {"fd/openmoji": distance, "val/loss": 1.0}, step=seen)
+            tracker.close(run, "FINISHED")
+
+    def rows() -> list[list[str]]:
+        out = make_console(file=io.StringIO(), width=200)
+        out.print(view(tracker, 200, "grid"))
+        lines = out.file.getvalue().splitlines()
+        return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if "cell " in line]
+
+    assert [row[0][-1] for row in rows()] == ["c", "a", "e", "f", "b", "d"]
+    assert [row[2:4] for row in rows()] == [["7", "2.0000"], ["9", "1.0000"], ["–", "0.9000"], ["–", "0.6000"],
+                                            ["–", "0.7000"], ["–", "–"]]  # fmt: skip
+    tracker.close(sweep.run_id, "FINISHED")
+    assert [row[0][-1] for row in rows()] == ["a", "b", "c", "d", "e", "f"]
 
 
 def test_a_sweep_under_way(tracker):

@@ -15,6 +15,7 @@ from pforce.base.console import make_console
 from pforce.results import (
     Report,
     Row,
+    by_what_is_known,
     calibration_curves,
     cell_table,
     legend,
@@ -59,6 +60,21 @@ def test_what_became_of_the_cells_is_counted(frame):
     busy = pd.concat([frame, frame.assign(status="RUNNING", fingerprint=["c0", "b1", "a0", "x", "x"])])
     assert list(cell_table(busy, ROWS)["running"]) == [0, 1, 1]  # the retry of b1 counts, not its failure
     assert "failed" not in cell_table(busy, ROWS)
+
+
+def test_rows_of_a_running_sweep_are_ordered_by_what_is_known_of_them(frame):
+    """The measured ones by their distance, then by images seen, then by loss; the ended sweep's table is as it was."""
+    begun = [("c0", 6400.0, 0.9), ("d0", 9600.0, 1.1), ("d1", 3200.0, 0.1), ("e0", 6400.0, 0.8)]
+    running = pd.DataFrame(begun, columns=["fingerprint", "images_trained", "train/loss"]).assign(status="RUNNING")
+    both = pd.concat([frame, running], ignore_index=True)
+    rows = [Row({"m": name}, [f"{name}0", f"{name}1"]) for name in ("f", "b", "c", "d", "a", "e")]
+    ordered = by_what_is_known(both, rows)
+    assert [row.labels["m"] for row in ordered] == ["a", "b", "d", "e", "c", "f"]
+    table = display(cell_table(both, ordered, under_way=True))
+    assert list(table["images so far"]) == ["–", "–", "12,800", "6,400", "6,400", "–"]
+    assert list(table["last loss"]) == ["–", "–", "1.1000", "0.8000", "0.9000", "–"]
+    assert "images so far" not in cell_table(both, rows)
+    assert "images so far" not in cell_table(frame, rows, under_way=True), "nothing is known of unfinished cells"
 
 
 def test_intervals_over_seeds(frame):

@@ -1,7 +1,8 @@
 """Checks that run on every node of a cluster. The module is sent there by value, so that it also runs where pforce is
 missing.
 
-Only the standard library is imported at the top; other imports, which may be missing, are inside functions.
+Only the standard library, and a module that is sent along, are imported at the top; other imports, which may be
+missing, are inside functions.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from pforce.base.machine import allowed_cores, cpu_quota, memory_bytes
 
 VERSIONS = ("pforce", "torch", "ray")
 WAIT_SECONDS = 3.0
@@ -33,7 +36,7 @@ def facts(storage: str) -> dict[str, Any]:
         "shm": shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None,
         "free": {"/tmp": free_bytes("/tmp"), storage: free_bytes(storage)},
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE),
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": allowed_cores(),
         "cpu_quota": cpu_quota(),
         "cache": cache_error(),
     }
@@ -52,45 +55,6 @@ def free_bytes(folder: str) -> int:
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
-
-
-def _number(path: Path, index: int = 0) -> int | None:
-    """A number in a control file; None where it is missing or is `max`."""
-    try:
-        word = path.read_text().split()[index]
-        return int(word)
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _groups(root: Path, own: str) -> list[Path]:
-    """Folders of this process's control group and its parents, in version 2 of the hierarchy."""
-    try:
-        lines = Path(own).read_text().splitlines()
-    except OSError:
-        lines = []
-    inner = next((line.split("::", 1)[1].strip("/") for line in lines if line.startswith("0::")), "")
-    path = root / inner
-    return [path, *(parent for parent in path.parents if parent == root or root in parent.parents)]
-
-
-def cpu_quota(root: Path = Path("/sys/fs/cgroup"), own: str = "/proc/self/cgroup") -> float | None:
-    """CPU cores that the container may use at once; None without a limit."""
-    limits = []
-    pairs = [(group / "cpu.max", group / "cpu.max") for group in _groups(root, own)]
-    pairs.append((root / "cpu/cpu.cfs_quota_us", root / "cpu/cpu.cfs_period_us"))
-    for quota_file, period_file in pairs:
-        quota, period = _number(quota_file), _number(period_file, 1 if quota_file == period_file else 0)
-        if quota is not None and quota > 0 and period:
-            limits.append(quota / period)
-    return min(limits, default=None)
-
-
-def memory_bytes(root: Path = Path("/sys/fs/cgroup"), own: str = "/proc/self/cgroup") -> int:
-    """Bytes of main memory, or of the container's share of it."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    files = [*(group / "memory.max" for group in _groups(root, own)), root / "memory/memory.limit_in_bytes"]
-    return min([total, *(limit for file in files if (limit := _number(file)) is not None)])
 
 
 def cache_error() -> tuple[str, str | None] | None:

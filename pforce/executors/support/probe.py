@@ -18,8 +18,11 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pforce.base import machine
 from pforce.executors.support import node
 
+SENT = (machine, node)
+"""Modules that are sent to the nodes by value."""
 PINGS = 5
 NODE_SECONDS = 45.0
 """Seconds for a node to start a process and to answer."""
@@ -56,7 +59,8 @@ def look(address: str, storage: str) -> dict[str, Any]:
     started = time.perf_counter()
     ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
     seconds = time.perf_counter() - started
-    ray.cloudpickle.register_pickle_by_value(node)
+    for module in SENT:
+        ray.cloudpickle.register_pickle_by_value(module)
     actor = ray.remote(num_cpus=0, max_restarts=0)(node.Inspector)
     alive = [each for each in ray.nodes() if each["Alive"]]
     hosts = [each["NodeManagerHostname"] for each in alive]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -17,11 +18,11 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import ray
 from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pforce.base.secrets import private_folder
 from pforce.base.words import counted
-from pforce.executors.support.placement import place
 from pforce.executors.support.rendezvous import Rendezvous
 from pforce.executors.support.setup import Hand, Listen, Setup, Tick
 from pforce.executors.support.start import Cluster, draining_nodes
@@ -30,6 +31,8 @@ from pforce.trial.task import Answer, Done, Event, Failed, Handed, Idle, Next
 
 TICK_SECONDS = 0.25
 """Most seconds between two calls of `tick`, which notes signals."""
+LOOK_SECONDS = 10.0
+"""Seconds between looks at a cluster's nodes, while a task waits for a worker."""
 WAITING_SECONDS = 60.0
 """Seconds without any worker after which a message says that workers wait for room."""
 ENDING_SECONDS = 15.0
@@ -79,6 +82,8 @@ class Seats(ABC):
         """A task that waits for a worker."""
         self.given: dict[int, float] = {}
         """Seat → time at which its task was handed out."""
+        self.begun_tasks: set[str] = set()
+        """Tasks that were handed out."""
         self.begun = self.failed_starts = 0
         self.waiting_since: float | None = None
         """Time since which no worker is there."""
@@ -88,6 +93,10 @@ class Seats(ABC):
         self.looked = 0.0
         self.leaving: set[int] = set()
         """Seats whose workers are on such nodes."""
+        self.next_look = 0.0
+        """Time of the next look at the cluster's nodes."""
+        self.asked_room: PlacementGroup | None = None
+        """Room for one more task, which a cluster that grows by itself adds a node for."""
 
     # --- defined by each executor ---------------------------------------------------------------------------------
 
@@ -109,6 +118,11 @@ class Seats(ABC):
         p = self.placement
         return {"meeting": self.meeting, "threads": p.cpus, "devices": p.devices, "gpus": p.gpus}
 
+    @property
+    def here(self) -> bool:
+        """Whether the cluster was started here."""
+        return self.cluster.here
+
     # --- its life ------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
@@ -117,10 +131,7 @@ class Seats(ABC):
         self.cluster = Cluster(s.address)
         try:
             nodes = self.cluster.nodes
-            self.placement = place(
-                s.tasks or sum(node.cpus for node in nodes), nodes=nodes, cpus=s.cpus, gpus=s.gpus, exactly=s.exactly,
-                workers=s.workers, spread=s.spread,
-            )  # fmt: skip
+            self.placement = s.place(nodes, sum(node.cpus for node in nodes))
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             actor: Any = ray.remote(Rendezvous)
             options = actor.options(name=self.meeting, num_cpus=0, scheduling_strategy=here, max_concurrency=10_000)
@@ -129,6 +140,7 @@ class Seats(ABC):
             # They start while the driver opens its page in MLflow.
             self.live = set(range(self.placement.concurrent))
             self.start(sorted(self.live))
+            self.next_look = time.monotonic() + LOOK_SECONDS
         except BaseException:
             self.cluster.leave()
             raise
@@ -139,6 +151,7 @@ class Seats(ABC):
     ) -> None:
         try:
             with suppress(RayError):
+                self._forget_room()
                 ray.get(self.actor.close.remote(), timeout=TICK_SECONDS)
             if kind is None:
                 self.finish(ENDING_SECONDS)
@@ -166,6 +179,7 @@ class Seats(ABC):
             self.idle |= set(news.asking)
             if not self._hand_out(hand):
                 return
+            self._grow(hand)
             self._say_room()
 
     def push(self, answer: Answer) -> None:
@@ -261,6 +275,46 @@ class Seats(ABC):
                 self.setup.say(LEAVING)
                 ray.get(self.actor.release.remote(seat))
 
+    def _grow(self, hand: Hand) -> None:
+        """Start further workers where the cluster has got nodes since, and there is a task for them."""
+        if self.here or self.setup.exactly:
+            return
+        if self.asked_room is not None and self.asked_room.wait(0):
+            self._forget_room()  # whichever worker waits takes it; those of a new node are started now
+            self.next_look = 0.0
+        if time.monotonic() < self.next_look:
+            return
+        self.next_look = time.monotonic() + LOOK_SECONDS
+        there, nodes, most = self.placement.concurrent, self.cluster.look(), self.setup.tasks or sys.maxsize
+        room = min(self.placement.room(nodes), most)
+        if room > there and isinstance(self._following(hand), Handed):
+            self._forget_room()
+            self.placement = replace(self.placement, concurrent=room)
+            further = list(range(there, room))
+            self.live |= set(further)
+            self.start(further)
+            self.setup.say(f"the cluster has grown to {counted(len(nodes), 'node')}: {room} at a time")
+        else:
+            self._ask_room(there)
+
+    def _ask_room(self, there: int) -> None:
+        """Ask for room for one more task while any waits, as a cluster that grows by itself adds nodes for what is
+        asked for. Ray forgets it when this process ends.
+
+        Args:
+            there: tasks for which there are workers.
+        """
+        if len(self.begun_tasks) >= (self.setup.tasks or 0):
+            self._forget_room()
+        elif self.asked_room is None and there < (self.setup.tasks or 0) and set(self.at) == self.live:
+            bundles = [self.placement.resources] * self.placement.workers
+            self.asked_room = placement_group(bundles, strategy="STRICT_SPREAD" if self.placement.spread else "PACK")
+
+    def _forget_room(self) -> None:
+        if self.asked_room is not None:
+            remove_placement_group(self.asked_room)
+            self.asked_room = None
+
     def _following(self, hand: Hand) -> Next:
         """The next task, which is kept until a worker takes it."""
         following = self.kept or hand()
@@ -270,6 +324,7 @@ class Seats(ABC):
 
     def _give(self, seat: int, handed: Handed) -> None:
         self.at[seat], self.given[seat] = handed, time.monotonic()
+        self.begun_tasks.add(handed.task.id)
         content = ray.cloudpickle.dumps(handed)
         ray.get(self.actor.give.remote(seat, handed.task.id, handed.attempt, content))
 

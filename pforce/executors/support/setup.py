@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pforce.base.errors import ConfigError
+from pforce.executors.support.placement import Node, Placement, place
 from pforce.training import Callback
 from pforce.trial.task import Answer, Event, Next
 
@@ -36,6 +37,10 @@ class Setup:
     """Workers per task."""
     spread: bool = False
     """Whether every worker of a task gets a node of its own."""
+    gpu_type: str | None = None
+    """Type of the GPUs; None for any."""
+    whole_nodes: bool = False
+    """Whether each task gets nodes that no other task shares."""
     collective_timeout: float = 600.0
     """Seconds after which workers that wait for another one in a training step fail."""
     address: str | None = None
@@ -46,6 +51,17 @@ class Setup:
     """Called with lines for the user."""
     callbacks: Sequence[Callback] = ()
     """Callbacks of the trainings, for an executor that runs them in this process."""
+
+    def place(self, nodes: Sequence[Node], most: int) -> Placement:
+        """Fit the tasks onto the nodes of a cluster. ConfigError where not even one task fits.
+
+        Args:
+            most: number of tasks where `tasks` is None.
+        """
+        return place(
+            self.tasks or most, nodes=nodes, cpus=self.cpus, gpus=self.gpus, exactly=self.exactly,
+            workers=self.workers, spread=self.spread, gpu_type=self.gpu_type, whole_nodes=self.whole_nodes,
+        )  # fmt: skip
 
 
 def one_worker(name: str, setup: Setup) -> None:

@@ -12,8 +12,9 @@ import ray
 from ray.exceptions import RayError
 
 from pforce.base.console import signals_kept
+from pforce.base.machine import usable_cores
 from pforce.base.secrets import keep_private, private_folder, write_private
-from pforce.executors.support.placement import Node
+from pforce.executors.support.placement import TYPE, Node
 from pforce.trial.failures import ClusterError
 
 # The state that Tune keeps of an experiment is not used, so its errors (a race with its own clean-up) do not matter.
@@ -23,16 +24,17 @@ for _name in ("ray.tune.execution.experiment_state", "ray.tune.execution.tune_co
 
 
 def start_ray(address: str | None = None) -> list[Node]:
-    """Connect to the cluster at `address` or RAY_ADDRESS, or start one here. Returns its nodes. ClusterError where the
+    """Connect to the cluster at `address` or RAY_ADDRESS, or start one here, with the cores that
+    this process may use. Returns its nodes. ClusterError where the
     cluster refuses this driver.
 
     The dashboard stays on (loopback only): without it, a trial that a scheduler stops leaks its placement group.
     """
     if not ray.is_initialized():
-        wanted = address or os.environ.get("RAY_ADDRESS") or "local"
+        wanted = _wanted(address)
         try:
             with signals_kept():  # Ray replaces SIGTERM's handler by one that ends without a clean-up
-                own = _private_places() if wanted == "local" else {}
+                own = {"num_cpus": usable_cores(), **_private_places()} if wanted == "local" else {}
                 ray.init(address=wanted, log_to_driver=False, logging_level=logging.ERROR, **own)
         except PermissionError as error:
             raise ClusterError(
@@ -46,8 +48,20 @@ def start_ray(address: str | None = None) -> list[Node]:
                 "(RAY_AUTH_MODE=token, and the head's ~/.ray/auth_token or RAY_AUTH_TOKEN), and the same version of "
                 f"Ray? `pforce doctor --ray-address {wanted}` tells"
             ) from error
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(int(resources.get("CPU", 0)), resources.get("GPU", 0.0)) for resources in alive]
+    return _nodes()
+
+
+def _wanted(address: str | None) -> str:
+    return address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def _nodes() -> list[Node]:
+    """The nodes of the cluster that this process is connected to."""
+    found = []
+    for resources in (node["Resources"] for node in ray.nodes() if node["Alive"]):
+        types = tuple(name.removeprefix(TYPE) for name in resources if name.startswith(TYPE))
+        found.append(Node(int(resources.get("CPU", 0)), resources.get("GPU", 0.0), types))
+    return found
 
 
 def _private_places() -> dict[str, Any]:
@@ -69,7 +83,14 @@ class Cluster:
 
     def __init__(self, address: str | None) -> None:
         self.ours = not ray.is_initialized()
+        self.here = self.ours and _wanted(address) == "local"
+        """Whether it was started here, and so has this machine alone."""
         self.nodes = start_ray(address)
+
+    def look(self) -> list[Node]:
+        """The nodes that it has now."""
+        self.nodes = _nodes()
+        return self.nodes
 
     def leave(self) -> None:
         """End the cluster where this process started it."""
