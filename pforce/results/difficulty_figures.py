@@ -173,7 +173,7 @@ def class_figure(by_class: Mapping[str, Estimate], label: str, path: Path) -> No
         )  # fmt: skip
         axis.set_yticks(range(len(ordered)), [f"{name} ({each.n:,})" for name, each in ordered])
         axis.set_ylim(-0.7, len(ordered) - 0.3)
-        axis.set_xlabel(f"{label} (images in brackets, 95 % intervals over them)")
+        axis.set_xlabel(f"{label}\n(images in brackets, 95 % intervals over them)")
         axis.grid(axis="x", alpha=0.25)
         _save(figure, path)
 
