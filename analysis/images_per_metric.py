@@ -369,14 +369,15 @@ def markdown(found: dict[str, dict[int, Told]], record: dict[str, Any]) -> str:
         f"micro model at OpenMoji 32²: {record['images_seen']:,} images seen, {len(record['seeds'])} seeds per row, "
         f"{record['generated']:,} images per model (Euler, {record['nfe']} NFE), {record['reference_images']} "
         f"reference images, detector `{record['detector']}`. {record['host_type']}, one thread, torch "
-        f"{record['version.torch']}, {record['precision']}.", "",
+        f"{record['version.torch']}, {record['precision']}. "
+        "The models are far from trained (the experiment's 96,000 images), and this is one pair of rows.", "",
         f"![Seeds needed by images per evaluation]({OUT}.png)", "",
         f"**Different at 5 % on all images:** {together} (after Holm over {len(found)} metrics). Each taken alone: "
         f"{alone}.", "",
         "- *Seeds needed*: per row, for Welch's t-test at 5 % to find the measured difference in 80 % of cases, were "
         "the measured difference and spread the true ones.",
-        f"- *10–90 %*: of the seeds needed, over {RESAMPLES:,} resamples of the seeds. So few seeds say little about "
-        "their own spread: read the range, not the number.",
+        f"- *10–90 %*: of the seeds needed, over {RESAMPLES:,} resamples of the seeds. Few seeds have few "
+        "different resamples (three have ten), so the true range is wider.",
         "- *other sign*: share of these resamples in which the difference has the other sign.",
         "- *sd over images*: of one model's value, over disjoint blocks of that many images. *sd over seeds*: of "
         "models of one row on the same images. Noise and classes are the same in all models, so what a block has in "
