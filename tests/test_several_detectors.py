@@ -15,7 +15,7 @@ from torch import nn
 
 from pforce.base.console import DONE
 from pforce.base.errors import FieldError
-from pforce.commands.evaluate import evaluate
+from pforce.commands.evaluate import evaluate, results_table
 from pforce.config import from_dict, to_dict, with_fields
 from pforce.data import read_split
 from pforce.images import from_uint8
@@ -240,6 +240,26 @@ def test_class_accuracy_of_known_sets() -> None:
     told = distances(given, of_features(given, "toys", "0"), ["class_accuracy"])
     assert told.metrics == {}
     assert told.notes == ("class_accuracy: left out, as nobody says of which classes the images should be",)
+
+
+def test_class_distances_are_of_the_classes_that_images_were_drawn_with(trained: Path, tmp_path: Path) -> None:
+    """Oracle: the test's own sums over pairs of the pictures that the storage keeps and the training drawings. Only one
+    class has ten of both; its numbers reach the file, its mean the table."""
+    options = {"metrics": ("class_kernel",), "measure": ("images",), "images": 32, "label_images": 16}
+    found = measure(trained, tmp_path, detector=f"{HERE}:fine", reference="train", **options)
+    (block,) = (tmp_path / "drawings").glob("*/images/*.npz")
+    with np.load(block) as arrays:
+        images = torch.from_numpy(arrays["images"][:32])
+    train = read_split(DATA, "train")
+    drawn_with = read_split(DATA, "validation", limit=16).labels[torch.arange(32) % 16]
+    a, b = (fine().read(side).features.double() for side in (images[drawn_with == 1], train.images[train.labels == 1]))
+    within = [((s @ s.T / 48 + 1) ** 3) for s in (a, b)]
+    same = [float((k.sum() - k.trace()) / (len(k) * (len(k) - 1))) for k in within]
+    expected = sum(same) - 2 * float(((a @ b.T / 48 + 1) ** 3).mean())
+    assert found["class_kd/fine"] == found["per_class/kd/fine_c1"] == pytest.approx(expected, rel=1e-5)
+    assert (found["per_class/kd/fine_c1_images"], found["per_class/kd/fine_c1_reference_images"]) == (18, 39)
+    assert (tmp_path / "out" / "distance_by_class.png").exists()
+    assert "per_class" not in "".join(map(str, results_table(found)["metric"]))
 
 
 # --- rules of classes -----------------------------------------------------------------------------------------------

@@ -12,7 +12,17 @@ from pforce.base.console import DONE, SOME_FAILED, STOPPED, make_console, stop_o
 from pforce.base.errors import require
 from pforce.commands.evaluation_plan import Arguments, is_model, plan_images, plan_model
 from pforce.metrics.distances import few_images, memorised, metric_name, thresholds
-from pforce.metrics.names import BOUNDS, CALIBRATION, COSTS, COUNTS, DIFFICULTY, VALIDATION_LOSS, MetricName, read_names
+from pforce.metrics.names import (
+    BOUNDS,
+    CALIBRATION,
+    COSTS,
+    COUNTS,
+    DIFFICULTY,
+    PER_CLASS,
+    VALIDATION_LOSS,
+    MetricName,
+    read_names,
+)
 from pforce.metrics.reference import save_statistics
 from pforce.orchestration.drive import WorkFailed
 from pforce.orchestration.evaluation import RESULT, Evaluation, Outcome, forget, known, run, show
@@ -29,7 +39,7 @@ SHOWN_TIMESTEPS = (0.2, 0.6)
 
 def _is_shown(name: MetricName) -> bool:
     """Whether a metric has its own row in the table."""
-    if name.beside is not None or name.kind in COSTS or name.decile is not None:
+    if name.beside is not None or name.kind in (*COSTS, *PER_CLASS) or name.decile is not None:
         return False
     if name.kind == VALIDATION_LOSS:
         return name.t is None

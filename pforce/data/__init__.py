@@ -4,7 +4,7 @@
 from pforce.data.cache import ensure
 from pforce.data.config import DataConfig
 from pforce.data.manifest import DataError, Manifest, Shard, Split
-from pforce.data.reader import Batch, TrainingStream, check_streams, merge_states, read_batches, read_split
+from pforce.data.reader import Batch, TrainingStream, check_streams, merge_states, read_batches, read_labels, read_split
 
 __all__ = [
     "Batch",
@@ -18,5 +18,6 @@ __all__ = [
     "ensure",
     "merge_states",
     "read_batches",
+    "read_labels",
     "read_split",
 ]

@@ -273,18 +273,32 @@ def read_split(folder: Path, split: SplitName, *, limit: int | None = None) -> B
 def read_batches(folder: Path, split: SplitName, size: int) -> Iterator[Tensor]:
     """All images of a split in the order of the shards, in batches (size, 3, H, W) uint8, the last one smaller. It
     holds one shard in memory at a time. DataError as in `read_split`."""
+    rest: list[Tensor] = []
+    for decoded in _shards(folder, split):
+        *whole, last = torch.cat([*rest, decoded.images[decoded.intact]]).split(size)
+        yield from whole
+        rest = [last]
+    yield from (last for last in rest if len(last))
+
+
+def read_labels(folder: Path, split: SplitName, *, limit: int | None = None) -> Tensor:
+    """Labels (N,) int64 of the images that `read_split` returns. Of a whole split it holds one shard in memory at a
+    time. FieldError and DataError as in `read_split`."""
+    if limit not in (None, _open_manifest(folder).split(split).samples):
+        return read_split(folder, split, limit=limit).labels
+    return torch.cat([decoded.labels[decoded.intact] for decoded in _shards(folder, split)])
+
+
+def _shards(folder: Path, split: SplitName) -> Iterator[DecodedShard]:
+    """The shards of a split in order, one in memory at a time."""
     manifest = _open_manifest(folder)
     shards = manifest.split(split)
     damage = DamageCount(folder, shards)
-    rest: list[Tensor] = []
     with _decoding_threads() as executor:
         for shard in shards.shards:
             decoded = load_shard(folder, shard, manifest, executor, keep=False)
             damage.add(shard, decoded)
-            *whole, last = torch.cat([*rest, decoded.images[decoded.intact]]).split(size)
-            yield from whole
-            rest = [last]
-    yield from (last for last in rest if len(last))
+            yield decoded
 
 
 def _open_manifest(folder: Path) -> Manifest:

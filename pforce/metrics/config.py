@@ -39,7 +39,8 @@ class EvaluationConfig:
     """Metrics of generated images: frechet (with sFID where the detector has spatial features), kernel,
     precision_recall, inception_score; precision_recall_adm and inception_score_adm by the rules of ADM's evaluator;
     density_coverage; sliced (Wasserstein distance, for few images);
-    class_accuracy (of the data's own classifier); memorisation (nearest training images)."""
+    class_accuracy (of the data's own classifier); class_kernel (kernel distance of each class); memorisation (nearest
+    training images)."""
     reference: str = "validation"
     """Reference images that generated images are compared with: the data set's validation or train images, or a file of
     stored statistics (npz in the format of ADM's evaluator). Results depend on a file's hash."""

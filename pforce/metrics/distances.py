@@ -10,9 +10,18 @@ from typing import Any, Literal, NamedTuple, get_args
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pforce.base.words import counted
 from pforce.metrics import adm, manifolds
 from pforce.metrics.features import FeatureSet
-from pforce.metrics.fidelity import NEIGHBOURS, SCORE_SPLITS, inception_score, kernel_distance, precision_recall
+from pforce.metrics.fidelity import (
+    LEAST_PER_CLASS,
+    NEIGHBOURS,
+    SCORE_SPLITS,
+    class_distances,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
 from pforce.metrics.frechet import (
     ENOUGH_PER_FEATURE,
     EXTRAPOLATED_SHARES,
@@ -31,7 +40,7 @@ from pforce.metrics.reference import ReferenceStatistics
 
 ImageMetric = Literal[
     "frechet", "kernel", "precision_recall", "inception_score", "precision_recall_adm", "inception_score_adm",
-    "density_coverage", "sliced", "class_accuracy", "memorisation",
+    "density_coverage", "sliced", "class_accuracy", "class_kernel", "memorisation",
 ]  # fmt: skip
 IMAGE_METRICS: tuple[ImageMetric, ...] = get_args(ImageMetric)
 USUAL: tuple[ImageMetric, ...] = ("frechet", "kernel", "precision_recall", "inception_score")
@@ -42,10 +51,11 @@ KINDS_OF = {
     "precision_recall": ("precision", "recall"), "inception_score": ("is",),
     "precision_recall_adm": ("precision_adm", "recall_adm"), "inception_score_adm": ("is_adm",),
     "density_coverage": ("density", "coverage"), "sliced": ("swd",),
-    "class_accuracy": ("class_accuracy",),
+    "class_accuracy": ("class_accuracy",), "class_kernel": ("class_kd",),
     "memorisation": (*MEMORISATION, *PIXEL_MEMORISATION),
 }  # fmt: skip
-"""Image metric → kinds of the numbers that it records; sfd only where the detector has spatial features."""
+"""Image metric → kinds of the numbers that it records, without those of single classes; sfd only where the detector has
+spatial features."""
 
 LEAST = {
     "precision_recall": NEIGHBOURS + 1,
@@ -57,6 +67,8 @@ LEAST = {
 }
 """Least number of images for each metric; with fewer it is left out, with a note. Those of `WITH_IMAGES` need as
 many reference images, memorisation as many held-out ones."""
+MOST_CLASSES = 100
+"""Most classes whose own numbers are recorded: those of 1,000 classes would be 5,000 numbers of a row."""
 NEAREST = "memorisation"
 """Name of the distances to the nearest training image, the only one of `IMAGE_METRICS` that needs training images."""
 
@@ -95,17 +107,25 @@ class _Record:
         self.detector, self.n = detector, n
         self.metrics: dict[str, float] = {}
 
-    def put(self, short: str, estimate: Estimate, references: int | None) -> None:
+    def put(
+        self, short: str, estimate: Estimate, references: int | None, *, images: int | None = None,
+        label: int | None = None,
+    ) -> None:  # fmt: skip
         """Add a value, its interval where it has one, and the numbers of images. FeatureError for a value that is not
-        finite."""
-        name = MetricName(short, self.detector)
+        finite.
+
+        Args:
+            images: number of generated images, by default of all.
+            label: class of the images, for a metric of one class.
+        """
+        name = MetricName(short, self.detector, label=label)
         if not math.isfinite(estimate.value):
             raise FeatureError(f"{name} of {TOO_LARGE}")
         self.metrics[str(name)] = estimate.value
         if not math.isnan(estimate.low):
             low, high = map(str, name.bounds)
             self.metrics[low], self.metrics[high] = estimate.low, estimate.high
-        self.metrics[str(name.with_beside("images"))] = float(self.n)
+        self.metrics[str(name.with_beside("images"))] = float(self.n if images is None else images)
         if references is not None:
             self.metrics[str(name.with_beside("reference_images"))] = float(references)
 
@@ -177,6 +197,30 @@ def _class_accuracy(record: _Record, generated: FeatureSet) -> list[str]:
     return []
 
 
+def _class_kernel(record: _Record, generated: FeatureSet, reference: ReferenceStatistics) -> list[str]:
+    """Record the kernel distance of each class, and their mean; returns notes."""
+    if generated.labels is None:
+        return ["class_kernel: left out, as nobody says of which classes the images should be"]
+    if reference.features is None or reference.labels is None:
+        return [f"class_kernel: left out, as nobody says of which classes the images of {reference.source} are"]
+    found = class_distances(generated.features, generated.labels, reference.features, reference.labels())
+    least = f"{LEAST_PER_CLASS} generated and {LEAST_PER_CLASS} reference images"
+    if found is None:
+        return [f"class_kernel: left out, as no class has {least}"]
+    record.put("class_kd", found.mean, sum(found.references.values()), images=found.mean.n)
+    notes, several = [], counted(len(found.by_class), "class", "classes")
+    if found.left_out:
+        listed = ", ".join(str(label) for label in found.left_out[:MOST_CLASSES])
+        without = "class" if len(found.left_out) == 1 else "classes"
+        name = MetricName("class_kd", record.detector)
+        notes.append(f"{name}: over {several}, without {without} {listed}, which lack {least}")
+    if len(found.by_class) > MOST_CLASSES:
+        return [*notes, f"class_kernel: only the mean is kept, as {several} are more than {MOST_CLASSES}"]
+    for label, estimate in found.by_class.items():
+        record.put("per_class/kd", estimate, found.references[label], images=estimate.n, label=label)
+    return notes
+
+
 def distances(
     generated: FeatureSet, reference: ReferenceStatistics, metrics: Sequence[str] = ("frechet",), *,
     training: Training | None = None, progress: Callable[[float], None] = lambda share: None,
@@ -212,6 +256,8 @@ def distances(
     notes += _scores(record, generated, metrics)
     if "class_accuracy" in metrics:
         notes += _class_accuracy(record, generated)
+    if "class_kernel" in metrics:
+        notes += _class_kernel(record, generated, reference)
     fewest = dict.fromkeys(metrics, n)
     if reference.features is not None:
         fewest |= {metric: min(n, len(reference.features)) for metric in WITH_IMAGES if metric in metrics}

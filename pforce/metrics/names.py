@@ -69,7 +69,7 @@ VALIDATION_LOSS = "val/loss"
 DISTANCES = (
     "fd", "fd_infinity", "sfd", "kd", "precision", "recall", "is",
     "precision_adm", "recall_adm", "is_adm", "density", "coverage", "swd",
-    "class_accuracy",
+    "class_accuracy", "class_kd",
 )  # fmt: skip
 """Kinds of metrics of generated images, in the order of tables."""
 LARGER_IS_BETTER = (
@@ -84,6 +84,8 @@ LARGER_IS_BETTER = (
     "class_accuracy",
 )
 """Kinds of `DISTANCES` whose larger values are better."""
+PER_CLASS = ("per_class/kd",)
+"""Kinds of metrics of the generated images of one class: `per_class/kd/openmoji_c3`. They are no headline metrics."""
 MEMORISATION = ("memorisation/auc", "memorisation/copies")
 """Kinds of metrics of the distance to the nearest training image in a detector's features."""
 PIXEL_MEMORISATION = ("memorisation/pixel_auc", "memorisation/pixel_copies")
@@ -104,6 +106,7 @@ CURVE_POINT = (
 
 KINDS: dict[str, Kind] = {
     **{name: Kind(("detector",), beside=OF_DISTANCES, larger_is_better=name in LARGER_IS_BETTER) for name in DISTANCES},
+    **{name: Kind(("detector", "label"), beside=OF_DISTANCES) for name in PER_CLASS},
     **{name: Kind(("detector",), beside=OF_MEMORISATION) for name in MEMORISATION},
     **{name: Kind(beside=OF_MEMORISATION) for name in PIXEL_MEMORISATION},
     VALIDATION_LOSS: Kind(optional=("t",), decimals=4),
@@ -124,9 +127,11 @@ KINDS: dict[str, Kind] = {
     **{name: Kind() for name in CURVE_POINT},
 }
 INCEPTION = "inception"
+CLASS = "c"
+"""Letter before the number of a class in names."""
 CONTEXT_DECIMALS = 3
 """Decimals of a context time."""
-FIELDS = ("detector", "t", "context_time", "decile", "shown", "statistic")
+FIELDS = ("detector", "label", "t", "context_time", "decile", "shown", "statistic")
 
 
 def _time_text(field: str, time: float, decimals: int) -> str:
@@ -156,6 +161,8 @@ class MetricName:
     """Statistic of a distribution: `mean`, or a quantile in percent."""
     beside: Beside | None = None
     """Relation to the value it stands beside; None for a value itself."""
+    label: int | None = None
+    """Class of the images: an index into the data set's classes."""
 
     def __post_init__(self) -> None:
         kind = KINDS.get(self.kind)
@@ -175,6 +182,7 @@ class MetricName:
             time = getattr(self, field)
             if time is not None:  # 3 × 0.1 and 0.3 are one name, and so one value; −0.0 + 0.0 is 0.0
                 object.__setattr__(self, field, float(_time_text(field, time, decimals)) + 0.0)
+        require(self.label is None or self.label >= 0, "label", self.label, "≥ 0")
         require(self.decile is None or self.decile in range(1, 11), "decile", self.decile, "1 to 10")
         require(self.shown in (None, "alone", "context"), "shown", self.shown, "alone or context")
         percent = self.statistic in (None, "mean") or self.statistic in range(101)
@@ -182,6 +190,7 @@ class MetricName:
 
     def __str__(self) -> str:
         parts = [
+            None if self.label is None else f"{CLASS}{self.label}",
             None if self.t is None else f"t{_time_text('t', self.t, KINDS[self.kind].decimals)}",
             None if self.context_time is None else f"at{self.context_time:.{CONTEXT_DECIMALS}f}",
             None if self.decile is None else f"d{self.decile}",
@@ -309,6 +318,10 @@ def _fields(head: str) -> dict[str, Any] | None:
             return {"kind": kind, "detector": INCEPTION}
         if head.startswith(f"{kind}/"):
             return {"kind": kind, "detector": head.removeprefix(f"{kind}/")}
+    for kind in PER_CLASS:
+        own, _, label = head.rpartition(f"_{CLASS}")
+        if label.isdecimal() and (own == kind or own.startswith(f"{kind}/")):
+            return {"kind": kind, "detector": own.removeprefix(kind)[1:] or INCEPTION, "label": int(label)}
     kinds = [kind for kind in KINDS if head == kind or head.startswith(f"{kind}_")]
     if not kinds:
         return None

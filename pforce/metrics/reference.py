@@ -60,14 +60,18 @@ class ReferenceStatistics:
     """Source of the images, in words."""
     identity: str
     """Hash of the images, the detector and its preprocessing, or of the file."""
+    labels: Callable[[], Tensor] | None = None
+    """Function that returns the classes (M,) of the images of `features`; None where nobody says them."""
 
 
 def of_features(found: FeatureSet, source: str, identity: str) -> ReferenceStatistics:
     """Reference statistics of features."""
     spatial = None if found.spatial is None else moments(found.spatial)
+    labels = found.labels
     return ReferenceStatistics(
-        found.detector, found.sha256, moments(found.features), spatial, found.features, source, identity
-    )
+        found.detector, found.sha256, moments(found.features), spatial, found.features, source, identity,
+        None if labels is None else lambda: labels,
+    )  # fmt: skip
 
 
 def reference_key(content: str, detector: Detector) -> str:

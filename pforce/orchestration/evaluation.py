@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -22,7 +22,8 @@ from pforce.metrics.detectors import Detector
 from pforce.metrics.difficulty import DifficultyCorrelation, PatchErrors, correlation_by_class
 from pforce.metrics.held_out import MAP_IMAGES, SHOWN_TIMESTEPS, context_of, correlation_from, errors_of
 from pforce.metrics.image_sets import ImageSet
-from pforce.metrics.names import CostName
+from pforce.metrics.intervals import Estimate
+from pforce.metrics.names import BOUNDS, COUNTS, CostName, MetricName, read_names
 from pforce.orchestration.display import Display
 from pforce.orchestration.drive import Source, drive, error_of
 from pforce.orchestration.options import SCRATCH
@@ -55,6 +56,7 @@ EXPERIMENT = "evaluations"
 """MLflow experiment of all evaluations."""
 RESULT, SAMPLES, MAPS = "evaluation.json", "samples.png", "uncertainty_maps.png"
 CLASS_TIMESTEP = 0.6
+Of = TypeVar("Of")
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,10 @@ class Evaluation:
         if self.model is not None:
             return list(self.model.request.parts(self.model.sha256))
         return list(self.image_parts.values())
+
+    def by_name(self, by_class: Mapping[int, Of]) -> dict[str, Of]:
+        """Values of classes by the classes' names, where these are known."""
+        return {(self.classes[c] if self.classes else f"class {c}"): of for c, of in sorted(by_class.items())}
 
     @cached_property
     def identity(self) -> str:
@@ -270,6 +276,19 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
+def _class_distances(e: Evaluation, ledger: Ledger) -> dict[int, Estimate]:
+    """Class → distance of its images in the first detector's features; empty where it is not measured."""
+    found: dict[int, Estimate] = {}
+    for part in e.parts:
+        record = ledger.get(part) if part.canonical.get("metric") == "class_kernel" else None
+        numbers = record.numbers() if record is not None else {}
+        for text, name in read_names(numbers).items():
+            if name.label is not None and name.beside is None and name.detector == e.detector.name:
+                low, high, images = (numbers[str(name.with_beside(each))] for each in (*BOUNDS, COUNTS[0]))
+                found[name.label] = Estimate(numbers[text], low, high, int(images))
+    return found
+
+
 def _pictures(e: Evaluation, ledger: Ledger, a: Analyses, folder: Path) -> list[Path]:
     """Draw samples and figures of the measurements; returns the files."""
     made: list[Path] = []
@@ -286,13 +305,15 @@ def _pictures(e: Evaluation, ledger: Ledger, a: Analyses, folder: Path) -> list[
     near = nearest_of(ledger, e.parts)
     if near is not None:
         pairs_figure(near, e.detector.name, path(NEAREST_PAIRS))
+    if distances := _class_distances(e, ledger):
+        name = MetricName("class_kd", e.detector.name)
+        figures.class_figure(e.by_name(distances), f"{name} of each class", path("distance_by_class.png"))
     if a.correlations:
         figures.difficulty_figure(a.correlations, path("difficulty.png"))
     if a.errors:
         figures.difficulty_scatter(a.errors, path("difficulty_scatter.png"))
-        named = {(e.classes[label] if e.classes else f"class {label}"): r for label, r in sorted(a.by_class.items())}
-        if named:
-            figures.class_figure(named, path("difficulty_by_class.png"))
+        if a.by_class:
+            figures.r_by_class(e.by_name(a.by_class), path("difficulty_by_class.png"))
         if a.calibrations:
             figures.calibrations_figure(a.calibrations, path("calibration.png"))
         assert model is not None

@@ -46,6 +46,7 @@ VERSIONS: Mapping[str, int] = {
             "density_coverage",
             "sliced",
             "class_accuracy",
+            "class_kernel",
             "memorisation",
         )
     },

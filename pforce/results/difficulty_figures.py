@@ -21,6 +21,7 @@ from pforce.base.files import write_bytes
 from pforce.metrics.calibration import Calibration
 from pforce.metrics.context import ContextHelps, ContextUncertainty
 from pforce.metrics.difficulty import DifficultyCorrelation, PatchErrors, correlation_of
+from pforce.metrics.intervals import Estimate
 from pforce.results.figures import calibration_figure
 from pforce.results.page import png
 from pforce.results.paper import paper_table
@@ -144,22 +145,35 @@ def difficulty_scatter(errors: PatchErrors | Sequence[PatchErrors], path: Path) 
         _save(figure, path)
 
 
-def class_figure(by_class: Mapping[str, DifficultyCorrelation], path: Path) -> None:
-    """Draw R of each class with its interval over images, the highest on top, with the number of images beside the
-    name."""
-    ordered = sorted(by_class.items(), key=lambda item: (np.nan_to_num(item[1].pearson, nan=-2.0), item[0]))
-    r = np.array([each.pearson for _, each in ordered])
-    interval = np.array([each.pearson_interval for _, each in ordered])
+def r_by_class(by_class: Mapping[str, DifficultyCorrelation], path: Path) -> None:
+    """Draw R of each class as `class_figure` does."""
+    found = {name: Estimate(r.pearson, *r.pearson_interval, r.images) for name, r in by_class.items()}
+    times = ", ".join(f"{t:g}" for t in sorted({r.t for r in by_class.values()}))
+    class_figure(found, f"R at t = {times}", path)
+
+
+def class_figure(by_class: Mapping[str, Estimate], label: str, path: Path) -> None:
+    """Draw a value of each class with its interval over images, the highest on top, with the number of images beside
+    the name.
+
+    Args:
+        label: label of the values.
+    """
+    ordered = sorted(by_class.items(), key=lambda item: (np.nan_to_num(item[1].value, nan=-2.0), item[0]))
+    values = np.array([each.value for _, each in ordered])
     # Where a class has few images, a bootstrap interval need not include the value itself.
-    sizes = np.maximum(0, np.stack([r - interval[:, 0], interval[:, 1] - r]))
+    below = np.maximum(0, values - np.array([each.low for _, each in ordered]))
+    above = np.maximum(0, np.array([each.high for _, each in ordered]) - values)
     with _style():
         figure = Figure(figsize=(5.6, 0.26 * len(ordered) + 1.0), layout="constrained")
         axis = figure.subplots()
-        axis.errorbar(r, range(len(ordered)), xerr=sizes, fmt="o", markersize=4, color=OURS, capsize=2.5, linewidth=1.2)
-        axis.set_yticks(range(len(ordered)), [f"{name} ({each.images:,})" for name, each in ordered])
+        axis.errorbar(
+            values, range(len(ordered)), xerr=np.stack([below, above]), fmt="o", markersize=4, color=OURS, capsize=2.5,
+            linewidth=1.2,
+        )  # fmt: skip
+        axis.set_yticks(range(len(ordered)), [f"{name} ({each.n:,})" for name, each in ordered])
         axis.set_ylim(-0.7, len(ordered) - 0.3)
-        times = sorted({each.t for _, each in ordered})
-        axis.set_xlabel(f"R at t = {', '.join(f'{t:g}' for t in times)} (images in brackets, 95 % intervals over them)")
+        axis.set_xlabel(f"{label}\n(images in brackets, 95 % intervals over them)")
         axis.grid(axis="x", alpha=0.25)
         _save(figure, path)
 

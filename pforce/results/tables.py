@@ -63,7 +63,7 @@ class Column(NamedTuple):
 
 DISTANCE_DECIMALS = {
     "kd": 4, "precision": 3, "recall": 3, "precision_adm": 3, "recall_adm": 3, "density": 3, "coverage": 3, "swd": 4,
-    "class_accuracy": 3,
+    "class_accuracy": 3, "class_kd": 4,
 }  # fmt: skip
 """Kind of distance → decimals; all others have two."""
 DISTANCE_COLUMNS = tuple(

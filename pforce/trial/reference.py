@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pforce.base.errors import FieldError
 from pforce.base.files import sha256_of
-from pforce.data import Batch, Manifest, read_batches, read_split
+from pforce.data import Batch, Manifest, read_batches, read_labels, read_split
 from pforce.data.manifest import SplitName
 from pforce.metrics.config import EvaluationConfig
 from pforce.metrics.detectors import Detector, DetectorError, Reading, WithPixels
@@ -177,11 +177,13 @@ class ReferenceImages:
             source = f"{self.images:,} {'training' if self.split == 'train' else 'held-out'} images of {path.name}"
         else:
             images, source = open_images(path), str(path)
+        labels = partial(read_labels, path, self.split, limit=self.images) if self.kind == "split" else None
         version = versions_of(f"detector.{detector.name}")  # raised where a change of its code changes features
         content = self.identity + "".join(f" version {number}" for number in version.values())
-        return cached_reference(
+        found = cached_reference(
             images, detector, cache, source=source, content=content, device=device, progress=progress
         )
+        return replace(found, labels=labels)
 
 
 def reference_images(config: EvaluationConfig, folder: Path, inputs: Inputs, resolution: int) -> ReferenceImages:

@@ -43,6 +43,7 @@ DETECTORS = st.one_of(
 ).filter(lambda name: name.split() == [name])
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "detector": DETECTORS,
+    "label": st.integers(0, 2000),
     "t": HUNDREDTHS,
     "context_time": st.integers(0, 1000).map(lambda thousandths: thousandths / 1000),
     "decile": st.integers(1, 10),
@@ -167,6 +168,8 @@ BAD = [
     "context/log_sigma_t0.10", "context/log_sigma_t0.10_alone", "context/log_sigma_t0.10_q50",
     "context/log_sigma_t0.10_alone_q5", "context/log_sigma_t0.10_alone_q101", "context/log_sigma_t0.10_both_mean",
     "context/log_sigma_t0.10_alone_median", "cost/nfe_low", "cost/money", "cost/nfe ", "train/accuracy",
+    "per_class/kd", "per_class/kd/openmoji", "per_class/kd/openmoji_c", "per_class/kd/openmoji_c03",
+    "per_class/kd/openmoji_c-1", "per_class/kd/_c3", "per_class/kd/inception_c3", "per_class/fd/openmoji_c3",
 ]  # fmt: skip
 
 

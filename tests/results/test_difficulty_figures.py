@@ -78,7 +78,7 @@ def test_the_scatter_of_one_and_of_several(tmp_path):
 def test_classes(tmp_path):
     by_class = {"Food & Drink": correlation(0.5, 0.6), "Flags": correlation_of(errors(0.5))}
     by_class["Objects"] = by_class["Flags"]._replace(pearson=math.nan, pearson_interval=(math.nan, math.nan))
-    figures.class_figure(by_class, tmp_path / "class.png")
+    figures.r_by_class(by_class, tmp_path / "class.png")
     assert figures.OURS in seen(tmp_path / "class.png")
 
 
