@@ -58,6 +58,15 @@ class Ladder:
             found.append(mean_of(self.settings.metric, known))
         return tuple(found)
 
+    def may_go_on(self, ended: Collection[int]) -> int:
+        """Number of trials that are measured at their rung, undecided, and likely to go on; at least 1 where any are.
+
+        Args:
+            ended: as in `advance`.
+        """
+        waiting = sum(at < len(self.values(number)) for number, at in self.at.items() if number not in ended)
+        return max(1, waiting // self.settings.reduction) if waiting else 0
+
     def advance(self, ended: Collection[int], trials: int, *, more: bool) -> tuple[list[int], list[int]]:
         """The trials that go on, which are at their next rung now, and those that stop. While others may still come to
         a rung, only the best of those that are sure to go on does, so that a worker is not idle.

@@ -116,7 +116,7 @@ class Search(Supply):
         running = {trial.number: self._trainings(trial) for trial in trials if not trial.state.is_finished()}
         trainings = {each for several in running.values() for each in several}
         # With nothing else to do this driver waits for the others', as its table would not be whole without them.
-        held = held_below(self.plan.options.place, TRAINING, trainings) if self.left else set()
+        held = held_below(self.plan.options.place, TRAINING, trainings) if self.unasked else set()
         self._take([trial for trial in trials if not held & running.get(trial.number, set())])
         self.plan.look()
         if "diverged" in self.plan.options.again:
@@ -167,11 +167,17 @@ class Search(Supply):
         return True
 
     @property
-    def left(self) -> int:
+    def unasked(self) -> int:
+        """Number of cells of trials that are still to be suggested."""
         return 0 if self.exhausted else max(0, self.trials - self.own) * len(self.plan.sweep.seeds)
 
+    @property
+    def left(self) -> int:
+        waiting = 0 if self.ladder is None else self.ladder.may_go_on(self.settled)
+        return self.unasked + waiting * len(self.plan.sweep.seeds)
+
     def added(self, display: Display, *, waiting: int, running: int) -> list[Work]:
-        if waiting or (running and not self.left and self.ladder is None):
+        if waiting or (running and not self.unasked and self.ladder is None):
             return []
         try:
             return self._added(display, running)
@@ -190,8 +196,8 @@ class Search(Supply):
             ahead = self._climb() if self.settings.method not in PLAIN else []
             with self.study.alone():
                 self.own = len(self.study.own)
-                trial = self.study.ask() if self.left and not ahead else None
-                self.exhausted |= (trial is None and self.left > 0) or len(self.same) > MOST_SAME * self.trials
+                trial = self.study.ask() if self.unasked and not ahead else None
+                self.exhausted |= (trial is None and self.unasked > 0) or len(self.same) > MOST_SAME * self.trials
                 self.own += trial is not None
             if trial is None:
                 new = ahead or self._climb()
@@ -216,7 +222,7 @@ class Search(Supply):
         """The cells at their next rung of the trials that go on; those that stop are told to the study."""
         if self.ladder is None:
             return []
-        go, stop = self.ladder.advance(self.settled, len(self.study.trials), more=self.left > 0)
+        go, stop = self.ladder.advance(self.settled, len(self.study.trials), more=self.unasked > 0)
         for number in stop:
             self.study.stop(number)
             self.settled.add(number)

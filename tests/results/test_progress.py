@@ -73,7 +73,7 @@ def test_trials_of_a_running_sweep_are_ordered_by_what_is_known(tracker):
 
     def rows() -> list[list[str]]:
         out = make_console(file=io.StringIO(), width=200)
-        out.print(view(tracker, 200, "grid"))
+        out.print(view(progress.read(tracker, "grid"), 200, "grid"))
         lines = out.file.getvalue().splitlines()
         return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if "cell " in line]
 

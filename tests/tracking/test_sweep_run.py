@@ -3,14 +3,12 @@ what a browser shows."""
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import math
 import re
 import shutil
 import subprocess
-import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -37,12 +35,11 @@ from pforce.orchestration.plan import Plan
 from pforce.orchestration.sweep import Sweep
 from pforce.orchestration.sweep_report import sweep_frame, sweep_summary
 from pforce.records.ledger import Ledger
-from pforce.results.formats import safe_markdown
 from pforce.sampling import generate
 from pforce.storage import Storage
 from pforce.storage.identity import identity_of
 from pforce.tracking import Tags, Tracker, default_uri
-from pforce.tracking.charts import CELLS_ONLY, MOST_BYTES, TAG, Charts, addresses, key_of_page
+from pforce.tracking.charts import TAG, addresses, key_of_page
 from pforce.tracking.live import CATCH_UP
 from pforce.tracking.view import NOTE, key_of
 from pforce.training import Callback, Record, TrainState
@@ -51,6 +48,7 @@ from pforce.trial.folder import training_folder
 from pforce.trial.source import load_source
 from tests.orchestration.conftest import make_plan, small_sweep
 from tests.tracking.servers import MlflowServer
+from tests.tracking.test_charts import state_of
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.process]
 SNAPSHOT, END = 64, 96
@@ -401,41 +399,3 @@ def text_of(address: str, folder: Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
     body = re.sub(r"<(script|style)[^>]*>.*?</\1>", "", done.stdout, flags=re.DOTALL)
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
-
-
-def state_of(text: str) -> dict[str, Any]:
-    """A saved view as MLflow's page reads it."""
-    head, _, packed = text.partition(";")
-    assert head == "deflate"
-    return json.loads(zlib.decompress(base64.b64decode(packed)))
-
-
-@pytest.mark.unit
-def test_a_saved_view_has_columns_and_charts_of_what_varies():
-    charts = Charts(["timesteps.m", "timesteps.sigma"], ["fd/openmoji"], ["val/loss"], ["train/loss"], ["samples"],
-                    "smaller is better", step=96)  # fmt: skip
-    state = state_of(charts.state())
-    assert state["selectedColumns"] == [
-        "params.`timesteps.m`", "params.`timesteps.sigma`", "params.`seed`", "metrics.`fd/openmoji`",
-        "metrics.`val/loss`",
-    ]  # fmt: skip
-    assert (state["searchFilter"], state["orderByKey"]) == (CELLS_ONLY, "metrics.`fd/openmoji`")
-    kinds = [(chart["type"], chart["metricSectionId"]) for chart in state["compareRunCharts"]]
-    assert kinds == [("BAR", "Quality"), *[("SCATTER", "Quality")] * 2, ("PARALLEL", "Quality"), ("LINE", "Curves"),
-                     ("IMAGE", "Pictures")]  # fmt: skip
-    assert [section["uuid"] for section in state["compareRunSections"]] == ["Quality", "Curves", "Pictures"]
-    assert state["compareRunSections"][0]["name"] == "Smaller is better"
-    assert state["compareRunCharts"][-1]["step"] == 96
-
-
-@pytest.mark.unit
-def test_a_view_of_many_axes_fits_a_tag():
-    """Oracle: the 5,000 characters of MLflow's column."""
-    axes = [f"group{number * 7919 % 1000}.a_long_name_of_a_field_{number * 104729}" for number in range(400)]
-    assert len(Charts(axes, ["fd/openmoji"], [], [], []).state()) <= MOST_BYTES
-
-
-@pytest.mark.unit
-def test_a_label_in_a_note_is_no_markup():
-    """Oracle: Markdown's rule that a backslash before punctuation makes it a character."""
-    assert safe_markdown("<img src=x> [a](b) `c`\n# d") == r"\<img src=x\> \[a\](b) \`c\` \# d"
