@@ -1,5 +1,4 @@
-"""A sweep's own run and its page's saved view. Oracles: the records, the sweep's own table, MLflow's interface, and
-what a browser shows."""
+"""A sweep's own run. Oracles: the records, the sweep's own table, MLflow's interface, and what a browser shows."""
 
 from __future__ import annotations
 
