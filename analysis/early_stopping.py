@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -55,6 +55,8 @@ class Arguments:
     """Images seen per cell of the learning rates."""
     ltg_images: int = 96_000
     """Images seen per cell of LTG."""
+    parts: tuple[Literal["learning_rate", "ltg"], ...] = ("learning_rate", "ltg")
+    """Axes to compare."""
 
 
 def parts(a: Arguments) -> dict[str, tuple[Experiment, tuple[Axis, ...]]]:
@@ -88,6 +90,12 @@ def carried_out(a: Arguments, name: str, folder: str, search: SearchSettings | N
     return results.runs(a.storage / f"{name}-{folder}", sweep=name)
 
 
+def spent(frame: pd.DataFrame) -> tuple[float, float]:
+    """Device-hours, and images trained, each training counted once."""
+    images = frame.groupby("training")[CostName.IMAGES_SEEN].max().sum()
+    return float(run_costs(frame)["device_hours"].sum()), float(images)
+
+
 def best_of(frame: pd.DataFrame, budget: int, paths: list[str]) -> tuple[dict[str, float], float]:
     """Fields and validation loss of the best whole cell."""
     whole = frame[frame[CostName.IMAGES_SEEN] == budget]
@@ -102,22 +110,22 @@ def compared(a: Arguments, name: str) -> tuple[list[dict[str, Any]], list[str]]:
     early = RungSettings("halving")
     grid = carried_out(a, name, "grid", None, None)
     best, loss = best_of(grid, budget, paths)
-    whole = float(run_costs(grid)["device_hours"].sum())
-    rows = [
-        {"run": "grid", "cells to the end": len(grid), "device-hours": whole, "share": 1.0, "val loss": loss, **best}
-    ]
+    whole, trained = spent(grid)
+    first = {"run": "grid", "cells to the end": len(grid), "device-hours": whole, "share": 1.0, "share of images": 1.0}
+    rows: list[dict[str, Any]] = [{**first, "val loss": loss, **best}]
     for seed in range(a.runs):
         frame = carried_out(a, name, f"halving{seed}", SearchSettings("grid", 100, early=early), seed)
         found, loss = best_of(frame, budget, paths)
-        hours = float(run_costs(frame)["device_hours"].sum())
+        hours, images = spent(frame)
         ended = int((frame[CostName.IMAGES_SEEN] == budget).sum())
         rows.append({"run": f"halving {seed}", "cells to the end": ended, "device-hours": hours, "share": hours / whole,
-                     "val loss": loss, **found})  # fmt: skip
+                     "share of images": images / trained, "val loss": loss, **found})  # fmt: skip
     same = sum(all(row[path] == best[path] for path in paths) for row in rows[1:])
     ordered = sorted(grid[VALIDATION_LOSS])
-    shares = [row["share"] for row in rows[1:]]
+    shares, images = [row["share"] for row in rows[1:]], [row["share of images"] for row in rows[1:]]
     told = [
-        f"{same} of {a.runs} runs found the grid's best, at {min(shares):.0%} to {max(shares):.0%} of its device-hours",
+        f"{same} of {a.runs} runs found the grid's best, at {min(shares):.0%} to {max(shares):.0%} of its device-hours "
+        f"and {min(images):.0%} to {max(images):.0%} of its images trained",
         f"The grid's losses: {ordered[0]:.4f} (best), {ordered[1]:.4f} (second), {ordered[-1]:.4f} (worst)",
     ]
     return rows, told
@@ -127,7 +135,7 @@ def main() -> int:
     """Run everything, and write table and numbers."""
     a = parse(Arguments, "early_stopping.py", description=__doc__)
     lines, record = ["# Successive halving against the grid", "", (__doc__ or "").split("\n", 1)[1].strip(), ""], {}
-    for name in parts(a):
+    for name in a.parts:
         rows, told = compared(a, name)
         record[name] = {"rows": rows, "told": told}
         lines += [
@@ -137,7 +145,7 @@ def main() -> int:
             "",
         ]
         lines += [*(f"- {sentence}" for sentence in told), ""]
-    lines += ["Device-hours are of the clock, with what else the machine did."]
+    lines += ["Shares are of the grid's. Device-hours are of the clock, with what else the machine did then."]
     write_json(a.out / "early_stopping.json", {**record, **versions()})
     write_text(a.out / "early_stopping.md", "\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -69,9 +69,8 @@ def main() -> None:
     other.join(30)
     ratios = seconds["beside"] / seconds["alone"]
     low, high = np.quantile(np.random.default_rng(0).choice(ratios, (2000, len(ratios))).mean(axis=1), [0.025, 0.975])
-    print(
-        f"{given.steps} steps of {BATCH} images alone: {spread(seconds['alone'], 1)} s; {multiprocessing.cpu_count()} cores"
-    )
+    alone = spread(seconds["alone"], 1)
+    print(f"{given.steps} steps of {BATCH} images alone: {alone} s; {multiprocessing.cpu_count()} cores")
     print(f"beside / alone: median {np.median(ratios):.4f}, mean {ratios.mean():.4f} ({low:.4f} … {high:.4f}), n = "
           f"{len(ratios)}")  # fmt: skip
 
