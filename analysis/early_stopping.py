@@ -111,7 +111,7 @@ def compared(a: Arguments, name: str) -> tuple[list[dict[str, Any]], list[str]]:
     grid = carried_out(a, name, "grid", None, None)
     best, loss = best_of(grid, budget, paths)
     whole, trained = spent(grid)
-    first = {"run": "grid", "cells to the end": len(grid), "device-hours": whole, "share": 1.0, "share of images": 1.0}
+    first = {"run": "grid", "cells to the end": len(grid), "device-hours": whole, "share": 1.0, "share trained": 1.0}
     rows: list[dict[str, Any]] = [{**first, "val loss": loss, **best}]
     for seed in range(a.runs):
         frame = carried_out(a, name, f"halving{seed}", SearchSettings("grid", 100, early=early), seed)
@@ -119,10 +119,10 @@ def compared(a: Arguments, name: str) -> tuple[list[dict[str, Any]], list[str]]:
         hours, images = spent(frame)
         ended = int((frame[CostName.IMAGES_SEEN] == budget).sum())
         rows.append({"run": f"halving {seed}", "cells to the end": ended, "device-hours": hours, "share": hours / whole,
-                     "share of images": images / trained, "val loss": loss, **found})  # fmt: skip
+                     "share trained": images / trained, "val loss": loss, **found})  # fmt: skip
     same = sum(all(row[path] == best[path] for path in paths) for row in rows[1:])
     ordered = sorted(grid[VALIDATION_LOSS])
-    shares, images = [row["share"] for row in rows[1:]], [row["share of images"] for row in rows[1:]]
+    shares, images = [row["share"] for row in rows[1:]], [row["share trained"] for row in rows[1:]]
     told = [
         f"{same} of {a.runs} runs found the grid's best, at {min(shares):.0%} to {max(shares):.0%} of its device-hours "
         f"and {min(images):.0%} to {max(images):.0%} of its images trained",
