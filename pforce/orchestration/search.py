@@ -8,6 +8,7 @@ study, so the next driver finishes it; several drivers share a study's trials as
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,13 +19,13 @@ from pforce.base.errors import ConfigError, InputError
 from pforce.base.words import counted
 from pforce.data import Manifest
 from pforce.orchestration.display import Display
-from pforce.orchestration.growth import keep_sweep
+from pforce.orchestration.growth import LOOK_SECONDS, keep_sweep
 from pforce.orchestration.ladder import Ladder
 from pforce.orchestration.objectives import mean_of
 from pforce.orchestration.plan import Plan, Supply, check_cell, entry_of, finished_of
 from pforce.orchestration.recorded import sweep_of_name
 from pforce.orchestration.rungs import in_words
-from pforce.orchestration.search_goal import SearchSettings, goal_of
+from pforce.orchestration.search_goal import SearchSettings, Unbegun, goal_of
 from pforce.orchestration.study import SAME, Study
 from pforce.orchestration.sweep import TRIAL, Cell, Point, Work
 from pforce.records.lease import LeaseError, held_below
@@ -42,27 +43,6 @@ MOST_SAME = 10
 """Most trials with another one's cells, per trial that is wanted; then the space counts as exhausted."""
 WHY = "pforce.why"
 """Attribute that says why a trial has failed."""
-
-
-class Unbegun(Supply):
-    """A search that does not begin, for a look at what it would take."""
-
-    def __init__(self, cells: int) -> None:
-        self.cells = cells
-
-    def added(self, display: Display, *, waiting: int, running: int) -> list[Work]:
-        return []
-
-    def ended(self, item: Work) -> None:
-        pass
-
-    @property
-    def open(self) -> bool:
-        return False
-
-    @property
-    def left(self) -> int:
-        return self.cells
 
 
 class Search(Supply):
@@ -97,6 +77,8 @@ class Search(Supply):
         """Trials that diverged before and are tried again (--again diverged)."""
         self.same: set[int] = set()
         """Trials whose cells are another trial's."""
+        self.look_at = 0.0
+        """Time of the next look at the rungs, on the clock of `time.monotonic`."""
         self.exhausted = False
         self.own = 0
         """Number of trials that the search has suggested, when the study was last read."""
@@ -177,7 +159,7 @@ class Search(Supply):
         return self.unasked + waiting * len(self.plan.sweep.seeds)
 
     def added(self, display: Display, *, waiting: int, running: int) -> list[Work]:
-        if waiting or (running and not self.unasked and self.ladder is None):
+        if waiting or (running and not self.unasked and not self._may_decide()):
             return []
         try:
             return self._added(display, running)
@@ -218,6 +200,14 @@ class Search(Supply):
             if missing := [item for item in new if item.fingerprint not in done]:
                 return missing
 
+    def _may_decide(self) -> bool:
+        """Whether it is time to look at the rungs: after each trial that has ended, and now and then, as other drivers
+        measure some."""
+        due = self.ladder is not None and time.monotonic() >= self.look_at
+        if due:
+            self.look_at = time.monotonic() + LOOK_SECONDS
+        return due
+
     def _climb(self) -> list[Work]:
         """The cells at their next rung of the trials that go on; those that stop are told to the study."""
         if self.ladder is None:
@@ -229,6 +219,7 @@ class Search(Supply):
         return [work for work in self.ladder.cells(go) if self._put(work)]
 
     def ended(self, item: Work) -> None:
+        self.look_at = 0.0
         self.plan.ledger.refresh()
         self.retried -= {number for number, cells in self.cells.items() if item.fingerprint in cells}
         try:

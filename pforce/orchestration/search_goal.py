@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from pforce.base.errors import ConfigError, require, require_one_of
 from pforce.config import Experiment
+from pforce.orchestration.display import Display
 from pforce.orchestration.objectives import (
     Objective,
     Requirement,
@@ -16,11 +17,11 @@ from pforce.orchestration.objectives import (
     parse_requirements,
     recorded_name,
 )
-from pforce.orchestration.plan import Plan
+from pforce.orchestration.plan import Plan, Supply
 from pforce.orchestration.rungs import RungSettings, require_single
 from pforce.orchestration.space import Space
 from pforce.orchestration.study import METHODS, Method
-from pforce.orchestration.sweep import Sweep
+from pforce.orchestration.sweep import Sweep, Work
 from pforce.records.parts import Request, request_of
 
 READ_ONCE = (
@@ -76,6 +77,27 @@ def space_of(sweep: Sweep) -> Space:
     if math.prod(len(axis.steps) for axis in corners) <= MOST_CORNERS:
         replace(sweep, axes=corners, seeds=sweep.seeds[:1], points=None)  # each is checked as it is made
     return space
+
+
+class Unbegun(Supply):
+    """A search that does not begin, for a look at what it would take."""
+
+    def __init__(self, cells: int) -> None:
+        self.cells = cells
+
+    def added(self, display: Display, *, waiting: int, running: int) -> list[Work]:
+        return []
+
+    def ended(self, item: Work) -> None:
+        pass
+
+    @property
+    def open(self) -> bool:
+        return False
+
+    @property
+    def left(self) -> int:
+        return self.cells
 
 
 class Goal(NamedTuple):
