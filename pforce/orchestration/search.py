@@ -69,8 +69,6 @@ class Search(Supply):
         self.manifest = Manifest.load(planned.data)
         self.detector = planned.sweep.base.evaluation.load_detector()
         self.points: dict[int, Point] = {}
-        self.cells: dict[int, list[str]] = {}
-        """Trial → digests of its cells, one per seed."""
         self.settled: set[int] = set()
         """Trials whose values the study knows."""
         self.retried: set[int] = set()
@@ -102,7 +100,7 @@ class Search(Supply):
         self._take([trial for trial in trials if not held & running.get(trial.number, set())])
         self.plan.look()
         if "diverged" in self.plan.options.again:
-            self.retried = {number for number, cells in self.cells.items() if self._diverged(cells)}
+            self.retried = {number for number, works in self.works.items() if self._diverged(works)}
         self._settle()
         self.own = len(self.study.own)  # without those that are no experiments
         self.update()
@@ -221,7 +219,7 @@ class Search(Supply):
     def ended(self, item: Work) -> None:
         self.look_at = 0.0
         self.plan.ledger.refresh()
-        self.retried -= {number for number, cells in self.cells.items() if item.fingerprint in cells}
+        self.retried -= {n for n, works in self.works.items() if item.fingerprint in _digests(works)}
         try:
             self._settle()
         except (ConfigError, StorageError) as error:  # the next look tells it
@@ -233,7 +231,7 @@ class Search(Supply):
         to the plan."""
         found = []
         for trial in trials:
-            values = None if trial.number in self.cells else self.study.values(trial)
+            values = None if trial.number in self.works else self.study.values(trial)
             if SAME in trial.user_attrs:
                 self.same.add(trial.number)
             if values is None:
@@ -249,10 +247,10 @@ class Search(Supply):
                     self.study.tell(trial.number, None)
                 continue
             whole = [work for work in works if isinstance(work, Work)]
-            cells = [work.fingerprint for work in whole]
+            cells = _digests(whole)
             if SAME not in trial.user_attrs and not trial.state.is_finished():
                 self._compare(trial.number, cells, whole[0].label, display)
-            self.cells[point.number], self.works[point.number] = cells, whole
+            self.works[point.number] = whole
             if trial.number not in self.same:
                 self.points[point.number] = point
                 first = whole if self.ladder is None else self._on_ladder(trial, whole)
@@ -272,7 +270,7 @@ class Search(Supply):
     def _compare(self, number: int, cells: list[str], label: str, display: Display | None) -> None:
         """Note where a trial's cells are another's, as values may have one distribution: it is told the same numbers,
         and another one takes its place."""
-        other = next((n for n, own in self.cells.items() if own == cells and n not in self.same), None)
+        other = next((n for n, own in self.works.items() if _digests(own) == cells and n not in self.same), None)
         if other is None:
             return
         self.same.add(number)
@@ -309,15 +307,14 @@ class Search(Supply):
     def _settle(self) -> None:
         """Tell the study the trials whose cells have all ended."""
         states = {trial.number: trial.state for trial in self.study.usable}
-        for number, cells in self.cells.items():
+        for number, works in self.works.items():
             if number in self.settled or number in self.retried:
                 continue
             if states[number].is_finished():
                 self.settled.add(number)
                 continue
-            works = self.works[number]
             rows = [row_of(work.parts, self.plan.ledger) for work in works]
-            gone = [self._diverged([cell]) for cell in cells]
+            gone = [self._diverged([work]) for work in works]
             for images, value in self._at_rungs(number):
                 self.study.report(number, images, value)
             if not all(row is not None or lost for row, lost in zip(rows, gone, strict=True)):
@@ -337,8 +334,8 @@ class Search(Supply):
             return []
         return list(zip(self.ladder.rungs, self.ladder.values(number), strict=False))
 
-    def _diverged(self, cells: Sequence[str]) -> bool:
-        parts = [work.parts for works in self.works.values() for work in works if work.fingerprint in cells]
+    def _diverged(self, works: Sequence[Work]) -> bool:
+        parts = [work.parts for work in works]
         return any(row_of(each, self.plan.ledger) is None and divergence_of(each, self.plan.ledger) for each in parts)
 
     def _values(self, rows: Sequence[Mapping[str, float]]) -> tuple[list[float] | None, list[float]]:
@@ -356,6 +353,10 @@ class Search(Supply):
                 self.study.attach(number, path)
         except Exception as error:  # whatever a picture's file or the dashboard's store causes
             self.plan.ledger.say(f"trial {number}: its picture is not in the study ({error})")
+
+
+def _digests(works: Sequence[Work]) -> list[str]:
+    return [work.fingerprint for work in works]
 
 
 def _key(params: Mapping[str, Any]) -> str:

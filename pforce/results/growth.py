@@ -10,23 +10,26 @@ import pandas as pd
 
 from pforce.metrics.names import CostName
 from pforce.records.sweeps import IMAGES
-from pforce.results.frames import Row, finished, smaller_is_better
+from pforce.results.frames import Row, finished_by_row, smaller_is_better
 
 
 def along(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Name of each training's setting → its rows, by images seen; empty where rows have no column of images seen."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        if IMAGES not in row.labels:
+        if not row.labels.get(IMAGES, "").isdecimal():  # which a file may say, whoever wrote it
             return {}
         others = [f"{name} {value}" for name, value in row.labels.items() if name != IMAGES]
         found.setdefault(", ".join(others) or "all", []).append(row)
     return {name: sorted(several, key=lambda row: int(row.labels[IMAGES])) for name, several in found.items()}
 
 
-def points(frame: pd.DataFrame, row: Row, metric: str) -> pd.DataFrame:
-    """A row's seeds: seed, images, hours (device-hours of the training up to there), value."""
-    values = finished(frame, row)
+def points(values: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """A row's seeds: seed, images, hours (device-hours of the training up to there), value.
+
+    Args:
+        values: the row's finished cells.
+    """
     needed = (metric, CostName.IMAGES_SEEN, CostName.DEVICE_HOURS, CostName.TRAINING_SECONDS, CostName.SECONDS)
     if values.empty or any(name not in values for name in needed):
         return pd.DataFrame(columns=["seed", "images", "hours", "value"])
@@ -42,8 +45,8 @@ def curves(frame: pd.DataFrame, rows: Sequence[Row], metric: str) -> pd.DataFram
     """Means over seeds: name, images, hours, mean, sd (NaN for one seed), n."""
     records = []
     for name, several in along(rows).items():
-        for row in several:
-            found = points(frame, row, metric)
+        for row, values in zip(several, finished_by_row(frame, several), strict=True):
+            found = points(values, metric)
             if len(found):
                 records.append({
                     "name": name, "images": int(row.labels[IMAGES]), "hours": found["hours"].mean(),
@@ -57,7 +60,7 @@ def hours_to_reach(frame: pd.DataFrame, rows: Sequence[Row], metric: str, value:
     straight line between the two measurements around it; NaN where a seed does not reach it."""
     found = {}
     for name, several in along(rows).items():
-        whole = pd.concat([points(frame, row, metric) for row in several])
+        whole = pd.concat([points(values, metric) for values in finished_by_row(frame, several)])
         hours = [_crossing(of_seed.sort_values("images"), metric, value) for _, of_seed in whole.groupby("seed")]
         found[name] = float(np.mean(hours)) if hours else math.nan
     return found

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import random
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from pforce import results
 from pforce.orchestration.plan import Plan, trial_folder
@@ -26,6 +30,26 @@ def moments(drill: str, first: int, last: int, count: int = 2) -> list[int]:
     between two kills."""
     chosen, width = random.Random(f"{drill}-{SEED}"), (last - first) // count
     return [first + number * width + chosen.randrange(width // 2) for number in range(count)]
+
+
+def drill_main(doc: str | None, moments: int, run: Callable[[int, Path, int], tuple[Any, str]]) -> None:
+    """Run a drill from a command line, and write what it found as JSON and Markdown.
+
+    Args:
+        moments: how many there are by default.
+        run: runs it, by the number of moments, a scratch folder, and the seed; gives both.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--moments", type=int, default=moments, help="random moments of each kind")
+    parser.add_argument("--out", type=Path, required=True, help="path of the .json and .md to write, without ending")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the moments")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found, text = run(given.moments, Path(folder), given.seed)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    given.out.with_suffix(".md").write_text(text)
+    print(text)
 
 
 def newest_step(folder: Path) -> int:

@@ -8,14 +8,12 @@ run, and nothing may be done again but the work since the last checkpoint. Write
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
 import random
 import shutil
 import signal
-import tempfile
 import time
 import uuid
 from contextlib import suppress
@@ -26,7 +24,7 @@ import pandas as pd
 
 from pforce import results
 from pforce.tracking import Tracker, default_uri
-from tests.faults.drills import SEED, newest_step
+from tests.faults.drills import SEED, drill_main, newest_step
 from tests.support.starts import Start
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -284,17 +282,11 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--moments", type=int, default=20, help="how often the driver is killed")
-    parser.add_argument("--out", type=Path, required=True, help="path of the .json and .md to write, without ending")
-    parser.add_argument("--seed", type=int, default=SEED, help="of the moments")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        report = drill(arguments.moments, Path(folder), seed=arguments.seed)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    arguments.out.with_suffix(".md").write_text(markdown(report))
-    print(markdown(report))
+    def run(moments: int, folder: Path, seed: int) -> tuple[dict[str, Any], str]:
+        report = drill(moments, folder, seed=seed)
+        return report, markdown(report)
+
+    drill_main(__doc__, 20, run)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ no step of a training may have been done twice: each is a line of an attempt's l
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -17,17 +16,16 @@ import random
 import re
 import shutil
 import signal
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from pforce.base.console import DONE, STOPPED
-from tests.faults.drills import SEED
+from tests.faults.drills import SEED, drill_main
 from tests.faults.driver_killed import BATCH, COMMAND, OPTIONS, STEPS, table
 from tests.support.clock import PATIENCE
 from tests.support.starts import Start
@@ -168,17 +166,11 @@ def markdown(rounds: Sequence[Heard], moments: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--moments", type=int, default=5, help="rounds per signal and executor")
-    parser.add_argument("--out", type=Path, required=True, help="path of the .json and .md to write, without ending")
-    parser.add_argument("--seed", type=int, default=SEED, help="of the moments")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        rounds = drill(given.moments, Path(folder), seed=given.seed)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.with_suffix(".json").write_text(json.dumps([each._asdict() for each in rounds], indent=1) + "\n")
-    given.out.with_suffix(".md").write_text(markdown(rounds, given.moments))
-    print(markdown(rounds, given.moments))
+    def run(moments: int, folder: Path, seed: int) -> tuple[list[dict[str, Any]], str]:
+        rounds = drill(moments, folder, seed=seed)
+        return [each._asdict() for each in rounds], markdown(rounds, moments)
+
+    drill_main(__doc__, 5, run)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pforce.orchestration.report import Source, section_of
 from pforce.orchestration.sweep import Sweep
 from pforce.orchestration.sweep_report import Comparison, sweep_frame, sweep_summary
 from pforce.results import Row
-from pforce.results.growth import hours_to_reach
+from pforce.results.growth import along, hours_to_reach
 from pforce.training import TrainingConfig
 from tests.faults.noticed import LINE
 from tests.orchestration.conftest import make_plan
@@ -92,3 +92,7 @@ def test_snapshots_by_a_factor_and_by_a_list():
     for wrong in (["1x"], ["2y"], ["6400"], ["100"], ["2x", "64"], ["-64"], ["0"]):
         with pytest.raises(FieldError, match="measure_every"):
             snapshots_of(wrong, training)
+
+
+def test_what_a_file_says_of_images_seen_need_not_be_a_number():
+    assert along(rows({"m": "0", "images_seen": "many"})) == {}

@@ -24,9 +24,8 @@ for _name in ("ray.tune.execution.experiment_state", "ray.tune.execution.tune_co
 
 
 def start_ray(address: str | None = None) -> list[Node]:
-    """Connect to the cluster at `address` or RAY_ADDRESS, or start one here, with the cores that
-    this process may use. Returns its nodes. ClusterError where the
-    cluster refuses this driver.
+    """Connect to the cluster at `address` or RAY_ADDRESS, or start one here, with the cores that this process may use.
+    Returns its nodes. ClusterError where the cluster refuses this driver.
 
     The dashboard stays on (loopback only): without it, a trial that a scheduler stops leaks its placement group.
     """
