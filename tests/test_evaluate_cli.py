@@ -28,7 +28,7 @@ from pforce.tracking import default_uri
 from tests.support.asked import asked
 from tests.support.starts import pforce
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.process]
 
 
 def found(storage: Path, out: str = "") -> dict[str, object]:
@@ -279,7 +279,6 @@ def test_a_sit_has_no_difficulty(tmp_path) -> None:
     )
 
 
-@pytest.mark.process
 def test_the_help_explains() -> None:
     shown = pforce("evaluate", "--help")
     assert shown.returncode == 0

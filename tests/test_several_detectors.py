@@ -39,7 +39,7 @@ from pforce.trial.where import Paths, Where
 from tests.support.asked import asked
 from tests.training.conftest import DATA, tiny
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.process]
 HERE = "tests.test_several_detectors"
 METRICS = ("frechet", "sliced")
 
@@ -119,7 +119,6 @@ def test_a_detector_that_comes_later_gets_the_same_images(trained: Path, tmp_pat
     assert both["fd/openmoji"] == first["fd/openmoji"]
 
 
-@pytest.mark.process
 def test_workers_share_images_that_all_detectors_read(trained: Path, tmp_path: Path) -> None:
     """Two processes: the same numbers, and no image is drawn twice."""
     options = {"measure": ("images",), "images": 130, "detector": "openmoji", "further_detectors": FURTHER[:1]}

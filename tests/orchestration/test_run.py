@@ -37,7 +37,7 @@ from tests.data.helpers import shards, write_samples
 from tests.orchestration.conftest import make_plan, small_sweep
 from tests.training.conftest import DATA, tiny
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.process]
 SIGMAS = Axis("timesteps.sigma", (0.2, 0.5, 0.6))
 TIMES = ("start_time", "end_time", "last_activity")
 """A run is opened before its training, and closed after its last part."""
@@ -110,7 +110,6 @@ def test_a_trial_gives_the_same_result_in_each_executor(ray_cluster, tmp_path, c
         assert frames[0][metric] == frames[1][metric] == frames[2][metric], metric
 
 
-@pytest.mark.process
 def test_a_diverged_cell_fails_with_its_reason_and_the_others_finish(tmp_path, console):
     """Learning rate 1e20 is a real divergence. The next call shows it and trains nothing, as the storage alone does;
     with --again it is tried again, in the same run."""
@@ -210,7 +209,6 @@ def test_the_wall_clock_limit_stops_the_sweep(tmp_path, console):
     assert len(make_plan(sweep, tmp_path).missing) == 1
 
 
-@pytest.mark.process
 def test_bad_data_fails_the_trial_naming_the_shard(tmp_path, console):
     """A shard truncated after the plan was made: it is not the one that its manifest names."""
     copy = tmp_path / "data"
@@ -248,7 +246,6 @@ def test_every_cell_is_held_against_the_data(tmp_path):
         make_plan(Sweep("s", with_fields(tiny(6), {"data.streams": 16}), ()), tmp_path)
 
 
-@pytest.mark.process
 def test_a_damaged_newest_checkpoint_is_passed_over_and_said(tmp_path, capsys):
     """Two checkpoints, the newer one damaged: resumed from the older; the warning reaches driver and record."""
     console = make_console(width=200)

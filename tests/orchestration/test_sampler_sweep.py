@@ -37,7 +37,7 @@ from tests.support.performing import measured
 from tests.support.studies import searching
 from tests.training.conftest import tiny
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.process]
 CONSOLE = make_console(width=200)
 HERE = Workforce()
 SPACE = SearchSpace(nfe=(4, 10), ranges={"inner_steps": (2, 3)})
@@ -136,7 +136,6 @@ def test_a_sampler_that_fails_is_told_and_the_others_go_on(subject, tmp_path):
     assert frame["reason"].notna().all()
 
 
-@pytest.mark.process
 def test_several_workers_give_the_same_numbers(subject, tmp_path):
     """The order of suggestions may differ; a sampler that both measured has one distance."""
     frames = []
