@@ -35,6 +35,7 @@ def exit_on_errors(main: Callable[[], int]) -> NoReturn:
     gives exit code 2. Where the output is a pipe whose reader has closed it (`| head`), exit silently with
     READER_GONE."""
     code: int | str | None
+    _IS_COMMAND.set()
     if signal.getsignal(NOTICE) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
         signal.signal(NOTICE, signal.SIG_IGN)  # there is nothing to save yet, and it would end this process
     try:
@@ -119,6 +120,8 @@ def stops() -> tuple[signal.Signals, ...]:
 
 NOTICE = signal.SIGUSR1
 """Signal by which a scheduler says that this machine will soon be taken (Slurm: `--signal=B:USR1@300`)."""
+_IS_COMMAND = threading.Event()
+"""Set where this process ends with its command."""
 SAME_SECONDS = 1.0
 """Seconds within which a second signal is the same request: schedulers send several."""
 
@@ -164,9 +167,20 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
     """Raise KeyboardInterrupt at the first signal that ends a command in the block; ignore further ones until its end.
-    A notice ends nothing."""
-    with _handled(_interrupt, *stops()), _handled(lambda number, frame: None, NOTICE):
-        yield
+    A notice ends nothing.
+
+    Schedulers repeat SIGTERM and SIGHUP, which would end a command that has stopped well in the middle of its last
+    lines: once heeded, they are ignored until this process ends, where it ends with the command.
+    """
+    before = {each: signal.signal(each, _interrupt) for each in stops()}
+    try:
+        with _handled(lambda number, frame: None, NOTICE):
+            yield
+    finally:
+        for each, old in before.items():
+            heeded = signal.getsignal(each) is signal.SIG_IGN
+            if not (heeded and _IS_COMMAND.is_set() and each != signal.SIGINT):
+                signal.signal(each, old)
 
 
 @dataclass

@@ -1,13 +1,16 @@
-"""What `test_full_disk.py` runs in a mount namespace: a sweep on a disk that fills, then the same with room; and its
-pictures shown in MLflow on a disk that is full."""
+"""What `test_full_disk.py` runs in a mount namespace: a sweep on a disk that fills, then the same with room; a notice
+that comes when the disk is full; and pictures shown in MLflow on a disk that is full."""
 
 from __future__ import annotations
 
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +24,7 @@ from pforce.records.ledger import Ledger  # noqa: E402
 from pforce.storage import Storage  # noqa: E402
 from pforce.tracking import Tracker, default_uri  # noqa: E402
 from pforce.training.checkpoint import CheckpointError, load, saved  # noqa: E402
-from tests.support.starts import PFORCE, completed  # noqa: E402
+from tests.support.starts import PFORCE, Start, completed  # noqa: E402
 
 BATCH, STEPS, EVERY = 64, 160, 10
 DISK_KILOBYTES = 24 * 1024
@@ -33,13 +36,18 @@ FIELDS = {
 }  # fmt: skip
 
 
-def command(kind: str, storage: Path) -> list[str]:
-    """`pforce train` in one process, or a sweep whose trials are in others."""
+def command(kind: str, storage: Path, **changes: int) -> list[str]:
+    """`pforce train` in one process, or a sweep whose trials are in others.
+
+    Args:
+        changes: fields of the training that differ.
+    """
     where = ["--storage", str(storage), "--cpus-per-trial", "1"]
+    fields_of = FIELDS | {f"training.{name}": value for name, value in changes.items()}
     if kind == "train":
-        fields = [part for name, value in FIELDS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+        fields = [part for name, value in fields_of.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         return [PFORCE, "train", "openmoji32_micro", *fields, *where]
-    fields = [part for name, value in FIELDS.items() for part in ("--set", f"{name}={value}")]
+    fields = [part for name, value in fields_of.items() for part in ("--set", f"{name}={value}")]
     script = str(ROOT / "sweeps" / "ltg_grid.py")
     return [script, "--m", "0.7", "--sigma", "0.2", *fields, *where, "--executor", "processes"]
 
@@ -62,16 +70,66 @@ def curve(storage: Path, run_id: str) -> list[int]:
     return [point.step // BATCH for point in history]
 
 
-def drill(kind: str, kilobytes: int, disk: Path) -> dict[str, object]:
-    """What became of a training that had so much room for its checkpoints, and of the same command with more."""
+def small_disk(disk: Path) -> Path:
+    """Mount a small file system. Returns the folder of a storage on it."""
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_KILOBYTES}k", "none", str(disk)], check=True)
-    storage = disk / "runs"
+    return disk / "runs"
+
+
+def checkpoints(storage: Path) -> list[Path]:
+    """All checkpoints, oldest first."""
+    return [path for folder in storage.glob("trainings/*") for path in saved(folder)]
+
+
+def until_there_are(storage: Path, call: Start, number: int) -> None:
+    """Wait for that many points of a training, or for its end."""
+    while call.poll() is None:
+        logs = [path.read_text().count("images seen") for path in storage.glob("trainings/*/attempts/*.log")]
+        if sum(logs) >= number:
+            return
+        time.sleep(0.02)
+
+
+def noticed(disk: Path) -> dict[str, object]:
+    """What becomes of a training that is noticed twice, the second time when the disk is full, and of the same command
+    with room."""
+    storage, log = small_disk(disk), disk.with_suffix(".log")
+    words = command("train", storage, checkpoint_every=100_000, images=1_000 * BATCH)
+    call = Start(words, log=log)
+    until_there_are(storage, call, 2)
+    call.send_signal(signal.SIGUSR1)
+    while call.poll() is None and not checkpoints(storage):
+        time.sleep(0.02)
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"\0" * 4096)
+    call.send_signal(signal.SIGUSR1)
+    code = call.wait(120)
+    there = checkpoints(storage)
+    found: dict[str, object] = {
+        "first": {"code": code, "output": log.read_text()}, "newest": len(there), "whole": bool(load(there[-1])),
+    }  # fmt: skip
+    filler.unlink()
+    done = completed(*words, timeout=120)
+    steps = curve(storage, results.runs(default_uri(storage))["run_id"].iloc[0])
+    kept = int(there[-1].name.removeprefix("step_"))
+    again = [step for index, step in enumerate(steps) if step in steps[:index]]
+    return {
+        **found, "second": {"code": done.returncode, "output": done.stdout + done.stderr},
+        "repeated_before_checkpoint": [step for step in again if step <= kept],
+    }  # fmt: skip
+
+
+def drill(kind: str, kilobytes: int, disk: Path) -> dict[str, object]:
+    """What became of a training that had so much room for its checkpoints, and of the same command with more."""
+    storage = small_disk(disk)
     # The database and the files of a sweep's start need some; what is left is for checkpoints.
     extra = 4 * 1024
     taken = filler(disk, kilobytes + extra)
     found: dict[str, object] = {"first": call(kind, storage)}
-    newest = [path for folder in storage.glob("trainings/*") for path in saved(folder)]
+    newest = checkpoints(storage)
     found["newest"] = int(newest[-1].name.removeprefix("step_")) if newest else -1
     try:
         found["whole"] = bool(newest) and bool(load(newest[-1]))
@@ -114,6 +172,7 @@ def main() -> None:
     folder, train, sweep = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     STARTS.set_forkserver_preload(["tests.support.preload"])  # begins here: with this process's file systems
     report = {kind: drill(kind, room, folder / kind) for kind, room in (("train", train), ("sweep", sweep))}
+    report["notice"] = noticed(folder / "notice")
     report["pictures"] = pictures(folder / "sweep" / "runs")
     (folder / "report.json").write_text(json.dumps(report))
 

@@ -58,6 +58,19 @@ def test_a_full_disk_stops_the_sweep_and_keeps_the_last_checkpoint(report, kind)
     assert found["repeated_before_checkpoint"] == []
 
 
+def test_a_notice_on_a_full_disk_keeps_the_checkpoint_before_it(report):
+    """It cannot be saved, so it ends with the cure instead of training on what may be lost; nothing is damaged."""
+    found = report["notice"]
+    assert found["first"]["code"] == STOPPED, found["first"]["output"]
+    said = " ".join(found["first"]["output"].split())
+    assert "the disk is full" in said
+    assert "Traceback" not in said
+    assert found["newest"] == 1, "the first notice's"
+    assert found["whole"]
+    assert found["second"]["code"] == DONE, found["second"]["output"]
+    assert found["repeated_before_checkpoint"] == []
+
+
 def test_pictures_that_a_full_disk_refuses_are_added_once_there_is_room(report):
     """The numbers are shown all the same, and the runs are named."""
     found = report["pictures"]

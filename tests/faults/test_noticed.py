@@ -30,8 +30,8 @@ def test_no_step_is_done_twice(expected, tmp_path, name, executor, times):
     assert heard.is_good, heard
 
 
-def test_a_notice_while_starting_and_while_measuring_ends_nothing(expected, tmp_path):
-    """Before its first step there is nothing to save; a measurement goes on."""
+def test_a_notice_while_starting_measuring_or_ending_ends_nothing(expected, tmp_path):
+    """Before its first step there is nothing to save; a measurement goes on, and so does the table at the end."""
     storage, log = tmp_path / "runs", tmp_path / "log"
     call = Start([*command(storage, "local"), "--set", "sampler.num_function_evaluations=60"], log=log)
     while not storage.exists():
@@ -39,10 +39,11 @@ def test_a_notice_while_starting_and_while_measuring_ends_nothing(expected, tmp_
         time.sleep(0.1)
     while max(steps_in(storage), default=0) < 80 and call.poll() is None:
         time.sleep(0.05)
-    for _ in range(5):
+    while call.poll() is None:
         call.send_signal(signal.SIGUSR1)
-        time.sleep(0.2)
+        time.sleep(0.1)
     assert call.wait(300) == 0, log.read_text()
+    assert "s in all" in log.read_text()
     assert sorted(steps_in(storage)) == list(range(1, 81))
 
 

@@ -51,7 +51,7 @@ BUDGETS: dict[str, int] = {
     "tracking/test_shared_server.py": 25,
     "orchestration/test_groups.py": 35,
     "orchestration/test_sampler_sweep.py": 45,
-    "faults/test_full_disk.py": 40,
+    "faults/test_full_disk.py": 60,
     "test_cli.py": 30,
     "test_sample_cli.py": 50,
     "data/test_openmoji.py": 30,
