@@ -32,8 +32,8 @@ READER_GONE = 141
 
 def exit_on_errors(main: Callable[[], int]) -> NoReturn:
     """Run a script's main function and exit with its code. An error of the user's input is printed as one line and
-    gives exit code 2. Where the output is a pipe whose reader has closed it (`| head`), exit silently with
-    READER_GONE."""
+    gives exit code 2, Ctrl-C gives STOPPED. Where the output is a pipe whose reader has closed it (`| head`), exit
+    silently with READER_GONE."""
     code: int | str | None
     _IS_COMMAND.set()
     if signal.getsignal(NOTICE) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
@@ -46,6 +46,9 @@ def exit_on_errors(main: Callable[[], int]) -> NoReturn:
             code = USAGE_ERROR
         except SystemExit as ended:  # raised by the parser, after --help
             code = ended.code
+        except KeyboardInterrupt:
+            make_console(stderr=True).print("Stopped by Ctrl-C.")
+            code = STOPPED
         sys.stdout.flush()  # here, not when Python exits, where an error would print a traceback
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -164,13 +167,25 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
+def _not_at_once() -> Callable[[int, FrameType | None], None]:
+    """A handler that raises KeyboardInterrupt, but not within a second from now."""
+    since = time.monotonic()
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if time.monotonic() - since >= SAME_SECONDS:
+            raise KeyboardInterrupt(signal.Signals(number).name)
+
+    return handler
+
+
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
     """Raise KeyboardInterrupt at the first signal that ends a command in the block; ignore further ones until its end.
     A notice ends nothing.
 
     Schedulers repeat SIGTERM and SIGHUP, which would end a command that has stopped well in the middle of its last
-    lines: once heeded, they are ignored until this process ends, where it ends with the command.
+    lines: once heeded, they are ignored until this process ends, where it ends with the command. Ctrl-C counts again a
+    second later.
     """
     before = {each: signal.signal(each, _interrupt) for each in stops()}
     try:
@@ -178,8 +193,10 @@ def stop_on_signals() -> Iterator[None]:
             yield
     finally:
         for each, old in before.items():
-            heeded = signal.getsignal(each) is signal.SIG_IGN
-            if not (heeded and _IS_COMMAND.is_set() and each != signal.SIGINT):
+            heeded = signal.getsignal(each) is signal.SIG_IGN and _IS_COMMAND.is_set()
+            if heeded and each == signal.SIGINT:
+                signal.signal(each, _not_at_once())
+            elif not heeded:
                 signal.signal(each, old)
 
 
