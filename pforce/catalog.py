@@ -1,7 +1,9 @@
-"""Experiments and tables by name: found through entry points, also of other packages, and in files, as `FILE.py:NAME`.
+"""Experiments, tables and sweeps by name: found through entry points, also of other packages, and in files, as
+`FILE.py:NAME`.
 
 The entry points `pforce.experiments` name packages whose modules have functions that take nothing and return an
-Experiment; `pforce.tables` name modules with TABLES and SCALES.
+Experiment; `pforce.tables` name modules with TABLES and SCALES; `pforce.sweeps` name packages whose modules are sweeps
+that run as `python -m`.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +28,8 @@ from pforce.reproduction import Scale, Table
 
 TABLES = "pforce.tables"
 """Group of entry points that name modules with tables."""
+SWEEPS = "pforce.sweeps"
+"""Group of entry points that name packages of sweeps."""
 FILE_MODULE = "pforce_file_"
 """Prefix of the names of modules that are read from files."""
 _FILE = re.compile(r"(.+\.py)(?::(\w+))?")
@@ -50,6 +55,15 @@ def scales() -> dict[str, Scale]:
 def _of_tables() -> Iterator[ModuleType]:
     for name in dict.fromkeys(point.value for point in entry_points(group=TABLES)):
         yield importlib.import_module(name)
+
+
+def sweeps() -> dict[str, str]:
+    """The modules of all sweeps by name: a module's own, without its package's."""
+    found: dict[str, str] = {}
+    for name in dict.fromkeys(point.value for point in entry_points(group=SWEEPS)):
+        package = importlib.import_module(name)
+        found |= {info.name: f"{name}.{info.name}" for info in pkgutil.iter_modules(package.__path__)}
+    return found
 
 
 def table(text: str) -> Table:

@@ -43,6 +43,11 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "runs.",
         own=True,
     ),
+    ("worker",): Command(
+        "worker.worker",
+        "Train and measure, in this process, what a sweep still lacks, beside other processes that do the same.",
+        own=True,
+    ),
     ("submit",): Command(
         "submit.submit", "Run a command once as a job of a Ray cluster, and return its exit code.", own=True
     ),

@@ -19,11 +19,12 @@ class Executor:
     """Runs tasks in this process. `tick` is called whenever a task reports."""
 
     on_cluster: ClassVar[bool] = False
+    name: ClassVar[str] = "local"
     here = True
 
     def __init__(self, setup: Setup) -> None:
-        one_worker("local", setup)
-        here_only("local", setup)
+        one_worker(self.name, setup)
+        here_only(self.name, setup)
         self.setup = setup
         self.pushed = Answer.GO_ON
 

@@ -88,6 +88,12 @@ class Display:
         self.at_start += done
         self.progress.update(self.all, total=float(self.total))
 
+    def elsewhere(self, units: int) -> None:
+        """Count units that another process has finished."""
+        self.finished += units
+        self.at_start += units
+        self._advance()
+
     def line(self, text: str) -> None:
         """Print a line at once."""
         self.console.print(text, soft_wrap=True)

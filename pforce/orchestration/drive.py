@@ -87,6 +87,14 @@ class Source(ABC):
     def snapshot(self, task: Task, event: Snapshot) -> None:  # noqa: B027  # most sources need none
         """Take note of a snapshot that a task has left."""
 
+    def gives_back(self, task: Task) -> bool:
+        """Whether a task that waits for another process is to be given back, as there is other work to do meanwhile."""
+        return False
+
+    def take_back(self, task: Task) -> None:
+        """Take a task that was given back."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class RetryPolicy:
@@ -115,7 +123,11 @@ class _Drive:
         self.source, self.recorder, self.retry, self.deadline, self.push = source, recorder, retry, deadline, push
         self.attempts: Counter[str] = Counter()
         self.moved: Counter[str] = Counter()
-        """Task → attempts that ended because their machine was to be taken."""
+        """Task → attempts that ended because their machine was to be taken, or because another process had begun it."""
+        self.given_back: set[str] = set()
+        """Tasks that are asked to end because they wait for another process."""
+        self.begun: set[str] = set()
+        """Running tasks that do work of their own, not only wait."""
         self.under_way: dict[str, Handed] = {}
         self.heard: dict[str, float] = {}
         """Task → time of its last event; no entry before the first."""
@@ -153,10 +165,11 @@ class _Drive:
                 self._end(task)
                 self._failed(handed, event)
             case Started():
+                self.begun.add(task.id)
                 self.training |= {task.id} if isinstance(task, Train) else set()
                 self.recorder.start(task)
             case Waiting():
-                self.recorder.wait(task, event)
+                self._wait(task, event)
             case Progress():
                 if event.phase != "training":
                     self.training.discard(task.id)
@@ -170,16 +183,26 @@ class _Drive:
                 self.recorder.warn(task, event)
             case _:
                 assert_never(event)
-        return Answer.GO_ON if self.stopping is None else Answer.CHECKPOINT_AND_STOP
+        goes_on = self.stopping is None and task.id not in self.given_back
+        return Answer.GO_ON if goes_on else Answer.CHECKPOINT_AND_STOP
+
+    def _wait(self, task: Task, event: Waiting) -> None:
+        """Show that a task waits, or have it given back."""
+        if self.stopping is None and task.id not in self.begun and self.source.gives_back(task):
+            self.given_back.add(task.id)
+        else:
+            self.recorder.wait(task, event)
 
     def _end(self, task: Task) -> None:
         del self.under_way[task.id]
         self.heard.pop(task.id, None)
-        self.silent.discard(task.id)
-        self.training.discard(task.id)
+        for kept in (self.silent, self.training, self.begun):
+            kept.discard(task.id)
 
     def _failed(self, handed: Handed, event: Failed) -> None:
         task, failure = handed.task, event.failure
+        given_back = task.id in self.given_back
+        self.given_back.discard(task.id)
         if (
             failure.reason == DISK_FULL
         ):  # all other tasks would fail in the same way: stop, to be resumed when there is room
@@ -187,6 +210,10 @@ class _Drive:
             raise DiskFull(f"{task.label}: {failure.message}")
         if self.stopping is not None:
             self.recorder.kill(task, self.stopping)
+        elif given_back and failure.reason == STOPPED:
+            self.moved[task.id] += 1
+            self.recorder.give_back(task)
+            self.source.take_back(task)
         elif failure.reason == STOPPED:  # its node is to be taken, which counts as no failure
             self.moved[task.id] += 1
             self.recorder.move(task)

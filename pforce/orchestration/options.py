@@ -19,6 +19,8 @@ from pforce.storage import Storage, default_storage, in_ray_job
 from pforce.tracking import Tracker, default_uri, is_server, mask, sqlite_path
 from pforce.training import Callback, Sharding
 
+WORKER = "worker"
+"""Executor of one process among many, none of which writes to MLflow's store."""
 SCRATCH = "ray"
 """Folder below a storage's root that holds the state of libraries, such as Ray."""
 
@@ -74,8 +76,9 @@ class ExecutorOptions:
 
     executor: str | None = None
     """local: in this process, one task after the other. processes: in processes of this machine, without Ray. tune: Ray
-    Tune, on this machine or a cluster. groups: Ray Train, several workers per training. Default: local for a single
-    training, drawing or evaluation with one worker; groups where several workers share a training; else tune."""
+    Tune, on this machine or a cluster. groups: Ray Train, several workers per training. worker: in this process, beside
+    others like it that share the storage (`pforce worker`). Default: local for a single training, drawing or evaluation
+    with one worker; groups where several workers share a training; else tune."""
     ray_address: str | None = None
     """Ray cluster to connect to, HOST:PORT or auto. Default: $RAY_ADDRESS; without it, Ray is started on this machine
     if it is needed."""

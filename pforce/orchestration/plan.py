@@ -22,7 +22,7 @@ from pforce.data import Manifest, ensure
 from pforce.models.attention import require_attention
 from pforce.orchestration.display import Display
 from pforce.orchestration.notify import shown
-from pforce.orchestration.options import Options, tracker_of, tracking_uri_of
+from pforce.orchestration.options import WORKER, Options, tracker_of, tracking_uri_of
 from pforce.orchestration.recorded import recorded, sweep_of_name
 from pforce.orchestration.sweep import Cell, Sweep, Work, reads_of, same_distribution_notes, unspent_notes
 from pforce.records import provenance as made
@@ -133,13 +133,16 @@ class Plan:
         except LeaseError:  # reported where work is leased
             lease = None
         self.order = None if lease is not None else int.from_bytes(os.urandom(4))
-        trainings = {item.training for item in self.missing}
-        self.elsewhere = held_below(self.options.place, TRAINING, trainings)
+        self.look_elsewhere(self.missing)
         try:
             yield
         finally:
             if lease is not None:
                 lease.release()
+
+    def look_elsewhere(self, work: Sequence[Work]) -> None:
+        """Look up which trainings of these cells other processes are running."""
+        self.elsewhere = held_below(self.options.place, TRAINING, {item.training for item in work})
 
     def look(self) -> None:
         """Look up which of the other cells are finished by now, and which have diverged and are not to be retried."""
@@ -232,7 +235,8 @@ def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
     def say(line: str) -> None:
         console.print(f"warning: {line}", soft_wrap=True)
 
-    if is_installed():
+    shows = options.executor != WORKER and is_installed()
+    if shows:
         tracking_uri_of(options.place, options.tracking_uri)
     options.place.check()
     folder = ensure(sweep.base.data, progress=console.is_interactive).absolute()  # workers have another directory
@@ -267,8 +271,9 @@ def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
         )
     planned = Plan(sweep, options, folder, None, inputs, work, ledger, set(), notes=notes, passed=passed)
     planned.look()
-    if not is_installed():
-        notes.append("MLflow is not installed here: results are in the storage, and `pforce mirror` shows them")
+    if not shows:
+        why = "a worker writes to no database" if options.executor == WORKER else "MLflow is not installed here"
+        notes.append(f"{why}: results are in the storage, and `pforce mirror` shows them")
         return planned
     try:
         planned.tracker = tracker_of(options.place, options.tracking_uri)

@@ -179,6 +179,19 @@ class Recorder:
             self.kill_cell(cell, reason)
         self.display.end(task.label, None, units=0)
 
+    def give_back(self, task: Task) -> None:
+        """Note that a task was not begun, because another process is at it."""
+        for cell in task.cells:
+            self.open.pop(cell, None)
+        self.display.end(task.label, None, units=0)
+
+    def elsewhere(self, cells: Sequence[str]) -> None:
+        """Note that other processes have finished cells."""
+        for cell in cells:
+            self.open.pop(cell, None)
+        self.finished |= set(cells)
+        self.display.elsewhere(len(cells))
+
     # --- cells ---------------------------------------------------------------------------------------------------
 
     def finish(self, cell: str, label: str, note: str, environment: Mapping[str, str] | None = None) -> None:

@@ -25,7 +25,7 @@ from pforce.orchestration.grammar import parse_axis
 from pforce.orchestration.growth import keep_sweep
 from pforce.orchestration.launch import Summarize, execute
 from pforce.orchestration.notify import notify
-from pforce.orchestration.options import Options, setup_of
+from pforce.orchestration.options import WORKER, Options, setup_of
 from pforce.orchestration.plan import Plan, plan
 from pforce.orchestration.search import begin_search
 from pforce.orchestration.search_goal import SearchSettings
@@ -86,6 +86,8 @@ def run_sweep(
     code: int | None = None
     try:
         chosen = options.executor or executor
+        if chosen == WORKER:
+            _check_worker(options, search)
         if chosen is not None:  # errors in it are reported before anything else
             make(chosen, setup_of(options, sweep.name, tasks=1))
         name = chosen or ("groups" if options.workers > 1 else "tune")
@@ -132,6 +134,8 @@ def _carried_out(
     if planned.left and make(name, setup_of(options, sweep.name, tasks=1)).on_cluster:
         check_cluster(options.ray_address or os.environ.get("RAY_ADDRESS"))
     code = execute(planned, console, name, callbacks=callbacks, summarize=summarize)
+    if name == WORKER and not _is_last(planned, console):
+        return code
     try:
         report(planned, console)
     except (TrackingError, OSError) as error:  # the store is still unreachable, or the disk full
@@ -141,6 +145,31 @@ def _carried_out(
     for line in failures(planned):
         console.print(line, soft_wrap=True)
     return code
+
+
+def _check_worker(options: Options, search: SearchSettings | None) -> None:
+    """Raise ConfigError where one process among many cannot run such a sweep."""
+    if search is not None:
+        raise ConfigError(
+            f"--executor {WORKER}: takes what a grid still lacks; the trials of a search (--search {search.method}) "
+            "are chosen by its one driver: leave --executor out"
+        )
+    if options.evaluation_workers is not None:
+        raise ConfigError(
+            f"--evaluation-workers {options.evaluation_workers}: left out with --executor {WORKER}, where each process "
+            "measures what it has trained"
+        )
+
+
+def _is_last(planned: Plan, console: Console) -> bool:
+    """Whether all cells are there, so that this worker writes the table; else say how many are."""
+    planned.look()
+    if planned.missing:
+        console.print(
+            f"{len(planned.done)} of {counted(len(planned.work), 'cell')} finished; the worker that finishes the last "
+            "one writes the table"
+        )
+    return not planned.missing
 
 
 STATES = {DONE: "finished", SOME_FAILED: "failed", STOPPED: "stopped"}

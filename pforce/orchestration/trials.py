@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from pforce.config import flat_params
 from pforce.metrics.distances import metric_name
 from pforce.orchestration.drive import Source
 from pforce.orchestration.growth import Growth
-from pforce.orchestration.plan import Plan, entry_of
+from pforce.orchestration.plan import Plan, entry_of, finished_of
 from pforce.orchestration.recorder import TRAINING_SHARE, Entry, Recorder
 from pforce.orchestration.sweep import Work
 from pforce.records import provenance
@@ -20,6 +21,11 @@ from pforce.records.parts import decay_of
 from pforce.results.shown import curve_points, recorded_view
 from pforce.tracking import Tags
 from pforce.trial.task import Done, Failed, Idle, Snapshot, Task, Train
+
+LOOK_SECONDS = 5.0
+"""Fewest seconds between two looks at what other processes do and have done."""
+LOOK_SHARE = 0.02
+"""Most of a driver's time that such looks may take."""
 
 
 def train_task(plan: Plan, item: Work, snapshots: Sequence[int] = ()) -> Train:
@@ -81,6 +87,8 @@ class Trials(Source):
 
     Where a training is measured at several numbers of images seen, and there are other workers (`beside`), it runs
     through to its end and leaves snapshots, which others measure meanwhile. Without others it is measured in between.
+
+    Cells whose training another process runs come last, and are given back as long as there is something else to do.
     """
 
     def __init__(self, plan: Plan, recorder: Recorder) -> None:
@@ -96,6 +104,7 @@ class Trials(Source):
         self.beside = False
         self.snapshots: set[str] = set()
         """Digests of waiting cells whose snapshots are there."""
+        self.look_at = time.monotonic() + LOOK_SECONDS
 
     def next(self) -> Task | Idle:
         limit = self.plan.options.fail_fast
@@ -110,6 +119,7 @@ class Trials(Source):
         for added in self.supply.added(self.recorder.display, waiting=len(self.waiting), running=running):
             self.waiting.append(added)
             self.work[added.fingerprint] = added
+        self._look()
         if not self.waiting:
             return Idle.WAIT if running and self.supply.open else Idle.END
         item = self._chosen()
@@ -128,13 +138,47 @@ class Trials(Source):
         if there is not None:
             return there
         # A worker with a cell whose training another one runs waits for it, while a third could be trained.
-        item = next((item for item in self.waiting if not self.under_way[item.training]), None)
+        item = next((item for item in self.waiting if self._is_free(item)), None)
+        item = item or next((item for item in self.waiting if not self.under_way[item.training]), None)
         if item is None:
             return None if self.beside else self.waiting[0]
         if not self.beside:
             return item
         same = (each for each in self.waiting if each.training == item.training)
         return max(same, key=lambda each: each.parts.images_seen)
+
+    def _is_free(self, item: Work) -> bool:
+        """Whether nobody runs its training, as far as it is known."""
+        return not self.under_way[item.training] and item.training not in self.plan.elsewhere
+
+    def _look(self) -> None:
+        """Look up, every now and then, what other processes are doing, and which waiting cells they have finished. A
+        driver that shows its cells hands those out all the same, which shows them."""
+        begun = time.monotonic()
+        if begun < self.look_at:
+            return
+        plan, waiting = self.plan, list(self.waiting)
+        plan.look_elsewhere(waiting)
+        if self.recorder.live is None:
+            plan.ledger.refresh()
+            finished = finished_of(waiting, plan.ledger)
+            self.waiting = deque(item for item in waiting if item.fingerprint not in finished)
+            for item in waiting:
+                if item.fingerprint in finished:
+                    self.supply.ended(item)
+            self.recorder.elsewhere(sorted(finished))
+        ended = time.monotonic()
+        self.look_at = ended + max(LOOK_SECONDS, (ended - begun) / LOOK_SHARE)
+
+    def gives_back(self, task: Task) -> bool:
+        self._look()
+        self.plan.elsewhere.add(self.work[task.id].training)
+        return any(self._is_free(item) for item in self.waiting)
+
+    def take_back(self, task: Task) -> None:
+        item = self.work[task.id]
+        self.under_way[item.training] -= 1
+        self.waiting.append(item)
 
     def snapshot(self, task: Task, event: Snapshot) -> None:
         training = self.work[task.id].training

@@ -185,8 +185,9 @@ def _read(storage: Storage, folder: str, generation: int) -> Holder | None:
 
 def held_below(storage: Storage, prefix: str, keys: Iterable[str]) -> set[str]:
     """The names of those keys `PREFIX/NAME` that a process holds, unless that process is known to be dead."""
-    found = set()
-    for name in keys:
+    found, below = set(), f"{LEASES}/{prefix}"
+    there = {name.split("/")[-2] for name in storage.list(below)} if storage.remote else set(storage.names(below))
+    for name in there.intersection(keys):  # thousands of keys may be free
         folder = f"{LEASES}/{prefix}/{name}"
         highest = max(_generations(storage, folder), default=0)
         holder = _read(storage, folder, highest) if highest else None

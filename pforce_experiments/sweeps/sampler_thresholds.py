@@ -26,7 +26,7 @@ from pforce.commands.options import given, range_options
 from pforce.config import modules
 from pforce.executors.executor import Workforce
 from pforce.orchestration.find import find_model
-from pforce.orchestration.options import ExecutorOptions, StoreOptions
+from pforce.orchestration.options import WORKER, ExecutorOptions, StoreOptions
 from pforce.orchestration.sampler_report import front_summary, make_subject, report
 from pforce.orchestration.sampler_search import SearchSpace, check_space
 from pforce.orchestration.sampler_sweep import SamplerSweep, run
@@ -101,6 +101,9 @@ def main() -> int:
     a = parse(Arguments, description=__doc__)
     console = make_console()
     require(a.trials >= 1, "trials", a.trials, "≥ 1")
+    require(
+        a.executor != WORKER, "executor", a.executor, "another one: a search's samplers are chosen by its one driver"
+    )
     modules()  # samplers of a user's own are registered there
     space = _space(a)
     guidance = _guidance(a)
