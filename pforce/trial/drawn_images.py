@@ -22,7 +22,7 @@ from pforce.metrics.names import CostName
 from pforce.metrics.reference import ReferenceStatistics
 from pforce.parallel import Workers
 from pforce.records.contents import labels_in_words
-from pforce.records.lease import Wait, patient, shared
+from pforce.records.lease import Wait, leased, patient, shared
 from pforce.records.ledger import Ledger
 from pforce.records.parts import Part, Request
 from pforce.records.record import Record
@@ -181,11 +181,16 @@ def measure_images(
         images=sum(block.drawn for block in blocks), sampling=sum(block.seconds for block in blocks),
         passes=blocks[0].forward_passes if blocks else 0,
     )  # fmt: skip
-    found, parts = _measured(request, subject, detector, readings), request.image_parts(subject.weights)
-    record_metrics(
-        {name: parts[name] for name in metrics}, found, reference, ledger, subject=subject,
-        training=subject.training, progress=watch.progress, told=labels_in_words(request.labels),
-    )  # fmt: skip
+    parts = {name: part for name, part in request.image_parts(subject.weights).items() if name in metrics}
+    # Those that have waited for the last images would all measure them at once.
+    with leased(ledger.storage, f"metrics/{drawing.digest}", "measuring images", wait=watch.waits):
+        ledger.look_again(parts.values())
+        left = {name: part for name, part in parts.items() if ledger.get(part) is None}
+        if left:
+            record_metrics(
+                left, _measured(request, subject, detector, readings), reference, ledger, subject=subject,
+                training=subject.training, progress=watch.progress, told=labels_in_words(request.labels),
+            )  # fmt: skip
     if trim:
         store[0].trim(KEPT_BYTES)
 
