@@ -2,8 +2,8 @@
 `FILE.py:NAME`.
 
 The entry points `pforce.experiments` name packages whose modules have functions that take nothing and return an
-Experiment; `pforce.tables` name modules with TABLES and SCALES; `pforce.sweeps` name packages whose modules are sweeps
-that run as `python -m`.
+Experiment; `pforce.tables` name modules with TABLES and SCALES; `pforce.sweeps` name packages whose modules are sweeps,
+with a function `main` that reads the command line and returns an exit code.
 """
 
 from __future__ import annotations

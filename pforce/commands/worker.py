@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import runpy
 import sys
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from pforce import catalog
 from pforce.base import slurm
+from pforce.base.console import DONE
 from pforce.base.errors import ConfigError, did_you_mean, require
 from pforce.commands import reproduce, sweep
 from pforce.commands.command_line import parse
@@ -82,13 +84,13 @@ def worker(words: list[str]) -> int:
 def _run(name: str, options: list[str]) -> int:
     """Run a sweep of that name. ConfigError where there is none."""
     modules = catalog.sweeps()
-    if name in modules or (name.endswith(".py") and Path(name).is_file()):
-        sys.argv = [name, *options]
-        if name in modules:
-            runpy.run_module(modules[name], run_name="__main__", alter_sys=False)
-        else:
-            runpy.run_path(name, run_name="__main__")
-        return 0  # which a script says itself, as it ends
+    sys.argv = [name, *options]
+    if name in modules:
+        code: int = importlib.import_module(modules[name]).main()
+        return code
+    if name.endswith(".py") and Path(name).is_file():
+        runpy.run_path(name, run_name="__main__")  # which exits
+        return DONE
     if name in catalog.tables():
         return reproduce.reproduce_tables(parse(reproduce.Arguments, f"pforce worker {name}", [name, *options]))
     if name in catalog.experiments() or catalog.is_file(name):

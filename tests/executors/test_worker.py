@@ -7,7 +7,7 @@ import pytest
 from pforce import catalog
 from pforce.base import slurm
 from pforce.base.console import DONE, STOPPED, USAGE_ERROR
-from pforce.records.sweeps import sweeps_in
+from pforce.records.sweeps import read_sweeps
 from pforce.storage import Storage
 from tests.faults.driver_killed import ARGUMENTS
 from tests.support.starts import pforce
@@ -53,7 +53,7 @@ def test_a_worker_trains_measures_and_writes_the_table_and_no_database(openmoji_
     shown = pforce("mirror", "--storage", storage)
     assert shown.returncode == DONE, shown.stdout + shown.stderr
     assert "1 run made" in " ".join(shown.stdout.split())
-    assert [entry.name for entry in sweeps_in(Storage.open(storage), print)] == ["ltg_grid"]
+    assert [entry.name for entry in read_sweeps(Storage.open(storage), print)] == ["ltg_grid"]
 
 
 def test_a_worker_whose_time_is_over_leaves_a_checkpoint_and_goes_on(openmoji_folder, tmp_path):
@@ -72,7 +72,7 @@ def test_a_worker_whose_time_is_over_leaves_a_checkpoint_and_goes_on(openmoji_fo
         (["ltg_grid", "--minutes", "0"], "minutes = 0.0: must be > 0"),
         (["ltg_grid", "--minutes", "soon"], "minutes = 'soon'"),
         (["ltg_grid", "--search", "tpe", "--trials", "3"], "the trials of a search (--search tpe)"),
-        (["ltg_grid", "--evaluation-workers", "2"], "evaluation_workers"),
+        (["sweeps/ltg_grid.py", "--evaluation-workers", "2"], "--evaluation-workers 2: left out"),
         (["ltg_grid", "--workers", "2"], "--executor worker: runs each task in one process"),
         (["ltg_grid", "--ray-address", "auto"], "--ray-address auto"),
         (["sampler_thresholds"], "executor = 'worker'"),

@@ -176,8 +176,8 @@ def markdown(rounds: Sequence[Round], moments: int) -> str:
         f"# Eight workers on one storage\n\n"
         f"`python -m tests.faults.workers --moments {moments}`: {CELLS} cells of {STEPS} steps, a checkpoint every "
         f"{EVERY}, on {os.cpu_count()} cores ({platform.machine()}). {good} of {len(rounds)} rounds were good: the "
-        f"table of an undisturbed worker bit for bit, one record per part. Of {steps:,} steps {again:,} were done again "
-        f"({again / steps:.1%}), after {frame['killed'].sum()} kills.\n\n{frame.to_markdown(index=False)}\n"
+        f"table of an undisturbed worker bit for bit, one record per part. Of {steps:,} steps {again:,} were done "
+        f"again ({again / steps:.1%}), after {frame['killed'].sum()} kills.\n\n{frame.to_markdown(index=False)}\n"
     )  # fmt: skip
 
 

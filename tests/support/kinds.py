@@ -58,6 +58,8 @@ BUDGETS: dict[str, int] = {
     "records/test_lease.py": 30,
     "records/test_losses.py": 30,
     "executors/test_ranges.py": 25,
+    "executors/test_worker.py": 25,
+    "faults/test_workers.py": 60,
     "records/test_damage.py": 25,
     "test_evaluate_cli.py": 25,
     "test_evaluate_memorisation.py": 25,
