@@ -13,7 +13,6 @@ import shutil
 import jsonschema
 import pytest
 import ray
-import yaml
 
 from pforce.commands.sweep_arguments import parse_sweep
 from pforce_experiments.sweeps.ltg_grid import Arguments
@@ -216,19 +215,3 @@ def test_components_combine(tmp_path):
     assert {each["key"] for each in worker["tolerations"]} >= {"nvidia.com/gpu", "cloud.google.com/gke-spot"}
     assert STORAGE not in worker["volumes"]
     assert {"RayJob", "NetworkPolicy", "ConfigMap"} == {each["kind"] for each in built(str(own))}
-
-
-def test_yaml_has_no_duplicate_keys():
-    """PyYAML takes the last of two; Kubernetes refuses."""
-
-    class Strict(yaml.SafeLoader):
-        pass
-
-    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict:
-        keys = [loader.construct_object(key) for key, _ in node.value]
-        assert len(keys) == len(set(map(str, keys))), f"{node.start_mark}: {keys}"
-        return dict(zip(keys, (loader.construct_object(value, deep=True) for _, value in node.value), strict=True))
-
-    Strict.add_constructor("tag:yaml.org,2002:map", mapping)
-    for path in (ROOT / "cluster").rglob("*.yaml"):
-        list(yaml.load_all(path.read_text(), Strict))
