@@ -75,6 +75,8 @@ BUDGETS: dict[str, int] = {
     "faults/test_two_drivers.py": 20,
     "results/test_looks.py": 25,
     "test_storage.py": 20,
+    "cluster/test_mlflow.py": 40,
+    "cluster/test_leave.py": 45,
 }
 """File → seconds that its tests may take on an idle core; 15 for all others."""
 DEFAULT_BUDGET = 15
