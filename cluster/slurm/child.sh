@@ -33,10 +33,11 @@ run_and_pass_signals() {
   [ -z "$timer" ] || kill "$timer" 2>/dev/null || true
 }
 
-# Exit code 4 of pforce: stopped at a checkpoint. Where that was at the time limit, the job goes back into the queue and
-# the same command goes on; where Slurm preempts the job, it does so itself, and a cancelled job stays cancelled.
+# Exit code 4 of pforce: stopped at a checkpoint (143: by SIGTERM, before there was anything to save). Where that was at
+# the time limit, the job goes back into the queue and the same command goes on; where Slurm preempts the job, it does so
+# itself, and a cancelled job stays cancelled.
 end_or_requeue() {
-  if [ "$CODE" = 4 ] && [ -z "$CANCELLED" ]; then
+  if { [ "$CODE" = 4 ] || [ "$CODE" = 143 ]; } && [ -z "$CANCELLED" ]; then
     scontrol requeue "$SLURM_JOB_ID"
     sleep 60 # until Slurm ends this script
   fi
