@@ -46,6 +46,12 @@ TIME_LIMIT = "time limit"
 NOTICED = "Notice (SIGUSR1) that this machine will be taken: a checkpoint of {} is written now, and the work goes on"
 
 
+LEFT_ALONE = (
+    "The workers ended before all had said that their checkpoint is written ({}): what these lack is trained again "
+    "from the checkpoint before it"
+)
+
+
 class DiskFull(RuntimeError):
     """A task could not write its files because the disk is full."""
 
@@ -277,8 +283,13 @@ def drive(
                 )
             loop.tick()
 
-        with suppress(_Over):
-            executor.run(loop.hand, loop.listen, tick)
+        try:
+            with suppress(_Over):
+                executor.run(loop.hand, loop.listen, tick)
+        except Exception as error:  # a scheduler that ends this process may have ended the cluster's as well
+            if request.by is None:
+                raise
+            recorder.display.line(LEFT_ALONE.format(type(error).__name__))
         if request.by is not None:
             raise KeyboardInterrupt(request.by)
     return Exit(loop.stopping)

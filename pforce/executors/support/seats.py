@@ -153,10 +153,8 @@ class Seats(ABC):
             with suppress(RayError):
                 self._forget_room()
                 ray.get(self.actor.close.remote(), timeout=TICK_SECONDS)
-            if kind is None:
-                self.finish(ENDING_SECONDS)
-            elif not self.cluster.ours:
-                self.finish(TICK_SECONDS)
+            # Ray ends this process with its own exit code where a thread that waits for workers outlives the cluster.
+            self.finish(TICK_SECONDS if self.at else ENDING_SECONDS)
         finally:
             self.cluster.leave()
 
