@@ -21,7 +21,7 @@ from tests.support.starts import completed
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "cluster" / "slurm"
-STEPS = 400
+STEPS, EVERY = 400, 20
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,11 @@ def logged(storage: Path) -> int:
     return sum(sum(counts.values()) for counts in steps_of(storage).values())
 
 
+def again(storage: Path) -> int:
+    """Steps that were done more than once."""
+    return sum(times - 1 for counts in steps_of(storage).values() for times in counts.values())
+
+
 def texts(folder: Path) -> str:
     """Output of the jobs."""
     return "\n".join(f"{path.name}: {path.read_text()}" for path in sorted(folder.glob("*.out")))
@@ -74,15 +79,16 @@ def test_an_array_of_eight_with_two_requeued_ends_in_the_table_of_one_worker(clu
     assert "DUE TO JOB REQUEUE" in texts(tmp_path)
     pd.testing.assert_frame_equal(table_of(storage), undisturbed(tmp_path))
     assert {len(names) for names in Ledger(Storage.open(storage), print).names().values()} == {1}
-    assert not [step for counts in steps_of(storage).values() for step, times in counts.items() if times > 1]
+    assert not again(storage)
 
 
 def test_a_sweep_over_two_nodes_goes_on_after_a_warning_and_a_preemption(cluster, openmoji_folder, tmp_path):
     """One Ray cluster over both nodes. The warning before a time limit makes a checkpoint, ends the job a little later
-    and puts it back into the queue; so does a preemption. The same command goes on."""
+    and puts it back into the queue. A preemption ends Ray together with the driver, so what lies behind the last
+    regular checkpoint is done again. The same command goes on."""
     storage, sigmas = tmp_path / "runs", ("0.1", "0.2")
     words = [
-        *ARGUMENTS, "--set", f"training.images={STEPS * BATCH}", "--set", "training.checkpoint_every=100000",
+        *ARGUMENTS, "--set", f"training.images={STEPS * BATCH}", "--set", f"training.checkpoint_every={EVERY}",
         "--set", "training.log_every=1", "--sigma", *sigmas, "--cpus-per-trial", "1",
     ]  # fmt: skip
     job = cluster.submit(
@@ -91,13 +97,13 @@ def test_a_sweep_over_two_nodes_goes_on_after_a_warning_and_a_preemption(cluster
     )  # fmt: skip
     until(lambda: logged(storage) >= 30, cluster)
     cluster.call("scancel", "--batch", "--signal=USR1", job)
-    until(lambda: "goes on" in texts(tmp_path) or "Stopped by SIGTERM" in texts(tmp_path), cluster)
-    until(lambda: cluster.states(job) == ["RUNNING"] and texts(tmp_path).count("at a time") == 2, cluster)
-    there = logged(storage)
-    until(lambda: logged(storage) >= there + 100, cluster)
+    until(lambda: "Stopped by SIGTERM" in texts(tmp_path), cluster)
+    warned = steps_of(storage)
+    until(lambda: logged(storage) >= sum(map(len, warned.values())) + 100, cluster)
+    assert not again(storage), "what the warning asked for is kept"
     cluster.call("scontrol", "requeue", job)
     assert cluster.wait(job, 200 * PATIENCE) == ["COMPLETED"], texts(tmp_path)
-    assert texts(tmp_path).count("Stopped by SIGTERM") == 2, texts(tmp_path)
+    assert "Traceback" not in texts(tmp_path)
     alone = tmp_path / "alone"
     whole = completed(
         str(ROOT / "sweeps" / "ltg_grid.py"), *words, "--executor", "processes", "--storage", alone, timeout=400
@@ -108,5 +114,5 @@ def test_a_sweep_over_two_nodes_goes_on_after_a_warning_and_a_preemption(cluster
     assert {len(names) for names in Ledger(Storage.open(storage), print).names().values()} == {1}
     steps = steps_of(storage)
     assert [len(counts) for counts in steps.values()] == [STEPS] * len(sigmas)
-    assert not [step for counts in steps.values() for step, times in counts.items() if times > 1]
+    assert again(storage) <= EVERY * len(sigmas)
     assert not list(storage.glob(".ray-token*"))
