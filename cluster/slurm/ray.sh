@@ -16,7 +16,7 @@ ports_from() {
 
 # Start Ray on the job's nodes, and end it with the script. Sets RAY_ADDRESS.
 start_ray() {
-  local first others=$((SLURM_JOB_NUM_NODES - 1)) cores=${SLURM_CPUS_ON_NODE} address
+  local first others=$((SLURM_JOB_NUM_NODES - 1)) cores=${SLURM_CPUS_ON_NODE} address head_step
   first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
   # The path of Ray's sockets may have 107 characters, which a folder below $TMPDIR often exceeds.
   RAY_TMP=$(mktemp -d "/tmp/r${SLURM_JOB_ID}-XXXX")
@@ -31,23 +31,23 @@ start_ray() {
   srun --nodes=1 --ntasks=1 --nodelist="$first" --overlap \
     ray start --head --block --node-ip-address="$address" --port="$BLOCK" --temp-dir="$RAY_TMP" --num-cpus="$cores" \
     --ray-client-server-port=$((BLOCK + 3)) --dashboard-port=$((BLOCK + 4)) $(ports_from "$BLOCK") &
-  RAY_STEPS=$!
+  head_step=$!
   export RAY_ADDRESS="$address:$BLOCK"
   until ray health-check --address "$RAY_ADDRESS" >/dev/null 2>&1; do
-    kill -0 "$RAY_STEPS" 2>/dev/null || { echo "Ray's head did not start on $first; see above" >&2; exit 3; }
+    kill -0 "$head_step" 2>/dev/null || { echo "Ray's head did not start on $first; see above" >&2; exit 3; }
     sleep 1
   done
   if [ "$others" -gt 0 ]; then
     # shellcheck disable=SC2046
     srun --nodes="$others" --ntasks="$others" --exclude="$first" --overlap \
       ray start --block --address="$RAY_ADDRESS" --num-cpus="$cores" $(ports_from $((BLOCK + 100))) &
-    RAY_STEPS="$RAY_STEPS $!"
   fi
 }
 
+# End Ray. Slurm would give its processes half a minute to end by themselves, which nothing waits for. Step 0 has asked for
+# the address; 1 and 2 are Ray's.
 stop_ray() {
-  # shellcheck disable=SC2086  # several words are meant
-  kill $RAY_STEPS 2>/dev/null || true
+  scancel --quiet --signal=KILL "$SLURM_JOB_ID.1" "$SLURM_JOB_ID.2" 2>/dev/null || true
   wait 2>/dev/null || true
   rm -rf "$RAY_TMP" "$RAY_AUTH_TOKEN_PATH"
 }
