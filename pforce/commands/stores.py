@@ -15,7 +15,7 @@ from pforce.orchestration.options import StorageOptions, StoreOptions
 from pforce.records.sweeps import names_of_sweeps
 from pforce.storage.identity import FILE as STORAGE
 from pforce.storage.identity import identity_of
-from pforce.tracking import Tracker, sqlite_path
+from pforce.tracking import Tracker, default_database, sqlite_path
 from pforce.tracking.view import key_of
 
 Place = Annotated[StorageOptions, tyro.conf.arg(name="")]
@@ -38,9 +38,10 @@ def open_store(store: StoreOptions, console: Console) -> Tracker | None:
     Reading must not create a database: the first run creates the default one.
     """
     place = store.place
-    if store.tracking_uri is None and not place.remote and not (place.root / "mlflow.db").exists():
+    if store.tracking_uri is None and not place.remote and not default_database(place.root).exists():
         console.print(
-            f"No runs yet in {place.root}: {FIRST_RUN}. Runs elsewhere are read with --storage or --tracking-uri.",
+            f"No runs yet in {place.root}: {FIRST_RUN}. Runs elsewhere are read with --storage or --tracking-uri."
+            f"{_local(store)}",
             soft_wrap=True,
         )
         return None
@@ -69,8 +70,13 @@ def nothing_there(tracker: Tracker, store: StoreOptions, own: list[str] | None) 
         own: keys of the pages that were read, as `own_pages` gives them.
     """
     if own is None:
-        return f"No runs yet in {tracker.shown}: {FIRST_RUN}."
+        return f"No runs yet in {tracker.shown}: {FIRST_RUN}.{_local(store)}"
     return f"No runs of {store.place} in {tracker.shown}. Those of other storages and people: --everyone."
+
+
+def _local(store: StoreOptions) -> str:
+    """The end of a message that there are no runs, where another machine's may be in the storage."""
+    return f" {note}." if (note := store.local_note) else ""
 
 
 def clock(time: pd.Timestamp, now: pd.Timestamp) -> str:

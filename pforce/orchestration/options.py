@@ -16,7 +16,7 @@ from pforce.executors.executor import Workforce, names
 from pforce.executors.support.setup import Setup
 from pforce.orchestration.notify import require_address
 from pforce.storage import Storage, default_storage, in_ray_job
-from pforce.tracking import Tracker, default_uri, is_server, mask, sqlite_path
+from pforce.tracking import Tracker, default_uri, is_server, local_note, mask, sqlite_path
 from pforce.training import Callback, Sharding
 
 WORKER = "worker"
@@ -50,14 +50,19 @@ class StoreOptions(StorageOptions):
     """Options that say where results are, and which MLflow store shows them."""
 
     tracking_uri: str | None = None
-    """MLflow server or database. Default: a sqlite database in the storage folder. Required with a bucket, which cannot
-    hold a database. Artifacts that no server keeps are in the storage folder; with a bucket, beside the sqlite
-    database."""
+    """MLflow server or database. Default: a sqlite database in the storage folder, or, where that lies on a network
+    file system, on a local disk of this machine. Required with a bucket, which cannot hold a database. Artifacts that
+    no server keeps are in the storage folder; with a bucket, beside the sqlite database."""
 
     @property
     def uri(self) -> str:
         """URI of the MLflow store. ConfigError as in `tracking_uri_of`."""
         return tracking_uri_of(self.place, self.tracking_uri)
+
+    @property
+    def local_note(self) -> str:
+        """A sentence that says where the database lies, if it is not in the storage's folder by default; else empty."""
+        return "" if self.tracking_uri is not None or self.place.remote else local_note(self.root)
 
     def check(self) -> None:
         """Raise ConfigError where a bucket has no MLflow store, StorageError where the storage is not writable."""

@@ -275,6 +275,7 @@ def plan(sweep: Sweep, options: Options, console: Console) -> Plan:
         why = "a worker writes to no database" if options.executor == WORKER else "MLflow is not installed here"
         notes.append(f"{why}: results are in the storage, and `pforce mirror` shows them")
         return planned
+    notes += filter(None, [options.local_note])
     try:
         planned.tracker = tracker_of(options.place, options.tracking_uri)
         planned.tracker.check()

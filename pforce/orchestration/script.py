@@ -85,12 +85,7 @@ def run_sweep(
     planned: Plan | None = None
     code: int | None = None
     try:
-        chosen = options.executor or executor
-        if chosen == WORKER:
-            _check_worker(options, search)
-        if chosen is not None:  # errors in it are reported before anything else
-            make(chosen, setup_of(options, sweep.name, tasks=1))
-        name = chosen or ("groups" if options.workers > 1 else "tune")
+        name = _executor_of(sweep, options, executor, search)
         planned = plan(_with_absolute_paths(sweep if search is None else replace(sweep, points=())), options, console)
         searching = None if search is None else begin_search(planned, search, dry_run=dry_run)
         compared_rows(planned, comparison)  # errors in it are reported before anything starts
@@ -145,6 +140,16 @@ def _carried_out(
     for line in failures(planned):
         console.print(line, soft_wrap=True)
     return code
+
+
+def _executor_of(sweep: Sweep, options: Options, usual: str | None, search: SearchSettings | None) -> str:
+    """Name of the executor. ConfigError where it cannot run the sweep, which is said before anything else."""
+    chosen = options.executor or usual
+    if chosen == WORKER:
+        _check_worker(options, search)
+    if chosen is not None:
+        make(chosen, setup_of(options, sweep.name, tasks=1))
+    return chosen or ("groups" if options.workers > 1 else "tune")
 
 
 def _check_worker(options: Options, search: SearchSettings | None) -> None:

@@ -8,7 +8,7 @@ from pforce.tracking.live import Live
 from pforce.tracking.mirror import Mirror
 from pforce.tracking.page import Page, Shown
 from pforce.tracking.reading import cell_of_run, runs_frame, sweep_names, sweeps_frame
-from pforce.tracking.store import Tracker, default_uri, is_installed
+from pforce.tracking.store import Tracker, default_database, default_uri, is_installed, local_note
 from pforce.tracking.view import PARENT, Point, Tags, View
 
 __all__ = [
@@ -24,9 +24,11 @@ __all__ = [
     "TrackingError",
     "View",
     "cell_of_run",
+    "default_database",
     "default_uri",
     "is_installed",
     "is_server",
+    "local_note",
     "mask",
     "runs_frame",
     "sqlite_path",

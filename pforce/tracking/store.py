@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -11,8 +12,9 @@ import time
 from contextlib import closing, suppress
 from pathlib import Path
 
+from pforce.base import mounts
 from pforce.base.files import cache_folder, give_by_umask, read_whole, write_bytes
-from pforce.base.secrets import mask
+from pforce.base.secrets import mask, private_folder
 from pforce.tracking.checks import (
     TrackingError,
     check_store,
@@ -24,6 +26,8 @@ from pforce.tracking.checks import (
 )
 
 STALE_SECONDS = 600
+LOCAL = Path("/var/tmp")
+"""Folder of a local disk that all users share."""
 
 
 def is_installed() -> bool:
@@ -31,9 +35,59 @@ def is_installed() -> bool:
     return importlib.util.find_spec("mlflow") is not None
 
 
-def default_uri(storage: Path) -> str:
-    """URI of the sqlite database in a storage's folder."""
-    return sqlite_uri(storage.resolve() / "mlflow.db")
+def default_database(storage: Path, table: str | Path = mounts.TABLE) -> Path:
+    """File of the sqlite database of a storage for which no store is given: `mlflow.db` in its folder; where machines
+    share that over a network and none is there yet, a file on a local disk, as the locks that sqlite needs may not hold
+    on the network.
+
+    It lies in the cache folder, or below /var/tmp in a folder of this user's own, under a hash of the storage's path.
+
+    Args:
+        table: file of all mounts; see `mounts.mount_of`.
+
+    Raises:
+        TrackingError: the folder below /var/tmp is somebody else's, or cannot be made.
+    """
+    path = storage.resolve()
+    own = path / "mlflow.db"
+    if os.path.lexists(own) or mounts.on_network(path, table) is None:
+        return own
+    name = f"{hashlib.blake2b(os.fsencode(path), digest_size=12).hexdigest()}.db"
+    cache = cache_folder().absolute()
+    if mounts.on_network(cache, table) is None and _can_be_made(cache):
+        return cache / "databases" / name
+    if mounts.on_network(LOCAL, table) is not None:
+        return own  # there is no local disk
+    folder = LOCAL / f"pforce-{os.getuid()}"
+    try:
+        return private_folder(folder) / name
+    except OSError as error:
+        raise TrackingError(
+            f"tracking database: {path} lies on a network, and {folder} cannot hold a database ({error}): give "
+            "--tracking-uri, or set PFORCE_CACHE to a folder of a local disk"
+        ) from error
+
+
+def _can_be_made(folder: Path) -> bool:
+    """Whether a folder can be written, or made."""
+    there = next((each for each in (folder, *folder.parents) if each.exists()), folder)
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
+def default_uri(storage: Path, table: str | Path = mounts.TABLE) -> str:
+    """URI of a storage's `default_database`."""
+    return sqlite_uri(default_database(storage, table))
+
+
+def local_note(storage: Path, table: str | Path = mounts.TABLE) -> str:
+    """A sentence that says where a storage's default database lies, if not in its folder; else empty."""
+    database, mount = default_database(storage, table), mounts.on_network(storage, table)
+    if database.is_relative_to(storage.resolve()) or mount is None:
+        return ""
+    return (
+        f"MLflow's database is {database}, on this machine, as {storage} lies on {mount}, where sqlite is not to be "
+        f"trusted; another machine builds its own from the storage: pforce mirror --storage {storage}"
+    )
 
 
 def _make_database(uri: str) -> None:

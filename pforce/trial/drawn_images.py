@@ -181,18 +181,26 @@ def measure_images(
         images=sum(block.drawn for block in blocks), sampling=sum(block.seconds for block in blocks),
         passes=blocks[0].forward_passes if blocks else 0,
     )  # fmt: skip
-    parts = {name: part for name, part in request.image_parts(subject.weights).items() if name in metrics}
     # Those that have waited for the last images would all measure them at once.
     with leased(ledger.storage, f"metrics/{drawing.digest}", "measuring images", wait=watch.waits):
-        ledger.look_again(parts.values())
-        left = {name: part for name, part in parts.items() if ledger.get(part) is None}
-        if left:
-            record_metrics(
-                left, _measured(request, subject, detector, readings), reference, ledger, subject=subject,
-                training=subject.training, progress=watch.progress, told=labels_in_words(request.labels),
-            )  # fmt: skip
+        _record_missing(request, subject, detector, readings, metrics, reference, ledger, watch)
     if trim:
         store[0].trim(KEPT_BYTES)
+
+
+def _record_missing(
+    request: Request, subject: Subject, detector: Detector, readings: Mapping[int, Reading], metrics: Sequence[str],
+    reference: ReferenceStatistics, ledger: Ledger, watch: Watch,
+) -> None:  # fmt: skip
+    """Record those metrics that still have no record."""
+    parts = {name: part for name, part in request.image_parts(subject.weights).items() if name in metrics}
+    ledger.look_again(parts.values())
+    left = {name: part for name, part in parts.items() if ledger.get(part) is None}
+    if left:
+        record_metrics(
+            left, _measured(request, subject, detector, readings), reference, ledger, subject=subject,
+            training=subject.training, progress=watch.progress, told=labels_in_words(request.labels),
+        )  # fmt: skip
 
 
 def _measured(request: Request, subject: Subject, reader: Detector, readings: Mapping[int, Reading]) -> FeatureSet:

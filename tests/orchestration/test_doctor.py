@@ -68,7 +68,25 @@ def test_a_sound_machine_is_told_without_starting_ray(tmp_path):
     code, checks = doctor("--storage", str(storage), "--workers", "1")
     assert code == 0
     names = ("Python", "packages", "GPU", "NCCL", "attention", "torchvision", "storage", "MLflow store", "workers")
-    assert {*names, "process starts", "CPU", "shared memory", "free disk", "open files", "data cache"} <= set(checks)
+    assert {
+        *names,
+        "process starts",
+        "place",
+        "file system",
+        "file creation",
+        "whole files",
+        "file locks",
+        "quota",
+        "proxy",
+        "home",
+        "temporary files",
+        "room for files",
+        "CPU",
+        "shared memory",
+        "free disk",
+        "open files",
+        "data cache",
+    } <= set(checks)
     assert "only this machine was looked at" in checks["Ray cluster"][0]["found"]
     assert list(storage.iterdir()) == []  # no database is made by looking
 
@@ -278,8 +296,11 @@ def test_every_node_of_a_cluster_is_looked_at(guarded, tmp_path):
     )  # fmt: skip
     assert code == 0, checks
     assert "2 nodes, 2 CPUs" in checks["Ray cluster"][0]["found"]
-    for name in ("Ray token", "versions", "shared storage", "clocks", "network", "workers"):
+    for name in ("Ray token", "versions", "shared storage", "clocks", "network", "workers", "home", "temporary files"):
         assert checks[name][0]["state"] == "ok"
+    for name in ("file creation", "file locks"):  # by two processes here, then by all nodes and this machine
+        assert [check["state"] for check in checks[name]] == ["ok", "ok"]
+    assert "this machine and" in checks["file creation"][1]["found"]
     assert "2 nodes" in checks["shared storage"][0]["found"]
     assert list(storage.iterdir()) == []  # nothing is left there
 

@@ -43,6 +43,7 @@ BUDGETS: dict[str, int] = {
     "test_several_detectors.py": 40,
     "faults/test_write_points.py": 50,
     "orchestration/test_doctor.py": 50,
+    "orchestration/test_places.py": 20,
     "orchestration/test_run.py": 45,
     "faults/test_stop.py": 45,
     "faults/test_failing_trials.py": 40,

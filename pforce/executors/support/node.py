@@ -13,21 +13,27 @@ import platform
 import resource
 import shutil
 import socket
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from pforce.base.machine import allowed_cores, cpu_quota, memory_bytes
+from pforce.executors.support.sharing import claim, lock
+from pforce.executors.support.surroundings import file_system, home, inodes, temporary, write_error
 
+CACHE = "the data cache"
+"""What the folder of the data cache is called where its place differs between machines."""
 VERSIONS = ("pforce", "torch", "ray")
 WAIT_SECONDS = 3.0
 """Seconds to wait for a file that another node wrote, as network file systems cache folders for a moment."""
 
 
 def facts(storage: str) -> dict[str, Any]:
-    """Facts about this machine as plain data: versions, memory, disk, limits, and whether the data cache can be
-    written."""
+    """Facts about this machine as plain data: versions, memory, disks, limits, and whether the folders that are written
+    to can be."""
+    at_home = home()  # before the cache, which may be made there
+    cache = cache_error()
+    folders = {"/tmp": "/tmp", storage: storage} | ({CACHE: cache[0]} if cache else {})
     return {
         "host": socket.gethostname(),
         "python": platform.python_version(),
@@ -35,10 +41,14 @@ def facts(storage: str) -> dict[str, Any]:
         "memory": memory_bytes(),
         "shm": shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None,
         "free": {"/tmp": free_bytes("/tmp"), storage: free_bytes(storage)},
+        "inodes": {name: inodes(folder) for name, folder in folders.items()},
+        "file_systems": {name: file_system(folder) for name, folder in folders.items()},
+        "home": at_home,
+        "temporary": temporary(),
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE),
         "cpus": allowed_cores(),
         "cpu_quota": cpu_quota(),
-        "cache": cache_error(),
+        "cache": cache,
     }
 
 
@@ -65,17 +75,6 @@ def cache_error() -> tuple[str, str | None] | None:
         return None
     folder = cache_folder()
     return str(folder), write_error(folder)
-
-
-def write_error(folder: Path) -> str | None:
-    """Reason why nothing can be written to a folder, which is made; None where it can be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        return error.strerror or str(error)
-    return None
 
 
 def leave(folder: str, name: str, text: str) -> str | None:
@@ -129,6 +128,15 @@ class Inspector:
 
     def remove(self, folder: str, name: str) -> None:
         (Path(folder) / name).unlink(missing_ok=True)
+
+    def claim(self, folder: str, name: str) -> list[int]:
+        """Numbers of the names that this node was the first to create, while others try the same."""
+        return claim(folder, name)
+
+    def lock(self, folder: str, name: str) -> str:
+        """Lock a file, for as long as this actor lives: held, refused, or the reason why it cannot be locked."""
+        self.descriptor, word = lock(folder, name)
+        return word
 
     def connect(self, host: str, port: int) -> tuple[float | None, str]:
         """Seconds to open a TCP connection, or None and the reason."""

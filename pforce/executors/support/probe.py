@@ -13,19 +13,21 @@ import secrets
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pforce.base import machine
-from pforce.executors.support import node
+from pforce.base import machine, mounts
+from pforce.executors.support import node, sharing, surroundings
 
-SENT = (machine, node)
+SENT = (machine, mounts, node, sharing, surroundings)
 """Modules that are sent to the nodes by value."""
 PINGS = 5
 NODE_SECONDS = 45.0
 """Seconds for a node to start a process and to answer."""
+LOCK_SECONDS = 10.0
 
 
 def _inspect(inspector: Any, label: str, storage: str, port: int | None) -> dict[str, Any]:
@@ -54,6 +56,29 @@ def _inspect(inspector: Any, label: str, storage: str, port: int | None) -> dict
     return found
 
 
+def _together(inspectors: dict[str, Any], storage: str) -> dict[str, Any]:
+    """Results of trials that all nodes make at once in a folder that they share with this machine: label → the names
+    that it was the first to create, and label → what became of its attempt at a lock that the first one holds."""
+    name = f".pforce-doctor-{secrets.token_hex(8)}"
+    claims: dict[str, Any] = {}
+    locks: dict[str, str] = {}
+    try:
+        asked = {label: inspector.claim.remote(storage, name) for label, inspector in inspectors.items()}
+        claims["this machine"] = sharing.claim(storage, name)
+        for label, answer in asked.items():
+            claims[label] = ray.get(answer, timeout=NODE_SECONDS)
+        for label, inspector in inspectors.items():
+            locks[label] = ray.get(inspector.lock.remote(storage, f"{name}.lock"), timeout=NODE_SECONDS)
+        own = ThreadPoolExecutor(1).submit(sharing.lock, storage, f"{name}.lock")  # it may hang
+        locks["this machine"] = own.result(LOCK_SECONDS)[1]
+    except Exception as error:  # a trial that fails is reported, and hides nothing
+        lines = str(error).strip().splitlines()
+        return {"error": f"{type(error).__name__}: {lines[-1] if lines else ''}"}
+    finally:
+        sharing.remove(storage, name)
+    return {"claims": claims, "locks": locks}
+
+
 def look(address: str, storage: str) -> dict[str, Any]:
     """Nodes, their resources, and each node's facts. Raises Ray's error where it does not connect."""
     started = time.perf_counter()
@@ -64,7 +89,7 @@ def look(address: str, storage: str) -> dict[str, Any]:
     actor = ray.remote(num_cpus=0, max_restarts=0)(node.Inspector)
     alive = [each for each in ray.nodes() if each["Alive"]]
     hosts = [each["NodeManagerHostname"] for each in alive]
-    nodes, inspectors = [], []
+    nodes, inspectors, sharers = [], [], {}
     for each in alive:
         label = each["NodeManagerHostname"]
         if hosts.count(label) > 1:
@@ -76,13 +101,16 @@ def look(address: str, storage: str) -> dict[str, Any]:
         for each, label, inspector in inspectors:
             try:
                 found = _inspect(inspector, label, storage, server.getsockname()[1])
+                if found["storage_shared"]:
+                    sharers[label] = inspector
             except Exception as error:  # a bad node is reported and does not hide the others
                 lines = str(error).strip().splitlines()
                 found = {"label": label, "error": f"{type(error).__name__}: {lines[-1] if lines else ''}"}
             resources = each["Resources"]
             nodes.append({**found, "cpus": resources.get("CPU", 0.0), "gpus": resources.get("GPU", 0.0)})
     dead = sum(not each["Alive"] for each in ray.nodes())
-    return {"seconds": seconds, "ray": ray.__version__, "nodes": nodes, "dead": dead}
+    together = _together(sharers, storage) if sharers else None
+    return {"seconds": seconds, "ray": ray.__version__, "nodes": nodes, "dead": dead, "together": together}
 
 
 def main() -> None:

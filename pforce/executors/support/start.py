@@ -15,6 +15,7 @@ from pforce.base.console import signals_kept
 from pforce.base.machine import usable_cores
 from pforce.base.secrets import keep_private, private_folder, write_private
 from pforce.executors.support.placement import TYPE, Node
+from pforce.executors.support.surroundings import SOCKET_BYTES, socket_excess
 from pforce.trial.failures import ClusterError
 
 # The state that Tune keeps of an experiment is not used, so its errors (a race with its own clean-up) do not matter.
@@ -72,6 +73,12 @@ def _private_places() -> dict[str, Any]:
         write_private(token, secrets.token_hex(32))
     keep_private(token)
     if "RAY_TMPDIR" in os.environ:
+        if excess := socket_excess(f"{os.environ['RAY_TMPDIR']}/ray"):
+            raise ClusterError(
+                f"RAY_TMPDIR={os.environ['RAY_TMPDIR']}: the path of a socket of Ray in it has "
+                f"{SOCKET_BYTES + excess} bytes, and at most {SOCKET_BYTES} are possible; set a short path, such as "
+                "/tmp/r"
+            )
         return {}
     # Short, as sockets' paths have a limit. Ray opens its own folder to everybody, so it lies in one that is not.
     return {"_temp_dir": str(private_folder(Path(f"/tmp/pforce-{os.getuid()}")) / "ray")}

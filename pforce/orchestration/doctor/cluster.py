@@ -15,7 +15,9 @@ from pforce.base.errors import ConfigError
 from pforce.base.words import counted
 from pforce.executors.support.node import connect
 from pforce.executors.support.placement import Node, place
+from pforce.orchestration.doctor.address import ask, encrypted, no_url, not_the_cluster
 from pforce.orchestration.doctor.check import Check, State
+from pforce.orchestration.doctor.promises import SHARED, exclusive, locks
 from pforce.trial.failures import ClusterError
 
 CONNECT_SECONDS = 3.0
@@ -55,26 +57,38 @@ def authentication() -> Check:
 
 
 def unreachable(address: str) -> Check | None:
-    """A problem where nothing listens at host:port; None where something listens, or the address has no port."""
+    """A problem where nothing listens at host:port, or something else than a cluster; None where a cluster answers, or
+    the address has no port."""
+    if (url := no_url(address)) is not None:
+        return url
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         return None
+    host = host.strip("[]")
     # Ray takes a loopback address as that of its node, and may listen on the node's own address only.
     hosts = [host, socket.gethostname()] if host in ("127.0.0.1", "localhost") else [host]
+    other: Check | None = None
     for each in hosts:
         try:
-            connect(each, int(port), CONNECT_SECONDS)
+            if address.startswith("ray://") or encrypted():
+                connect(each, int(port), CONNECT_SECONDS)
+                return None
+            found = not_the_cluster(address, host, int(port), ask(each, int(port)))
         except OSError as error:
             reason = error.strerror or str(error)
         else:
-            return None
+            if found is None:
+                return None
+            other = other or found
+    if other is not None:
+        return other
     cure = ("Check --ray-address (or RAY_ADDRESS), that the head node runs (`ray start --head --port=6379`), and that "
             "no firewall lies between.")  # fmt: skip
     return Check("Ray cluster", "problem", f"nothing answers at {address}: {reason}", cure)
 
 
 def check_cluster(address: str | None) -> None:
-    """Raise ClusterError, with the remedy, where nothing answers at the address or this machine has no token."""
+    """Raise ClusterError, with the remedy, where no cluster answers at the address or this machine has no token."""
     if address is None or address in ("local", "auto"):
         return
     for check in (authentication(), unreachable(address)):
@@ -170,6 +184,19 @@ def shared_storage(nodes: list[dict[str, Any]], storage: Path) -> Check:
         return Check("shared storage", "problem", text, cure)
     everywhere = counted(len(nodes), "node")
     return Check("shared storage", "ok", f"{storage} is the same folder on {everywhere}, and can be written")
+
+
+def together(found: dict[str, Any], storage: Path, database: Path | None) -> list[Check]:
+    """Check what the storage's file system keeps among all nodes at once: who creates a file, and who has a lock.
+
+    Args:
+        database: the sqlite database in use; None for other stores.
+    """
+    if "error" in found:
+        return [Check("file creation", "problem", f"{storage}: a trial of all nodes failed: {found['error']}", SHARED)]
+    (first, word), *others = found["locks"].items()
+    words = dict(others) if word == "held" else {first: word}
+    return [exclusive(found["claims"], storage), locks(words, storage, database)]
 
 
 def clocks(nodes: list[dict[str, Any]]) -> Check:
