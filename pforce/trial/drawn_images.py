@@ -183,14 +183,16 @@ def measure_images(
     )  # fmt: skip
     # Those that have waited for the last images would all measure them at once.
     with leased(ledger.storage, f"metrics/{drawing.digest}", "measuring images", wait=watch.waits):
-        _record_missing(request, subject, detector, readings, metrics, reference, ledger, watch)
+        _record_missing(
+            request, subject, ledger, metrics, detector=detector, readings=readings, reference=reference, watch=watch
+        )
     if trim:
         store[0].trim(KEPT_BYTES)
 
 
 def _record_missing(
-    request: Request, subject: Subject, detector: Detector, readings: Mapping[int, Reading], metrics: Sequence[str],
-    reference: ReferenceStatistics, ledger: Ledger, watch: Watch,
+    request: Request, subject: Subject, ledger: Ledger, metrics: Sequence[str], *, detector: Detector,
+    readings: Mapping[int, Reading], reference: ReferenceStatistics, watch: Watch,
 ) -> None:  # fmt: skip
     """Record those metrics that still have no record."""
     parts = {name: part for name, part in request.image_parts(subject.weights).items() if name in metrics}
