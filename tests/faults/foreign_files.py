@@ -31,7 +31,7 @@ from pforce.metrics.detectors import load_detector
 from pforce.metrics.image_sets import open_images
 from pforce.metrics.reference import load_statistics
 from pforce.models import build, save_model, save_published
-from pforce.records import exchange
+from pforce.records import exchange, packing
 from pforce.records.ledger import Ledger
 from pforce.records.parts import cell_parts
 from pforce.records.sweeps import CellEntry, SweepEntry, read_sweeps
@@ -325,13 +325,15 @@ def _make_records(folder: Path) -> None:
     (folder / "s").mkdir()
     for name in ("records", "sweeps"):
         shutil.copytree(place.root / name, folder / "s" / name)
+    packing.pack(place, print, older_than=-1.0)  # a pack beside the records that it holds
+    shutil.copytree(place.root / "records", folder / "s" / "records", dirs_exist_ok=True)
     shutil.rmtree(folder / "made")
 
 
 def _harm_records(folder: Path, source: random.Random) -> None:
     files = [folder / "lines.jsonl", *sorted((folder / "s").rglob("*.json"))]
-    path = source.choice(files)
-    if source.random() < 0.3:
+    path = source.choice([*files, *(folder / "s").rglob("*.pack1")])
+    if source.random() < 0.3 or path.suffix == ".pack1":
         rewritten(path, lambda content: mutated_bytes(content, source))
         return
     if path.suffix == ".jsonl":
