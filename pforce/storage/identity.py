@@ -40,12 +40,14 @@ def identity_of(storage: Storage) -> str:
     except (ValueError, KeyError, TypeError, RecursionError):
         kind, text = None, ""
     if kind not in (FORMAT, PACKED) or not re.fullmatch("[0-9a-f]{32}", str(text)):
-        damaged = "cannot be read" if content is None else "is damaged"
-        known = kind in (None, FORMAT, PACKED)
-        what = damaged if known else f"is of format {quoted(kind)}, this version reads {FORMAT} and {PACKED}"
+        if kind not in (None, FORMAT, PACKED):
+            raise StorageError(
+                f"--storage {storage}: {FILE} is of format {quoted(kind)}, this version reads {FORMAT} and {PACKED}: a "
+                "newer pforce made it. Install that one"
+            )
         raise StorageError(
-            f"--storage {storage}: {FILE} {what}. It only names the storage to MLflow: move it away, and its runs are "
-            "shown once more, as another storage's"
+            f"--storage {storage}: {FILE} {'cannot be read' if content is None else 'is damaged'}. It only names the "
+            "storage to MLflow: move it away, and its runs are shown once more, as another storage's"
         )
     if storage.remote and _kept(storage) != content and content is not None:
         write_bytes(storage.root / FILE, content)
