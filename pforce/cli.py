@@ -96,6 +96,10 @@ COMMANDS: dict[tuple[str, ...], Command] = {
         "records.migrate_records",
         "Carry over results of commit 0641df2: files of its records, and its trainings in the storage's folder.",
     ),
+    ("records", "pack"): Command(
+        "records.pack_records",
+        "Write records into a few large files, for buckets and file systems where the number of files is limited.",
+    ),
     ("doctor",): Command(
         "doctor.doctor", "Check this machine, its stores and a cluster, and report what is wrong and how to fix it."
     ),

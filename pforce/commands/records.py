@@ -1,8 +1,9 @@
-"""`pforce records`: list, show, forget, export, import and migrate the records of a storage."""
+"""`pforce records`: list, show, forget, export, import, migrate and pack the records of a storage."""
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from pforce.base.words import counted
 from pforce.commands.mirror import mirror_storage
 from pforce.commands.stores import Place, Store
 from pforce.orchestration.options import StorageOptions, StoreOptions
-from pforce.records import exchange
+from pforce.records import exchange, packing
 from pforce.records.ledger import Ledger
 from pforce.records.parts import Kind
 from pforce.records.provenance import provenance
@@ -210,6 +211,39 @@ def migrate_records(
             f"{place}: holds no trainings of commit 0641df2 (folder trials); name files of its records", soft_wrap=True
         )
     _show(store, console)
+    return DONE
+
+
+def pack_records(*, older_than: float = 60.0, dry_run: bool = False, store: Place) -> int:
+    """Write records into a few large files, for buckets and file systems where the number of files is limited.
+
+    Every command reads packed records and single ones alike. Nothing is lost if this is killed or called several times
+    at once, and sweeps may run meanwhile.
+
+    Args:
+        older_than: minutes since a part was finished before its record is packed.
+        dry_run: say what would be done, and change nothing.
+    """
+    require(0 <= older_than < math.inf, "older_than", older_than, "a number of minutes, 0 or more")
+    console = make_console()
+    place = store.place
+    if not dry_run:
+        place.check()
+    done = packing.pack(
+        place, _say(console), older_than=60 * older_than, dry_run=dry_run, bar=lambda what, n: _bar(console, what, n)
+    )
+    console.print(f"{counted(done.records, 'record')} {'would be ' if dry_run else ''}packed")
+    if done.merged:
+        console.print(f"{counted(done.merged, 'pack')} replaced by larger ones")
+    if done.young:
+        console.print(f"{counted(done.young, 'record')} younger than {older_than:g} minutes: left as they are")
+    if done.left:
+        console.print(f"{counted(done.left, 'file')} that this version cannot read as a record: left as they are")
+    for when, amount in (("before", done.before), *([] if dry_run else [("after", done.after)])):
+        console.print(
+            f"{when}: {counted(amount.loose, 'single record')}, {counted(amount.packs, 'pack')}, "
+            f"{amount.bytes / 1e6:,.1f} MB"
+        )
     return DONE
 
 

@@ -1,7 +1,8 @@
 """The ledger: finds, keeps and forgets the records in a storage. Planning lists names; contents are read on demand.
 
 Nothing here locks. A record is written once, whole, under a name of its own. Of several records with the same digest,
-the one that finished first counts, on every machine; ties are decided by content.
+the one that finished first counts, on every machine; ties are decided by content. Whether a record lies in a file of
+its own or in a pack (`pforce.records.packs`) makes no difference.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pforce.base.files import read_small, sha256_of, write_bytes
+from pforce.records.packs import PackedError, Packs
 from pforce.records.parts import Part
 from pforce.records.record import MOST_BYTES, NAME, NewerRecord, Record, RecordError, file_name, parse
 from pforce.storage import Storage, StorageError
@@ -32,6 +34,7 @@ class Ledger:
     def __init__(self, storage: Storage, say: Say = lambda line: None) -> None:
         self.storage, self.say = storage, say
         self.folder = storage.root / RECORDS
+        self.packs = Packs(storage, self._tell)
         self._names: dict[str, list[str]] | None = None
         self._read: dict[str, Record] = {}
         """File name → record."""
@@ -43,9 +46,10 @@ class Ledger:
         """Digest → file names of its records. They are listed once; `refresh` lists them again."""
         if self._names is None:
             found: dict[str, list[str]] = {}
-            for name in self._listed():
-                if match := NAME.fullmatch(name):
-                    found.setdefault(match["digest"], []).append(name)
+            listed = {name for name in self._listed() if NAME.fullmatch(name)}
+            self.packs.refresh()  # after the files: what is packed meanwhile is seen in the one place or the other
+            for name in sorted(listed.union(self.packs.names())):
+                found.setdefault(name[:32], []).append(name)
             self._names = found
         return self._names
 
@@ -56,19 +60,21 @@ class Ledger:
     def look_again(self, parts: Iterable[Part]) -> None:
         """List the records of these parts again, because other processes may have finished them meanwhile."""
         names, wanted = self.names(), {part.digest for part in parts}
-        there: dict[str, list[str]] = {}
+        there: dict[str, set[str]] = {each: set() for each in wanted}
         for group in {each[:2] for each in wanted}:
-            for name in sorted(self.storage.names(f"{RECORDS}/{group}")):
-                if match := NAME.fullmatch(name):
-                    there.setdefault(match["digest"], []).append(name)
-        names.update({each: several for each, several in there.items() if each in wanted})
+            for name in self.storage.names(f"{RECORDS}/{group}"):
+                if (match := NAME.fullmatch(name)) and match["digest"] in wanted:
+                    there[match["digest"]].add(name)
+        self.packs.refresh()
+        found = {each: sorted(several | self.packs.of(each)) for each, several in there.items()}
+        names.update({each: several for each, several in found.items() if several})
 
     def _listed(self) -> Iterator[str]:
         if self.storage.remote:
-            yield from {name.rpartition("/")[2] for name in self.storage.list(RECORDS)}
+            yield from [name.rpartition("/")[2] for name in self.storage.list(RECORDS)]
             return
         try:
-            groups = sorted(entry.name for entry in os.scandir(self.folder) if len(entry.name) == 2)
+            groups = [entry.name for entry in os.scandir(self.folder) if len(entry.name) == 2]
         except FileNotFoundError:
             return
         except OSError as error:
@@ -78,7 +84,7 @@ class Ledger:
             ) from error
         for group in groups:
             with os.scandir(self.folder / group) as entries:
-                yield from sorted(entry.name for entry in entries)
+                yield from [entry.name for entry in entries]
 
     # --- contents ---------------------------------------------------------------------------------------------
 
@@ -90,22 +96,42 @@ class Ledger:
         read."""
         if name in self._read:
             return self._read[name]
-        path = self._path(name)
         try:
-            record = self.storage.read_checked(
-                f"{RECORDS}/{name[:2]}/{name}", lambda path: parse(read_small(path, MOST_BYTES), name)
-            )
+            record = self._found(name)
         except NewerRecord:
             raise
         except FileNotFoundError:  # removed since it was listed
             return None
         except PermissionError as error:
-            raise StorageError(f"--storage {self.storage}: record {path} may not be read ({error.strerror})") from error
+            raise StorageError(
+                f"--storage {self.storage}: record {self._path(name)} may not be read ({error.strerror})"
+            ) from error
         except (RecordError, ValueError, OSError) as error:
+            path = self.packs.where(name) or self._path(name)
             self._tell(name, f"{path}: {error}; it counts as missing, and its part is measured again")
             return None
         self._read[name] = record
         return record
+
+    def _found(self, name: str) -> Record:
+        """The record of a file name, from a pack, or else from its own file. FileNotFoundError where neither has it."""
+        damage = None
+        try:
+            if (content := self.packs.content(name)) is not None:
+                return parse(content, name)
+        except PackedError as error:  # its own file may be there all the same
+            damage = error
+        try:
+            return self.storage.read_checked(
+                f"{RECORDS}/{name[:2]}/{name}", lambda path: parse(read_small(path, MOST_BYTES), name)
+            )
+        except FileNotFoundError:
+            if damage is not None:
+                raise damage from None
+        self.packs.refresh()  # it was packed since it was listed
+        if (content := self.packs.content(name)) is None:
+            raise FileNotFoundError(name)
+        return parse(content, name)
 
     def _tell(self, key: str, line: str) -> None:
         if key not in self._told:

@@ -6,6 +6,7 @@ import errno
 import functools
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlunsplit
@@ -17,6 +18,8 @@ CHECK_SECONDS = 5
 """Seconds that a check waits for an answer."""
 ANSWER_SECONDS = 20
 """Seconds that one attempt of a transfer waits for an answer."""
+MOST_DELETED = 1000
+"""Most objects that one request deletes (S3's own limit)."""
 
 
 @functools.lru_cache(maxsize=16)
@@ -130,6 +133,21 @@ def put_if_absent(uri: str, name: str, content: bytes) -> None:
         obstore.put(store, f"{prefix}{name}", content, mode="create")
     except (BaseError, OSError, ValueError) as error:  # the message may hold credentials: only its type is kept
         raise ConditionalWriteError(type(error).__name__) from None
+
+
+def delete_objects(uri: str, names: Sequence[str]) -> bool:
+    """Delete objects by as few requests as the server allows, and return whether that worked: some may remain where it
+    did not."""
+    import obstore
+    from obstore.exceptions import BaseError
+
+    try:
+        store, prefix = object_store(uri)
+        for first in range(0, len(names), MOST_DELETED):
+            obstore.delete(store, [f"{prefix}{name}" for name in names[first : first + MOST_DELETED]])
+    except (BaseError, OSError, ValueError):
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=16)

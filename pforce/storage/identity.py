@@ -13,6 +13,9 @@ from pforce.storage.place import Storage
 
 FILE = "storage.json"
 FORMAT = 1
+PACKED = 2
+"""Format of the file in a storage that has packs of records. Versions that cannot read packs know format 1 only, and so
+refuse the storage when they would show it to MLflow, instead of taking it for empty."""
 MOST_BYTES = 1 << 16
 
 
@@ -36,16 +39,30 @@ def identity_of(storage: Storage) -> str:
         kind, text = found["format"], found["id"]
     except (ValueError, KeyError, TypeError, RecursionError):
         kind, text = None, ""
-    if kind != FORMAT or not re.fullmatch("[0-9a-f]{32}", str(text)):
-        damaged = "cannot be read" if content is None else "is damaged"
-        what = damaged if kind in (None, FORMAT) else f"is of format {quoted(kind)}, this version reads {FORMAT}"
+    if kind not in (FORMAT, PACKED) or not re.fullmatch("[0-9a-f]{32}", str(text)):
+        if kind not in (None, FORMAT, PACKED):
+            raise StorageError(
+                f"--storage {storage}: {FILE} is of format {quoted(kind)}, this version reads {FORMAT} and {PACKED}: a "
+                "newer pforce made it. Install that one"
+            )
         raise StorageError(
-            f"--storage {storage}: {FILE} {what}. It only names the storage to MLflow: move it away, and its runs are "
-            "shown once more, as another storage's"
+            f"--storage {storage}: {FILE} {'cannot be read' if content is None else 'is damaged'}. It only names the "
+            "storage to MLflow: move it away, and its runs are shown once more, as another storage's"
         )
     if storage.remote and _kept(storage) != content and content is not None:
         write_bytes(storage.root / FILE, content)
     return str(text)
+
+
+def mark_packed(storage: Storage) -> None:
+    """Note in the storage's file that it has packs, before it has the first. StorageError as from `identity_of`."""
+    content = json.dumps({"format": PACKED, "id": identity_of(storage)}).encode() + b"\n"
+    if storage.content(FILE, MOST_BYTES) != content:
+        try:
+            write_bytes(storage.root / FILE, content)
+        except OSError as error:
+            raise StorageError(f"--storage {storage}: {FILE} cannot be written ({error.strerror})") from error
+        storage.push(FILE)
 
 
 def _kept(storage: Storage) -> bytes | None:

@@ -6,6 +6,7 @@ from it once they are whole. Nothing is locked: processes agree by files that ar
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import os
@@ -14,7 +15,7 @@ import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -27,6 +28,7 @@ from pforce.storage.bucket import (
     CHECK_SECONDS,
     ConditionalWriteError,
     connect,
+    delete_objects,
     download,
     link_file,
     put_if_absent,
@@ -117,17 +119,22 @@ class Storage:
 
     def list(self, relative: str) -> list[str]:
         """Names of all files of the bucket at or below a name, sorted. Empty for a local storage."""
+        return sorted(self.sizes(relative)) if self.remote else []
+
+    def sizes(self, relative: str) -> dict[str, int]:
+        """Name → bytes of all files at or below a name; those in hidden folders of this machine (scratch) are left
+        out."""
         if not self.remote:
-            return []
+            return dict(_sizes_below(self.root, relative))
         from pyarrow.fs import FileSelector, FileType
 
-        def found(filesystem: Any, prefix: str) -> list[str]:
+        def found(filesystem: Any, prefix: str) -> dict[str, int]:
             path = f"{prefix}/{relative}"
             there = filesystem.get_file_info(path)
             infos = [there]
             if there.type == FileType.Directory:
                 infos = filesystem.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
-            return sorted(info.path[len(prefix) + 1 :] for info in infos if info.type == FileType.File)
+            return {info.path[len(prefix) + 1 :]: info.size for info in infos if info.type == FileType.File}
 
         return self._try(f"{relative} cannot be listed", found)
 
@@ -159,8 +166,20 @@ class Storage:
         return bool(names)
 
     def fetch(self, name: str, path: Path) -> None:
-        """Copy one file of the bucket to a path, where it appears whole."""
-        self._try(f"{name} cannot be read", functools.partial(download, name, path))
+        """Copy one file of the bucket to a path, where it appears whole. FileNotFoundError where the bucket has none of
+        that name."""
+
+        def copied(filesystem: Any, prefix: str) -> bool:
+            try:
+                download(name, path, filesystem, prefix)
+            except FileNotFoundError as error:
+                if error.filename is None:  # pyarrow's: the object is not there
+                    return False
+                raise
+            return True
+
+        if not self._try(f"{name} cannot be read", copied):
+            raise FileNotFoundError(errno.ENOENT, f"is not in {self}", name)
 
     def read_checked(self, name: str, checked: Callable[[Path], T]) -> T:
         """The result of `checked`, called with the path of a file, or its error. Where the mirror's copy is missing or
@@ -265,6 +284,15 @@ class Storage:
         else:
             (self.root / relative).unlink(missing_ok=True)
 
+    def discard(self, names: Sequence[str]) -> None:
+        """Delete many files, those of a bucket by few requests, and their copies in the mirror; some may be gone
+        already."""
+        if self.remote and not delete_objects(self.uri, names):
+            for name in names:
+                self.delete(name)
+        for name in names:
+            (self.root / name).unlink(missing_ok=True)
+
     def leave(self, folder: str) -> None:
         """Remove a folder if it is empty now, and those above it; a bucket has no folders."""
         if not self.remote:
@@ -296,3 +324,19 @@ class Storage:
         cause, parts = cause_of(error), split(self.uri)
         where = endpoint_of(parts) or ("Amazon S3" if parts.scheme == "s3" else "Google Cloud Storage")
         return StorageError(f"--storage {self}: {failed}: " + cause.sentence(bucket_of(parts), where))
+
+
+def _sizes_below(root: Path, relative: str) -> Iterator[tuple[str, int]]:
+    """(name, bytes) of the files below a folder. Files that vanish meanwhile are left out."""
+    try:
+        entries = list(os.scandir(root / relative))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        name = f"{relative}/{entry.name}"
+        if entry.is_dir(follow_symlinks=False):
+            if not entry.name.startswith("."):
+                yield from _sizes_below(root, name)
+        else:
+            with suppress(FileNotFoundError):
+                yield name, entry.stat(follow_symlinks=False).st_size

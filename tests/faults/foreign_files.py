@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import tarfile
+import time
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from pforce.metrics.detectors import load_detector
 from pforce.metrics.image_sets import open_images
 from pforce.metrics.reference import load_statistics
 from pforce.models import build, save_model, save_published
-from pforce.records import exchange
+from pforce.records import exchange, packing
 from pforce.records.ledger import Ledger
 from pforce.records.parts import cell_parts
 from pforce.records.sweeps import CellEntry, SweepEntry, read_sweeps
@@ -322,6 +323,8 @@ def _make_records(folder: Path) -> None:
     parts = cell_parts(experiment, inputs)
     SweepEntry("mine", "0" * 32, [CellEntry.of("cell", parts, flat_params(experiment), 0)]).write(place)
     exchange.export(place, (), folder / "lines.jsonl", print)
+    third = sorted(record.finished for record in Ledger(place).all())[2]
+    packing.pack(place, print, older_than=time.time() - third - 1e-3)  # three of them
     (folder / "s").mkdir()
     for name in ("records", "sweeps"):
         shutil.copytree(place.root / name, folder / "s" / name)
@@ -330,8 +333,8 @@ def _make_records(folder: Path) -> None:
 
 def _harm_records(folder: Path, source: random.Random) -> None:
     files = [folder / "lines.jsonl", *sorted((folder / "s").rglob("*.json"))]
-    path = source.choice(files)
-    if source.random() < 0.3:
+    path = source.choice([*files, *(folder / "s").rglob("*.pack1")])
+    if source.random() < 0.3 or path.suffix == ".pack1":
         rewritten(path, lambda content: mutated_bytes(content, source))
         return
     if path.suffix == ".jsonl":

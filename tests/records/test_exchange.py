@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from pforce.orchestration.sweep import Sweep
 from pforce.records import legacy
 from pforce.records.exchange import export, import_lines, import_storage
 from pforce.records.ledger import RECORDS
+from pforce.records.packing import pack
 from pforce.records.record import RecordError
 from pforce.records.sweeps import SWEEPS, read_sweeps
 from pforce.results import runs
@@ -136,6 +138,32 @@ def test_the_commands(planned, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["digest"] == digest
     assert _run(["records", "forget", digest, "--reason", "a test", "--storage", str(tmp_path / "here")]) == DONE
     assert make_plan(small_sweep(), tmp_path / "here").missing == planned.work
+
+
+def test_a_packed_storage_gives_the_same_to_every_command(planned, tmp_path, capsys, monkeypatch):
+    """The export byte for byte, what list and show print, the frame of results, an import of the storage, the plan: of
+    loose records, of packed ones, and of half of each."""
+    monkeypatch.setenv("COLUMNS", "200")
+    places = [planned.options.root, tmp_path / "packed", tmp_path / "mixed"]
+    for place in places[1:]:
+        shutil.copytree(places[0], place)
+        assert pack(Storage.open(place), silent, older_than=0, settle=0).after.loose == 0
+    for each in sorted(places[0].glob("records/??/*"))[::2]:
+        shutil.copyfile(each, places[2] / each.relative_to(places[0]))
+    digest, found = planned.work[0].parts.weights.digest, []
+    for number, place in enumerate(places):
+        out, here = tmp_path / f"{number}.jsonl", Storage.open(tmp_path / f"import{number}")
+        export(Storage.open(place), [], out, silent)
+        assert _run(["records", "list", "--every", "--storage", str(place)]) == DONE
+        assert _run(["records", "show", digest, "--storage", str(place)]) == DONE
+        frame = runs(place).drop(columns="source", errors="ignore").to_json(default_handler=str)
+        taken = import_storage(here, Storage.open(place), silent)
+        digests = sorted(name.rpartition("/")[2].partition(".")[0] for name in here.sizes(RECORDS))
+        found.append((out.read_bytes(), capsys.readouterr().out, frame, taken, digests))
+        assert make_plan(small_sweep(), place).missing == []
+    for several in zip(*found, strict=True):
+        assert several[1:] == 2 * several[:1]
+    assert found[0][0].count(b"\n") == 1 + found[0][3].made
 
 
 @pytest.mark.parametrize(

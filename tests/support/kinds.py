@@ -62,6 +62,8 @@ BUDGETS: dict[str, int] = {
     "executors/test_worker.py": 25,
     "faults/test_workers.py": 60,
     "records/test_damage.py": 25,
+    "records/test_packs.py": 20,
+    "records/test_exchange.py": 20,
     "test_evaluate_cli.py": 25,
     "test_evaluate_memorisation.py": 25,
     "executors/test_placement.py": 45,

@@ -257,7 +257,7 @@ def test_the_identity_of_a_storage(tmp_path):
     first = identity_of(place)
     assert identity_of(place) == first
     assert identity_of(Storage.open(tmp_path / "other")) != first
-    for content, match in ((b"{", "is damaged"), (b'{"format": 2, "id": "x"}', "is of format 2, this version reads 1")):
+    for content, match in ((b"{", "is damaged"), (b'{"format": 3, "id": "x"}', "is of format 3, this version reads")):
         (tmp_path / "storage.json").write_bytes(content)
         with pytest.raises(StorageError, match=match):
             identity_of(place)
