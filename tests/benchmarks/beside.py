@@ -32,13 +32,15 @@ def measure(wanted: Event, over: Event) -> None:
     made = catalog.experiment("openmoji32_micro")
     model, detector = build(made.model).eval(), made.evaluation.load_detector()
     labels = torch.arange(BATCH) % made.model.classes
-    while not over.is_set():
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    while parent.is_alive() and not over.is_set():
         if not wanted.wait(0.2):
             continue
         with torch.inference_mode():
             for drawn in generate(model, made.sampler, labels, seed=0, batch=8, device=CPU):
                 detector(drawn.images.clamp(-1, 1).add(1).mul(127.5).to(torch.uint8))
-                if not wanted.is_set():
+                if not (wanted.is_set() and parent.is_alive()):
                     break
 
 
