@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from pforce.base.words import counted
@@ -19,6 +20,7 @@ from pforce.orchestration.sweep import Work
 from pforce.records import provenance
 from pforce.records.parts import decay_of
 from pforce.results.shown import curve_points, recorded_view
+from pforce.storage import StorageError
 from pforce.tracking import Tags
 from pforce.trial.task import Done, Failed, Idle, Snapshot, Task, Train
 
@@ -157,18 +159,23 @@ class Trials(Source):
         begun = time.monotonic()
         if begun < self.look_at:
             return
-        plan, waiting = self.plan, list(self.waiting)
-        plan.look_elsewhere(waiting)
-        if self.recorder.live is None:
-            plan.ledger.refresh()
-            finished = finished_of(waiting, plan.ledger)
-            self.waiting = deque(item for item in waiting if item.fingerprint not in finished)
-            for item in waiting:
-                if item.fingerprint in finished:
-                    self.supply.ended(item)
-            self.recorder.elsewhere(sorted(finished))
+        with suppress(StorageError):  # of a bucket that is away, which is told where something has to be kept there
+            self._look_now()
         ended = time.monotonic()
         self.look_at = ended + max(LOOK_SECONDS, (ended - begun) / LOOK_SHARE)
+
+    def _look_now(self) -> None:
+        plan, waiting = self.plan, list(self.waiting)
+        plan.look_elsewhere(waiting)
+        if self.recorder.live is not None:
+            return
+        plan.ledger.refresh()
+        finished = finished_of(waiting, plan.ledger)
+        self.waiting = deque(item for item in waiting if item.fingerprint not in finished)
+        for item in waiting:
+            if item.fingerprint in finished:
+                self.supply.ended(item)
+        self.recorder.elsewhere(sorted(finished))
 
     def gives_back(self, task: Task) -> bool:
         self._look()

@@ -119,6 +119,7 @@ def test_commands_find_models_in_the_bucket_and_leave_their_files_there(server, 
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.drill
 def test_killed_and_continued_on_another_machine(server, tmp_path):
     """SIGKILL after the first checkpoint is in the bucket. The other machine's first step is the one after it, and
     its result is that of an undisturbed training, bit for bit."""
@@ -169,6 +170,7 @@ def test_workers_have_mirrors_of_their_own(server, tmp_path, ray_cluster, evalua
     assert {"samples.png", "uncertainty_maps.png"} <= {path.name for path in artifacts.iterdir()}
 
 
+@pytest.mark.drill
 def test_a_bucket_that_goes_away_loses_nothing(tmp_path):
     """The server ends in the middle of a training: the training goes on, and the trial, whose files are on one machine
     only, is not called done. With the server back the same command trains nothing again."""

@@ -107,7 +107,7 @@ def test_those_that_go_on_end_as_if_nothing_had_stopped_and_were_the_best_at_the
     assert set(ended["optimizer.learning_rate"]) == best
 
 
-@pytest.mark.process
+@pytest.mark.drill
 def test_a_search_that_is_killed_goes_on_to_the_same_end(halved, tmp_path):
     """Stopped among the rungs, and again among the whole trials: no step is done twice."""
     counts = []
