@@ -33,7 +33,7 @@ from pforce.trial.where import Paths, Where
 from tests.support.asked import asked
 from tests.training.conftest import tiny
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.process]
 TRAIN, HELD_OUT, SIZE = 64, 24, 32
 
 

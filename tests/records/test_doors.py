@@ -36,7 +36,7 @@ from tests.support.asked import asked
 from tests.support.performing import done, measured
 from tests.training.conftest import DATA, tiny
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.process]
 NFE = 3
 """Function evaluations of the tiny experiment's sampler; its flops are counted without a forward pass."""
 

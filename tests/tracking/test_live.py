@@ -19,7 +19,7 @@ from tests.support.clock import PATIENCE
 from tests.tracking.pages import Page, point, until, whole
 from tests.tracking.wire import Wire
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.process]
 
 
 @pytest.fixture
