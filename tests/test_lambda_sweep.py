@@ -22,6 +22,8 @@ from pforce_experiments.sweeps import lambda_sweep
 from tests.results.conftest import planned_with
 from tests.training.conftest import tiny
 
+pytestmark = pytest.mark.process
+
 SCRIPT = Path(__file__).resolve().parents[1] / "sweeps" / "lambda_sweep.py"
 WEIGHTS = Axis("flow.difficulty_weight", (0.0, 0.01))
 

@@ -40,6 +40,8 @@ from pforce_experiments.sweeps import sampler_thresholds
 from tests.sampling.test_adaptive import awake
 from tests.support.studies import searching
 
+pytestmark = pytest.mark.process
+
 SOURCE = '''
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -15,6 +15,8 @@ from pforce.orchestration.options import Options, StorageOptions
 from pforce.orchestration.script import run_sweep
 from tests.orchestration.conftest import small_sweep
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory) -> Path:

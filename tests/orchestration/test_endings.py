@@ -27,6 +27,8 @@ from pforce.orchestration.script import run_sweep
 from tests.orchestration.conftest import make_plan, small_sweep
 from tests.support.ports import free_port
 
+pytestmark = pytest.mark.process
+
 DIVERGING = Axis("optimizer.learning_rate", (1e20, 1e21, 0.002))
 
 
