@@ -46,8 +46,8 @@ def exit_on_errors(main: Callable[[], int]) -> NoReturn:
             code = USAGE_ERROR
         except SystemExit as ended:  # raised by the parser, after --help
             code = ended.code
-        except KeyboardInterrupt:
-            make_console(stderr=True).print("Stopped by Ctrl-C.")
+        except KeyboardInterrupt as stopped:  # Python's own has no arguments, ours the signal's name
+            make_console(stderr=True).print(f"Stopped by {str(stopped) or 'Ctrl-C'}.")
             code = STOPPED
         sys.stdout.flush()  # here, not when Python exits, where an error would print a traceback
     except BrokenPipeError:

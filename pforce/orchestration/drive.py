@@ -97,9 +97,8 @@ class Source(ABC):
         """Whether a task that waits for another process is to be given back, as there is other work to do meanwhile."""
         return False
 
-    def take_back(self, task: Task) -> None:
-        """Take a task that was given back."""
-        raise NotImplementedError
+    def take_back(self, task: Task) -> None:  # noqa: B027  # for sources that give some back
+        """Take a task that was given back, because `gives_back` said so."""
 
 
 @dataclass(frozen=True)

@@ -129,10 +129,9 @@ def _carried_out(
     if planned.left and make(name, setup_of(options, sweep.name, tasks=1)).on_cluster:
         check_cluster(options.ray_address or os.environ.get("RAY_ADDRESS"))
     code = execute(planned, console, name, callbacks=callbacks, summarize=summarize)
-    if name == WORKER and not _is_last(planned, console):
-        return code
     try:
-        report(planned, console)
+        if name != WORKER or _is_last(planned, console):
+            report(planned, console)
     except (TrackingError, OSError) as error:  # the store is still unreachable, or the disk full
         if code != STOPPED:
             raise
